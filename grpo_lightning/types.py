@@ -1,0 +1,129 @@
+"""The nouns of the framework, and the shape legend.
+
+Prompt -> Completion -> Verdict -> Rollout -> RolloutBatch -> advantages -> loss.
+
+Shape letters, used as suffixes of tensor names (``rewards_BG``, ``logprobs_NT``):
+
+====== ==========================================================================
+``B``  prompts of one step
+``G``  group size, completions a prompt
+``N``  rollouts, ``B * G``; the rollouts of a group are neighbours
+``P``  prompt tokens
+``T``  completion tokens
+``L``  tokens of a whole sequence, prompt and completion
+``M``  completion tokens of several rollouts, laid end to end without padding
+``V``  vocabulary
+``D``  hidden size
+====== ==========================================================================
+
+This module imports no torch: verifiers and tasks use it and must import in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong. The message names the key or row, and the mend.
+
+    The command line prints it alone, without a traceback, and exits with 2.
+    """
+
+
+class FinishReason(str, Enum):
+    """Why a completion ended. Truncated (``LENGTH``) is not wrong, and neither is broken (``ERROR``)."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ERROR = "error"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a task.
+
+    Args:
+        messages: the chat so far, ``[{"role": ..., "content": ...}, ...]``.
+        answer: the gold answer that the verifier compares with. It never reaches the policy.
+        metadata: whatever else the verifier needs (a JSON Schema, unit tests, ...).
+        solution: a worked solution in the expected format, what SFT learns from; ``None`` where the task has none.
+    """
+
+    messages: list[dict[str, str]]
+    answer: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    solution: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a verifier sees of one completion."""
+
+    prompt: str | list[dict[str, str]]
+    completion: str
+    answer: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    finish_reason: FinishReason = FinishReason.STOP
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's judgement of one sample.
+
+    *Wrong* is ``correct=False``; *unparseable* is ``format_valid=False``; *the verifier broke* is ``error``, and then
+    the sample is left out of its group's statistics and of the loss.
+
+    Args:
+        correct: the completion solves the task.
+        format_valid: the completion has the format asked for. A correct completion has it too.
+        feedback: one or two sentences for a second attempt. Never contains the gold answer.
+        score: a reward of its own, in place of the verifier's three values.
+        error: why no judgement was possible; ``None`` when there was one.
+    """
+
+    correct: bool
+    format_valid: bool
+    feedback: str = ""
+    score: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion: its tokens, exactly as sampled, and their text without special tokens.
+
+    Args:
+        token_ids: the sampled tokens, the terminator included.
+        text: what the verifier reads.
+        finish_reason: ``STOP`` on a terminator or a stop string, ``LENGTH`` at ``max_new_tokens``.
+        logprobs: log-prob of each token under the policy at the sampling temperature, before any truncation by
+            top-k, top-p or min-p: what the training pass computes again (nats).
+        sampling_logprobs: log-prob of each token under the distribution it was really drawn from (nats).
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[float]
+    sampling_logprobs: list[float]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion with its verdict and reward; ``reward`` is NaN where a verifier broke."""
+
+    prompt: Prompt
+    completion: Completion
+    verdict: Verdict
+    reward: float
+    rewards_by_verifier: Mapping[str, float] = field(default_factory=lambda: _NOTHING)

@@ -1,0 +1,78 @@
+"""The contract of every verifier, and the one place where a verifier's failure is classified."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from grpo_lightning.types import Sample, Verdict
+
+
+class Verifier(ABC):
+    """Judges completions. Subclasses write :meth:`verify`; everything else has a default.
+
+    A verifier raises plainly when it breaks: :func:`judge` turns that into ``Verdict(error=...)``, once, for all of
+    them. It never turns its own failure into a reward of 0, and its feedback never contains the gold answer.
+
+    Args:
+        reward_correct: reward of a correct completion.
+        reward_format: reward of a completion that has only the format right.
+        reward_wrong: reward of everything else.
+    """
+
+    def __init__(self, reward_correct: float = 1.0, reward_format: float = 0.5, reward_wrong: float = 0.0) -> None:
+        self.reward_correct = reward_correct
+        self.reward_format = reward_format
+        self.reward_wrong = reward_wrong
+
+    @abstractmethod
+    def verify(self, sample: Sample) -> Verdict:
+        """Judge one sample."""
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Judge many samples, in order. Override it where a batch is cheaper than a loop."""
+        return [_verify_one(self, sample) for sample in samples]
+
+    def reward(self, verdict: Verdict) -> float:
+        """The reward of a verdict: its own score if it has one, NaN if the verifier broke."""
+        if verdict.error is not None:
+            return float("nan")
+        if verdict.score is not None:
+            return float(verdict.score)
+        if verdict.correct:
+            return self.reward_correct
+        return self.reward_format if verdict.format_valid else self.reward_wrong
+
+
+def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
+    """Run a verifier on samples behind the one error boundary.
+
+    Returns:
+        One verdict a sample; a verifier that raised gives ``error`` verdicts.
+
+    Raises:
+        TypeError: the verifier returned something else than one ``Verdict`` a sample. That is a fault in the
+            verifier's code that would repeat on every sample, so it stops the run.
+    """
+    try:
+        verdicts = verifier.verify_batch(samples)
+    except Exception as error:
+        return [_broken(error)] * len(samples)
+    name = type(verifier).__name__
+    if not isinstance(verdicts, list) or len(verdicts) != len(samples):
+        raise TypeError(f"{name}.verify_batch must return a list of {len(samples)} verdicts, one a sample")
+    for verdict in verdicts:
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"{name} must return Verdict objects, not {type(verdict).__name__}")
+    return verdicts
+
+
+def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
+    try:
+        return verifier.verify(sample)
+    except Exception as error:
+        return _broken(error)
+
+
+def _broken(error: Exception) -> Verdict:
+    return Verdict(correct=False, format_valid=False, error=f"{type(error).__name__}: {error}")
