@@ -22,10 +22,14 @@ This module imports no torch: verifiers and tasks use it and must import in mill
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -127,3 +131,73 @@ class Rollout:
     verdict: Verdict
     reward: float
     rewards_by_verifier: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokenised prompts with their completions, one a row: what log-probs are computed from.
+
+    Args:
+        ids_NL: prompt + completion, right padded.
+        prompt_lengths_N: prompt tokens a row.
+        completion_lengths_N: completion tokens a row.
+    """
+
+    ids_NL: Tensor
+    prompt_lengths_N: Tensor
+    completion_lengths_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids_NL)
+
+    @property
+    def lengths_N(self) -> Tensor:
+        return self.prompt_lengths_N + self.completion_lengths_N
+
+    def select(self, rows: Tensor) -> TokenRows:
+        """The named rows, cut to the longest of them."""
+        chosen = TokenRows(self.ids_NL[rows], self.prompt_lengths_N[rows], self.completion_lengths_N[rows])
+        width = int(chosen.lengths_N.max()) if len(chosen) else 0
+        return replace(chosen, ids_NL=chosen.ids_NL[:, :width])
+
+    def to(self, device: torch.device) -> TokenRows:
+        return TokenRows(
+            self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """The rollouts of one step, as objects and as tensors. Row ``n`` belongs to group ``n // group_size``.
+
+    Args:
+        rollouts: ``N`` rollouts.
+        group_size: ``G``.
+        tokens: prompts and completions as token ids.
+        logprobs_NT: the sampler's log-prob of each completion token at ``temperature``, before truncation; 0 behind
+            each row's end.
+        rewards_N: NaN where a verifier broke.
+        temperature: of the sampling, which the training pass repeats.
+        max_new_tokens: the cap on completions.
+        seconds: how long the phases took, by name.
+    """
+
+    rollouts: list[Rollout]
+    group_size: int
+    tokens: TokenRows
+    logprobs_NT: Tensor
+    rewards_N: Tensor
+    temperature: float
+    max_new_tokens: int
+    seconds: Mapping[str, float]
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def to(self, device: torch.device) -> RolloutBatch:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            logprobs_NT=self.logprobs_NT.to(device),
+            rewards_N=self.rewards_N.to(device),
+        )

@@ -1,0 +1,6 @@
+"""Rollouts: sampling, the decoding engine, scoring, and the DataModule that feeds the trainer with them."""
+
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.sampling import SamplingParams
+
+__all__ = ["RolloutDataModule", "SamplingParams"]

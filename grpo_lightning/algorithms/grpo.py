@@ -1,0 +1,318 @@
+"""GRPO: group-relative policy optimization, arXiv 2402.03300, and its variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.functional import (
+    AdvantageKind,
+    Aggregation,
+    KLEstimator,
+    Objective,
+    RatioLevel,
+    aggregate,
+    group_advantages,
+    has_signal,
+    kl_divergence,
+    masked_std,
+    policy_loss,
+)
+from grpo_lightning.models.policy import length_mask
+from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch
+
+
+class VerifierError(RuntimeError):
+    """A verifier broke on too many completions of one step."""
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the update works towards; all of it is fixed before the first optimizer step.
+
+    Args:
+        advantages_N: 0 where there is nothing to learn.
+        counted_N: rows that the loss is divided by: scored ones, with or without signal.
+        learned_N: those of them that contribute a gradient.
+        reference_NT: the reference's log-probs; ``None`` without KL.
+    """
+
+    advantages_N: Tensor
+    counted_N: Tensor
+    learned_N: Tensor
+    reference_NT: Tensor | None
+
+
+class GRPOModule(PolicyModule):
+    """Group-relative policy optimization.
+
+    ``L = - 1/N sum_i 1/|y_i| sum_t [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) - beta KL(pi || pi_ref) ]``
+    with ``A = (r - mean of the group) / (std of the group + eps)`` and ``rho`` the ratio to the policy that sampled.
+    Each part has its variants; the equations stand in :mod:`grpo_lightning.functional`.
+
+    Args:
+        beta: weight of the KL to the reference. With 0 there is no reference, and groups without signal cost nothing.
+        kl_estimator: of that KL (http://joschu.net/blog/kl-approx.html).
+        epsilon: clip of the ratio.
+        epsilon_high: upper clip, ``None`` for ``epsilon`` (clip-higher of DAPO, arXiv 2503.14476).
+        delta: cap of the ratio for negative advantages, above ``1 + epsilon_high`` (arXiv 2505.07291).
+        ratio_level: ``token``, or ``sequence`` for GSPO (arXiv 2507.18071).
+        objective: ``clip``, or ``cispo`` (arXiv 2506.13585), which clips the weight and keeps every gradient.
+        cispo_epsilon_high: the cap of that weight.
+        advantage: ``group``; ``none-scaled`` leaves the division out (Dr. GRPO, arXiv 2503.20783); ``batch-std``
+            divides by the std of the step's rewards; ``leave_one_out`` is RLOO's (arXiv 2402.14740).
+        aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
+            ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
+        updates_per_rollout: passes over the rollouts of a step (mu).
+        minibatches_per_update: optimizer steps a pass.
+        old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
+            keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
+            is its own, and neither is needed.
+        mask_truncated: leave completions that ran into the cap out of the loss (arXiv 2503.14476, section 3.4).
+        max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
+    """
+
+    step_means = (
+        *PolicyModule.step_means,
+        "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
+        "reward/groups_without_signal",
+        "advantage/std", "advantage/abs_mean",
+        "completion/length_mean", "completion/truncated",
+        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap",
+        "time/rollout_s", "time/verify_s", "time/reference_s",
+        "throughput/rollout_tokens_per_s",
+    )  # fmt: skip
+    step_maxima = ("completion/length_max", "policy/ratio_max")
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: float = 0.04,
+        kl_estimator: KLEstimator = "k3",
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        delta: float | None = None,
+        ratio_level: RatioLevel = "token",
+        objective: Objective = "clip",
+        cispo_epsilon_high: float = 5.0,
+        advantage: AdvantageKind = "group",
+        aggregation: Aggregation = "grpo",
+        updates_per_rollout: int = 1,
+        minibatches_per_update: int = 1,
+        old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        mask_truncated: bool = False,
+        max_error_rate: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.kl_estimator = kl_estimator
+        self.clip = {
+            "epsilon": epsilon,
+            "epsilon_high": epsilon_high,
+            "delta": delta,
+            "ratio_level": ratio_level,
+            "objective": objective,
+            "cispo_epsilon_high": cispo_epsilon_high,
+        }
+        self.advantage = advantage
+        self.aggregation = aggregation
+        self.updates_per_rollout = updates_per_rollout
+        self.minibatches_per_update = minibatches_per_update
+        self.old_logprobs = old_logprobs
+        self.mask_truncated = mask_truncated
+        self.max_error_rate = max_error_rate
+        self._validate()
+
+    def _validate(self) -> None:
+        for name in ("updates_per_rollout", "minibatches_per_update"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
+        if self.beta > 0 and self.policy_config.reference == "none":
+            raise ConfigError("model.beta: above 0 it needs a reference, but model.policy.reference is none")
+        one = torch.zeros(1, 1)
+        try:
+            policy_loss(
+                one, one, one, one.bool(), ref_logprobs_NT=one, beta=self.beta, kl_estimator=self.kl_estimator, **self.clip
+            )
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+    @property
+    def wants_reference(self) -> bool:
+        return self.beta > 0
+
+    def setup(self, stage: str) -> None:
+        """Check what the objective asks of the data, before the model is loaded."""
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule
+        if data.group_size < 2:
+            raise ConfigError(
+                f"data.group_size: an advantage relative to the group needs at least 2 completions a prompt, not "
+                f"{data.group_size}"
+            )
+        if data.sampling.temperature == 0:
+            raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
+
+    # -- one iteration ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        metrics = StepMetrics(self.step_means, self.step_maxima)
+        self._log_rollouts(batch, metrics)
+        with self.timed(metrics, "reference"):
+            targets = self._targets(batch, metrics)
+        with self.timed(metrics, "update"):
+            self._update(batch, targets, metrics)
+        self._measure_update(batch, metrics)
+        self.log_step(metrics)
+
+    def _targets(self, batch: RolloutBatch, metrics: StepMetrics) -> _Targets:
+        rewards_BG = batch.rewards_N.view(-1, batch.group_size)
+        batch_std = self._batch_std(batch.rewards_N) if self.advantage == "batch-std" else None
+        advantages_BG = group_advantages(rewards_BG, kind=self.advantage, batch_std=batch_std)
+        signal_B = has_signal(advantages_BG)
+        metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
+        advantages_N = advantages_BG.flatten()
+        counted_N = ~batch.rewards_N.isnan()
+        metrics.add_masked("advantage/abs_mean", advantages_N.abs(), counted_N)
+        metrics.add("advantage/std", masked_std(advantages_N, counted_N), 1)
+        if self.mask_truncated:
+            counted_N = counted_N & ~_truncated(batch)
+        learned_N = counted_N & (advantages_N != 0) if self.beta == 0 else counted_N
+        reference_NT = self._pass_over(batch, learned_N, reference=True) if self.beta > 0 else None
+        return _Targets(advantages_N, counted_N, learned_N, reference_NT)
+
+    def _update(self, batch: RolloutBatch, targets: _Targets, metrics: StepMetrics) -> None:
+        on_policy = self.updates_per_rollout == self.minibatches_per_update == 1
+        old_NT = batch.logprobs_NT
+        if not on_policy and self.old_logprobs == "recompute":
+            old_NT = self._pass_over(batch, targets.learned_N)
+        # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
+        generator = torch.Generator().manual_seed(self.global_step)
+        for epoch in range(self.updates_per_rollout):
+            order_N = torch.arange(len(batch))
+            if self.minibatches_per_update > 1:
+                order_N = torch.randperm(len(batch), generator=generator)
+            for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+                first = epoch == part == 0
+                self._optimizer_step(batch, targets, rows, None if on_policy else old_NT, metrics, first)
+
+    def _optimizer_step(
+        self,
+        batch: RolloutBatch,
+        targets: _Targets,
+        minibatch: Tensor,
+        old_NT: Tensor | None,
+        metrics: StepMetrics,
+        first: bool,
+    ) -> None:
+        counted = minibatch[targets.counted_N[minibatch]]
+        tokens_here = batch.tokens.completion_lengths_N[counted].sum()
+        sequences, tokens = self.all_ranks_sum(len(counted), tokens_here)
+        if self.aggregation == "bnpo":
+            # Each rank by its own tokens; the gradients of the ranks are then averaged.
+            tokens = float(tokens_here) * self.trainer.world_size
+
+        def loss(rows: Tensor, logprobs_NT: Tensor, entropy_NT: Tensor, mask_NT: Tensor) -> Tensor:
+            width = logprobs_NT.shape[1]
+            terms = policy_loss(
+                logprobs_NT,
+                None if old_NT is None else old_NT[rows, :width],
+                targets.advantages_N[rows],
+                mask_NT,
+                ref_logprobs_NT=None if targets.reference_NT is None else targets.reference_NT[rows, :width],
+                beta=self.beta,
+                kl_estimator=self.kl_estimator,
+                **self.clip,
+            )
+            if targets.reference_NT is not None:
+                metrics.add_masked("policy/kl", terms.kl_NT, mask_NT)
+            metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), mask_NT)
+            metrics.see("policy/ratio_max", terms.ratio_NT.max())
+            if first:
+                gap_NT = (logprobs_NT.detach() - batch.logprobs_NT[rows, :width]).abs()
+                metrics.add_masked("policy/sampler_gap", gap_NT, mask_NT)
+            return aggregate(
+                terms.loss_NT,
+                mask_NT,
+                aggregation=self.aggregation,
+                sequences=max(sequences, 1),
+                tokens=max(tokens, 1),
+                max_tokens=batch.max_new_tokens,
+            )
+
+        learned = minibatch[targets.learned_N[minibatch]]
+        self.optimizer_step_on(batch.tokens, learned, loss, metrics, batch.temperature, batch.rollouts)
+
+    # -- passes without gradient ------------------------------------------------------------------------------------
+
+    def _pass_over(self, batch: RolloutBatch, rows_N: Tensor, reference: bool = False) -> Tensor:
+        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
+        logprobs_NT = torch.zeros_like(batch.logprobs_NT)
+        rows = rows_N.nonzero()[:, 0]
+        with torch.no_grad():
+            for index in microbatches(batch.tokens.lengths_N[rows], self.max_tokens_per_microbatch):
+                part, _ = self.policy.logprobs(batch.tokens.select(rows[index]), batch.temperature, reference)
+                logprobs_NT[rows[index], : part.shape[1]] = part
+        return logprobs_NT
+
+    def _measure_update(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
+        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rollouts: a forward pass is dear."""
+        rows_N = torch.zeros(len(batch), dtype=torch.bool, device=self.device)
+        rows_N[:: max(1, min(16, len(batch)))] = True
+        new_NT = self._pass_over(batch, rows_N)[rows_N]
+        mask_NT = length_mask(batch.tokens.completion_lengths_N)[rows_N]
+        # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
+        kl_NT = kl_divergence(batch.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
+        metrics.add_masked("policy/update_kl", kl_NT, mask_NT)
+
+    def _batch_std(self, rewards_N: Tensor) -> Tensor:
+        """The (Bessel-corrected) std of the rewards of all ranks."""
+        valid_N = ~rewards_N.isnan()
+        values = rewards_N[valid_N].double()
+        count, total, squares = self.all_ranks_sum(len(values), values.sum(), values.square().sum())
+        variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
+        return torch.tensor(max(variance, 0.0) ** 0.5, device=rewards_N.device)
+
+    # -- logging ----------------------------------------------------------------------------------------------------
+
+    def _log_rollouts(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
+        verdicts = [rollout.verdict for rollout in batch.rollouts]
+        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+        judged = len(verdicts) - len(errors)
+        valid_N = ~batch.rewards_N.isnan()
+        rewards_BG = batch.rewards_N.view(-1, batch.group_size)
+        metrics.add("reward/errors", len(errors), len(verdicts))
+        metrics.add_masked("reward/mean", batch.rewards_N, valid_N)
+        metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), judged)
+        metrics.add("reward/format_valid", sum(verdict.format_valid for verdict in verdicts), judged)
+        metrics.add("reward/std", masked_std(rewards_BG, ~rewards_BG.isnan(), dim=1).sum(), len(rewards_BG))
+        lengths_N = batch.tokens.completion_lengths_N
+        metrics.add("completion/length_mean", lengths_N.sum(), len(batch))
+        metrics.see("completion/length_max", lengths_N.max())
+        metrics.add("completion/truncated", _truncated(batch).sum(), len(batch))
+        for phase, seconds in batch.seconds.items():
+            metrics.add(f"time/{phase}_s", seconds, 1)
+        metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), batch.seconds["rollout"])
+        rate = self.all_ranks_sum(len(errors), len(verdicts))
+        if rate[0] > self.max_error_rate * rate[1]:
+            raise VerifierError(
+                f"a verifier broke on {rate[0]:.0f} of {rate[1]:.0f} completions, more than model.max_error_rate="
+                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
+            )
+
+
+def _truncated(batch: RolloutBatch) -> Tensor:
+    return torch.tensor(
+        [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts],
+        device=batch.rewards_N.device,
+    )

@@ -1,0 +1,19 @@
+"""The unbiased estimator of pass@k."""
+
+from __future__ import annotations
+
+import math
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of ``k`` completions is correct, from ``samples`` drawn of which ``correct`` are.
+
+    ``1 - C(n - c, k) / C(n, k)``, arXiv 2107.03374, equation 1: the share of all k-subsets of the n samples that hold
+    a correct one. Counting with integers, it needs none of the paper's care about overflow.
+
+    Raises:
+        ValueError: not ``1 <= k <= samples`` or not ``0 <= correct <= samples``.
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass_at_k needs 1 <= k <= samples and 0 <= correct <= samples, not {k=} {samples=} {correct=}")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)

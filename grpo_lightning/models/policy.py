@@ -1,0 +1,364 @@
+"""The policy: a causal language model with its tokenizer, its LoRA adapter and its frozen reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_lightning.functional import token_logprobs
+from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.types import ConfigError, TokenRows
+
+SNAPSHOT = "reference"
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685) through peft. The adapters stay in float32 over a bfloat16 base.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by ``alpha / r``.
+        target_modules: ``all-linear`` (every linear layer but the head), or a list of module names. A list made for
+            Llama adapts only a part of a hybrid such as LFM2.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicyConfig:
+    """How to load the policy.
+
+    Args:
+        path: hub name or local folder of a transformers model, or of a peft adapter (then the adapter goes on
+            training).
+        revision: branch, tag or commit of a hub model.
+        dtype: of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
+            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
+        init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
+        lora: train low-rank adapters over frozen weights; ``None`` trains all weights.
+        reference: the frozen policy of the KL term. ``auto`` is ``none`` where nobody asks for a KL, ``adapter-off``
+            for a fresh LoRA (the base itself, no copy), ``snapshot`` for an adapter that was loaded, and ``copy``
+            without LoRA.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    lora: LoRAConfig | None = None
+    reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
+    gradient_checkpointing: bool = False
+
+    def validate(self) -> None:
+        """Find what is wrong with the options before anything is loaded.
+
+        Raises:
+            ConfigError: options that exclude each other.
+        """
+        is_adapter = (Path(self.path) / "adapter_config.json").is_file()
+        has_lora = self.lora is not None or is_adapter
+        if is_adapter and self.lora is not None:
+            raise ConfigError(
+                f"model.policy.lora: {self.path} is an adapter already, which goes on training: leave lora out"
+            )
+        if self.reference in ("adapter-off", "snapshot") and not has_lora:
+            raise ConfigError(f"model.policy.reference: {self.reference} needs LoRA; without it use auto or copy")
+        if self.reference == "copy" and has_lora:
+            raise ConfigError("model.policy.reference: with LoRA use adapter-off or snapshot, which need no second model")
+        if self.lora is not None and self.lora.r < 1:
+            raise ConfigError(f"model.policy.lora.r: must be at least 1, not {self.lora.r}")
+
+
+class Policy(nn.Module):
+    """A causal language model that can be sampled from, trained, and compared with its frozen reference.
+
+    Args:
+        config: how to load it.
+        chat_template: a chat template in place of the tokenizer's.
+        with_reference: somebody asks for a KL, so a reference is kept unless ``config.reference`` says ``none``.
+
+    Raises:
+        ConfigError: the path, or what lies there, cannot be used.
+    """
+
+    def __init__(self, config: PolicyConfig, chat_template: str | None = None, with_reference: bool = False) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
+        self.model, loaded_adapter = _load_model(config)
+        self.reference_form = self._reference_form(with_reference, loaded_adapter)
+        self.reference_model: nn.Module | None = None
+        if self.reference_form == "copy":
+            self.reference_model = copy.deepcopy(self.lm).requires_grad_(False)
+        if self.reference_form == "snapshot":
+            self._add_snapshot()
+        self.terminators = terminators(self.tokenizer, self.lm)
+        self._pristine: dict[str, Tensor] = {}
+        self._check_head()
+        if config.gradient_checkpointing:
+            # Non-reentrant, so that no input needs to require a gradient: under LoRA none does.
+            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_lora(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The causal LM itself, with the adapter's layers in place where LoRA is on."""
+        return cast(PreTrainedModel, self.model.get_base_model() if self.has_lora else self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any token may stand in a masked place; the tokenizer's own pad reads best in a dump."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    # -- log-probs --------------------------------------------------------------------------------------------------
+
+    def logprobs(
+        self, tokens: TokenRows, temperature: float = 1.0, reference: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs of the completion tokens, and the entropy of the distribution each was drawn from.
+
+        Args:
+            tokens: right padded rows: with causal layers (attention and convolution alike) the pads are then seen by
+                no token, and no attention mask is needed.
+            temperature: the sampling temperature; 0 (greedy) counts as 1.
+            reference: of the frozen reference instead of the policy.
+
+        Returns:
+            ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
+        """
+        ids_NL, mask_NT = tokens.ids_NL, length_mask(tokens.completion_lengths_N)
+        # The token at position p is predicted by the hidden state at p - 1.
+        position_NT = tokens.prompt_lengths_N[:, None] + torch.arange(mask_NT.shape[1], device=ids_NL.device)
+        row_NT = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NT)
+        row_M, position_M = row_NT[mask_NT], position_NT[mask_NT]
+        with self._as_reference() if reference else _nothing(self.lm) as lm:
+            # The training layout needs no cache, and gradient checkpointing acts in train mode only: dropout is zero.
+            lm.train(self.config.gradient_checkpointing and torch.is_grad_enabled())
+            hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
+            head = lm.get_output_embeddings()
+            logprobs_M, entropy_M = token_logprobs(
+                hidden_NLD[row_M, position_M - 1],
+                head.weight,
+                ids_NL[row_M, position_M],
+                bias_V=getattr(head, "bias", None),
+                temperature=temperature or 1.0,
+                softcap=softcap_of(lm),
+            )
+        empty_NT = torch.zeros(mask_NT.shape, dtype=logprobs_M.dtype, device=ids_NL.device)
+        return empty_NT.masked_scatter(mask_NT, logprobs_M), empty_NT.masked_scatter(mask_NT, entropy_M)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[PreTrainedModel]:
+        """The reference in the policy's place, for one forward without gradients."""
+        if self.reference_form == "none":
+            raise RuntimeError("this policy keeps no reference: model.policy.reference is none, or beta is 0")
+        with torch.no_grad():
+            if self.reference_form == "copy":
+                yield cast(PreTrainedModel, self.reference_model)
+            elif self.reference_form == "adapter-off":
+                with self.model.disable_adapter():
+                    yield self.lm
+            else:
+                self.model.base_model.set_adapter(SNAPSHOT, inference_mode=True)
+                try:
+                    yield self.lm
+                finally:
+                    self.model.base_model.set_adapter("default")
+
+    # -- rollouts ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def rollout_mode(self) -> Iterator[PreTrainedModel]:
+        """The language model ready for sampling: no gradients, dropout off, the adapter merged into the weights.
+
+        Merging in place costs no second set of weights on the device, and rollouts do not pay for the adapter's
+        layers. Adding and subtracting would leave rounding behind in a bfloat16 base, so the pristine weights are
+        kept in host memory and put back bit for bit.
+        """
+        with torch.no_grad(), self._merged():
+            yield self.lm.eval()
+
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
+        if not self.has_lora:
+            yield
+            return
+        layers = {name: layer for name, layer in self.lm.named_modules() if hasattr(layer, "merged_adapters")}
+        for name, layer in layers.items():
+            if name not in self._pristine:
+                weight = layer.get_base_layer().weight
+                self._pristine[name] = torch.empty(
+                    weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda, device="cpu"
+                ).copy_(weight)
+        self.model.merge_adapter(["default"])
+        try:
+            yield
+        finally:
+            self.model.unmerge_adapter()
+            for name, layer in layers.items():
+                layer.get_base_layer().weight.data.copy_(self._pristine[name], non_blocking=True)
+
+    # -- export -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, merged: bool = False) -> None:
+        """Write a normal Hugging Face folder: weights (or the adapter), config and tokenizer.
+
+        Args:
+            folder: where to.
+            merged: with LoRA, write full weights with the adapter merged in, in place of the adapter alone.
+        """
+        if self.has_lora and not merged:
+            self.model.save_pretrained(folder, selected_adapters=["default"])
+        elif self.has_lora:
+            with torch.no_grad(), self._merged():
+                weights = {
+                    name.replace(".base_layer", ""): tensor
+                    for name, tensor in self.lm.state_dict().items()
+                    if ".lora_" not in name
+                }
+                self.lm.save_pretrained(folder, state_dict=weights)
+        else:
+            self.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _reference_form(self, wanted: bool, loaded_adapter: bool) -> str:
+        if not wanted:
+            return "none"
+        if self.config.reference != "auto":
+            return self.config.reference
+        if not self.has_lora:
+            return "copy"
+        return "snapshot" if loaded_adapter else "adapter-off"
+
+    def _add_snapshot(self) -> None:
+        """A second, frozen adapter with the first one's values: the reference of a policy that starts adapted."""
+        self.model.add_adapter(SNAPSHOT, self.model.peft_config["default"])
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if f".{SNAPSHOT}." in name:
+                    parameter.copy_(parameters[name.replace(f".{SNAPSHOT}.", ".default.")]).requires_grad_(False)
+        self.model.base_model.set_adapter("default")
+
+    def _check_head(self) -> None:
+        """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused."""
+        head = self.lm.get_output_embeddings()
+        if head is None or hasattr(head, "lora_A"):
+            raise ConfigError("model.policy.lora.target_modules: adapters on the output head are not supported")
+        ids = torch.tensor([[0, 1, 2]], device=self.lm.device) % head.weight.shape[0]
+        with torch.no_grad():
+            lm = self.lm.eval()
+            logits = lm(input_ids=ids, use_cache=False).logits.float()
+            hidden = decoder_of(lm)(input_ids=ids, use_cache=False).last_hidden_state
+            own = head(hidden).float()
+            if cap := softcap_of(lm):
+                own = cap * torch.tanh(own / cap)
+        if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
+            raise ConfigError(
+                f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) changes its logits after the output "
+                "head in a way that is not supported"
+            )
+
+
+def length_mask(lengths_N: Tensor) -> Tensor:
+    """``mask_NT``: True on the first ``lengths_N`` places of each row, ``T`` being the longest."""
+    return torch.arange(int(lengths_N.max()), device=lengths_N.device) < lengths_N[:, None]
+
+
+def decoder_of(lm: PreTrainedModel) -> nn.Module:
+    """The language model without its output head."""
+    return cast(nn.Module, lm.get_decoder())
+
+
+def softcap_of(lm: PreTrainedModel) -> float | None:
+    return getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def terminators(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> list[int]:
+    """Every token that ends a completion: chat template's (the first), tokenizer's and generation config's, in union.
+
+    Models disagree with themselves here (LFM2's config says 2, its chat template ends turns with 7), and a
+    terminator that is missed lets every completion run to the cap.
+    """
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\x01"}]
+    rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
+    tail = tokenizer.encode(rendered.rsplit("\x01", 1)[-1], add_special_tokens=False)
+    found = tail[:1] if tail and tail[0] in tokenizer.all_special_ids else []
+    for source in (tokenizer.eos_token_id, getattr(lm.generation_config, "eos_token_id", None)):
+        found += source if isinstance(source, list) else [] if source is None else [source]
+    if not found:
+        raise ConfigError("model.policy.path: neither the tokenizer nor the model names a token that ends a completion")
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _nothing(lm: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    yield lm
+
+
+def _load_model(config: PolicyConfig) -> tuple[Any, bool]:
+    """The model, with LoRA where asked for, and whether its adapter came from disk."""
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attn_implementation}
+    path, adapter = config.path, None
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import PeftConfig
+
+        adapter, path = path, str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    try:
+        if config.init == "random":
+            architecture = AutoConfig.from_pretrained(path, revision=config.revision)
+            lm = AutoModelForCausalLM.from_config(architecture, **options)
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    if adapter is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(lm, adapter, is_trainable=True), True
+    if config.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            target_modules=config.lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(lm, lora), False
+    return lm.requires_grad_(True), False

@@ -1,0 +1,54 @@
+"""Loading a tokenizer, and turning chats into token ids. Needs no weights, so it comes before them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from grpo_lightning.types import ConfigError
+
+
+def load_tokenizer(path: str, revision: str | None = None, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a hub name or local folder.
+
+    Raises:
+        ConfigError: there is no tokenizer at that path, or no chat template to render prompts with.
+    """
+    folder = Path(path)
+    # A relative or absolute path that is not there would be asked of the hub, whose answer misleads.
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ConfigError(f"model.policy.path: there is no folder {path}")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not (folder / "tokenizer_config.json").is_file():
+        path = str(json.loads(adapter.read_text())["base_model_name_or_path"])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.policy.path: no tokenizer found at {path}: give a local folder or the name of a hub model that "
+            f"can be reached ({str(error).splitlines()[0]})"
+        ) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"model.policy.path: the tokenizer of {path} has no chat template: give data.task.init_args.chat_template"
+        )
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a chat, up to the place where the assistant's answer begins.
+
+    The template writes its own BOS, so no special tokens are added to what it renders.
+    """
+    rendered = cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return cast(list[int], tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator: int) -> list[int]:
+    """Token ids of an assistant's answer as the policy would sample them: the text, then the terminator."""
+    return [*tokenizer.encode(text, add_special_tokens=False), terminator]

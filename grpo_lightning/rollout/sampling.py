@@ -1,0 +1,130 @@
+"""Sampling parameters, per-row random numbers, and the draw of one token a row."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.types import ConfigError
+
+
+@dataclass
+class SamplingParams:
+    """How completions are sampled. Nothing is taken over from the model's generation config.
+
+    Args:
+        temperature: logits are divided by it; 0 is greedy.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
+        min_p: keep tokens with at least this share of the best token's probability (arXiv 2407.01082); 0 keeps all.
+        max_new_tokens: a completion that is longer is truncated. Left out: 512; in ``val_sampling``, ``sampling``'s.
+        stop: strings that end a completion as soon as they stand in its text; they stay in the text. Left out: none;
+            in ``val_sampling``, ``sampling``'s.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int | None = None
+    stop: list[str] | None = None
+
+    @property
+    def cap(self) -> int:
+        return 512 if self.max_new_tokens is None else self.max_new_tokens
+
+    def filled_from(self, other: SamplingParams) -> SamplingParams:
+        """This, with length and stop strings of ``other`` where it says nothing."""
+        return replace(
+            self,
+            max_new_tokens=other.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
+            stop=other.stop if self.stop is None else self.stop,
+        )
+
+    def validate(self, key: str) -> None:
+        """Check the ranges; ``key`` is where the user wrote them.
+
+        Raises:
+            ConfigError: one sentence with the first value that is out of its range.
+        """
+        ranges = {
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p < 1, "from 0 to below 1"),
+            "max_new_tokens": (self.cap >= 1, "at least 1"),
+            "stop": (all(self.stop or []), "non-empty strings"),
+        }
+        for name, (holds, wanted) in ranges.items():
+            if not holds:
+                raise ConfigError(f"{key}.{name}: must be {wanted}, not {getattr(self, name)!r}")
+
+
+class Draw(NamedTuple):
+    """Tokens drawn, with their log-probs before truncation (as the training pass sees them) and after (as drawn)."""
+
+    tokens_N: Tensor
+    logprobs_N: Tensor
+    sampling_logprobs_N: Tensor
+
+
+def row_seed(*parts: int | str) -> int:
+    """A seed for one row, from whatever identifies it. Independent rows get independent seeds."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def uniforms(seeds: list[int], steps: int) -> Tensor:
+    """``uniforms_NT`` in [0, 1): each row from its own generator, so that no row depends on its neighbours."""
+    generator = torch.Generator()
+    return torch.stack([torch.rand(steps, generator=generator.manual_seed(seed)) for seed in seeds])
+
+
+def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams) -> Draw:
+    """Draw one token a row by inverting the cumulative distribution at the row's uniform number.
+
+    One random number a row instead of the ``V`` of a Gumbel draw; no global random state.
+    """
+    logits_NV = logits_NV.float()
+    if params.temperature == 0:
+        tokens_N = logits_NV.argmax(-1)
+        logprobs_N = _pick(logits_NV, tokens_N) - logits_NV.logsumexp(-1)
+        return Draw(tokens_N, logprobs_N, torch.zeros_like(logprobs_N))
+    logits_NV = logits_NV / params.temperature
+    normaliser_N = logits_NV.logsumexp(-1)
+    kept_NV = _truncate(logits_NV, params)
+    # Weights relative to the best token: the cumulative sum is never 0, however flat or peaked the distribution.
+    weights_NV = torch.exp(kept_NV - kept_NV.amax(-1, keepdim=True))
+    cumulative_NV = weights_NV.cumsum(-1)
+    total_N = cumulative_NV[:, -1]
+    # Strictly below the total in float32, or the search would run past the last token that has any weight.
+    targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * total_N)[:, None]
+    tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0]
+    chosen_N = _pick(logits_NV, tokens_N)
+    return Draw(tokens_N, chosen_N - normaliser_N, chosen_N - kept_NV.logsumexp(-1))
+
+
+def _truncate(logits_NV: Tensor, params: SamplingParams) -> Tensor:
+    """Put the tokens that top-k, top-p and min-p (in this order) leave out at minus infinity."""
+    if 0 < params.top_k < logits_NV.shape[-1]:
+        threshold_N1 = logits_NV.topk(params.top_k, dim=-1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < threshold_N1, -torch.inf)
+    if params.top_p < 1:
+        sorted_NV, order_NV = logits_NV.sort(dim=-1, descending=True)
+        probs_NV = sorted_NV.softmax(-1)
+        # A token stays while the probability of those before it has not reached p, so the best one always stays.
+        out_NV = probs_NV.cumsum(-1) - probs_NV >= params.top_p
+        logits_NV = logits_NV.masked_fill(out_NV.scatter(-1, order_NV, out_NV), -torch.inf)
+    if params.min_p > 0:
+        probs_NV = logits_NV.softmax(-1)
+        out_NV = probs_NV < params.min_p * probs_NV.amax(-1, keepdim=True)
+        logits_NV = logits_NV.masked_fill(out_NV, -torch.inf)
+    return logits_NV
+
+
+def _pick(values_NV: Tensor, index_N: Tensor) -> Tensor:
+    return values_NV.gather(-1, index_N[:, None])[:, 0]
