@@ -41,6 +41,10 @@ class ConfigError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run cannot go on, and nothing in the program is wrong. The command line prints the message and exits with 1."""
+
+
 class FinishReason(str, Enum):
     """Why a completion ended. Truncated (``LENGTH``) is not wrong, and neither is broken (``ERROR``)."""
 

@@ -23,7 +23,7 @@ from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.models.policy import Policy, PolicyConfig, length_mask
 from grpo_lightning.rollout.datamodule import EvalBatch
 from grpo_lightning.rollout.records import record
-from grpo_lightning.types import ConfigError, Rollout, TokenRows
+from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(rows, logprobs_NT, entropy_NT, mask_NT) -> loss``: a micro-batch's share of the loss of the whole step."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """The loss or the gradient was not a number in two optimizer steps running."""
 
 
@@ -214,7 +214,7 @@ class PolicyModule(pl.LightningModule):
     def _write_offenders(self, rollouts: list[Rollout]) -> str:
         if not rollouts:
             return ""
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "nonfinite"
+        folder = Path(self.trainer.default_root_dir) / "nonfinite"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"step-{self.trainer.global_step:06d}-rank{self.global_rank}-{self.skipped_steps}.jsonl"
         file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))

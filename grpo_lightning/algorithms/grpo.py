@@ -25,10 +25,10 @@ from grpo_lightning.functional import (
     policy_loss,
 )
 from grpo_lightning.models.policy import length_mask
-from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch
+from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch, RunError
 
 
-class VerifierError(RuntimeError):
+class VerifierError(RunError):
     """A verifier broke on too many completions of one step."""
 
 

@@ -114,6 +114,7 @@ class Policy(nn.Module):
         if config.gradient_checkpointing:
             # Non-reentrant, so that no input needs to require a gradient: under LoRA none does.
             self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.train()
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -160,8 +161,6 @@ class Policy(nn.Module):
         row_NT = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NT)
         row_M, position_M = row_NT[mask_NT], position_NT[mask_NT]
         with self._as_reference() if reference else _nothing(self.lm) as lm:
-            # The training layout needs no cache, and gradient checkpointing acts in train mode only: dropout is zero.
-            lm.train(self.config.gradient_checkpointing and torch.is_grad_enabled())
             hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
             head = lm.get_output_embeddings()
             logprobs_M, entropy_M = token_logprobs(
@@ -197,14 +196,20 @@ class Policy(nn.Module):
 
     @contextmanager
     def rollout_mode(self) -> Iterator[PreTrainedModel]:
-        """The language model ready for sampling: no gradients, dropout off, the adapter merged into the weights.
+        """The language model ready for sampling: no gradients, and the adapter merged into the weights.
 
         Merging in place costs no second set of weights on the device, and rollouts do not pay for the adapter's
         layers. Adding and subtracting would leave rounding behind in a bfloat16 base, so the pristine weights are
         kept in host memory and put back bit for bit.
         """
-        with torch.no_grad(), self._merged():
-            yield self.lm.eval()
+        was_training = self.training
+        # Gradient checkpointing, which acts in train mode only, would drop the cache. (Dropout is 0 in any mode.)
+        self.eval()
+        try:
+            with torch.no_grad(), self._merged():
+                yield self.lm
+        finally:
+            self.train(was_training)
 
     @contextmanager
     def _merged(self) -> Iterator[None]:
@@ -277,11 +282,9 @@ class Policy(nn.Module):
             raise ConfigError("model.policy.lora.target_modules: adapters on the output head are not supported")
         ids = torch.tensor([[0, 1, 2]], device=self.lm.device) % head.weight.shape[0]
         with torch.no_grad():
-            lm = self.lm.eval()
-            logits = lm(input_ids=ids, use_cache=False).logits.float()
-            hidden = decoder_of(lm)(input_ids=ids, use_cache=False).last_hidden_state
-            own = head(hidden).float()
-            if cap := softcap_of(lm):
+            logits = self.lm(input_ids=ids, use_cache=False).logits.float()
+            own = head(decoder_of(self.lm)(input_ids=ids, use_cache=False).last_hidden_state).float()
+            if cap := softcap_of(self.lm):
                 own = cap * torch.tanh(own / cap)
         if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
             raise ConfigError(

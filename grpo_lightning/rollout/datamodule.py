@@ -166,11 +166,12 @@ class RolloutDataModule(pl.LightningDataModule):
             single = self.rollout(batch, 1, self.val_sampling)
             sampled = self.rollout(batch, self.pass_samples, self.sampling) if self.pass_at_k else None
             return EvalBatch(single, sampled)
-        sampler = cast(PromptLoader, self.trainer.train_dataloader).sampler
-        cast(StepSampler, sampler).step += 1
         if self._module.learns_from == "demonstrations":
-            return self.demonstrations(batch)
-        return self.rollout(batch, self.group_size, self.sampling)
+            made: Any = self.demonstrations(batch)
+        else:
+            made = self.rollout(batch, self.group_size, self.sampling)
+        cast(StepSampler, cast(PromptLoader, self.trainer.train_dataloader).sampler).step += 1
+        return made
 
     def rollout(self, batch: PromptBatch, group_size: int, sampling: SamplingParams) -> RolloutBatch:
         """Sample and score ``group_size`` completions of every prompt, on the policy's device."""

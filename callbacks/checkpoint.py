@@ -1,0 +1,47 @@
+"""Checkpoints: the best by validation accuracy, and always the last."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
+
+    Args:
+        monitor: what the best is judged by; ``None`` keeps the newest only.
+        mode: ``max`` or ``min`` of it.
+        save_top_k: how many of the best are kept.
+        every_n_train_steps: save each so many optimizer steps; left out, after every validation.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val/accuracy",
+        mode: Literal["max", "min"] = "max",
+        save_top_k: int = 1,
+        every_n_train_steps: int | None = None,
+    ) -> None:
+        super().__init__(
+            filename="best-step{step}",
+            auto_insert_metric_name=False,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=True,
+            every_n_train_steps=every_n_train_steps,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,0 +1,111 @@
+"""Preflight and alarms: the silent failures of RL training, said aloud."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import FinishReason, RolloutBatch
+
+log = logging.getLogger(__name__)
+
+
+class HealthCheck(pl.Callback):
+    """Samples a few groups before the first step and says what they are like; then watches every step.
+
+    The most reported silent failure of the field is a cap on completions that truncates everything: every reward is
+    0, so is the loss, and nothing says why. The warnings name the setting to change.
+
+    Args:
+        prompts: training prompts sampled before the first step; 0 for none.
+        truncated: warn when more than this share of completions is truncated.
+        patience: warn when this many steps in a row were truncated so, or had no group with signal.
+    """
+
+    def __init__(self, prompts: int = 4, truncated: float = 0.5, patience: int = 5) -> None:
+        self.prompts = prompts
+        self.truncated = truncated
+        self.patience = patience
+        self._truncated_steps = 0
+        self._silent_steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.prompts and pl_module.learns_from == "rollouts" and trainer.global_step == 0:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            batch = data.rollout(data.sample_prompts(self.prompts), data.group_size, data.sampling)
+            if trainer.is_global_zero:
+                for line in preflight(batch, self.truncated):
+                    log.log(*line)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(batch, RolloutBatch):
+            return
+        metrics = trainer.callback_metrics
+        self._truncated_steps += 1
+        self._silent_steps += 1
+        if metrics["completion/truncated"] <= self.truncated:
+            self._truncated_steps = 0
+        if metrics["reward/groups_without_signal"] < 1:
+            self._silent_steps = 0
+        if self._truncated_steps == self.patience:
+            log.warning(
+                "more than %.0f %% of the completions were truncated in each of the last %d steps: raise "
+                "data.sampling.max_new_tokens above %d, or ask for shorter answers in the prompt",
+                100 * self.truncated, self.patience, batch.max_new_tokens,
+            )  # fmt: skip
+        if self._silent_steps == self.patience:
+            log.warning(
+                "no group had completions of different rewards in the last %d steps, so there was nothing to learn "
+                "from: %s",
+                self.patience, _no_signal(float(metrics["reward/mean"])),
+            )  # fmt: skip
+
+
+def preflight(batch: RolloutBatch, truncated: float) -> list[tuple[int, str]]:
+    """What the sampled groups say, as log levels with sentences."""
+    lengths = sorted(len(rollout.completion.token_ids) for rollout in batch.rollouts)
+    cut = sum(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts) / len(batch)
+    groups = [batch.rollouts[start : start + batch.group_size] for start in range(0, len(batch), batch.group_size)]
+    rewards = [rollout.reward for rollout in batch.rollouts if rollout.verdict.error is None]
+    errors = [rollout.verdict.error for rollout in batch.rollouts if rollout.verdict.error is not None]
+    signal = sum(len({rollout.reward for rollout in group if rollout.verdict.error is None}) > 1 for group in groups)
+    mean = sum(rewards) / len(rewards) if rewards else float("nan")
+    lines = [
+        (
+            logging.INFO,
+            f"preflight: {len(batch)} completions of {len(groups)} prompts: {lengths[0]} to {lengths[-1]} tokens, median "
+            f"{lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
+            f"{batch.max_new_tokens}",
+        ),
+        (
+            logging.INFO,
+            f"preflight: reward {mean:.2f} on average, from {min(rewards, default=mean):.2f} to "
+            f"{max(rewards, default=mean):.2f}; {signal} of {len(groups)} groups have a signal to learn from",
+        ),
+    ]
+    if cut > truncated:
+        lines.append(
+            (
+                logging.WARNING,
+                f"preflight: {cut:.0%} of the completions were truncated: raise data.sampling.max_new_tokens above "
+                f"{batch.max_new_tokens}, or ask for shorter answers in the prompt",
+            )
+        )
+    if errors:
+        lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
+    if not signal:
+        lines.append((logging.WARNING, f"preflight: no group has a signal to learn from: {_no_signal(mean)}"))
+    return lines
+
+
+def _no_signal(mean_reward: float) -> str:
+    if mean_reward >= 0.99:
+        return "the policy solves these prompts already: take a harder task"
+    return (
+        "raise data.group_size or data.sampling.temperature, take easier prompts, or start from a policy that has learned "
+        "the answer format (SFTModule)"
+    )

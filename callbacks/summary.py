@@ -1,0 +1,74 @@
+"""Before and after: a full validation before the first step, and a closing summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class RunSummary(pl.Callback):
+    """Validates before the first step, so that there is a *before*, and prints what came of the run.
+
+    Args:
+        validate_first: whether to validate before the first step.
+    """
+
+    def __init__(self, validate_first: bool = True) -> None:
+        self.validate_first = validate_first
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.validate_first or trainer.global_step > 0 or not trainer.enable_validation:
+            return
+        # As the training loop itself starts a validation (lightning 2.6, training_epoch_loop.on_advance_end).
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._see(trainer, "reward/mean")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._see(trainer, "val/accuracy")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            print("\n" + "\n".join(f"{name:<12}{text}" for name, text in self._lines(trainer)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": dict(self._first)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first = dict(state_dict["first"])
+
+    def _see(self, trainer: pl.Trainer, name: str) -> None:
+        if name in trainer.callback_metrics:
+            self._last[name] = float(trainer.callback_metrics[name])
+            self._first.setdefault(name, self._last[name])
+
+    def _lines(self, trainer: pl.Trainer) -> list[tuple[str, str]]:
+        run_dir = Path(trainer.default_root_dir)
+        lines = [
+            (label, f"{self._first[name]:.3f} -> {self._last[name]:.3f}   ({name})")
+            for label, name in (("accuracy", "val/accuracy"), ("reward", "reward/mean"))
+            if name in self._last
+        ]
+        lines += [("steps", str(trainer.global_step)), ("run dir", str(run_dir))]
+        places = {
+            "checkpoint": run_dir / "checkpoints" / "last.ckpt",
+            "policy": run_dir / "policy",
+        }
+        lines += [(label, str(path)) for label, path in places.items() if path.exists()]
+        if any(run_dir.glob("events.out.tfevents.*")):
+            lines.append(("curves", f"tensorboard --logdir {_runs_root(run_dir)}"))
+        return lines
+
+
+def _runs_root(run_dir: Path) -> Path:
+    """``runs`` of ``runs/<config>/<run>``: all runs side by side; else the run itself."""
+    return next((parent for parent in run_dir.parents if parent.name == "runs"), run_dir)

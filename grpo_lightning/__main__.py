@@ -1,0 +1,66 @@
+"""The command ``grpo``. ``grpo --help`` is answered from here, without loading torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import grpo_lightning
+
+HELP = """\
+usage: grpo SUBCOMMAND --config FILE [--KEY VALUE ...]
+
+Reinforcement learning of small language models with verifiable rewards.
+
+subcommands:
+  fit        train a policy (GRPO or SFT, as the config says)
+  validate   accuracy on the validation split
+  test       accuracy on the test split
+  predict    write completions of the test split with their verdicts to predictions.jsonl
+  check      see whether the task's own gold answers satisfy the verifiers
+
+examples:
+  grpo fit --config configs/quickstart.yaml
+  grpo fit --config configs/lfm_gsm8k.yaml --model.policy.path LiquidAI/LFM2.5-1.2B-Instruct
+  grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
+  grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
+
+  grpo SUBCOMMAND --help      every key of a subcommand
+  grpo --version
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``grpo`` with ``args``, or with the command line's.
+
+    Raises:
+        SystemExit: with 2 when the input is wrong (one sentence on stderr says what and how to mend it), with 1 when
+            a run could not go on, with 0 after ``--help`` and ``--version``.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        raise SystemExit(0)
+    if args[0] == "--version":
+        print(f"grpo-lightning {grpo_lightning.__version__}")
+        raise SystemExit(0)
+
+    # Read when torch loads: threads that spin while they wait cost more than they save on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from grpo_lightning.types import ConfigError, RunError
+
+    try:
+        from grpo_lightning.cli import run
+
+        run(args)
+    except ConfigError as error:
+        print(f"grpo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except RunError as error:
+        print(f"grpo: stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""``grpo fit|validate|test|predict|check``, driven by LightningCLI."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+# Imported for their subclasses: what is imported can be named in YAML by its short class name.
+import grpo_lightning.algorithms
+import grpo_lightning.tasks
+import grpo_lightning.verifiers  # noqa: F401
+from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
+from grpo_lightning.tasks.base import check_gold
+from grpo_lightning.types import ConfigError
+
+log = logging.getLogger(__name__)
+
+TRAINER_DEFAULTS = {
+    # RL steps are few and dear: log each, count validation intervals in steps across passes over the data.
+    "log_every_n_steps": 1,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 50,
+    # RunSummary validates before the first step, completely; a sanity check before that would sample for nothing.
+    "num_sanity_val_steps": 0,
+}
+
+CALLBACKS = {
+    "checkpoint": "Checkpoint",
+    "health_check": "HealthCheck",
+    "summary": "RunSummary",
+    "export": "PolicyExport",
+    "predictions": "PredictionWriter",
+}
+"""Callbacks that every run has, by the config key that holds their options."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved config into the run dir; a resumed run's goes beside the first, not over it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
+        path = next(folder / name for name in names if not (folder / name).exists())
+        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        self.already_saved = True
+
+
+class GRPOCLI(LightningCLI):
+    """LightningCLI with a directory of its own for every run, and an optional warm start."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            help="where the files of this run go; left out: runs/<name of the config>/<time>-<id>",
+        )
+        parser.add_argument(
+            "--warm_start",
+            type=str | None,
+            help="config of an SFT run to do first; the policy that it exports takes the place of model.policy.path",
+        )
+        callbacks = importlib.import_module("grpo_lightning.callbacks")
+        for key, name in CALLBACKS.items():
+            parser.add_lightning_class_args(getattr(callbacks, name), key)
+
+    def before_instantiate_classes(self) -> None:
+        """Settle where the run's files go, before anything is built that writes some."""
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
+        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
+            raise ConfigError(f"ckpt_path: there is no checkpoint {config.ckpt_path}")
+        if config.run_dir is None:
+            config.run_dir = self._run_dir(config)
+        run_dir = Path(config.run_dir)
+        if config.warm_start is not None and self.subcommand == "fit":
+            self._warm_start(config, run_dir)
+        config.trainer.default_root_dir = str(run_dir)
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = _tensorboard(run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.is_global_zero and self.subcommand is not None:
+            log.info("run dir: %s", trainer.default_root_dir)
+        return trainer
+
+    def _run_dir(self, config: Any) -> str:
+        if self.subcommand == "fit" and config.get("ckpt_path"):
+            # A resumed run goes on where it was, so that its curves are one.
+            run = run_of_checkpoint(config.ckpt_path)
+            if run is not None:
+                return str(run)
+        return str(new_run_dir(self._runs_root(config), self._config_name(config)))
+
+    def _runs_root(self, config: Any) -> Path:
+        return Path(config.trainer.default_root_dir or "runs")
+
+    def _config_name(self, config: Any) -> str:
+        files = [str(file) for file in config.config or []]
+        path = Path(files[0]) if files else Path(f"{self.subcommand}.yaml")
+        # A run's own config.yaml is named after the run's folder: runs/<name>/<run>/config.yaml.
+        return path.absolute().parent.parent.name if path.stem.startswith("config") else path.stem
+
+    def _warm_start(self, config: Any, run_dir: Path) -> None:
+        policy = run_dir / "warm_start" / "policy"
+        if not policy.is_dir():
+            if config.get("ckpt_path"):
+                raise ConfigError(
+                    f"warm_start: {policy}, which this run started from, is gone: name another policy in "
+                    "model.init_args.policy.path and set warm_start to null"
+                )
+            run(
+                ["fit", "--config", config.warm_start, "--run_dir", str(policy.parent)]
+                + ["--seed_everything", str(config.seed_everything)]
+            )
+            pl.seed_everything(config.seed_everything, workers=True, verbose=False)
+        config.model.init_args.policy.path = str(policy)
+        config.model.init_args.policy.init = "pretrained"
+        config.warm_start = None
+
+
+def run(args: Sequence[str]) -> GRPOCLI:
+    """Parse ``args`` and do what they say."""
+    _show_log()
+    args = list(args)
+    if args[0] == "check":
+        return _check(args[1:])
+    return _cli(args)
+
+
+def _show_log() -> None:
+    """Print what the project logs from INFO on; other libraries keep their levels, less Lightning's advertisements."""
+    ours = logging.getLogger("grpo_lightning")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers and not logging.getLogger().handlers:
+        ours.addHandler(logging.StreamHandler())
+        for handler in logging.getLogger("lightning.pytorch").handlers:
+            handler.addFilter(lambda entry: "Tip: For seamless" not in entry.getMessage())
+
+
+def _cli(args: list[str], run: bool = True) -> GRPOCLI:
+    return GRPOCLI(
+        PolicyModule,
+        RolloutDataModule,
+        subclass_mode_model=True,
+        save_config_callback=SaveRunConfig,
+        seed_everything_default=42,
+        trainer_defaults=TRAINER_DEFAULTS,
+        auto_configure_optimizers=False,
+        parser_kwargs={"parser_mode": "yaml"},
+        args=args,
+        run=run,
+    )
+
+
+def _check(args: list[str]) -> GRPOCLI:
+    """Put every gold answer in the expected format before the verifiers, and report those that fail."""
+    cli = _cli(args, run=False)
+    assert cli.datamodule is not None
+    task, verifiers = cli.datamodule.task, list(cli.model.verifiers.values())
+    failures = list(check_gold(task, verifiers))
+    for failure in failures[:20]:
+        verdict = failure.verdict
+        print(
+            f"{failure.split} row {failure.row}: {failure.verifier} finds {failure.completion!r} not correct: "
+            f"{verdict.error or verdict.feedback}"
+        )
+    if failures:
+        raise ConfigError(f"data.task: {len(failures)} gold answers do not satisfy their own verifier")
+    print(f"{type(task).__name__}: every gold answer of every split is correct to {', '.join(cli.model.verifiers)}")
+    return cli
+
+
+def _tensorboard(run_dir: Path) -> Any:
+    from jsonargparse import Namespace
+
+    return Namespace(
+        class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
+        init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),
+    )

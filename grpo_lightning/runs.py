@@ -1,0 +1,39 @@
+"""Run directories: ``runs/<config>/<time>-<id>/`` with ``config.yaml``, events, ``checkpoints/`` and ``policy/``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+from grpo_lightning.types import ConfigError
+
+RUN_DIR_VARIABLE = "GRPO_RUN_DIR"
+
+
+def new_run_dir(root: Path, name: str) -> Path:
+    """A directory that no other run has. The processes that a launcher starts for other ranks get the first one's."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_DIR_VARIABLE in os.environ:
+        return Path(os.environ[RUN_DIR_VARIABLE])
+    run_dir = root / name / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    return run_dir
+
+
+def run_of_checkpoint(checkpoint: str) -> Path | None:
+    """The run dir that a checkpoint lies in; ``None`` where it lies elsewhere."""
+    folder = Path(checkpoint).absolute().parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
+def last_checkpoint(root: Path, name: str) -> str:
+    """The newest ``last.ckpt`` among the runs of a config.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted((root / name).glob("*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"ckpt_path: no run under {root / name} has a last checkpoint: give the path of one")
+    return str(found[-1])

@@ -1,0 +1,229 @@
+"""The decoding engine against transformers' own generate, and against the training pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout.batch import token_rows
+from grpo_lightning.rollout.engine import generate
+from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
+from grpo_lightning.types import ConfigError, FinishReason
+
+PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=24)
+
+
+def with_adapter(path: str, dtype: str = "float32") -> Policy:
+    """A policy whose adapter does something: peft starts it at zero."""
+    policy = Policy(PolicyConfig(path=path, dtype=dtype, lora=LoRAConfig(r=4, alpha=8)))
+    torch.manual_seed(1)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return policy
+
+
+def transformers_greedy(policy: Policy, prompt: list[int], tokens: int) -> list[int]:
+    ids = policy.lm.eval().generate(
+        input_ids=torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False,
+        eos_token_id=policy.terminators, pad_token_id=policy.pad_token_id,
+    )  # fmt: skip
+    return ids[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]], [PROMPTS[1]]])
+def test_greedy_equals_generate_padded_or_not(model_path: str, prompts: list[list[int]], lora: bool) -> None:
+    policy = with_adapter(model_path) if lora else Policy(PolicyConfig(path=model_path))
+    completions = generate(policy, prompts, 1, GREEDY, [0] * len(prompts))
+    expected = [transformers_greedy(policy, prompt, 24) for prompt in prompts]
+    assert [completion.token_ids for completion in completions] == expected
+    assert len({tuple(ids) for ids in expected}) > 1 or len(prompts) == 1, "the prompts should tell something apart"
+
+
+def test_a_row_does_not_depend_on_the_batch_it_ran_in(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+    sampling = SamplingParams(max_new_tokens=60)
+    together = generate(policy, PROMPTS, 6, sampling, list(range(18)))
+    alone = [generate(policy, [PROMPTS[row // 6]], 1, sampling, [row])[0] for row in range(18)]
+    assert [completion.token_ids for completion in together] == [completion.token_ids for completion in alone]
+    lengths = {len(completion.token_ids) for completion in together}
+    assert len(lengths) > 2, "rows should finish at different times, or dropping them is not tested"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_sampled_logprobs_are_those_of_the_training_pass(model_path: str, lora: bool) -> None:
+    policy = with_adapter(model_path) if lora else Policy(PolicyConfig(path=model_path))
+    sampling = SamplingParams(temperature=0.7, top_p=0.8, max_new_tokens=16)
+    completions = generate(policy, PROMPTS, 3, sampling, list(range(9)))
+    tokens = token_rows([p for p in PROMPTS for _ in range(3)], [c.token_ids for c in completions], policy.pad_token_id)
+    logprobs_NT, _ = policy.logprobs(tokens, temperature=0.7)
+    for row, completion in enumerate(completions):
+        own = logprobs_NT[row, : len(completion.token_ids)]
+        torch.testing.assert_close(own, torch.tensor(completion.logprobs), atol=1e-4, rtol=1e-4)
+        # Truncation only takes alternatives away, so the token drawn was at least as probable as before.
+        assert all(after >= before - 1e-6 for after, before in zip(completion.sampling_logprobs, completion.logprobs, strict=True))
+    assert any(c.sampling_logprobs != c.logprobs for c in completions)
+
+
+def test_completions_end_at_any_terminator_or_at_the_cap(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+    completions = generate(policy, PROMPTS, 16, SamplingParams(max_new_tokens=40), list(range(48)))
+    assert {2, 7} <= set(policy.terminators)
+    for completion in completions:
+        ended = completion.token_ids[-1] in policy.terminators
+        assert completion.finish_reason is (FinishReason.STOP if ended else FinishReason.LENGTH)
+        assert ended or len(completion.token_ids) == 40
+        assert not set(completion.token_ids[:-1]) & set(policy.terminators)
+        assert len(completion.logprobs) == len(completion.sampling_logprobs) == len(completion.token_ids)
+    assert {c.token_ids[-1] for c in completions} >= {2, 7}, "both terminators should have been drawn"
+
+
+def test_stop_strings_end_a_completion_and_stay_in_its_text(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+    free = generate(policy, PROMPTS, 8, SamplingParams(max_new_tokens=40), list(range(24)))
+    text = max((c.text for c in free), key=len)
+    stop = next(text[i : i + 2] for i in range(4, len(text) - 2) if text[i : i + 2].isascii())
+    stopped = generate(policy, PROMPTS, 8, SamplingParams(max_new_tokens=40, stop=[stop]), list(range(24)))
+    for before, after in zip(free, stopped, strict=True):
+        if stop in before.text:
+            assert after.text.endswith(stop)
+            assert after.text == before.text[: before.text.index(stop) + len(stop)]
+            assert after.finish_reason is FinishReason.STOP
+        else:
+            assert after == before
+
+
+def test_rollouts_do_not_run_the_adapter_and_leave_no_trace_in_the_weights(model_path: str) -> None:
+    policy = with_adapter(model_path, dtype="bfloat16")
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    calls: list[str] = []
+    for name, module in policy.lm.named_modules():
+        if "lora_A" in name:
+            module.register_forward_hook(lambda *_: calls.append("adapter"))
+    first = generate(policy, PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12)))
+    assert not calls
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    second = generate(policy, PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12)))
+    assert first == second
+    plain = generate(Policy(PolicyConfig(path=model_path, dtype="bfloat16")), PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12)))
+    assert plain != first, "the merged adapter should have changed what is sampled"
+
+
+def test_the_global_random_state_is_neither_read_nor_changed(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=8), list(range(6)))
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    assert generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=8), list(range(6))) == first
+    assert generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=8), list(range(1, 7))) != first
+
+
+def test_seeds_must_match_the_rows(model_path: str) -> None:
+    with pytest.raises(ValueError, match="needs 6 seeds, one a completion, not 5"):
+        generate(Policy(PolicyConfig(path=model_path)), PROMPTS, 2, GREEDY, [0] * 5)
+
+
+# -- one draw ---------------------------------------------------------------------------------------------------------
+
+
+def kept(logits_NV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Which tokens can be drawn at all, found by asking for every quantile."""
+    grid = torch.linspace(0, 1, 4001)
+    out = torch.zeros_like(logits_NV, dtype=torch.bool)
+    for row in range(len(logits_NV)):
+        drawn = draw(logits_NV[row].expand(len(grid), -1), grid, params)
+        out[row, drawn.tokens_N.unique()] = True
+    return out
+
+
+@pytest.mark.parametrize(
+    ("params", "warpers"),
+    [
+        (SamplingParams(top_k=3), [TopKLogitsWarper(3)]),
+        (SamplingParams(top_p=0.6), [TopPLogitsWarper(0.6)]),
+        (SamplingParams(min_p=0.3), [MinPLogitsWarper(0.3)]),
+        (SamplingParams(top_k=5, top_p=0.7, min_p=0.1), [TopKLogitsWarper(5), TopPLogitsWarper(0.7), MinPLogitsWarper(0.1)]),
+    ],
+)
+def test_truncation_keeps_what_transformers_keeps(params: SamplingParams, warpers: list) -> None:
+    logits_NV = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    warped = logits_NV
+    for warper in warpers:
+        warped = warper(None, warped)
+    assert torch.equal(kept(logits_NV, params), warped > -torch.inf)
+    # And the log-prob reported is that of the distribution so truncated.
+    drawn = draw(logits_NV, torch.full((5,), 0.4), params)
+    expected = warped.log_softmax(-1).gather(-1, drawn.tokens_N[:, None])[:, 0]
+    torch.testing.assert_close(drawn.sampling_logprobs_N, expected)
+    torch.testing.assert_close(
+        drawn.logprobs_N, logits_NV.log_softmax(-1).gather(-1, drawn.tokens_N[:, None])[:, 0]
+    )
+
+
+def test_draws_have_the_frequencies_of_the_softmax() -> None:
+    logits_V = torch.tensor([2.0, 0.0, -1.0, 1.0, -torch.inf])
+    count = 40_000
+    numbers = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits_V.expand(count, -1), numbers, SamplingParams(temperature=2.0))
+    share = torch.bincount(drawn.tokens_N, minlength=5) / count
+    # Four standard errors of a share.
+    torch.testing.assert_close(share, (logits_V / 2).softmax(-1), atol=4 * (0.25 / count) ** 0.5, rtol=0)
+    assert share[4] == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=12),
+    st.floats(0, 1, exclude_max=True, width=32),
+    st.floats(0.0625, 4),
+)
+def test_a_draw_is_always_a_token_with_weight(logits: list[float], number: float, temperature: float) -> None:
+    logits_1V = torch.tensor([logits])
+    for top_p in (1.0, 0.5):
+        drawn = draw(logits_1V, torch.tensor([number]), SamplingParams(temperature=temperature, top_p=top_p))
+        assert torch.isfinite(drawn.sampling_logprobs_N).all()
+        assert drawn.sampling_logprobs_N.item() <= 1e-5
+
+
+def test_temperature_0_takes_the_best_token_with_certainty() -> None:
+    drawn = draw(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0.0]), SamplingParams(temperature=0.0))
+    assert drawn.tokens_N.tolist() == [1]
+    assert drawn.sampling_logprobs_N.tolist() == [0.0]
+
+
+def test_rows_have_random_numbers_of_their_own() -> None:
+    both = uniforms([5, 6], 8)
+    assert torch.equal(uniforms([6], 8)[0], both[1])
+    assert not torch.equal(both[0], both[1])
+    assert len({row_seed(seed, f"train/{step}/{place}", member) for seed in (0, 1) for step in range(9) for place in range(9) for member in range(9)}) == 2 * 9**3
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        (SamplingParams(temperature=-1), r"data.sampling.temperature: must be 0 \(greedy\) or more, not -1"),
+        (SamplingParams(top_k=-1), "data.sampling.top_k"),
+        (SamplingParams(top_p=0), "data.sampling.top_p: must be above 0 and at most 1, not 0"),
+        (SamplingParams(min_p=1), "data.sampling.min_p"),
+        (SamplingParams(max_new_tokens=0), "data.sampling.max_new_tokens: must be at least 1, not 0"),
+        (SamplingParams(stop=[""]), "data.sampling.stop"),
+    ],
+)
+def test_values_out_of_range_name_their_key(params: SamplingParams, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        params.validate("data.sampling")
+
+
+def test_validation_takes_length_and_stops_from_training() -> None:
+    train = SamplingParams(max_new_tokens=7, stop=["x"])
+    assert SamplingParams(temperature=0).filled_from(train) == SamplingParams(temperature=0, max_new_tokens=7, stop=["x"])
+    own = SamplingParams(max_new_tokens=3, stop=[])
+    assert own.filled_from(train) == own

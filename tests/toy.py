@@ -1,0 +1,121 @@
+"""A toy task that a random policy can learn from rewards within a few steps, and what tests need around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from grpo_lightning.algorithms import GRPOModule
+from grpo_lightning.models import PolicyConfig
+from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.tasks import Task
+from grpo_lightning.tasks.base import Split
+from grpo_lightning.types import Prompt, RolloutBatch, Sample, Verdict
+from grpo_lightning.verifiers import Verifier
+
+
+class ToyTask(Task):
+    """Prompts of differing lengths; the answer is the letter that the completion should be full of."""
+
+    def __init__(self, rows: int = 24, chat_template: str | None = None) -> None:
+        super().__init__(chat_template=chat_template)
+        self.rows = rows
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return [
+            Prompt(self.messages(f"{split} {'ab' * (row % 5)}{row}"), answer="e", solution="eeee")
+            for row in range(self.rows)
+        ]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        return str(prompt.answer) * 4
+
+
+class LetterVerifier(Verifier):
+    """The share of the answer letter among the bytes of the completion, so that nearly every group has a signal."""
+
+    def verify(self, sample: Sample) -> Verdict:
+        count = sum(character < sample.answer for character in sample.completion)
+        share = count / max(1, len(sample.completion))
+        return Verdict(correct=share > 0.5, format_valid=count > 0, score=share)
+
+
+class BrokenVerifier(Verifier):
+    """Breaks on some completions."""
+
+    def __init__(self, on: str = "a") -> None:
+        super().__init__()
+        self.on = on
+
+    def verify(self, sample: Sample) -> Verdict:
+        if self.on in sample.completion:
+            raise OSError("the checker is gone")
+        return Verdict(correct=len(sample.completion) % 2 == 0, format_valid=True)
+
+
+def sgd(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """With this, and without clipping, the change of the weights is minus the gradient."""
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def adam(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+
+
+def grpo(path: str, **options: Any) -> GRPOModule:
+    policy = {key: options.pop(key) for key in ("lora", "reference", "gradient_checkpointing") if key in options}
+    options = {"verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": adam} | options
+    return GRPOModule(policy=PolicyConfig(path=path, **policy), **options)
+
+
+def rollouts(**options: Any) -> RolloutDataModule:
+    defaults = {"task": ToyTask(), "prompts_per_step": 3, "group_size": 4, "sampling": SamplingParams(max_new_tokens=6)}
+    return RolloutDataModule(**defaults | {"seed": 1} | options)
+
+
+def trainer(folder: Path, steps: int, **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0,
+        "limit_val_batches": 0, "check_val_every_n_epoch": None, "val_check_interval": 1000,
+    }  # fmt: skip
+    return pl.Trainer(default_root_dir=str(folder), **defaults | options)
+
+
+def fit(
+    folder: Path, module: Any, steps: int, data: RolloutDataModule | None = None, **options: Any
+) -> dict[str, torch.Tensor]:
+    """Train, and give the trained weights by name."""
+    pl.seed_everything(0, verbose=False)
+    ckpt_path = options.pop("ckpt_path", None)
+    trainer(folder, steps, **options).fit(module, datamodule=data or rollouts(), ckpt_path=ckpt_path)
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def attach(folder: Path, module: Any, data: RolloutDataModule | None = None) -> RolloutDataModule:
+    """Load the module's policy and connect module, data and trainer without training: what the first step starts from."""
+    data = data or rollouts()
+    pl.seed_everything(0, verbose=False)
+    trainer(folder, 0).fit(module, datamodule=data)
+    return data
+
+
+class Watch(pl.Callback):
+    """Keeps every training batch and what was logged for it."""
+
+    def __init__(self) -> None:
+        self.batches: list[RolloutBatch] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
