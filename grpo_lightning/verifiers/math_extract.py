@@ -1,0 +1,97 @@
+r"""Finds the final answers a completion commits to: ``#### 42``, ``\boxed{42}``, "the answer is 42".
+
+Every function is linear in the text, whatever the text: a policy may write a million opening braces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+Format = Literal["hash", "boxed", "phrase", "bare"]
+
+MAX_ANSWER_CHARS = 2_000
+# More of a form than this are no final answer, and reading each of them would cost time.
+MAX_ANSWERS = 64
+
+_THINK_TAG = re.compile(r"(</?think>)")
+# Exactly four: five are a Markdown heading of the fifth level.
+_HASH = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+_PHRASE = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.\s|\n")
+_OPENING = re.compile(r"\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def find_answers(completion: str, formats: Sequence[Format]) -> list[list[str]]:
+    """The raw texts of the final answers, one list for each form that occurs, in order of appearance.
+
+    ``####`` and ``\\boxed{}`` are read together, since an answer in one must not contradict the other. The phrase
+    counts only where neither occurs, and the bare text only where the phrase does not occur either. An answer that
+    is never closed is an empty text, which parses as nothing. Of more than ``MAX_ANSWERS`` of a form, only one more
+    is returned.
+    """
+    text = visible_text(completion)
+    found = []
+    if "hash" in formats:
+        found.append([match[1] for match in islice(_HASH.finditer(text), MAX_ANSWERS + 1)])
+    if "boxed" in formats:
+        found.append(list(islice(_boxed(text), MAX_ANSWERS + 1)))
+    if "phrase" in formats and not any(found):
+        sentences = (_sentence(text, match.end()) for match in _PHRASE.finditer(text))
+        found.append(list(islice(sentences, MAX_ANSWERS + 1)))
+    if "bare" in formats and not any(found) and text.strip():
+        found.append([text])
+    return [answers for answers in found if answers]
+
+
+def visible_text(completion: str) -> str:
+    """The completion without its ``<think>`` blocks; nothing where a block is never closed.
+
+    A closing tag without an opening one means that the prompt opened the block.
+    """
+    if "think>" not in completion:
+        return completion
+    kept: list[str] = []
+    thinking = False
+    for piece in _THINK_TAG.split(completion):
+        if piece == "<think>":
+            thinking = True
+        elif piece == "</think>":
+            if not thinking:
+                kept.clear()
+            thinking = False
+        elif not thinking:
+            kept.append(piece)
+    # Joined by a line break, so that a block cannot glue two halves of a number together.
+    return "" if thinking else "\n".join(kept)
+
+
+def _sentence(text: str, start: int) -> str:
+    return _SENTENCE_END.split(text[start : start + MAX_ANSWER_CHARS], maxsplit=1)[0]
+
+
+def _boxed(text: str) -> Iterator[str]:
+    start = text.find("\\boxed")
+    while start >= 0:
+        start += len("\\boxed")
+        yield _braced(text, start)
+        start = text.find("\\boxed", start)
+
+
+def _braced(text: str, start: int) -> str:
+    """What stands in the braces that open at ``start``; empty where none open, or they do not close soon."""
+    opening = _OPENING.match(text, start)
+    if opening is None:
+        return ""
+    depth = 1
+    for match in _BRACE.finditer(text, opening.end(), opening.end() + MAX_ANSWER_CHARS):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[opening.end() : match.start()]
+    return ""
