@@ -59,6 +59,9 @@ def save_tiny_model(folder: Path, kind: str, seed: int = 0, **changes: object) -
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
+    with torch.no_grad():
+        # Longer rows of the (tied) head are drawn more often: completions should end at different lengths.
+        model.get_input_embeddings().weight[[CONFIG_EOS, IM_END]] *= 1.5
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)

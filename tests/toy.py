@@ -73,7 +73,7 @@ def grpo(path: str, **options: Any) -> GRPOModule:
 
 
 def rollouts(**options: Any) -> RolloutDataModule:
-    defaults = {"task": ToyTask(), "prompts_per_step": 3, "group_size": 4, "sampling": SamplingParams(max_new_tokens=6)}
+    defaults = {"task": ToyTask(), "prompts_per_step": 3, "group_size": 4, "sampling": SamplingParams(max_new_tokens=16)}
     return RolloutDataModule(**defaults | {"seed": 1} | options)
 
 

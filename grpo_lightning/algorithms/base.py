@@ -118,7 +118,7 @@ class PolicyModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
-        if str(self.trainer.precision).startswith("16"):
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ConfigError(
                 f"trainer.precision: {self.trainer.precision} needs loss scaling, which is not supported: use "
                 "bf16-mixed or 32-true"

@@ -1,0 +1,42 @@
+"""The mathematics, on tensors alone: one function is one equation. Imports torch and nothing else of the project."""
+
+from grpo_lightning.functional.advantages import AdvantageKind, group_advantages, has_signal
+from grpo_lightning.functional.kl import KLEstimator, kl_divergence
+from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
+from grpo_lightning.functional.losses import (
+    Aggregation,
+    Objective,
+    PolicyLossTerms,
+    RatioLevel,
+    aggregate,
+    cispo_objective,
+    clipped_objective,
+    importance_ratio,
+    policy_loss,
+)
+from grpo_lightning.functional.masking import masked_max, masked_mean, masked_std, masked_sum
+from grpo_lightning.functional.pass_at_k import pass_at_k
+
+__all__ = [
+    "AdvantageKind",
+    "Aggregation",
+    "KLEstimator",
+    "Objective",
+    "PolicyLossTerms",
+    "RatioLevel",
+    "TokenLogprobs",
+    "aggregate",
+    "cispo_objective",
+    "clipped_objective",
+    "group_advantages",
+    "has_signal",
+    "importance_ratio",
+    "kl_divergence",
+    "masked_max",
+    "masked_mean",
+    "masked_std",
+    "masked_sum",
+    "pass_at_k",
+    "policy_loss",
+    "token_logprobs",
+]

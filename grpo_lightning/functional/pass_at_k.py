@@ -15,5 +15,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
         ValueError: not ``1 <= k <= samples`` or not ``0 <= correct <= samples``.
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise ValueError(f"pass_at_k needs 1 <= k <= samples and 0 <= correct <= samples, not {k=} {samples=} {correct=}")
+        raise ValueError(
+            f"pass_at_k needs 1 <= k <= samples and 0 <= correct <= samples, not {k=} {samples=} {correct=}"
+        )
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)

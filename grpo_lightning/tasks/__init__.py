@@ -1,0 +1,8 @@
+"""Tasks: where prompts and gold answers come from."""
+
+from grpo_lightning.tasks.arithmetic import Arithmetic
+from grpo_lightning.tasks.base import GoldFailure, Task, check_gold
+from grpo_lightning.tasks.gsm8k import GSM8K
+from grpo_lightning.tasks.tabular import Tabular
+
+__all__ = ["GSM8K", "Arithmetic", "GoldFailure", "Tabular", "Task", "check_gold"]

@@ -1,0 +1,52 @@
+"""Estimators of the KL divergence from samples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.functional._checks import check_choice, check_mask, check_same_shape
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_divergence(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    estimator: KLEstimator = "k3",
+    mask: Tensor | None = None,
+    max_log_ratio: float = 20.0,
+) -> Tensor:
+    """``logprobs``, ``ref_logprobs`` and ``mask`` of one shape -> per-token estimates of that shape (nats).
+
+    For tokens ``y`` drawn from ``pi``, with ``r = pi_ref(y) / pi(y)``, an estimate of ``KL(pi || pi_ref)``:
+
+    - ``k1 = -log r``: unbiased, of high variance, of either sign;
+    - ``k2 = (log r)^2 / 2``: biased, of low variance, never negative;
+    - ``k3 = (r - 1) - log r``: unbiased, of low variance, never negative; the one of GRPO (arXiv 2402.03300, eq. 4).
+
+    Schulman, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html; his ``q`` and ``p`` are ``pi`` and
+    ``pi_ref`` here. He writes of values only: the gradient of ``k2`` estimates that of the KL, the gradient of ``k1``
+    has mean zero (as a loss it teaches nothing), and the one of ``k3`` is that of the reverse direction.
+
+    Beyond the source: in ``k3``, ``log r`` is cut at ``max_log_ratio`` before the exponential, so that a token which
+    the policy has all but excluded gives neither infinity nor, times a mask, NaN; there the gradient is zero. Small
+    ``r`` needs no such care and keeps its gradient. Positions with a False mask are exactly 0 in value and gradient.
+
+    The size of a policy update is the same function: ``kl_divergence(old_logprobs, new_logprobs)`` estimates
+    ``KL(pi_old || pi_new)`` from tokens drawn from ``pi_old``.
+    """
+    check_choice("estimator", estimator, KLEstimator)
+    check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+    log_ratio = ref_logprobs - logprobs
+    if mask is not None:
+        check_mask(mask)
+        log_ratio = torch.where(mask, log_ratio, 0)
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio.square()
+    bounded = log_ratio.clamp(max=max_log_ratio)
+    return torch.expm1(bounded) - bounded

@@ -1,0 +1,268 @@
+"""Log-probs of given tokens straight from hidden states, without ever holding ``[M, V]`` logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probs of the targets, and entropies of the distributions they came from (nats)."""
+
+    logprobs_M: Tensor
+    entropy_M: Tensor
+
+
+def token_logprobs(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    targets_M: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
+) -> TokenLogprobs:
+    """``hidden_MD``, ``weight_VD``, ``targets_M`` -> log-probs ``[M]`` and entropies ``[M]``, float32, in nats.
+
+    ``z = W h + b``, ``p = softmax(z / temperature)``, ``logprob = log p_y`` and ``H = - sum_v p_v log p_v``; with
+    ``softcap``, ``z = softcap * tanh((W h + b) / softcap)`` (Gemma 2, arXiv 2408.00118).
+
+    The rows are worked off in chunks of ``chunk_size`` (``None``: as many as make 64 MiB of logits), so the memory
+    needed does not grow with ``M``, forward or backward. The gradients, with ``dL/d logprob = g`` and ``dL/dH = g_H``:
+
+        ``dL/d(z / temperature)_v = g (1[v = y] - p_v) - g_H p_v (log p_v + H)``
+
+    Where the head is frozen (``weight_VD`` and ``bias_V`` need no gradient), the log-prob's gradient with respect to
+    ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is taken while the chunk's logits exist; the backward
+    pass computes no logits then, unless the entropy is differentiated too. Where the head is trained, the backward pass
+    computes each chunk's logits again, and adds up the weight's gradient in one float32 buffer ``[V, D]``.
+
+    The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
+    sums run in float32 (float64 for float64 inputs). Double backward is left out.
+    """
+    _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
+    device_type = hidden_MD.device.type
+    compute_dtype = hidden_MD.dtype
+    if torch.is_autocast_enabled(device_type) and compute_dtype != torch.float64:
+        compute_dtype = torch.get_autocast_dtype(device_type)
+    elif weight_VD.dtype != compute_dtype:
+        raise ValueError(
+            f"hidden_MD is {compute_dtype} and weight_VD {weight_VD.dtype}; outside autocast they must be the same."
+        )
+    if chunk_size is None:
+        softmax_bytes = torch.empty((), dtype=_softmax_dtype(compute_dtype)).element_size()
+        chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
+    head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
+    gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
+    logprobs_M, entropy_M = _ChunkedLogprobs.apply(
+        hidden_MD, weight_VD, bias_V, targets_M, temperature, softcap, chunk_size, compute_dtype, gradient_in_forward
+    )
+    return TokenLogprobs(logprobs_M, entropy_M)
+
+
+def _check_arguments(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    targets_M: Tensor,
+    bias_V: Tensor | None,
+    temperature: float,
+    chunk_size: int | None,
+    softcap: float | None,
+) -> None:
+    if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            "hidden_MD and weight_VD must be two-dimensional with the same second size, "
+            f"but are {tuple(hidden_MD.shape)} and {tuple(weight_VD.shape)}."
+        )
+    if targets_M.shape != hidden_MD.shape[:1]:
+        raise ValueError(
+            f"targets_M must hold one token for each row of hidden_MD {tuple(hidden_MD.shape)}, "
+            f"but is {tuple(targets_M.shape)}."
+        )
+    if bias_V is not None and bias_V.shape != weight_VD.shape[:1]:
+        raise ValueError(
+            f"bias_V must hold one number for each row of weight_VD {tuple(weight_VD.shape)}, "
+            f"but is {tuple(bias_V.shape)}."
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, but is {temperature}.")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, but is {softcap}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, but is {chunk_size}.")
+
+
+def _softmax_dtype(compute_dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if compute_dtype == torch.float64 else torch.float32
+
+
+class _ChunkedHead:
+    """The output layer in its compute dtype, with the buffers ``[C, V]`` that all chunks share.
+
+    Sharing matters for time as well: fresh memory is handed out page by page, which costs more than the softmax.
+    """
+
+    def __init__(
+        self,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        temperature: float,
+        softcap: float | None,
+        chunk_size: int,
+        rows: int,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self.weight_VD = weight_VD.to(compute_dtype)
+        self.bias_V = None if bias_V is None else bias_V.to(compute_dtype)
+        self.temperature = temperature
+        self.softcap = softcap
+        self.chunk_size = chunk_size
+        self.rows = rows
+        self.softmax_dtype = _softmax_dtype(compute_dtype)
+        shape = (min(chunk_size, rows), weight_VD.shape[0])
+        self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
+        self._logits_CV = self._product_CV
+        if compute_dtype != self.softmax_dtype:
+            self._logits_CV = torch.empty(shape, dtype=self.softmax_dtype, device=weight_VD.device)
+
+    def new_buffer(self) -> Tensor:
+        return torch.empty_like(self._logits_CV)
+
+    def chunks(self) -> Iterator[slice]:
+        for start in range(0, self.rows, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, self.rows))
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """``z / temperature``, in a buffer that the next call overwrites."""
+        hidden_CD = hidden_CD.to(self.weight_VD.dtype)
+        product_CV = self._product_CV[: len(hidden_CD)]
+        if self.bias_V is None:
+            torch.mm(hidden_CD, self.weight_VD.T, out=product_CV)
+        else:
+            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=product_CV)
+        logits_CV = self._logits_CV[: len(hidden_CD)]
+        if logits_CV.dtype != product_CV.dtype:
+            logits_CV.copy_(product_CV)
+        if self.softcap is not None:
+            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.temperature != 1:
+            logits_CV.div_(self.temperature)
+        return logits_CV
+
+    def softcap_slope(self, logits_CV: Tensor) -> Tensor | None:
+        """``1 - tanh^2``, from the logits; ``None`` (a slope of 1) without soft cap."""
+        if self.softcap is None:
+            return None
+        return 1 - (logits_CV * (self.temperature / self.softcap)).square_()
+
+    def product_grad(self, logit_grad_CV: Tensor, slope_CV: Tensor | None) -> Tensor:
+        """From the gradient of ``z / temperature`` (overwritten) to that of ``W h + b``, in the compute dtype."""
+        if slope_CV is not None:
+            logit_grad_CV.mul_(slope_CV)
+        if self.temperature != 1:
+            logit_grad_CV.div_(self.temperature)
+        if logit_grad_CV.dtype == self._product_CV.dtype:
+            return logit_grad_CV
+        return self._product_CV[: len(logit_grad_CV)].copy_(logit_grad_CV)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk_size: int,
+        compute_dtype: torch.dtype,
+        gradient_in_forward: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.head_options = (temperature, softcap, chunk_size, len(hidden_MD), compute_dtype)
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            head = _ChunkedHead(weight_VD, bias_V, *ctx.head_options)
+            logprobs_M = hidden_MD.new_empty(len(hidden_MD), dtype=head.softmax_dtype)
+            entropy_M = torch.empty_like(logprobs_M)
+            normaliser_M = torch.empty_like(logprobs_M)
+            slope_MD = torch.empty_like(hidden_MD) if gradient_in_forward else None
+            buffer_CV = head.new_buffer()
+            for chunk in head.chunks():
+                probs_CV = head.logits(hidden_MD[chunk])
+                softcap_slope_CV = head.softcap_slope(probs_CV) if slope_MD is not None else None
+                logprobs_CV = torch.log_softmax(probs_CV, dim=1, out=buffer_CV[: len(probs_CV)])
+                # log p_v = z_v - normaliser holds for every v; the likeliest one loses the least to rounding.
+                normaliser_M[chunk] = probs_CV.amax(1) - logprobs_CV.amax(1)
+                torch.exp(logprobs_CV, out=probs_CV)
+                at_targets = (torch.arange(len(probs_CV), device=probs_CV.device), targets_M[chunk])
+                logprobs_M[chunk] = logprobs_CV[at_targets]
+                entropy_M[chunk] = logprobs_CV.mul_(probs_CV).sum(1).neg_()
+                if slope_MD is not None:
+                    logit_grad_CV = probs_CV.neg_()
+                    logit_grad_CV[at_targets] += 1
+                    slope_MD[chunk] = head.product_grad(logit_grad_CV, softcap_slope_CV) @ head.weight_VD
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD)
+        return logprobs_M, entropy_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs_M: Tensor | None, grad_entropy_M: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD = ctx.saved_tensors
+        no_grads = (None,) * 9
+        if grad_logprobs_M is None:
+            if grad_entropy_M is None:
+                return no_grads
+            grad_logprobs_M = torch.zeros_like(normaliser_M)
+        elif grad_entropy_M is None and slope_MD is not None:
+            return ((slope_MD * grad_logprobs_M.unsqueeze(1)).to(hidden_MD.dtype), *no_grads[1:])
+
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            head = _ChunkedHead(weight_VD, bias_V, *ctx.head_options)
+            need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+            grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
+            grad_weight_VD = torch.zeros_like(weight_VD, dtype=head.softmax_dtype) if need_weight else None
+            grad_bias_V = torch.zeros_like(bias_V, dtype=head.softmax_dtype) if need_bias else None
+            for chunk in head.chunks():
+                grad_C1 = grad_logprobs_M[chunk, None]
+                logprobs_CV = head.logits(hidden_MD[chunk])
+                softcap_slope_CV = head.softcap_slope(logprobs_CV)
+                logprobs_CV.sub_(normaliser_M[chunk, None])
+                if grad_entropy_M is None:
+                    logit_grad_CV = logprobs_CV.exp_().mul_(-grad_C1)
+                else:
+                    probs_CV = logprobs_CV.exp()
+                    weights_CV = logprobs_CV.add_(entropy_M[chunk, None]).mul_(-grad_entropy_M[chunk, None])
+                    logit_grad_CV = weights_CV.sub_(grad_C1).mul_(probs_CV)
+                at_targets = (torch.arange(len(grad_C1), device=grad_C1.device), targets_M[chunk])
+                logit_grad_CV[at_targets] += grad_C1.squeeze(1)
+                product_grad_CV = head.product_grad(logit_grad_CV, softcap_slope_CV)
+                if grad_hidden_MD is not None:
+                    grad_hidden_MD[chunk] = product_grad_CV @ head.weight_VD
+                if grad_weight_VD is not None:
+                    _add_product(grad_weight_VD, product_grad_CV, hidden_MD[chunk].to(head.weight_VD.dtype))
+                if grad_bias_V is not None:
+                    grad_bias_V += product_grad_CV.sum(0, dtype=head.softmax_dtype)
+        return (
+            grad_hidden_MD,
+            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
+            *no_grads[3:],
+        )
+
+
+def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    """``total_VD += grad_CV^T hidden_CD``; for half precision in slices of V, so that no second ``[V, D]`` exists."""
+    if total_VD.dtype == grad_CV.dtype:
+        total_VD.addmm_(grad_CV.T, hidden_CD)
+        return
+    for total_SD, grad_CS in zip(total_VD.split(8192), grad_CV.split(8192, dim=1), strict=True):
+        total_SD += grad_CS.T @ hidden_CD

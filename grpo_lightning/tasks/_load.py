@@ -1,0 +1,175 @@
+"""The one way to load rows: from local files, or from a data set of the Hugging Face hub.
+
+Local files are read as they are written. The `datasets` library would infer one type a column: the CSV answers `007`
+and `1,234` would lose their spelling, and JSON objects of differing keys (a schema a row, say) would be filled with
+each other's keys.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from grpo_lightning.types import ConfigError
+
+_KEY = "data.task.init_args.path"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split, and what an error message needs to name them."""
+
+    source: str
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+
+    def require(self, column: str, key: str) -> None:
+        """Raise a ConfigError about the option ``key`` unless there is such a column."""
+        if column not in self.columns:
+            raise ConfigError(f"{key}: the data set has no column {column!r}; it has: {', '.join(self.columns)}")
+
+    def value(self, row: int, column: str) -> Any:
+        """The value of a cell that must not be empty."""
+        value = self.rows[row].get(column)
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            raise ConfigError(f"{self.where(row)} has no value in column {column!r}; fill it in or remove the row")
+        return value
+
+    def where(self, row: int) -> str:
+        """A row as a person counts it, for error messages."""
+        return f"row {row + 1} of {self.source}"
+
+
+def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
+    """The splits found at a path, each to be loaded by a call.
+
+    Args:
+        path: a file, a folder with one file (or numbered shards) a split, or a data set's name on the hub.
+        name: the data set's config on the hub; in a local folder, the subfolder of that name if there is one.
+
+    Raises:
+        ConfigError: there is no such file, folder or data set, or it holds no data file.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        if local.suffix not in _READERS:
+            raise ConfigError(f"{_KEY}: {path} is not one of {', '.join(_READERS)}; convert it to one of these")
+        return {"train": partial(_read, [local])}
+    if local.is_dir():
+        return _open_folder(local, name)
+    if path.startswith((".", "/", "~")) or local.suffix in _READERS:
+        raise ConfigError(f"{_KEY}: there is no file or folder {path}; give one that exists, or a name on the hub")
+    return open_hub(path, name)
+
+
+def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Table]]:
+    candidates = [folder / name, folder] if name else [folder]
+    # `data/` is where most repositories of the hub keep their files.
+    for place in (inner for candidate in candidates for inner in (candidate, candidate / "data")):
+        files = [file for file in sorted(place.glob("*")) if file.suffix in _READERS]
+        if files:
+            splits: dict[str, list[Path]] = {}
+            for file in files:
+                splits.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+            return {split: partial(_read, shards) for split, shards in splits.items()}
+    raise ConfigError(
+        f"{_KEY}: the folder {folder} holds no data file; put train.jsonl and test.jsonl "
+        f"(or {', '.join(_READERS)}) into it"
+    )
+
+
+def _read(files: Sequence[Path]) -> Table:
+    if len({file.suffix for file in files}) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ConfigError(f"{_KEY}: {names} in {files[0].parent} hold the same split; keep one of them")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            rows.extend(_READERS[file.suffix](file))
+        except (OSError, ValueError, csv.Error) as error:
+            raise ConfigError(f"{_KEY}: {file} cannot be read: {error}; repair or replace the file") from error
+    source = str(files[0]) if len(files) == 1 else f"{files[0]} and its other {len(files) - 1} shards"
+    return _table(source, list(dict.fromkeys(column for row in rows for column in row)), rows)
+
+
+def _table(source: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    if not len(rows):
+        raise ConfigError(f"{_KEY}: {source} has no rows; give data that has some")
+    return Table(source, columns, rows)
+
+
+def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is not JSON ({error})") from error
+            rows.append(_json_object(row, f"line {number}"))
+    return rows
+
+
+def _read_json(file: Path) -> list[dict[str, Any]]:
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise ValueError("it is not an array of objects")
+    return [_json_object(row, f"element {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _json_object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not a JSON object")
+    return row
+
+
+def _read_csv(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise ValueError("the header names a column twice")
+        for fields in filter(None, reader):
+            if len(fields) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header has {len(header)}")
+            rows.append(dict(zip(header, fields, strict=True)))
+    return rows
+
+
+def _read_parquet(file: Path) -> list[dict[str, Any]]:
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
+    return rows
+
+
+_READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
+    """The splits of a data set on the hub; :func:`open_splits` comes here when the path is not local."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(path, name)
+    except Exception as error:  # offline, no such data set, no such config, gated: whatever it is, the mend is the same
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"{_KEY}: {path!r} is no local file or folder and could not be loaded from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); check the name, or give a local folder that holds train.jsonl"
+        ) from error
+    return {split: partial(_table, f"{path}, split {split}", rows.column_names, rows) for split, rows in splits.items()}

@@ -1,0 +1,174 @@
+"""Generated word problems in the manner of GSM8K, for runs that need no data and no large model."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.types import ConfigError, Prompt
+
+Operation = Literal["+", "-", "*"]
+
+_PEOPLE = (("Tom", "He"), ("Ben", "He"), ("Max", "He"), ("Anna", "She"), ("Mia", "She"), ("Eva", "She"))
+_THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+_SENTENCES: dict[Operation, tuple[str, ...]] = {
+    "+": ("buys {n} more", "finds {n} more", "gets {n} more"),
+    "-": ("sells {n}", "loses {n}", "gives away {n}"),
+    "*": ("then has {n} times as many",),
+}
+
+# Of every ten problems eight may serve for training, one for validation and one for testing.
+_SHARES: tuple[Split, ...] = ("val", "test", *(("train",) * 8))
+_PATIENCE = 20_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The numbers of one problem, without its words: a start and what happens to it, step by step."""
+
+    start: int
+    steps: tuple[tuple[Operation, int], ...]
+
+    @property
+    def split(self) -> Split:
+        """Where this problem belongs. It follows from the numbers alone, so splits stay apart under every seed."""
+        return _SHARES[zlib.crc32(repr((self.start, self.steps)).encode()) % len(_SHARES)]
+
+    def solve(self) -> tuple[list[str], int]:
+        """One equation a step, and the final value."""
+        lines, value = [], self.start
+        for operation, operand in self.steps:
+            result = apply(operation, value, operand)
+            lines.append(f"{value}{operation}{operand}={result}")
+            value = result
+        return lines, value
+
+
+def apply(operation: Operation, value: int, operand: int) -> int:
+    """The value after one step."""
+    if operation == "+":
+        return value + operand
+    return value - operand if operation == "-" else value * operand
+
+
+class Arithmetic(Task):
+    """Generated word problems: addition, subtraction and multiplication, step by step, in small whole numbers.
+
+    A prompt and its solution::
+
+        Tom has 12 apples. He buys 7 more. He gives away 5. How many apples now?
+
+        12+7=19
+        19-5=14
+        #### 14
+
+    Every problem differs from every other in its numbers, not only in its words, and no problem of one split is in
+    another split, whatever the seeds. No value on the way is negative or above ``max_value``.
+
+    Args:
+        seed: draws the problems. One seed gives the same problems everywhere.
+        train_size: problems of the train split.
+        val_size: problems of the validation split.
+        test_size: problems of the test split.
+        min_steps: fewest equations a problem takes.
+        max_steps: most equations a problem takes.
+        max_operand: largest number to begin with, to add or to take away.
+        max_factor: largest number to multiply with; 1 leaves multiplication out.
+        max_value: largest value on the way; it bounds how many digits the policy has to handle.
+        system_prompt: put before every prompt as the system message.
+        chat_template: a Jinja chat template in place of the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        train_size: int = 8000,
+        val_size: int = 200,
+        test_size: int = 500,
+        min_steps: int = 2,
+        max_steps: int = 3,
+        max_operand: int = 12,
+        max_factor: int = 3,
+        max_value: int = 99,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(system_prompt, chat_template)
+        self.seed = seed
+        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
+        self.min_steps = min_steps
+        self.max_steps = max_steps
+        self.max_operand = max_operand
+        self.max_factor = max_factor
+        self.max_value = max_value
+        for split, size in self.sizes.items():
+            _require(size >= 1, f"{split}_size", size, "must be at least 1")
+        _require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
+        _require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
+        _require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
+        _require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
+        _require(max_value >= max_operand, "max_value", max_value, f"must be at least max_operand, {max_operand}")
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
+        generator = random.Random(f"arithmetic/{self.seed}/{split}")
+        return [self._prompt(problem, generator) for problem in self._problems(split, generator)]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        assert prompt.solution is not None
+        return prompt.solution
+
+    def _problems(self, split: Split, generator: random.Random) -> Iterator[Problem]:
+        seen: set[Problem] = set()
+        misses = 0
+        while len(seen) < self.sizes[split]:
+            problem = self._draw(generator)
+            if problem.split == split and problem not in seen:
+                seen.add(problem)
+                misses = 0
+                yield problem
+            elif (misses := misses + 1) == _PATIENCE:
+                raise ConfigError(
+                    f"data.task.init_args.{split}_size: {self.sizes[split]} is too many, only about {len(seen)} "
+                    f"different problems of this difficulty are in the {split} split; "
+                    "ask for fewer or raise max_operand, max_value or max_steps"
+                )
+
+    def _draw(self, generator: random.Random) -> Problem:
+        start = value = generator.randint(1, self.max_operand)
+        steps: list[tuple[Operation, int]] = []
+        for _ in range(generator.randint(self.min_steps, self.max_steps)):
+            largest: dict[Operation, int] = {
+                "+": min(self.max_operand, self.max_value - value),
+                "-": min(self.max_operand, value),
+                "*": min(self.max_factor, self.max_value // max(value, 1)),
+            }
+            smallest: dict[Operation, int] = {"+": 1, "-": 1, "*": 2}
+            operation = generator.choice([op for op in smallest if smallest[op] <= largest[op]])
+            operand = generator.randint(smallest[operation], largest[operation])
+            steps.append((operation, operand))
+            value = apply(operation, value, operand)
+        return Problem(start, tuple(steps))
+
+    def _prompt(self, problem: Problem, generator: random.Random) -> Prompt:
+        name, pronoun = generator.choice(_PEOPLE)
+        things = generator.choice(_THINGS)
+        sentences = [f"{name} has {problem.start} {things}."]
+        for operation, operand in problem.steps:
+            sentences.append(f"{pronoun} {generator.choice(_SENTENCES[operation]).format(n=operand)}.")
+        sentences.append(f"How many {things} now?")
+        lines, answer = problem.solve()
+        return Prompt(
+            messages=self.messages(" ".join(sentences)),
+            answer=str(answer),
+            solution="\n".join([*lines, f"#### {answer}"]),
+        )
+
+
+def _require(holds: bool, key: str, value: int, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"data.task.init_args.{key}: {value} {rule}")

@@ -1,0 +1,271 @@
+"""One training step of GRPO against formulas written out, and each option against its absence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from transformers import AutoModelForCausalLM
+
+from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.types import ConfigError, RolloutBatch
+from grpo_lightning.verifiers import Verdict, Verifier
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same, sgd
+
+NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
+
+
+def gradient(folder: Path, path: str, data: dict[str, Any] | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], RolloutBatch, dict[str, float]]:
+    """Minus the change of the weights in one step of SGD with learning rate 1, with the step's batch and log."""
+    watch = Watch()
+    after = fit(folder, grpo(path, **NO_CLIP | options), 1, rollouts(**data or {}), callbacks=[watch])
+    before = {f"policy.model.{name}": p for name, p in AutoModelForCausalLM.from_pretrained(path).named_parameters()}
+    return {name: before[name] - tensor for name, tensor in after.items()}, watch.batches[0], watch.logged[0]
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3)
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((tensor - other[name]).abs().max().item() for name, tensor in one.items())
+
+
+def test_the_on_policy_gradient_is_reinforce_with_a_group_baseline(model_path: str, tmp_path: Path) -> None:
+    found, batch, _ = gradient(tmp_path, model_path)
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    loss = torch.zeros(())
+    for row, rollout in enumerate(batch.rollouts):
+        group = [r.reward for r in batch.rollouts[row // 4 * 4 : row // 4 * 4 + 4]]
+        mean = sum(group) / 4
+        std = (sum((reward - mean) ** 2 for reward in group) / 3) ** 0.5
+        prompt = int(batch.tokens.prompt_lengths_N[row])
+        ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
+        logprobs = model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+        chosen = logprobs.gather(-1, ids[0, prompt:, None])[:, 0]
+        # REINFORCE: the mean over rollouts of - A * d log pi, a token's share being 1 / |y|.
+        loss = loss - (rollout.reward - mean) / (std + 1e-4) * chosen.mean() / 12
+    loss.backward()
+    close(found, {f"policy.model.{name}": p.grad for name, p in model.named_parameters()})
+    assert max(tensor.abs().max() for tensor in found.values()) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"aggregation": "dapo"}, {"aggregation": "dr_grpo"}])
+def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, batch, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=100_000, **options)
+    lengths = batch.tokens.lengths_N
+    assert lengths.unique().numel() > 3, "ragged rows, or nothing is tested"
+    for budget in (1, int(lengths.max()) * 4, 77):
+        pieces = microbatches(lengths, budget)
+        assert len(pieces) > 1
+        split, _, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=budget, **options)
+        close(whole, split)
+
+
+def test_microbatches_name_every_row_once_and_keep_the_budget() -> None:
+    lengths = torch.tensor([5, 9, 1, 9, 30, 2, 2])
+    pieces = microbatches(lengths, 20)
+    assert sorted(torch.cat(pieces).tolist()) == list(range(7))
+    # By hand: 30 alone (over the budget), two of 9, then 5 2 2 1 at 5 tokens each.
+    assert [lengths[piece].tolist() for piece in pieces] == [[30], [9, 9], [5, 2, 2, 1]]
+    assert microbatches(lengths[:0], 20) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.5}, {"beta": 0.5, "kl_estimator": "k2"}, {"advantage": "none-scaled"}, {"advantage": "batch-std"},
+        {"advantage": "leave_one_out"}, {"aggregation": "dr_grpo"}, {"aggregation": "dapo"}, {"mask_truncated": True},
+        {"max_grad_norm": 0.1},
+    ],
+)  # fmt: skip
+def test_an_option_changes_the_first_step(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tiny_model("llama")
+    steps = 2 if "beta" in options else 1  # before the first step policy and reference are equal
+    data = {"sampling": SamplingParams(max_new_tokens=40)}
+    base = {"beta": 0.5} if "kl_estimator" in options else {}
+    plain = fit(tmp_path, grpo(path, **NO_CLIP | base), steps, rollouts(**data))
+    changed = fit(tmp_path, grpo(path, **NO_CLIP | options), steps, rollouts(**data))
+    assert largest_difference(plain, changed) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21}, {"ratio_level": "sequence"}, {"objective": "cispo"},
+        {"objective": "cispo", "cispo_epsilon_high": 1.0}, {"updates_per_rollout": 3}, {"minibatches_per_update": 3},
+    ],
+)  # fmt: skip
+def test_an_option_of_the_ratio_changes_a_second_update(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {"updates_per_rollout": 2, "minibatches_per_update": 2}
+    if "cispo_epsilon_high" in options:
+        base |= {"objective": "cispo"}
+    plain = fit(tmp_path, grpo(tiny_model("llama"), **base), 8)
+    changed = fit(tmp_path, grpo(tiny_model("llama"), **base | options), 8)
+    assert largest_difference(plain, changed) > 1e-6
+
+
+def test_recomputed_old_logprobs_are_the_samplers(model_path: str, tmp_path: Path) -> None:
+    kept = fit(tmp_path, grpo(model_path, updates_per_rollout=2, optimizer=sgd), 2)
+    recomputed = fit(tmp_path, grpo(model_path, updates_per_rollout=2, old_logprobs="recompute", optimizer=sgd), 2)
+    close(kept, recomputed)
+
+
+def test_the_aggregations_of_one_process_agree_with_each_other(model_path: str, tmp_path: Path) -> None:
+    dapo, _, _ = gradient(tmp_path, model_path, aggregation="dapo")
+    bnpo, _, _ = gradient(tmp_path, model_path, aggregation="bnpo")
+    close(dapo, bnpo)
+
+
+class Constant(Verifier):
+    """Rewards that differ in some groups and not in others."""
+
+    def __init__(self, letter: str = "ab") -> None:
+        super().__init__()
+        self.letter = letter
+
+    def verify(self, sample: Any) -> Verdict:
+        varied = self.letter in sample.prompt[-1]["content"]
+        return Verdict(correct=varied and len(sample.completion) % 2 == 0, format_valid=True)
+
+
+def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model_path: str, tmp_path: Path) -> None:
+    data = {"prompts_per_step": 6}
+    some, batch, logged = gradient(tmp_path, model_path, data, verifiers=[Constant()])
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    silent = int((rewards_BG == rewards_BG[:, :1]).all(1).sum())
+    assert 0 < silent < 6
+    assert logged["reward/groups_without_signal"] == pytest.approx(silent / 6)
+    # The budget of one row's tokens makes a micro-batch a row, so padding efficiency counts the rows that ran.
+    with_kl, _, kl_logged = gradient(tmp_path, model_path, data, verifiers=[Constant()], beta=1e-12)
+    close(some, with_kl)
+    assert logged["throughput/train_tokens_per_s"] > 0
+    assert kl_logged["policy/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Path) -> None:
+    nothing, _, logged = gradient(tmp_path, model_path, verifiers=[Constant("never")])
+    assert all((tensor == 0).all() for tensor in nothing.values())
+    assert logged["reward/groups_without_signal"] == 1
+    assert logged["optim/grad_norm"] == 0
+
+
+def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Path) -> None:
+    data = {"sampling": SamplingParams(max_new_tokens=30), "group_size": 8}
+    _, batch, logged = gradient(tmp_path, model_path, data, verifiers=[BrokenVerifier()], max_error_rate=1.0)
+    broken = batch.rewards_N.isnan()
+    assert 0 < broken.sum() < len(broken)
+    assert logged["reward/errors"] == pytest.approx(broken.float().mean().item())
+    assert logged["reward/mean"] == pytest.approx(batch.rewards_N[~broken].mean().item())
+    # A reward of 0 in their place would have been another gradient.
+    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == ["OSError: the checker is gone"] * int(broken.sum())
+
+
+def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(VerifierError, match=r"broke on \d+ of 12 .* model.max_error_rate=0.1 .*the checker is gone"):
+        fit(tmp_path, grpo(model_path, verifiers=[BrokenVerifier("")]), 1)
+
+
+def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, grpo(model_path, verifiers=[LetterVerifier(), Constant(""), LetterVerifier()]), 1, callbacks=[watch])
+    for rollout in watch.batches[0].rollouts:
+        assert set(rollout.rewards_by_verifier) == {"LetterVerifier", "Constant", "LetterVerifier2"}
+        assert rollout.reward == pytest.approx(sum(rollout.rewards_by_verifier.values()) / 3)
+
+
+# -- non-finite gradients ---------------------------------------------------------------------------------------------
+
+
+class Spoil(Watch):
+    """Makes the gradient of chosen steps infinite, the way an overflow would."""
+
+    def __init__(self, steps: set[int]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.count = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        parameter = pl_module.policy.trainable_parameters()[0]
+        scale = float("nan") if self.count in self.steps else 1.0
+        self.handle = parameter.register_hook(lambda grad: grad * scale)
+        self.count += 1
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.handle.remove()
+        super().on_train_batch_end(*args)
+
+
+def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_path: str, tmp_path: Path) -> None:
+    spoil = Spoil({1})
+    weights = fit(tmp_path, grpo(model_path), 3, callbacks=[spoil])
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert [logged["optim/skipped_steps"] for logged in spoil.logged] == [0, 1, 1, 1]
+    (file,) = (tmp_path / "nonfinite").glob("*.jsonl")
+    assert len(file.read_text().splitlines()) == 12
+
+
+def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"two optimizer steps running .*nonfinite"):
+        fit(tmp_path, grpo(model_path), 5, callbacks=[Spoil({1, 2})])
+
+
+# -- options that exclude each other ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "text"),
+    [
+        ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions a prompt, not 1"),
+        ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
+        ({"beta": -1.0}, {}, "model: beta must not be negative"),
+        ({"delta": 1.1}, {}, "model: delta must be above"),
+        ({"epsilon": -0.1}, {}, "model: epsilon"),
+        ({"updates_per_rollout": 0}, {}, "model.updates_per_rollout: must be at least 1"),
+        ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),
+        ({"max_grad_norm": 0.0}, {}, "model.max_grad_norm: must be above 0"),
+        ({"max_tokens_per_microbatch": 0}, {}, "model.max_tokens_per_microbatch: must be at least 1"),
+        ({"verifiers": []}, {}, "model.verifiers: give at least one"),
+        ({"beta": 0.1, "reference": "none"}, {}, "model.beta: above 0 it needs a reference"),
+        ({}, {"prompts_per_step": 0}, "data.prompts_per_step: must be at least 1"),
+        ({}, {"pass_at_k": [4], "pass_samples": 2}, "data.pass_at_k: every k must be from 1 to pass_samples"),
+    ],
+)
+def test_bad_options_are_one_sentence_before_the_model_loads(
+    tmp_path: Path, tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, module: dict, data: dict, text: str
+) -> None:
+    monkeypatch.setattr(GRPOModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match=text) as error:
+        fit(tmp_path, grpo(tiny_model("llama"), **module), 1, rollouts(**data))
+    assert "\n" not in str(error.value)
+
+
+def test_loss_scaling_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(ConfigError, match="trainer.precision: 16-mixed needs loss scaling"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, plugins=[plugin])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_lora_over_bfloat16_learns_under_each_precision(model_path: str, tmp_path: Path, precision: Any) -> None:
+    module = GRPOModule(
+        policy=PolicyConfig(path=model_path, dtype="bfloat16", lora=LoRAConfig(r=4)),
+        verifiers=[LetterVerifier()],
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    )
+    watch = Watch()
+    fit(tmp_path, module, 3, callbacks=[watch], precision=precision)
+    assert watch.logged[-1]["policy/kl"] > 0
+    assert watch.logged[-1]["optim/grad_norm"] > 0

@@ -1,0 +1,214 @@
+"""Whole runs through a real Trainer: learning, repeating, resuming, validating, several processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from grpo_lightning.algorithms import SFTModule
+from grpo_lightning.callbacks import Checkpoint
+from grpo_lightning.functional import pass_at_k
+from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.types import ConfigError
+from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, trainer
+
+LORA = LoRAConfig(r=4, alpha=8)
+
+
+def test_reward_rises(model_path: str, tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, grpo(model_path, beta=0.01), 40, rollouts(prompts_per_step=4, group_size=8), callbacks=[watch])
+    first = sum(logged["reward/mean"] for logged in watch.logged[:4]) / 4
+    last = sum(logged["reward/mean"] for logged in watch.logged[-4:]) / 4
+    assert last > first + 0.15
+
+
+def test_one_seed_repeats_and_two_differ(model_path: str, tmp_path: Path) -> None:
+    one = fit(tmp_path, grpo(model_path), 3)
+    assert same(one, fit(tmp_path, grpo(model_path), 3))
+    assert not same(one, fit(tmp_path, grpo(model_path), 3, rollouts(seed=2)))
+
+
+def test_validation_leaves_no_trace_in_the_training_run(model_path: str, tmp_path: Path) -> None:
+    without = fit(tmp_path, grpo(model_path, lora=LORA), 4)
+    watched = {"limit_val_batches": 2, "val_check_interval": 1}
+    data = rollouts(val_batch_size=4, pass_at_k=[1, 2])
+    assert same(without, fit(tmp_path, grpo(model_path, lora=LORA), 4, data, **watched))
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": LORA, "beta": 0.05}, {"updates_per_rollout": 2, "minibatches_per_update": 2}, {"scheduler": True}],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
+    model_path: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    options = dict(options)
+    if options.pop("scheduler", False):
+        options["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    steps = options.get("updates_per_rollout", 1) * options.get("minibatches_per_update", 1)
+    # 24 rows and 5 prompts a step: the run is interrupted in the middle of the second pass over the data.
+    data = {"prompts_per_step": 5, "group_size": 3}
+    validated = {"limit_val_batches": 1, "val_check_interval": 3, "enable_checkpointing": True}
+    whole = fit(tmp_path / "whole", grpo(model_path, **options), 10 * steps, rollouts(**data), **validated)
+    first = Checkpoint()
+    fit(tmp_path / "part", grpo(model_path, **options), 7 * steps, rollouts(**data), callbacks=[first], **validated)
+    resumed = fit(
+        tmp_path / "part", grpo(model_path, **options), 10 * steps, rollouts(**data),
+        ckpt_path=tmp_path / "part/checkpoints/last.ckpt", callbacks=[Checkpoint()], **validated,
+    )  # fmt: skip
+    assert same(whole, resumed)
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
+    weights = fit(tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"].keys() == weights.keys()
+    assert all("lora_" in name for name in weights)
+
+
+def test_the_checkpoint_of_another_policy_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    with pytest.raises(ConfigError, match="ckpt_path: the checkpoint is of another policy"):
+        fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_resumed_run_takes_the_learning_rate_of_its_config(
+    tiny_model: Callable[[str], str], tmp_path: Path, scheduled: bool
+) -> None:
+    scheduler = (lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5)) if scheduled else None
+    options: dict[str, Any] = {"lr_scheduler": scheduler}
+    fit(tmp_path, grpo(tiny_model("llama"), **options), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    watch = Watch()
+    options["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
+    fit(tmp_path, grpo(tiny_model("llama"), **options), 3, ckpt_path=tmp_path / "checkpoints/last.ckpt", callbacks=[watch])
+    assert watch.logged[-1]["optim/lr"] == pytest.approx(1.5e-3 if scheduled else 3e-3)
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
+    keep = Checkpoint()
+    fit(tmp_path, grpo(model_path), 6, callbacks=[keep], enable_checkpointing=True, limit_val_batches=1, val_check_interval=2)
+    assert keep.best_model_score is not None
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", Path(keep.best_model_path).name}
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"aggregation": "dapo", "beta": 0.05}, {"minibatches_per_update": 2, "advantage": "batch-std"}],
+    ids=["defaults", "dapo", "minibatches"],
+)
+def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    # Five prompts for two processes: the shares differ, and no count is a multiple of another.
+    data = {"prompts_per_step": 5, "val_batch_size": 8}
+    run: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 1.0, "val_check_interval": 2}
+    if "minibatches_per_update" in options:
+        # Which rows share a minibatch depends on the shares; only the number of steps and finiteness can be compared.
+        options = options | {"optimizer": adam}
+    results = []
+    for name, devices in (("one", 1), ("two", 2)):
+        parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
+        keep = Checkpoint(every_n_train_steps=1)
+        pl.seed_everything(0, verbose=False)
+        lightning = trainer(tmp_path / name, 4, callbacks=[keep], **run, **parallel)
+        lightning.fit(grpo(model_path, **options), datamodule=rollouts(**data))
+        checkpoint = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        results.append((checkpoint["state_dict"], checkpoint["global_step"]))
+    (one, steps), (two, other_steps) = results
+    assert steps == other_steps == 4
+    for name, tensor in one.items():
+        assert torch.isfinite(two[name]).all()
+        if "minibatches_per_update" not in options:
+            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class See(pl.Callback):
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            seen.append(batch)
+
+    data = rollouts(val_batch_size=7, pass_at_k=[1, 2, 4], pass_samples=5)
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(grpo(model_path), datamodule=data)
+    single = [rollout for batch in seen for rollout in batch.single.rollouts]
+    assert len(single) == 24
+    assert metrics["val/accuracy"] == pytest.approx(sum(r.verdict.correct for r in single) / 24)
+    assert metrics["val/length_mean"] == pytest.approx(sum(len(r.completion.token_ids) for r in single) / 24)
+    groups = [b.sampled.rollouts[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
+    for k in (1, 2, 4):
+        expected = sum(pass_at_k(5, sum(r.verdict.correct for r in group), k) for group in groups) / 24
+        assert metrics[f"val/pass@{k}"] == pytest.approx(expected)
+    assert {len(group) for group in groups} == {5}
+
+
+def test_broken_verdicts_do_not_count_as_wrong(model_path: str, tmp_path: Path) -> None:
+    module = grpo(model_path, verifiers=[BrokenVerifier()])
+    (metrics,) = trainer(tmp_path, 1).test(module, datamodule=rollouts(val_sampling=SamplingParams(max_new_tokens=30)))
+    assert 0 < metrics["test/errors"] < 1
+    assert metrics["test/format_valid"] == 1
+
+
+@pytest.mark.parametrize(("samples", "correct", "k"), [(5, 2, 1), (5, 2, 3), (8, 0, 4), (8, 8, 1), (6, 5, 2)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_one(samples: int, correct: int, k: int) -> None:
+    from itertools import combinations
+
+    subsets = list(combinations([True] * correct + [False] * (samples - correct), k))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    with pytest.raises(ValueError, match="pass_at_k needs"):
+        pass_at_k(samples, correct, samples + 1)
+
+
+# -- SFT --------------------------------------------------------------------------------------------------------------
+
+
+def sft(path: str, **options: Any) -> SFTModule:
+    return SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, **options)
+
+
+def test_sft_learns_the_solutions_and_only_their_tokens(model_path: str, tmp_path: Path) -> None:
+    module, watch = sft(model_path), Watch()
+    fit(tmp_path, module, 60, callbacks=[watch])
+    assert watch.logged[0]["policy/loss"] > 2
+    assert watch.logged[-1]["policy/loss"] < 0.3
+    tokens = watch.batches[0]
+    (ids,) = {tuple(tokens.ids_NL[row, p : p + 5].tolist()) for row, p in enumerate(tokens.prompt_lengths_N.tolist())}
+    assert module.policy.tokenizer.decode(ids) == "eeee<|im_end|>"
+    logprobs_NT, _ = module.policy.logprobs(tokens)
+    expected = -logprobs_NT.sum() / 15
+    assert watch.logged[-1]["policy/loss"] == pytest.approx(expected.item(), abs=0.3)
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(module, datamodule=rollouts())
+    assert math.isclose(metrics["val/length_mean"], 5)
+
+
+def test_the_sft_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=100_000), 3)
+    split = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=50), 3)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(split[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_sft_needs_solutions(model_path: str, tmp_path: Path) -> None:
+    class NoSolutions(ToyTask):
+        def prompts(self, split: Any) -> Any:
+            return [type(p)(p.messages, p.answer) for p in super().prompts(split)]
+
+    with pytest.raises(ConfigError, match="NoSolutions has a row without a worked solution"):
+        fit(tmp_path, sft(model_path), 1, RolloutDataModule(NoSolutions()))
