@@ -34,8 +34,9 @@ def token_logprobs(
     ``z = W h + b``, ``p = softmax(z / temperature)``, ``logprob = log p_y`` and ``H = - sum_v p_v log p_v``; with
     ``softcap``, ``z = softcap * tanh((W h + b) / softcap)`` (Gemma 2, arXiv 2408.00118).
 
-    The rows are worked off in chunks of ``chunk_size`` (``None``: as many as make 64 MiB of logits), so the memory
-    needed does not grow with ``M``, forward or backward. The gradients, with ``dL/d logprob = g`` and ``dL/dH = g_H``:
+    The rows are worked off in chunks of ``chunk_size`` (``None``: as many as make 64 MiB of logits), so beyond the
+    gradient of ``hidden_MD`` the memory needed does not grow with ``M``. The gradients, with ``dL/d logprob = g`` and
+    ``dL/dH = g_H``:
 
         ``dL/d(z / temperature)_v = g (1[v = y] - p_v) - g_H p_v (log p_v + H)``
 
