@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -17,6 +19,7 @@ import grpo_lightning.algorithms
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
 from grpo_lightning.tasks.base import check_gold
@@ -41,6 +44,17 @@ CALLBACKS = {
     "predictions": "PredictionWriter",
 }
 """Callbacks that every run has, by the config key that holds their options."""
+
+
+BESIDE_THE_POINT = (
+    "LightningCLI's args parameter is intended to run from within Python",  # as we do
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
+    "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
+    ".*does not have many workers.*",  # the loader hands over prompts; the work is in the rollout
+    ".*is not supported by the model summary.*",
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+)
+"""Warnings that a user can do nothing about."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -92,6 +106,10 @@ class GRPOCLI(LightningCLI):
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
             config.trainer.logger = _tensorboard(run_dir)
+        callbacks = config.trainer.callbacks or []
+        if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in c.class_path for c in callbacks):
+            bar = Namespace(class_path="grpo_lightning.callbacks.StepProgressBar", init_args=Namespace())
+            config.trainer.callbacks = [*callbacks, bar]
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
@@ -137,6 +155,8 @@ class GRPOCLI(LightningCLI):
 def run(args: Sequence[str]) -> GRPOCLI:
     """Parse ``args`` and do what they say."""
     _show_log()
+    for message in BESIDE_THE_POINT:
+        warnings.filterwarnings("ignore", message=message)
     args = list(args)
     if args[0] == "check":
         return _check(args[1:])
@@ -162,7 +182,7 @@ def _cli(args: list[str], run: bool = True) -> GRPOCLI:
         seed_everything_default=42,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        parser_kwargs={"parser_mode": "yaml"},
+        parser_class=SentenceParser,
         args=args,
         run=run,
     )
@@ -187,8 +207,6 @@ def _check(args: list[str]) -> GRPOCLI:
 
 
 def _tensorboard(run_dir: Path) -> Any:
-    from jsonargparse import Namespace
-
     return Namespace(
         class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
         init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),

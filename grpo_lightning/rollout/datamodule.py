@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,7 +15,7 @@ from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
 from grpo_lightning.rollout.batch import right_padded, score, token_rows
 from grpo_lightning.rollout.engine import generate
-from grpo_lightning.rollout.loader import EncodedPrompts, EvalSampler, PromptBatch, PromptLoader, StepSampler
+from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
@@ -140,22 +140,18 @@ class RolloutDataModule(pl.LightningDataModule):
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
 
-    def train_dataloader(self) -> PromptLoader:
-        prompts = self._prompts["train"]
-        return PromptLoader(prompts, StepSampler(len(prompts), self.prompts_per_step, self.seed, *self._ranks))
+    def train_dataloader(self) -> TrainLoader:
+        self._train_loader = TrainLoader(self._prompts["train"], self.prompts_per_step, self.seed, *self._ranks)
+        return self._train_loader
 
-    def val_dataloader(self) -> PromptLoader:
-        return self._eval_loader("val")
+    def val_dataloader(self) -> EvalLoader:
+        return EvalLoader(self._prompts["val"], "val", self.val_batch_size, *self._ranks)
 
-    def test_dataloader(self) -> PromptLoader:
-        return self._eval_loader("test")
+    def test_dataloader(self) -> EvalLoader:
+        return EvalLoader(self._prompts["test"], "test", self.val_batch_size, *self._ranks)
 
-    def predict_dataloader(self) -> PromptLoader:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: Split) -> PromptLoader:
-        prompts = self._prompts[split]
-        return PromptLoader(prompts, EvalSampler(split, len(prompts), self.val_batch_size, *self._ranks))
+    def predict_dataloader(self) -> EvalLoader:
+        return self.test_dataloader()
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -170,7 +166,7 @@ class RolloutDataModule(pl.LightningDataModule):
             made: Any = self.demonstrations(batch)
         else:
             made = self.rollout(batch, self.group_size, self.sampling)
-        cast(StepSampler, cast(PromptLoader, self.trainer.train_dataloader).sampler).step += 1
+        self._train_loader.step += 1
         return made
 
     def rollout(self, batch: PromptBatch, group_size: int, sampling: SamplingParams) -> RolloutBatch:
@@ -216,7 +212,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """A few training prompts, the same on every call, without moving on in the training set."""
         prompts = self._prompts["train"]
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return prompts[[(f"sample/{row}", row) for row in order[:count]]]
+        return prompts.batch({f"sample/{row}": row for row in order[:count]})
 
     @property
     def _module(self) -> Any:

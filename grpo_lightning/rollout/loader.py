@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.models.tokenizer import encode_prompt
+from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.types import ConfigError, Prompt
 
 
@@ -33,8 +33,8 @@ class PromptBatch:
         return self
 
 
-class EncodedPrompts(Dataset[PromptBatch]):
-    """Tokenised prompts; indexed by a list of ``(key, row)`` pairs, it gives a whole batch.
+class EncodedPrompts:
+    """The tokenised prompts of a split.
 
     Args:
         prompts: the rows of a split.
@@ -65,87 +65,76 @@ class EncodedPrompts(Dataset[PromptBatch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: list[tuple[str, int]]) -> PromptBatch:
-        rows = [self.rows[row] for _, row in places]
-        return PromptBatch([prompt for prompt, _ in rows], [ids for _, ids in rows], [key for key, _ in places])
+    def batch(self, rows: Mapping[str, int]) -> PromptBatch:
+        """The named rows, as ``{key: row}``."""
+        chosen = [self.rows[row] for row in rows.values()]
+        return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows))
 
 
-class StepSampler(DistributedSampler[Any]):
-    """The prompts of every training step, from (seed, step) alone.
+class TrainLoader:
+    """The prompts of every training step, from (seed, step) alone; its place goes into checkpoints.
 
     The rows are shuffled anew on every pass, the passes are laid end to end, and each step takes the next
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
-    turn, so a step means the same on one device and on several. It is a ``DistributedSampler`` only so that
-    Lightning leaves it in place.
+    turn, so a step means the same on one device and on several.
+
+    It is no torch ``DataLoader``: there is nothing for workers to do, and Lightning would put samplers of its own in.
 
     Args:
-        rows: number of rows.
+        prompts: of the training split.
         prompts_per_step: of all ranks together.
         seed: of the shuffling.
         rank: this process.
         ranks: number of processes.
     """
 
-    def __init__(self, rows: int, prompts_per_step: int, seed: int, rank: int, ranks: int) -> None:
-        self.rows = rows
+    def __init__(self, prompts: EncodedPrompts, prompts_per_step: int, seed: int, rank: int, ranks: int) -> None:
+        self.prompts = prompts
         self.prompts_per_step = prompts_per_step
         self.seed = seed
         self.rank = rank
-        self.num_replicas = ranks
+        self.ranks = ranks
         self.step = 0
+        self._pass: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
         """Steps in one pass, the last of which may straddle two."""
-        return -(-self.rows // self.prompts_per_step)
+        return -(-len(self.prompts) // self.prompts_per_step)
 
-    def __iter__(self) -> Iterator[list[tuple[str, int]]]:
-        """The steps left of the pass that ``self.step`` is in."""
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """The steps left of the pass that :attr:`step`, the number of steps done, is in."""
         for step in range(self.step, (self.step // len(self) + 1) * len(self)):
-            yield [
-                (f"train/{step}/{place}", self._row(step * self.prompts_per_step + place))
-                for place in range(self.rank, self.prompts_per_step, self.num_replicas)
-            ]
+            places = range(self.rank, self.prompts_per_step, self.ranks)
+            rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
+            yield self.prompts.batch(rows)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning's call; the step says it all."""
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
 
     def _row(self, place: int) -> int:
-        generator = torch.Generator().manual_seed(self.seed + place // self.rows)
-        if getattr(self, "_shuffled_for", None) != place // self.rows:
-            self._shuffled_for = place // self.rows
-            self._order = torch.randperm(self.rows, generator=generator).tolist()
-        return int(self._order[place % self.rows])
+        number, within = divmod(place, len(self.prompts))
+        if self._pass is None or self._pass[0] != number:
+            generator = torch.Generator().manual_seed(row_seed(self.seed, "pass", number))
+            self._pass = number, torch.randperm(len(self.prompts), generator=generator).tolist()
+        return self._pass[1][within]
 
 
-class EvalSampler(DistributedSampler[Any]):
+class EvalLoader:
     """Every row once, in order, dealt out to the ranks in turn; no row twice, as padding to even shares would have it."""
 
-    def __init__(self, split: str, rows: int, batch_size: int, rank: int, ranks: int) -> None:
+    def __init__(self, prompts: EncodedPrompts, split: str, batch_size: int, rank: int, ranks: int) -> None:
+        self.prompts = prompts
         self.split = split
-        self.mine = range(rank, rows, ranks)
         self.batch_size = batch_size
+        self.mine = range(rank, len(prompts), ranks)
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[str, int]]]:
+    def __iter__(self) -> Iterator[PromptBatch]:
         for start in range(0, len(self.mine), self.batch_size):
-            yield [(f"{self.split}/{row}", row) for row in self.mine[start : start + self.batch_size]]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning's call; the order is fixed."""
-
-
-class PromptLoader(DataLoader[PromptBatch]):
-    """A loader whose sampler makes the batches, and whose place in the training set goes into checkpoints."""
-
-    def __init__(self, prompts: EncodedPrompts, sampler: StepSampler | EvalSampler) -> None:
-        # With a generator of its own, starting an iteration draws nothing from the global random state.
-        super().__init__(prompts, batch_size=None, sampler=sampler, generator=torch.Generator())
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.sampler.step} if isinstance(self.sampler, StepSampler) else {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if isinstance(self.sampler, StepSampler):
-            self.sampler.step = state["step"]
+            rows = self.mine[start : start + self.batch_size]
+            yield self.prompts.batch({f"{self.split}/{row}": row for row in rows})

@@ -1,0 +1,130 @@
+"""A progress bar in optimizer steps, with what one wants to see of an RL run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm.auto import tqdm
+
+SHOWN = {
+    "reward/mean": "reward",
+    "reward/correct": "correct",
+    "policy/kl": "kl",
+    "policy/loss": "loss",
+    "val/accuracy": "val_accuracy",
+}
+"""Curves shown beside the bar, and what they are called there; the loss only where there is no reward."""
+
+
+class StepProgressBar(ProgressBar):
+    """One bar over all optimizer steps of ``fit``, and one over the batches of validation, test and predict.
+
+    Where the output is no terminal (a log file), a line is written every ``log_interval_s`` seconds.
+
+    Args:
+        log_interval_s: seconds between updates outside of a terminal.
+    """
+
+    def __init__(self, log_interval_s: float = 10.0) -> None:
+        super().__init__()
+        self.log_interval_s = log_interval_s
+        self._enabled = True
+        self._bar: tqdm | None = None
+        self._eval_bar: tqdm | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        tqdm.write(" ".join(map(str, args)))
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._bar = self._new("train", total, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown(trainer), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown(trainer))
+            self._bar.close()
+            self._bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        for bar in (self._bar, self._eval_bar):
+            if bar is not None:
+                bar.close()
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Inside of fit, validation is a pause of the one bar there is.
+        if self._bar is None:
+            self._start_evaluation("validate", trainer.num_val_batches)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self._advance_evaluation()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_evaluation()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_evaluation("test", trainer.num_test_batches)
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self._advance_evaluation()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_evaluation()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_evaluation("predict", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        self._advance_evaluation()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_evaluation()
+
+    # -- bars -------------------------------------------------------------------------------------------------------
+
+    def _new(self, name: str, total: int | None, done: int = 0) -> tqdm:
+        terminal = sys.stderr.isatty()
+        return tqdm(
+            desc=name, total=total, initial=done, unit="step" if name == "train" else "batch",
+            disable=not self._enabled, dynamic_ncols=terminal,
+            mininterval=0.1 if terminal else self.log_interval_s, maxinterval=10.0 if terminal else self.log_interval_s,
+        )  # fmt: skip
+
+    def _start_evaluation(self, name: str, batches: Any) -> None:
+        self._eval_bar = self._new(name, int(sum(batches)))
+
+    def _advance_evaluation(self) -> None:
+        if self._eval_bar is not None:
+            self._eval_bar.update()
+
+    def _end_evaluation(self) -> None:
+        if self._eval_bar is not None:
+            self._eval_bar.close()
+            self._eval_bar = None
+
+    def _shown(self, trainer: pl.Trainer) -> dict[str, str]:
+        metrics = trainer.callback_metrics
+        return {
+            label: f"{float(metrics[name]):.3f}"
+            for name, label in SHOWN.items()
+            if name in metrics and not (label == "loss" and "reward/mean" in metrics)
+        }
