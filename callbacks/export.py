@@ -21,5 +21,5 @@ class PolicyExport(pl.Callback):
         self.enabled = enabled
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.enabled and trainer.is_global_zero and not trainer.fast_dev_run:
+        if self.enabled and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             pl_module.policy.save_pretrained(Path(trainer.default_root_dir) / "policy", merged=self.merged)

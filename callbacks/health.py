@@ -39,9 +39,7 @@ class HealthCheck(pl.Callback):
                 for line in preflight(batch, self.truncated):
                     log.log(*line)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not isinstance(batch, RolloutBatch):
             return
         metrics = trainer.callback_metrics
@@ -77,8 +75,8 @@ def preflight(batch: RolloutBatch, truncated: float) -> list[tuple[int, str]]:
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(batch)} completions of {len(groups)} prompts: {lengths[0]} to {lengths[-1]} tokens, median "
-            f"{lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
+            f"preflight: {len(batch)} completions of {len(groups)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
+            f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
             f"{batch.max_new_tokens}",
         ),
         (
@@ -106,6 +104,6 @@ def _no_signal(mean_reward: float) -> str:
     if mean_reward >= 0.99:
         return "the policy solves these prompts already: take a harder task"
     return (
-        "raise data.group_size or data.sampling.temperature, take easier prompts, or start from a policy that has learned "
-        "the answer format (SFTModule)"
+        "raise data.group_size or data.sampling.temperature, take easier prompts, or start from a policy that has "
+        "learned the answer format (SFTModule)"
     )

@@ -107,7 +107,9 @@ class GRPOCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             config.trainer.logger = _tensorboard(run_dir)
         callbacks = config.trainer.callbacks or []
-        if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in c.class_path for c in callbacks):
+        if config.trainer.enable_progress_bar is not False and not any(
+            "ProgressBar" in c.class_path for c in callbacks
+        ):
             bar = Namespace(class_path="grpo_lightning.callbacks.StepProgressBar", init_args=Namespace())
             config.trainer.callbacks = [*callbacks, bar]
 
@@ -142,10 +144,8 @@ class GRPOCLI(LightningCLI):
                     f"warm_start: {policy}, which this run started from, is gone: name another policy in "
                     "model.init_args.policy.path and set warm_start to null"
                 )
-            run(
-                ["fit", "--config", config.warm_start, "--run_dir", str(policy.parent)]
-                + ["--seed_everything", str(config.seed_everything)]
-            )
+            seed = str(config.seed_everything)
+            run(["fit", "--config", config.warm_start, "--run_dir", str(policy.parent), "--seed_everything", seed])
             pl.seed_everything(config.seed_everything, workers=True, verbose=False)
         config.model.init_args.policy.path = str(policy)
         config.model.init_args.policy.init = "pretrained"

@@ -28,7 +28,7 @@ class SentenceParser(LightningArgumentParser):
 
 
 def sentence(message: str, names: list[str]) -> str:
-    """The key and the reasons out of one of jsonargparse's error texts, with the nearest of ``names`` if one is near."""
+    """The key and the reasons out of one of jsonargparse's error texts, and the nearest of ``names`` if one is near."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     keys = [found[1] for line in lines if (found := _KEY.match(line))]
     reasons = [line for line in lines if line and not _BESIDE.match(line) and not _KEY.match(line)]
@@ -44,7 +44,7 @@ def _names() -> list[str]:
     import inspect
 
     from grpo_lightning.algorithms.base import PolicyModule
-    from grpo_lightning.models.policy import LoRAConfig, PolicyConfig
+    from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
     from grpo_lightning.rollout.datamodule import RolloutDataModule
     from grpo_lightning.rollout.sampling import SamplingParams
     from grpo_lightning.tasks.base import Task
@@ -58,4 +58,5 @@ def _names() -> list[str]:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
+    children: list[type] = base.__subclasses__()
+    return children + [cls for child in children for cls in _subclasses(child)]

@@ -165,9 +165,7 @@ class TokenRows:
         return replace(chosen, ids_NL=chosen.ids_NL[:, :width])
 
     def to(self, device: torch.device) -> TokenRows:
-        return TokenRows(
-            self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device)
-        )
+        return TokenRows(self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,16 @@ TEMPLATE = (
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens behind a few special ones: any text encodes, and any ids decode."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|x3|>", "<|x4|>", "<|x5|>", "<|im_start|>", "<|im_end|>"]
+    special = [
+        "<|pad|>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<|x3|>",
+        "<|x4|>",
+        "<|x5|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
     vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -88,14 +88,17 @@ def test_tensorboard_gets_the_curves(lfm: dict[str, str], tmp_path: Path) -> Non
     events = EventAccumulator(str(run))
     events.Reload()
     curves = set(events.Tags()["scalars"])
-    wanted = """
-        reward/mean reward/std reward/correct reward/format_valid reward/errors reward/groups_without_signal
-        completion/length_mean completion/length_max completion/truncated policy/loss policy/kl policy/entropy
-        policy/clip_fraction policy/ratio_max policy/update_kl advantage/std advantage/abs_mean optim/lr optim/grad_norm
-        time/rollout_s time/verify_s time/reference_s time/update_s throughput/rollout_tokens_per_s
-        throughput/train_tokens_per_s throughput/padding_efficiency val/accuracy val/format_valid val/pass@1 val/pass@2
-    """.split()
-    assert set(wanted) <= curves
+    wanted = {
+        "reward": "mean std correct format_valid errors groups_without_signal",
+        "completion": "length_mean length_max truncated",
+        "policy": "loss kl entropy clip_fraction ratio_max update_kl sampler_gap",
+        "advantage": "std abs_mean",
+        "optim": "lr grad_norm skipped_steps",
+        "time": "rollout_s verify_s reference_s update_s",
+        "throughput": "rollout_tokens_per_s train_tokens_per_s padding_efficiency",
+        "val": "accuracy format_valid pass@1 pass@2",
+    }
+    assert {f"{group}/{name}" for group, names in wanted.items() for name in names.split()} <= curves
     # Two training steps; a validation before the first of them and after each.
     assert [event.step for event in events.Scalars("reward/mean")] == [0, 1]
     assert len(events.Scalars("val/accuracy")) == 3
@@ -173,7 +176,9 @@ def test_a_warm_start_trains_first_and_is_not_repeated_on_resume(tmp_path: Path)
     main([*base, *few(tmp_path / "runs")])
     run = only_run(tmp_path / "runs", "quickstart")
     warm = run / "warm_start"
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["policy"]["path"] == str(warm / "policy")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["policy"]["path"] == str(
+        warm / "policy"
+    )
     start = AutoModelForCausalLM.from_pretrained(warm / "policy")
     end = AutoModelForCausalLM.from_pretrained(run / "policy")
     moved = [(a - b).abs().max().item() for a, b in zip(start.parameters(), end.parameters(), strict=True)]
@@ -247,7 +252,9 @@ def test_help_and_version_load_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for subcommand in ("fit", "validate", "test", "predict", "check"):
         assert f"  {subcommand} " in done.stdout
-    version = subprocess.run([sys.executable, "-m", "grpo_lightning", "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [sys.executable, "-m", "grpo_lightning", "--version"], capture_output=True, text=True, check=True
+    )
     assert version.stdout.startswith("grpo-lightning 0.")
 
 
@@ -256,7 +263,11 @@ def test_the_options_of_fit_are_a_decision(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])
     out = capsys.readouterr().out
-    ours = {line.split()[0].removeprefix("--").split(".")[0].strip(",") for line in out.splitlines() if line.startswith("  --")}
+    ours = {
+        line.split()[0].removeprefix("--").split(".")[0].strip(",")
+        for line in out.splitlines()
+        if line.startswith("  --")
+    }
     assert ours == {
         "seed_everything", "trainer", "model", "data", "run_dir", "warm_start", "ckpt_path", "weights_only",
         "checkpoint", "health_check", "summary", "export", "predictions", "print_config", "config",

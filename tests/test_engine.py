@@ -67,7 +67,10 @@ def test_sampled_logprobs_are_those_of_the_training_pass(model_path: str, lora: 
         own = logprobs_NT[row, : len(completion.token_ids)]
         torch.testing.assert_close(own, torch.tensor(completion.logprobs), atol=1e-4, rtol=1e-4)
         # Truncation only takes alternatives away, so the token drawn was at least as probable as before.
-        assert all(after >= before - 1e-6 for after, before in zip(completion.sampling_logprobs, completion.logprobs, strict=True))
+        assert all(
+            after >= before - 1e-6
+            for after, before in zip(completion.sampling_logprobs, completion.logprobs, strict=True)
+        )
     assert any(c.sampling_logprobs != c.logprobs for c in completions)
 
 
@@ -111,7 +114,13 @@ def test_rollouts_do_not_run_the_adapter_and_leave_no_trace_in_the_weights(model
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     second = generate(policy, PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12)))
     assert first == second
-    plain = generate(Policy(PolicyConfig(path=model_path, dtype="bfloat16")), PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12)))
+    plain = generate(
+        Policy(PolicyConfig(path=model_path, dtype="bfloat16")),
+        PROMPTS,
+        4,
+        SamplingParams(max_new_tokens=8),
+        list(range(12)),
+    )
     assert plain != first, "the merged adapter should have changed what is sampled"
 
 
@@ -150,7 +159,10 @@ def kept(logits_NV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
         (SamplingParams(top_k=3), [TopKLogitsWarper(3)]),
         (SamplingParams(top_p=0.6), [TopPLogitsWarper(0.6)]),
         (SamplingParams(min_p=0.3), [MinPLogitsWarper(0.3)]),
-        (SamplingParams(top_k=5, top_p=0.7, min_p=0.1), [TopKLogitsWarper(5), TopPLogitsWarper(0.7), MinPLogitsWarper(0.1)]),
+        (
+            SamplingParams(top_k=5, top_p=0.7, min_p=0.1),
+            [TopKLogitsWarper(5), TopPLogitsWarper(0.7), MinPLogitsWarper(0.1)],
+        ),
     ],
 )
 def test_truncation_keeps_what_transformers_keeps(params: SamplingParams, warpers: list) -> None:
@@ -163,9 +175,7 @@ def test_truncation_keeps_what_transformers_keeps(params: SamplingParams, warper
     drawn = draw(logits_NV, torch.full((5,), 0.4), params)
     expected = warped.log_softmax(-1).gather(-1, drawn.tokens_N[:, None])[:, 0]
     torch.testing.assert_close(drawn.sampling_logprobs_N, expected)
-    torch.testing.assert_close(
-        drawn.logprobs_N, logits_NV.log_softmax(-1).gather(-1, drawn.tokens_N[:, None])[:, 0]
-    )
+    torch.testing.assert_close(drawn.logprobs_N, logits_NV.log_softmax(-1).gather(-1, drawn.tokens_N[:, None])[:, 0])
 
 
 def test_draws_have_the_frequencies_of_the_softmax() -> None:
@@ -203,7 +213,18 @@ def test_rows_have_random_numbers_of_their_own() -> None:
     both = uniforms([5, 6], 8)
     assert torch.equal(uniforms([6], 8)[0], both[1])
     assert not torch.equal(both[0], both[1])
-    assert len({row_seed(seed, f"train/{step}/{place}", member) for seed in (0, 1) for step in range(9) for place in range(9) for member in range(9)}) == 2 * 9**3
+    assert (
+        len(
+            {
+                row_seed(seed, f"train/{step}/{place}", member)
+                for seed in (0, 1)
+                for step in range(9)
+                for place in range(9)
+                for member in range(9)
+            }
+        )
+        == 2 * 9**3
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,6 +245,8 @@ def test_values_out_of_range_name_their_key(params: SamplingParams, text: str) -
 
 def test_validation_takes_length_and_stops_from_training() -> None:
     train = SamplingParams(max_new_tokens=7, stop=["x"])
-    assert SamplingParams(temperature=0).filled_from(train) == SamplingParams(temperature=0, max_new_tokens=7, stop=["x"])
+    assert SamplingParams(temperature=0).filled_from(train) == SamplingParams(
+        temperature=0, max_new_tokens=7, stop=["x"]
+    )
     own = SamplingParams(max_new_tokens=3, stop=[])
     assert own.filled_from(train) == own

@@ -17,12 +17,14 @@ from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.types import ConfigError, RolloutBatch
 from grpo_lightning.verifiers import Verdict, Verifier
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same, sgd
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
 
-def gradient(folder: Path, path: str, data: dict[str, Any] | None = None, **options: Any) -> tuple[dict[str, torch.Tensor], RolloutBatch, dict[str, float]]:
+def gradient(
+    folder: Path, path: str, data: dict[str, Any] | None = None, **options: Any
+) -> tuple[dict[str, torch.Tensor], RolloutBatch, dict[str, float]]:
     """Minus the change of the weights in one step of SGD with learning rate 1, with the step's batch and log."""
     watch = Watch()
     after = fit(folder, grpo(path, **NO_CLIP | options), 1, rollouts(**data or {}), callbacks=[watch])
@@ -102,7 +104,8 @@ def test_an_option_changes_the_first_step(
 @pytest.mark.parametrize(
     "options",
     [
-        {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21}, {"ratio_level": "sequence"}, {"objective": "cispo"},
+        {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21}, {"ratio_level": "sequence"},
+        {"objective": "cispo"},
         {"objective": "cispo", "cispo_epsilon_high": 1.0}, {"updates_per_rollout": 3}, {"minibatches_per_update": 3},
     ],
 )  # fmt: skip
@@ -170,7 +173,9 @@ def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Pat
     assert logged["reward/errors"] == pytest.approx(broken.float().mean().item())
     assert logged["reward/mean"] == pytest.approx(batch.rewards_N[~broken].mean().item())
     # A reward of 0 in their place would have been another gradient.
-    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == ["OSError: the checker is gone"] * int(broken.sum())
+    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == ["OSError: the checker is gone"] * int(
+        broken.sum()
+    )
 
 
 def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path: Path) -> None:
@@ -244,7 +249,12 @@ def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) ->
     ],
 )
 def test_bad_options_are_one_sentence_before_the_model_loads(
-    tmp_path: Path, tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, module: dict, data: dict, text: str
+    tmp_path: Path,
+    tiny_model: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: dict,
+    data: dict,
+    text: str,
 ) -> None:
     monkeypatch.setattr(GRPOModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError, match=text) as error:
@@ -254,7 +264,7 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
 
 def test_loss_scaling_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(ConfigError, match="trainer.precision: 16-mixed needs loss scaling"):
+    with pytest.raises(ConfigError, match=r"trainer.precision: 16-mixed needs loss scaling"):
         fit(tmp_path, grpo(tiny_model("llama")), 1, plugins=[plugin])
 
 

@@ -118,7 +118,9 @@ def test_without_a_kl_no_reference_is_kept(model_path: str) -> None:
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def test_adapters_are_float32_over_a_bfloat16_base_and_reach_every_linear_layer(tiny_model: Callable[[str], str]) -> None:
+def test_adapters_are_float32_over_a_bfloat16_base_and_reach_every_linear_layer(
+    tiny_model: Callable[[str], str],
+) -> None:
     policy = Policy(PolicyConfig(path=tiny_model("lfm2"), dtype="bfloat16", lora=LoRAConfig(r=4)))
     dtypes = {"lora_" in name: parameter.dtype for name, parameter in policy.named_parameters()}
     assert dtypes == {False: torch.bfloat16, True: torch.float32}
@@ -201,7 +203,7 @@ def test_a_template_of_the_task_takes_the_tokenizers_place(model_path: str, tmp_
     bare = tiny_tokenizer()
     bare.chat_template = None
     bare.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="no chat template: give data.task.init_args.chat_template"):
+    with pytest.raises(ConfigError, match=r"no chat template: give data.task.init_args.chat_template"):
         load_tokenizer(str(tmp_path))
 
 
@@ -224,7 +226,8 @@ def test_the_exported_folder_loads_as_usual_and_generates_the_same(model_path: s
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == policy.tokenizer.chat_template
     for prompt in PROMPTS:
         ids = loaded.generate(
-            input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=policy.terminators, pad_token_id=0
+            input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False,
+            eos_token_id=policy.terminators, pad_token_id=0,
         )  # fmt: skip
         assert ids[0, len(prompt) :].tolist() == transformers_greedy(policy, prompt, 12)
     again = Policy(PolicyConfig(path=str(tmp_path)))

@@ -71,7 +71,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
 
 
 def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
-    weights = fit(tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    weights = fit(
+        tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[Checkpoint()], enable_checkpointing=True
+    )
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == weights.keys()
     assert all("lora_" in name for name in weights)
@@ -92,15 +94,32 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
     fit(tmp_path, grpo(tiny_model("llama"), **options), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
     watch = Watch()
     options["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
-    fit(tmp_path, grpo(tiny_model("llama"), **options), 3, ckpt_path=tmp_path / "checkpoints/last.ckpt", callbacks=[watch])
+    fit(
+        tmp_path,
+        grpo(tiny_model("llama"), **options),
+        3,
+        ckpt_path=tmp_path / "checkpoints/last.ckpt",
+        callbacks=[watch],
+    )
     assert watch.logged[-1]["optim/lr"] == pytest.approx(1.5e-3 if scheduled else 3e-3)
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
     keep = Checkpoint()
-    fit(tmp_path, grpo(model_path), 6, callbacks=[keep], enable_checkpointing=True, limit_val_batches=1, val_check_interval=2)
+    fit(
+        tmp_path,
+        grpo(model_path),
+        6,
+        callbacks=[keep],
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=2,
+    )
     assert keep.best_model_score is not None
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", Path(keep.best_model_path).name}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        Path(keep.best_model_path).name,
+    }
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
 
 
@@ -147,7 +166,9 @@ def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_p
             seen.append(batch)
 
     data = rollouts(val_batch_size=7, pass_at_k=[1, 2, 4], pass_samples=5)
-    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(grpo(model_path), datamodule=data)
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(
+        grpo(model_path), datamodule=data
+    )
     single = [rollout for batch in seen for rollout in batch.single.rollouts]
     assert len(single) == 24
     assert metrics["val/accuracy"] == pytest.approx(sum(r.verdict.correct for r in single) / 24)

@@ -73,7 +73,12 @@ def grpo(path: str, **options: Any) -> GRPOModule:
 
 
 def rollouts(**options: Any) -> RolloutDataModule:
-    defaults = {"task": ToyTask(), "prompts_per_step": 3, "group_size": 4, "sampling": SamplingParams(max_new_tokens=16)}
+    defaults = {
+        "task": ToyTask(),
+        "prompts_per_step": 3,
+        "group_size": 4,
+        "sampling": SamplingParams(max_new_tokens=16),
+    }
     return RolloutDataModule(**defaults | {"seed": 1} | options)
 
 
@@ -97,7 +102,7 @@ def fit(
 
 
 def attach(folder: Path, module: Any, data: RolloutDataModule | None = None) -> RolloutDataModule:
-    """Load the module's policy and connect module, data and trainer without training: what the first step starts from."""
+    """Load the module's policy and connect module, data and trainer, without training."""
     data = data or rollouts()
     pl.seed_everything(0, verbose=False)
     trainer(folder, 0).fit(module, datamodule=data)

@@ -20,8 +20,9 @@ from torch import Tensor
 from grpo_lightning.algorithms.evaluation import Evaluation
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.models.policy import Policy, PolicyConfig, length_mask
-from grpo_lightning.rollout.datamodule import EvalBatch
+from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.policy import Policy, length_mask
+from grpo_lightning.rollout.datamodule import EvalBatch, RolloutDataModule
 from grpo_lightning.rollout.records import record
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
@@ -92,6 +93,11 @@ class PolicyModule(pl.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.skipped_steps = 0
         self._skipped_last = False
+
+    @property
+    def data(self) -> RolloutDataModule:
+        """The data module of the run."""
+        return cast(RolloutDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +188,8 @@ class PolicyModule(pl.LightningModule):
             metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum(), 0)
         if not chunks:
             metrics.add("policy/loss", 0, 1)
-            self.manual_backward(sum((0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()), 0.0))
+            nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
+            self.manual_backward(nothing.sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
 
     def _apply_gradient(
@@ -253,7 +260,7 @@ class PolicyModule(pl.LightningModule):
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = Evaluation(self.trainer.datamodule.pass_at_k, self.device)
+        self._evaluation = Evaluation(self.data.pass_at_k, self.device)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self._evaluation.update(batch)

@@ -113,7 +113,7 @@ class GRPOModule(PolicyModule):
         super().__init__(*args, **kwargs)
         self.beta = beta
         self.kl_estimator = kl_estimator
-        self.clip = {
+        self.clip: dict[str, Any] = {
             "epsilon": epsilon,
             "epsilon_high": epsilon_high,
             "delta": delta,
@@ -141,7 +141,14 @@ class GRPOModule(PolicyModule):
         one = torch.zeros(1, 1)
         try:
             policy_loss(
-                one, one, one, one.bool(), ref_logprobs_NT=one, beta=self.beta, kl_estimator=self.kl_estimator, **self.clip
+                one,
+                one,
+                one,
+                one.bool(),
+                ref_logprobs_NT=one,
+                beta=self.beta,
+                kl_estimator=self.kl_estimator,
+                **self.clip,
             )
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
@@ -154,7 +161,7 @@ class GRPOModule(PolicyModule):
         """Check what the objective asks of the data, before the model is loaded."""
         if stage != "fit":
             return
-        data = self.trainer.datamodule
+        data = self.data
         if data.group_size < 2:
             raise ConfigError(
                 f"data.group_size: an advantage relative to the group needs at least 2 completions a prompt, not "

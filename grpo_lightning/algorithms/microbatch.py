@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -27,5 +26,3 @@ def microbatches(lengths_N: Tensor, max_tokens: int) -> list[Tensor]:
         cuts.append(order_N[start : start + rows])
         start += rows
     return cuts
-
-

@@ -1,5 +1,6 @@
 """Policies: causal language models with tokenizer, adapter and reference."""
 
-from grpo_lightning.models.policy import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
+from grpo_lightning.models.policy import Policy
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig"]

@@ -12,7 +12,9 @@ from grpo_lightning.types import Completion, Prompt, Rollout, Sample, TokenRows,
 from grpo_lightning.verifiers.base import Verifier, judge
 
 
-def score(verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Rollout]:
+def score(
+    verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Rollout]:
     """Judge every completion with every verifier.
 
     With several verifiers the reward is the mean of theirs, and a completion is correct (or format-valid) if all of

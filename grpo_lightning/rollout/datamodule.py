@@ -216,7 +216,9 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @property
     def _module(self) -> Any:
-        assert self.trainer is not None, "the data module needs a Trainer: its rollouts are those of the Trainer's module"
+        assert self.trainer is not None, (
+            "the data module needs a Trainer: its rollouts are those of the Trainer's module"
+        )
         return self.trainer.lightning_module
 
     @property

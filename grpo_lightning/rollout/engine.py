@@ -63,7 +63,7 @@ class _Decoder:
         lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=lm.device)
         width = int(lengths_B.max())
         ids_BP = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=lm.device)
-        # Left padding keeps the rows' last tokens aligned. Without padding no mask is needed, and its kernels are faster.
+        # Left padding keeps the rows' last tokens aligned. Without any, no mask is needed, and its kernels are faster.
         self.padded = bool((lengths_B != width).any())
         mask_BL = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long, device=lm.device)
         mask_BL[:, :width] = torch.arange(width, device=lm.device) >= width - lengths_B[:, None]

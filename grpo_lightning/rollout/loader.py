@@ -57,8 +57,8 @@ class EncodedPrompts:
             encoded = [(prompt, ids) for prompt, ids in encoded if len(ids) <= (max_tokens or 0)]
             if not encoded:
                 raise ConfigError(
-                    f"data.max_prompt_tokens: all {len(long)} prompts are longer than {max_tokens} tokens (the shortest "
-                    f"has {min(long)}): raise it, or set data.overlong to truncate-left"
+                    f"data.max_prompt_tokens: all {len(long)} prompts are longer than {max_tokens} tokens (the "
+                    f"shortest has {min(long)}): raise it, or set data.overlong to truncate-left"
                 )
         self.rows = [(prompt, ids[-max_tokens:] if max_tokens else ids) for prompt, ids in encoded]
 
@@ -123,7 +123,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every row once, in order, dealt out to the ranks in turn; no row twice, as padding to even shares would have it."""
+    """Every row once, in order, dealt out to the ranks in turn; none twice, as padding to even shares would have it."""
 
     def __init__(self, prompts: EncodedPrompts, split: str, batch_size: int, rank: int, ranks: int) -> None:
         self.prompts = prompts

@@ -146,7 +146,7 @@ def _read_csv(file: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
     return rows

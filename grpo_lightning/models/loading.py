@@ -1,0 +1,117 @@
+"""What a policy is loaded from, and the loading itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from grpo_lightning.types import ConfigError
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685) through peft. The adapters stay in float32 over a bfloat16 base.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by ``alpha / r``.
+        target_modules: ``all-linear`` (every linear layer but the head), or a list of module names. A list made for
+            Llama adapts only a part of a hybrid such as LFM2.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicyConfig:
+    """How to load the policy.
+
+    Args:
+        path: hub name or local folder of a transformers model, or of a peft adapter (then the adapter goes on
+            training).
+        revision: branch, tag or commit of a hub model.
+        dtype: of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
+            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
+        init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
+        lora: train low-rank adapters over frozen weights; ``None`` trains all weights.
+        reference: the frozen policy of the KL term. ``auto`` is ``none`` where nobody asks for a KL, ``adapter-off``
+            for a fresh LoRA (the base itself, no copy), ``snapshot`` for an adapter that was loaded, and ``copy``
+            without LoRA.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    lora: LoRAConfig | None = None
+    reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
+    gradient_checkpointing: bool = False
+
+    def validate(self) -> None:
+        """Find what is wrong with the options before anything is loaded.
+
+        Raises:
+            ConfigError: options that exclude each other.
+        """
+        is_adapter = (Path(self.path) / "adapter_config.json").is_file()
+        has_lora = self.lora is not None or is_adapter
+        if is_adapter and self.lora is not None:
+            raise ConfigError(
+                f"model.policy.lora: {self.path} is an adapter already, which goes on training: leave lora out"
+            )
+        if self.reference in ("adapter-off", "snapshot") and not has_lora:
+            raise ConfigError(f"model.policy.reference: {self.reference} needs LoRA; without it use auto or copy")
+        if self.reference == "copy" and has_lora:
+            raise ConfigError(
+                "model.policy.reference: with LoRA use adapter-off or snapshot, which need no second model"
+            )
+        if self.lora is not None and self.lora.r < 1:
+            raise ConfigError(f"model.policy.lora.r: must be at least 1, not {self.lora.r}")
+
+
+def load_model(config: PolicyConfig) -> tuple[Any, bool]:
+    """The model, with LoRA where asked for, and whether its adapter came from disk."""
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attn_implementation}
+    path, adapter = config.path, None
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import PeftConfig
+
+        adapter, path = path, str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    try:
+        if config.init == "random":
+            architecture = AutoConfig.from_pretrained(path, revision=config.revision)
+            lm = AutoModelForCausalLM.from_config(architecture, **options)
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    if adapter is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(lm, adapter, is_trainable=True), True
+    if config.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            target_modules=config.lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(lm, lora), False
+    return lm.requires_grad_(True), False

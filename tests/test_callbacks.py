@@ -1,0 +1,144 @@
+"""What the callbacks of every run say, write and do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from grpo_lightning.callbacks import HealthCheck, PolicyExport, PredictionWriter, RunSummary, StepProgressBar
+from grpo_lightning.callbacks.health import preflight
+from grpo_lightning.models import LoRAConfig
+from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, TokenRows, Verdict
+from tests.test_grpo import Constant
+from tests.toy import Watch, fit, grpo, rollouts, same, trainer
+
+
+def batch_of(rows: list[tuple[float, FinishReason]], group_size: int = 2) -> RolloutBatch:
+    made = [
+        Rollout(
+            Prompt([]), Completion([1] * (index + 1), "", reason, [], []),
+            Verdict(reward == 1, True, error="gone" if math.isnan(reward) else None), reward,
+        )
+        for index, (reward, reason) in enumerate(rows)
+    ]  # fmt: skip
+    nothing = torch.zeros(len(rows))
+    tokens = TokenRows(nothing[:, None].long(), nothing.long(), nothing.long())
+    return RolloutBatch(made, group_size, tokens, nothing[:, None], nothing, 1.0, 9, {})
+
+
+STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "unwanted"),
+    [
+        ([(1.0, STOP), (0.0, STOP)], ["1 of 1 groups have a signal", "100% ended"], ["raise", "broke"]),
+        ([(0.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: raise"], ["no group"]),
+        ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: raise data.group_size"], ["truncated:"]),
+        ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take a harder task"], ["raise"]),
+        ([(float("nan"), STOP), (1.0, STOP)], ["a verifier broke on 1 completions, first: gone"], []),
+    ],
+)  # fmt: skip
+def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list[str], unwanted: list[str]) -> None:
+    text = "\n".join(line for _, line in preflight(batch_of(rows), 0.5))
+    assert all(part in text for part in wanted)
+    assert not any(part in text for part in unwanted)
+    assert "1 to 2 tokens" in text
+
+
+def test_the_health_check_runs_before_the_first_step_and_changes_nothing(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = fit(tmp_path, grpo(model_path), 2)
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        checked = fit(tmp_path, grpo(model_path), 2, callbacks=[HealthCheck(prompts=2)])
+    assert same(plain, checked)
+    assert "preflight: 8 completions of 2 prompts" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path), 1, callbacks=[HealthCheck(prompts=0)])
+    assert "preflight" not in caplog.text
+
+
+@pytest.mark.parametrize(("patience", "alarmed"), [(2, True), (5, False)])
+def test_alarms_ring_after_so_many_steps_in_a_row(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, patience: int, alarmed: bool
+) -> None:
+    data = rollouts(sampling=SamplingParams(max_new_tokens=2))
+    module = grpo(model_path, verifiers=[Constant("never")])
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        fit(tmp_path, module, 3, data, callbacks=[HealthCheck(prompts=0, patience=patience)])
+    truncated = f"were truncated in each of the last {patience} steps: raise data.sampling.max_new_tokens above 2"
+    assert (truncated in caplog.text) is alarmed
+    assert (f"in the last {patience} steps, so there was nothing to learn" in caplog.text) is alarmed
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path), 3, data, callbacks=[HealthCheck(prompts=0, patience=patience, truncated=1.0)])
+    assert "truncated" not in caplog.text
+
+
+def test_the_summary_tells_before_and_after_and_where_everything_is(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 3}
+    plain = fit(tmp_path, grpo(model_path), 3, **options)
+    watch = Watch()
+    capsys.readouterr()
+    told = fit(tmp_path, grpo(model_path), 3, callbacks=[RunSummary(), PolicyExport(), watch], **options)
+    assert same(plain, told), "validating first leaves no trace"
+    out = capsys.readouterr().out
+    (before,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(grpo(model_path), datamodule=rollouts())
+    last = f"{watch.logged[-1]['reward/mean']:.3f}"
+    assert f"accuracy    {before['val/accuracy']:.3f} -> " in out
+    assert f"reward      {watch.logged[0]['reward/mean']:.3f} -> {last}" in out
+    assert f"policy      {tmp_path}/policy" in out
+    fit(tmp_path, grpo(model_path), 3, callbacks=[RunSummary(validate_first=False)], **options)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
+    first, _, last = line.removeprefix("accuracy").split()[:3]
+    assert first == last, "without the validation before the first step there is one value only"
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [({}, {"adapter_config.json"}), ({"merged": True}, {"config.json"}), ({"enabled": False}, set())],
+)
+def test_export_writes_what_it_is_asked_to(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, bool], files: set[str]
+) -> None:
+    fit(tmp_path, grpo(tiny_model("lfm2"), lora=LoRAConfig(r=2)), 1, callbacks=[PolicyExport(**options)])
+    written = {path.name for path in (tmp_path / "policy").glob("*")}
+    assert files <= written
+    assert bool(written) is bool(files)
+    if options.get("merged"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+
+
+def test_predictions_hold_every_completion_with_its_verdict(model_path: str, tmp_path: Path) -> None:
+    data = rollouts(val_batch_size=10, pass_at_k=[2])
+    trainer(tmp_path, 1, callbacks=[PredictionWriter("out.jsonl")]).predict(grpo(model_path), datamodule=data)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 * 3, "one greedy and two sampled completions of each of 24 prompts"
+    assert all(row["answer"] == "e" and row["reward"] is not None and row["tokens"] >= 1 for row in rows)
+
+
+def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = StepProgressBar(log_interval_s=0.0)
+    options = {"enable_progress_bar": True, "limit_val_batches": 1, "val_check_interval": 1}
+    fit(tmp_path, grpo(model_path, updates_per_rollout=2), 4, callbacks=[bar], **options)
+    err = capsys.readouterr().err
+    assert "4/4" in err
+    assert "reward=" in err.split("4/4")[-1]
+    assert "val_accuracy=" in err.split("4/4")[-1]
+    trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
+    assert "test: 100%" in capsys.readouterr().err

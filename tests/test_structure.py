@@ -1,0 +1,72 @@
+"""The shape of the project: import direction, light imports, file sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "grpo_lightning"
+
+# A file imports only from packages named before its own.
+ORDER = [
+    "types",
+    "functional",
+    "verifiers",
+    "tasks",
+    "models",
+    "rollout",
+    "algorithms",
+    "parser",
+    "runs",
+    "cli",
+    "__main__",
+]
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
+
+
+def imports(file: Path) -> set[str]:
+    """The modules of the project that a file imports, with those inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if name.split(".")[0] == "grpo_lightning" and name != "grpo_lightning"}
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    parts = {name.split(".")[1] for name in imports(file)}
+    if file.parent.name == "callbacks":
+        assert parts <= {"types"}
+        return
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert not parts
+        return
+    assert all(ORDER.index(part) <= ORDER.index(own) for part in parts), f"{file} imports {sorted(parts)}"
+
+
+def test_the_tests_of_direction_see_the_imports() -> None:
+    assert "grpo_lightning.models.policy" in imports(PACKAGE / "algorithms/base.py")
+
+
+@pytest.mark.parametrize("module", ["grpo_lightning.verifiers", "grpo_lightning.tasks", "grpo_lightning.types"])
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'datasets', 'sympy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_fit_in_one_sitting(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 350
