@@ -41,6 +41,13 @@ class Checkpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
         super().setup(trainer, pl_module, stage)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing."""
+        if self._should_save_on_exception(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            if trainer.is_global_zero:
+                print(f"\ninterrupted at step {trainer.global_step}: go on with --ckpt_path {self.last_model_path}")
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""
         if not self._should_skip_saving_checkpoint(trainer):

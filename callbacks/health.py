@@ -34,7 +34,7 @@ class HealthCheck(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.prompts and pl_module.learns_from == "rollouts" and trainer.global_step == 0:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            batch = data.rollout(data.sample_prompts(self.prompts), data.group_size, data.sampling)
+            batch = data.collector.rollouts(data.sample_prompts(self.prompts), data.group_size, data.sampling)
             if trainer.is_global_zero:
                 for line in preflight(batch, self.truncated):
                     log.log(*line)

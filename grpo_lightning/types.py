@@ -21,7 +21,7 @@ This module imports no torch: verifiers and tasks use it and must import in mill
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
@@ -75,13 +75,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a verifier sees of one completion."""
+    """What a verifier sees of one completion.
+
+    Args:
+        prompt: the chat so far, or a plain text.
+        completion: the text, without special tokens.
+        answer: the gold answer.
+        metadata: the other columns of the prompt's row.
+        finish_reason: why the completion ended.
+        token_ids: the completion's tokens, the terminator included; ``None`` where only the text is known.
+    """
 
     prompt: str | list[dict[str, str]]
     completion: str
     answer: Any = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     finish_reason: FinishReason = FinishReason.STOP
+    token_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,9 @@ class Verdict:
         feedback: one or two sentences for a second attempt. Never contains the gold answer.
         score: a reward of its own, in place of the verifier's three values.
         error: why no judgement was possible; ``None`` when there was one.
+        abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
+            sample that no verifier has a say on is an error.
+        parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
     """
 
     correct: bool
@@ -104,6 +117,13 @@ class Verdict:
     feedback: str = ""
     score: float | None = None
     error: str | None = None
+    abstained: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def judged(self) -> bool:
+        """Whether this is a judgement, and has a reward."""
+        return self.error is None and not self.abstained
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion with its verdict and reward; ``reward`` is NaN where a verifier broke."""
+    """A completion with its verdict and reward; ``reward`` is NaN where a verifier broke.
+
+    Args:
+        prompt: the row it answers.
+        completion: as sampled.
+        verdict: of all verifiers together.
+        reward: of all verifiers together.
+        rewards_by_verifier: by the names of the verifiers and of their parts, NaN where there is none. The names are
+            the same for every rollout of a run.
+    """
 
     prompt: Prompt
     completion: Completion
@@ -169,6 +198,35 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
+class RefinementRound:
+    """Further attempts at prompts that failed, made after the verifier's feedback.
+
+    Args:
+        rollouts: ``K`` attempts.
+        parents: for each the row of the attempt before it: of the batch, or of the round before.
+        groups: for each the group, that is the prompt, it belongs to.
+        tokens: what the attempt is trained under: the whole conversation so far, or the prompt alone.
+        logprobs_NT: the sampler's log-probs of the attempts, under the whole conversation.
+        rewards_N: NaN where a verifier broke.
+    """
+
+    rollouts: list[Rollout]
+    parents: list[int]
+    groups: list[int]
+    tokens: TokenRows
+    logprobs_NT: Tensor
+    rewards_N: Tensor
+
+    def to(self, device: torch.device) -> RefinementRound:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            logprobs_NT=self.logprobs_NT.to(device),
+            rewards_N=self.rewards_N.to(device),
+        )
+
+
+@dataclass(frozen=True)
 class RolloutBatch:
     """The rollouts of one step, as objects and as tensors. Row ``n`` belongs to group ``n // group_size``.
 
@@ -182,6 +240,7 @@ class RolloutBatch:
         temperature: of the sampling, which the training pass repeats.
         max_new_tokens: the cap on completions.
         seconds: how long the phases took, by name.
+        refinements: rounds of further attempts, if any.
     """
 
     rollouts: list[Rollout]
@@ -192,6 +251,7 @@ class RolloutBatch:
     temperature: float
     max_new_tokens: int
     seconds: Mapping[str, float]
+    refinements: tuple[RefinementRound, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -202,4 +262,5 @@ class RolloutBatch:
             tokens=self.tokens.to(device),
             logprobs_NT=self.logprobs_NT.to(device),
             rewards_N=self.rewards_N.to(device),
+            refinements=tuple(one.to(device) for one in self.refinements),
         )

@@ -169,11 +169,11 @@ def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_p
     (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(
         grpo(model_path), datamodule=data
     )
-    single = [rollout for batch in seen for rollout in batch.single.rollouts]
+    single = [rollout for batch in seen for rollout in batch.single]
     assert len(single) == 24
     assert metrics["val/accuracy"] == pytest.approx(sum(r.verdict.correct for r in single) / 24)
     assert metrics["val/length_mean"] == pytest.approx(sum(len(r.completion.token_ids) for r in single) / 24)
-    groups = [b.sampled.rollouts[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
+    groups = [b.sampled[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
     for k in (1, 2, 4):
         expected = sum(pass_at_k(5, sum(r.verdict.correct for r in group), k) for group in groups) / 24
         assert metrics[f"val/pass@{k}"] == pytest.approx(expected)

@@ -22,7 +22,8 @@ from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
-from grpo_lightning.rollout.datamodule import EvalBatch, RolloutDataModule
+from grpo_lightning.rollout.collector import EvalBatch
+from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
@@ -260,7 +261,12 @@ class PolicyModule(pl.LightningModule):
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device)
+        refinement = self.data.refinement
+        refined = None
+        if refinement is not None and refinement.val_feedback != "none":
+            told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
+            refined = f"accuracy_after_{told}"
+        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self._evaluation.update(batch)
@@ -279,8 +285,7 @@ class PolicyModule(pl.LightningModule):
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The completions of a batch with their verdicts, as plain records."""
-        rollouts = [*batch.single.rollouts, *(batch.sampled.rollouts if batch.sampled else [])]
-        return [record(rollout) for rollout in rollouts]
+        return [record(rollout) for rollout in [*batch.single, *(batch.sampled or [])]]
 
     def _log_evaluation(self, split: str) -> None:
         for name, value in self._evaluation.compute().items():

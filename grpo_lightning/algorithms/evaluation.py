@@ -8,8 +8,8 @@ import torch
 from torchmetrics import MeanMetric
 
 from grpo_lightning.functional import pass_at_k
-from grpo_lightning.rollout.datamodule import EvalBatch
-from grpo_lightning.types import FinishReason, RolloutBatch
+from grpo_lightning.rollout.collector import EvalBatch
+from grpo_lightning.types import FinishReason, Rollout
 
 
 class Evaluation:
@@ -20,15 +20,19 @@ class Evaluation:
     Args:
         ks: the k of each pass@k.
         device: where the sums live.
+        refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
     """
 
-    def __init__(self, ks: Sequence[int], device: torch.device) -> None:
+    def __init__(self, ks: Sequence[int], device: torch.device, refined: str | None = None) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
-        self.means = {name: MeanMetric(nan_strategy="error").to(device) for name in names}
+        self.refined = refined
+        self.means = {
+            name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
+        }
 
     def update(self, batch: EvalBatch) -> None:
-        for rollout in batch.single.rollouts:
+        for rollout in batch.single:
             self._see("errors", rollout.verdict.error is not None)
             self._see("length_mean", len(rollout.completion.token_ids))
             self._see("truncated", rollout.completion.finish_reason is FinishReason.LENGTH)
@@ -36,21 +40,23 @@ class Evaluation:
                 self._see("accuracy", rollout.verdict.correct)
                 self._see("format_valid", rollout.verdict.format_valid)
                 self._see("reward", rollout.reward)
+        for rollout in batch.refined or []:
+            if self.refined and rollout.verdict.error is None:
+                self._see(self.refined, rollout.verdict.correct)
         if batch.sampled is not None:
-            self._see_groups(batch.sampled)
+            for start in range(0, len(batch.sampled), batch.group_size):
+                self._see_group(batch.sampled[start : start + batch.group_size])
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """The means that have at least one value, over all ranks."""
+        """The means, over all ranks."""
         return {name: mean.compute() for name, mean in self.means.items()}
 
-    def _see_groups(self, batch: RolloutBatch) -> None:
-        for start in range(0, len(batch), batch.group_size):
-            verdicts = [rollout.verdict for rollout in batch.rollouts[start : start + batch.group_size]]
-            judged = [verdict for verdict in verdicts if verdict.error is None]
-            correct = sum(verdict.correct for verdict in judged)
-            for k in self.ks:
-                if len(judged) >= k:
-                    self._see(f"pass@{k}", pass_at_k(len(judged), correct, k))
+    def _see_group(self, group: Sequence[Rollout]) -> None:
+        judged = [rollout.verdict for rollout in group if rollout.verdict.error is None]
+        correct = sum(verdict.correct for verdict in judged)
+        for k in self.ks:
+            if len(judged) >= k:
+                self._see(f"pass@{k}", pass_at_k(len(judged), correct, k))
 
     def _see(self, name: str, value: float) -> None:
         self.means[name].update(float(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.rows import LearningRows, learning_rows
 from grpo_lightning.functional import (
     AdvantageKind,
     Aggregation,
@@ -18,7 +19,6 @@ from grpo_lightning.functional import (
     Objective,
     RatioLevel,
     aggregate,
-    group_advantages,
     has_signal,
     kl_divergence,
     masked_std,
@@ -37,16 +37,20 @@ class _Targets:
     """What the update works towards; all of it is fixed before the first optimizer step.
 
     Args:
-        advantages_N: 0 where there is nothing to learn.
-        counted_N: rows that the loss is divided by: scored ones, with or without signal.
-        learned_N: those of them that contribute a gradient.
-        reference_NT: the reference's log-probs; ``None`` without KL.
+        rows: the attempts, with their advantages.
+        counted_M: rows that the loss is divided by: scored ones, with or without signal.
+        learned_M: those of them that contribute a gradient.
+        reference_MT: the reference's log-probs; ``None`` without KL.
+        temperature: of the log-probs.
+        max_new_tokens: the cap on completions.
     """
 
-    advantages_N: Tensor
-    counted_N: Tensor
-    learned_N: Tensor
-    reference_NT: Tensor | None
+    rows: LearningRows
+    counted_M: Tensor
+    learned_M: Tensor
+    reference_MT: Tensor | None
+    temperature: float
+    max_new_tokens: int
 
 
 class GRPOModule(PolicyModule):
@@ -85,6 +89,7 @@ class GRPOModule(PolicyModule):
         "advantage/std", "advantage/abs_mean",
         "completion/length_mean", "completion/truncated",
         "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap",
+        "refinement/correct", "refinement/attempts", "reward/correct_after_refinement",
         "time/rollout_s", "time/verify_s", "time/reference_s",
         "throughput/rollout_tokens_per_s",
     )  # fmt: skip
@@ -178,52 +183,44 @@ class GRPOModule(PolicyModule):
         with self.timed(metrics, "reference"):
             targets = self._targets(batch, metrics)
         with self.timed(metrics, "update"):
-            self._update(batch, targets, metrics)
-        self._measure_update(batch, metrics)
+            self._update(targets, metrics)
+        self._measure_update(targets, metrics)
         self.log_step(metrics)
 
     def _targets(self, batch: RolloutBatch, metrics: StepMetrics) -> _Targets:
-        rewards_BG = batch.rewards_N.view(-1, batch.group_size)
         batch_std = self._batch_std(batch.rewards_N) if self.advantage == "batch-std" else None
-        advantages_BG = group_advantages(rewards_BG, kind=self.advantage, batch_std=batch_std)
-        signal_B = has_signal(advantages_BG)
+        rows = learning_rows(batch, self.advantage, batch_std, self.data.refinement)
+        signal_B = has_signal(rows.advantages_M[: len(batch)].view(-1, batch.group_size))
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
-        advantages_N = advantages_BG.flatten()
-        counted_N = ~batch.rewards_N.isnan()
-        metrics.add_masked("advantage/abs_mean", advantages_N.abs(), counted_N)
-        metrics.add("advantage/std", masked_std(advantages_N, counted_N), 1)
-        if self.mask_truncated:
-            counted_N = counted_N & ~_truncated(batch)
-        learned_N = counted_N & (advantages_N != 0) if self.beta == 0 else counted_N
-        reference_NT = self._pass_over(batch, learned_N, reference=True) if self.beta > 0 else None
-        return _Targets(advantages_N, counted_N, learned_N, reference_NT)
+        metrics.add_masked("advantage/abs_mean", rows.advantages_M.abs(), rows.scored_M)
+        metrics.add("advantage/std", masked_std(rows.advantages_M, rows.scored_M), 1)
+        counted_M = rows.scored_M & ~rows.truncated_M if self.mask_truncated else rows.scored_M
+        learned_M = counted_M & (rows.advantages_M != 0) if self.beta == 0 else counted_M
+        targets = _Targets(rows, counted_M, learned_M, None, batch.temperature, batch.max_new_tokens)
+        if self.beta > 0:
+            targets = replace(targets, reference_MT=self._pass_over(targets, learned_M, reference=True))
+        return targets
 
-    def _update(self, batch: RolloutBatch, targets: _Targets, metrics: StepMetrics) -> None:
+    def _update(self, targets: _Targets, metrics: StepMetrics) -> None:
         on_policy = self.updates_per_rollout == self.minibatches_per_update == 1
-        old_NT = batch.logprobs_NT
+        old_MT = None if on_policy else targets.rows.logprobs_MT
         if not on_policy and self.old_logprobs == "recompute":
-            old_NT = self._pass_over(batch, targets.learned_N)
+            old_MT = self._pass_over(targets, targets.learned_M)
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
         generator = torch.Generator().manual_seed(self.global_step)
         for epoch in range(self.updates_per_rollout):
-            order_N = torch.arange(len(batch))
+            order_M = torch.arange(len(targets.rows))
             if self.minibatches_per_update > 1:
-                order_N = torch.randperm(len(batch), generator=generator)
-            for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
-                first = epoch == part == 0
-                self._optimizer_step(batch, targets, rows, None if on_policy else old_NT, metrics, first)
+                order_M = torch.randperm(len(targets.rows), generator=generator)
+            for part, rows in enumerate(torch.tensor_split(order_M.to(self.device), self.minibatches_per_update)):
+                self._optimizer_step(targets, rows, old_MT, metrics, first=epoch == part == 0)
 
     def _optimizer_step(
-        self,
-        batch: RolloutBatch,
-        targets: _Targets,
-        minibatch: Tensor,
-        old_NT: Tensor | None,
-        metrics: StepMetrics,
-        first: bool,
+        self, targets: _Targets, minibatch: Tensor, old_MT: Tensor | None, metrics: StepMetrics, first: bool
     ) -> None:
-        counted = minibatch[targets.counted_N[minibatch]]
-        tokens_here = batch.tokens.completion_lengths_N[counted].sum()
+        all_rows = targets.rows
+        counted = minibatch[targets.counted_M[minibatch]]
+        tokens_here = all_rows.tokens.completion_lengths_N[counted].sum()
         sequences, tokens = self.all_ranks_sum(len(counted), tokens_here)
         if self.aggregation == "bnpo":
             # Each rank by its own tokens; the gradients of the ranks are then averaged.
@@ -231,55 +228,60 @@ class GRPOModule(PolicyModule):
 
         def loss(rows: Tensor, logprobs_NT: Tensor, entropy_NT: Tensor, mask_NT: Tensor) -> Tensor:
             width = logprobs_NT.shape[1]
-            terms = policy_loss(
-                logprobs_NT,
-                None if old_NT is None else old_NT[rows, :width],
-                targets.advantages_N[rows],
-                mask_NT,
-                ref_logprobs_NT=None if targets.reference_NT is None else targets.reference_NT[rows, :width],
-                beta=self.beta,
-                kl_estimator=self.kl_estimator,
-                **self.clip,
-            )
-            if targets.reference_NT is not None:
+            inputs: dict[str, Any] = {
+                "logprobs_NT": logprobs_NT,
+                "old_logprobs_NT": None if old_MT is None else old_MT[rows, :width],
+                "advantages_N": all_rows.advantages_M[rows],
+                "mask_NT": mask_NT,
+                "ref_logprobs_NT": None if targets.reference_MT is None else targets.reference_MT[rows, :width],
+                "beta": self.beta,
+                "kl_estimator": self.kl_estimator,
+            }
+            terms = policy_loss(**inputs, **self.clip)
+            loss_NT, distilled_N1 = terms.loss_NT, all_rows.distilled_M[rows, None]
+            if distilled_N1.any():
+                shaped = policy_loss(**inputs, objective="shaped")
+                loss_NT = torch.where(distilled_N1, shaped.loss_NT, loss_NT)
+            sampled_NT = mask_NT & ~distilled_N1
+            if targets.reference_MT is not None:
                 metrics.add_masked("policy/kl", terms.kl_NT, mask_NT)
-            metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), mask_NT)
-            metrics.see("policy/ratio_max", terms.ratio_NT.max())
+            metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
+            metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
             if first:
-                gap_NT = (logprobs_NT.detach() - batch.logprobs_NT[rows, :width]).abs()
-                metrics.add_masked("policy/sampler_gap", gap_NT, mask_NT)
+                gap_NT = (logprobs_NT.detach() - all_rows.logprobs_MT[rows, :width]).abs()
+                metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
             return aggregate(
-                terms.loss_NT,
+                loss_NT,
                 mask_NT,
                 aggregation=self.aggregation,
                 sequences=max(sequences, 1),
                 tokens=max(tokens, 1),
-                max_tokens=batch.max_new_tokens,
+                max_tokens=targets.max_new_tokens,
             )
 
-        learned = minibatch[targets.learned_N[minibatch]]
-        self.optimizer_step_on(batch.tokens, learned, loss, metrics, batch.temperature, batch.rollouts)
+        learned = minibatch[targets.learned_M[minibatch]]
+        self.optimizer_step_on(all_rows.tokens, learned, loss, metrics, targets.temperature, all_rows.rollouts)
 
     # -- passes without gradient ------------------------------------------------------------------------------------
 
-    def _pass_over(self, batch: RolloutBatch, rows_N: Tensor, reference: bool = False) -> Tensor:
-        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
-        logprobs_NT = torch.zeros_like(batch.logprobs_NT)
-        rows = rows_N.nonzero()[:, 0]
+    def _pass_over(self, targets: _Targets, rows_M: Tensor, reference: bool = False) -> Tensor:
+        """``logprobs_MT`` of the policy, or the reference, on some rows; 0 on the others."""
+        tokens = targets.rows.tokens
+        logprobs_MT = torch.zeros_like(targets.rows.logprobs_MT)
+        rows = rows_M.nonzero()[:, 0]
         with torch.no_grad():
-            for index in microbatches(batch.tokens.lengths_N[rows], self.max_tokens_per_microbatch):
-                part, _ = self.policy.logprobs(batch.tokens.select(rows[index]), batch.temperature, reference)
-                logprobs_NT[rows[index], : part.shape[1]] = part
-        return logprobs_NT
+            for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch):
+                part, _ = self.policy.logprobs(tokens.select(rows[index]), targets.temperature, reference)
+                logprobs_MT[rows[index], : part.shape[1]] = part
+        return logprobs_MT
 
-    def _measure_update(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
+    def _measure_update(self, targets: _Targets, metrics: StepMetrics) -> None:
         """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rollouts: a forward pass is dear."""
-        rows_N = torch.zeros(len(batch), dtype=torch.bool, device=self.device)
-        rows_N[:: max(1, min(16, len(batch)))] = True
-        new_NT = self._pass_over(batch, rows_N)[rows_N]
-        mask_NT = length_mask(batch.tokens.completion_lengths_N)[rows_N]
+        rows_M = ~targets.rows.distilled_M & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
+        new_NT = self._pass_over(targets, rows_M)[rows_M]
+        mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_M]
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
-        kl_NT = kl_divergence(batch.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
+        kl_NT = kl_divergence(targets.rows.logprobs_MT[rows_M], new_NT, "k3", mask_NT)
         metrics.add_masked("policy/update_kl", kl_NT, mask_NT)
 
     def _batch_std(self, rewards_N: Tensor) -> Tensor:
@@ -306,20 +308,30 @@ class GRPOModule(PolicyModule):
         lengths_N = batch.tokens.completion_lengths_N
         metrics.add("completion/length_mean", lengths_N.sum(), len(batch))
         metrics.see("completion/length_max", lengths_N.max())
-        metrics.add("completion/truncated", _truncated(batch).sum(), len(batch))
+        truncated = sum(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts)
+        metrics.add("completion/truncated", truncated, len(batch))
+        if batch.refinements:
+            self._log_refinement(batch, metrics)
         for phase, seconds in batch.seconds.items():
             metrics.add(f"time/{phase}_s", seconds, 1)
         metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), batch.seconds["rollout"])
-        rate = self.all_ranks_sum(len(errors), len(verdicts))
+        errors += [r.verdict.error for one in batch.refinements for r in one.rollouts if r.verdict.error is not None]
+        attempts = len(verdicts) + sum(len(one.rollouts) for one in batch.refinements)
+        rate = self.all_ranks_sum(len(errors), attempts)
         if rate[0] > self.max_error_rate * rate[1]:
             raise VerifierError(
                 f"a verifier broke on {rate[0]:.0f} of {rate[1]:.0f} completions, more than model.max_error_rate="
                 f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
             )
 
-
-def _truncated(batch: RolloutBatch) -> Tensor:
-    return torch.tensor(
-        [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts],
-        device=batch.rewards_N.device,
-    )
+    def _log_refinement(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
+        """First attempts apart from what came after the feedback."""
+        solved = [rollout.verdict.correct for rollout in batch.rollouts]
+        roots = list(range(len(batch)))
+        for one in batch.refinements:
+            roots = [roots[parent] for parent in one.parents]
+            for root, rollout in zip(roots, one.rollouts, strict=True):
+                solved[root] = solved[root] or rollout.verdict.correct
+            metrics.add("refinement/correct", sum(r.verdict.correct for r in one.rollouts), len(one.rollouts))
+            metrics.add("refinement/attempts", len(one.rollouts) / len(batch.refinements), 1 / len(batch.refinements))
+        metrics.add("reward/correct_after_refinement", sum(solved), len(solved))

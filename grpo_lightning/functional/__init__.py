@@ -13,6 +13,7 @@ from grpo_lightning.functional.losses import (
     clipped_objective,
     importance_ratio,
     policy_loss,
+    shaped_objective,
 )
 from grpo_lightning.functional.masking import masked_max, masked_mean, masked_std, masked_sum
 from grpo_lightning.functional.pass_at_k import pass_at_k
@@ -38,5 +39,6 @@ __all__ = [
     "masked_sum",
     "pass_at_k",
     "policy_loss",
+    "shaped_objective",
     "token_logprobs",
 ]

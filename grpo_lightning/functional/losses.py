@@ -13,7 +13,7 @@ from grpo_lightning.functional.kl import KLEstimator, kl_divergence
 from grpo_lightning.functional.masking import masked_mean, masked_sum
 
 RatioLevel = Literal["token", "sequence"]
-Objective = Literal["clip", "cispo"]
+Objective = Literal["clip", "cispo", "shaped"]
 Aggregation = Literal["grpo", "dr_grpo", "bnpo", "dapo"]
 
 # exp(20) is 5e8: far beyond every clip, yet its gradient is finite in float32, where that of exp(89) is not.
@@ -86,6 +86,16 @@ def cispo_objective(logprobs_NT: Tensor, ratio_NT: Tensor, advantages_NT: Tensor
     return weight_NT * advantages_NT * logprobs_NT, (ratio_NT > cap) & (advantages_NT != 0)
 
 
+def shaped_objective(logprobs_NT: Tensor, advantages_NT: Tensor, shaping: float) -> Tensor:
+    """``logprobs_NT``, ``advantages_NT`` -> the objective to be maximised ``[N, T]``, for tokens of another policy.
+
+    ``J = A * p / (p + shaping)`` with ``p = pi(y_it)``: no ratio to the policy that sampled, and a gradient that is the
+    larger the less probable the token is. LUFFY, arXiv 2504.14945, eq. 7; Critique-GRPO, arXiv 2506.03106.
+    """
+    probs_NT = logprobs_NT.exp()
+    return advantages_NT * probs_NT / (probs_NT + shaping)
+
+
 def policy_loss(
     logprobs_NT: Tensor,
     old_logprobs_NT: Tensor | None,
@@ -98,6 +108,7 @@ def policy_loss(
     ratio_level: RatioLevel = "token",
     objective: Objective = "clip",
     cispo_epsilon_high: float = 5.0,
+    shaping: float = 0.1,
     ref_logprobs_NT: Tensor | None = None,
     beta: float = 0.0,
     kl_estimator: KLEstimator = "k3",
@@ -106,8 +117,8 @@ def policy_loss(
 
     ``loss_it = -J_it + beta * KL_it``, the summand of GRPO, arXiv 2402.03300, eq. 3, with
 
-    - ``J`` of :func:`clipped_objective` (``clip``) or :func:`cispo_objective` (``cispo``, which has its own cap and
-      uses none of the epsilons),
+    - ``J`` of :func:`clipped_objective` (``clip``), :func:`cispo_objective` (``cispo``, which has its own cap and
+      uses none of the epsilons), or :func:`shaped_objective` (``shaped``, which uses no ratio),
     - the ratio in it of :func:`importance_ratio`, per token or (GSPO) per sequence,
     - ``KL_it`` of :func:`kl_divergence`.
 
@@ -119,6 +130,7 @@ def policy_loss(
         advantages_N: one a sequence, or one a token (PPO); taken as constants.
         mask_NT: True where a completion token counts. What stands elsewhere changes neither loss nor gradient.
         epsilon_high: the upper clip, ``None`` for ``epsilon``.
+        shaping: the constant of ``shaped``.
         delta: the cap of the ratio for negative advantages, ``None`` for no cap.
         ref_logprobs_NT: those of the reference. With ``beta = 0`` they only give ``kl_NT``.
 
@@ -146,6 +158,8 @@ def policy_loss(
         raise ValueError(f"delta must be above 1 + epsilon_high = {1 + high:g}, the clip that it caps, but is {delta}.")
     if cispo_epsilon_high <= 0:
         raise ValueError(f"cispo_epsilon_high must be positive, but is {cispo_epsilon_high}.")
+    if shaping <= 0:
+        raise ValueError(f"shaping must be positive, but is {shaping}.")
     if beta < 0:
         raise ValueError(f"beta must not be negative, but is {beta}.")
     if beta > 0 and ref_logprobs_NT is None:
@@ -159,6 +173,8 @@ def policy_loss(
     ratio_NT = importance_ratio(logprobs_NT, old_NT, mask_NT, ratio_level)
     if objective == "clip":
         objective_NT, clipped_NT = clipped_objective(ratio_NT, advantages_NT, epsilon, high, delta)
+    elif objective == "shaped":
+        objective_NT, clipped_NT = shaped_objective(logprobs_NT, advantages_NT, shaping), torch.zeros_like(mask_NT)
     else:
         objective_NT, clipped_NT = cispo_objective(logprobs_NT, ratio_NT, advantages_NT, cispo_epsilon_high)
     loss_NT = -objective_NT

@@ -227,9 +227,10 @@ class Policy(nn.Module):
             )
 
 
-def length_mask(lengths_N: Tensor) -> Tensor:
-    """``mask_NT``: True on the first ``lengths_N`` places of each row, ``T`` being the longest."""
-    return torch.arange(int(lengths_N.max()), device=lengths_N.device) < lengths_N[:, None]
+def length_mask(lengths_N: Tensor, width: int | None = None) -> Tensor:
+    """``mask_NT``: True on the first ``lengths_N`` places of each row. ``T`` is ``width``, or the longest row's."""
+    width = int(lengths_N.max()) if width is None else width
+    return torch.arange(width, device=lengths_N.device) < lengths_N[:, None]
 
 
 def decoder_of(lm: PreTrainedModel) -> nn.Module:

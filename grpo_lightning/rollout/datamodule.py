@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,12 +11,13 @@ import torch
 
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
-from grpo_lightning.rollout.batch import right_padded, score, token_rows
-from grpo_lightning.rollout.engine import generate
+from grpo_lightning.rollout.batch import token_rows
+from grpo_lightning.rollout.collector import Collector, EvalBatch
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
-from grpo_lightning.rollout.sampling import SamplingParams, row_seed
+from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
+from grpo_lightning.types import ConfigError, TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +27,6 @@ STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "test": ("test",),
     "predict": ("test",),
 }
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """Rollouts of an evaluation: one a prompt for accuracy, and several for pass@k where that is asked for."""
-
-    single: RolloutBatch
-    sampled: RolloutBatch | None
-
-    def to(self, device: torch.device) -> EvalBatch:
-        return EvalBatch(self.single.to(device), self.sampled and self.sampled.to(device))
 
 
 class RolloutDataModule(pl.LightningDataModule):
@@ -59,6 +47,7 @@ class RolloutDataModule(pl.LightningDataModule):
             prompt, drawn like training ones.
         pass_samples: n of pass@k; left out, the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
+        refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
         overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
     """
@@ -73,6 +62,7 @@ class RolloutDataModule(pl.LightningDataModule):
         val_batch_size: int = 64,
         pass_at_k: list[int] | None = None,
         pass_samples: int | None = None,
+        refinement: RefinementConfig | None = None,
         max_prompt_tokens: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
         seed: int | None = None,
@@ -86,6 +76,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.val_batch_size = val_batch_size
         self.pass_at_k = pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
+        self.refinement = refinement
         self.max_prompt_tokens = max_prompt_tokens
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -95,6 +86,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def _validate(self) -> None:
         self.sampling.validate("data.sampling")
         self.val_sampling.validate("data.val_sampling")
+        if self.refinement is not None:
+            self.refinement.validate(self.sampling.temperature)
         counts = {
             "prompts_per_step": self.prompts_per_step,
             "group_size": self.group_size,
@@ -159,38 +152,31 @@ class RolloutDataModule(pl.LightningDataModule):
         """Make of a batch of prompts what the running stage learns from, or is measured on."""
         assert self.trainer is not None
         if not self.trainer.training:
-            single = self.rollout(batch, 1, self.val_sampling)
-            sampled = self.rollout(batch, self.pass_samples, self.sampling) if self.pass_at_k else None
-            return EvalBatch(single, sampled)
+            return self._evaluation_batch(batch)
         if self._module.learns_from == "demonstrations":
             made: Any = self.demonstrations(batch)
         else:
-            made = self.rollout(batch, self.group_size, self.sampling)
+            made = self.collector.rollouts(batch, self.group_size, self.sampling, self.refinement)
         self._train_loader.step += 1
         return made
 
-    def rollout(self, batch: PromptBatch, group_size: int, sampling: SamplingParams) -> RolloutBatch:
-        """Sample and score ``group_size`` completions of every prompt, on the policy's device."""
-        policy: Policy = self._module.policy
-        started = time.perf_counter()
-        seeds = [row_seed(self.seed, key, member) for key in batch.keys for member in range(group_size)]
-        with self._forward_context():
-            completions = generate(policy, batch.prompt_ids, group_size, sampling, seeds)
-        sampled = time.perf_counter()
-        prompts = [prompt for prompt in batch.prompts for _ in range(group_size)]
-        rollouts = score(self._module.verifiers, prompts, completions)
-        verified = time.perf_counter()
-        prompt_ids = [ids for ids in batch.prompt_ids for _ in range(group_size)]
-        return RolloutBatch(
-            rollouts=rollouts,
-            group_size=group_size,
-            tokens=token_rows(prompt_ids, [completion.token_ids for completion in completions], policy.pad_token_id),
-            logprobs_NT=right_padded([completion.logprobs for completion in completions]),
-            rewards_N=torch.tensor([rollout.reward for rollout in rollouts]),
-            temperature=sampling.temperature,
-            max_new_tokens=sampling.cap,
-            seconds={"rollout": sampled - started, "verify": verified - sampled},
-        ).to(policy.device)
+    @property
+    def collector(self) -> Collector:
+        """Makes rollouts of the module's current policy."""
+        assert self.trainer is not None, "rollouts are those of a Trainer's module"
+        module = self._module
+        return Collector(module.policy, module.verifiers, self.seed, self.trainer.precision_plugin.forward_context)
+
+    def _evaluation_batch(self, batch: PromptBatch) -> EvalBatch:
+        collector = self.collector
+        single = collector.rollouts(batch, 1, self.val_sampling).rollouts
+        refined = None
+        if self.refinement is not None and self.refinement.val_feedback != "none":
+            refined = collector.refined(batch, single, self.val_sampling, self.refinement)
+        sampled = None
+        if self.pass_at_k:
+            sampled = collector.rollouts(batch, self.pass_samples, self.sampling).rollouts
+        return EvalBatch(single, refined, sampled, self.pass_samples)
 
     def demonstrations(self, batch: PromptBatch) -> TokenRows:
         """The prompts with their worked solutions, for supervised training.
@@ -225,7 +211,3 @@ class RolloutDataModule(pl.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _forward_context(self) -> Any:
-        assert self.trainer is not None
-        return self.trainer.precision_plugin.forward_context()

@@ -1,0 +1,124 @@
+"""From rollouts to what is learned from: credit between attempts, advantages, and one row a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.functional import AdvantageKind, group_advantages
+from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.types import FinishReason, Rollout, RolloutBatch, TokenRows
+
+
+@dataclass(frozen=True)
+class LearningRows:
+    """The rollouts of a step, further attempts behind the first ones, in rows ``M``.
+
+    Args:
+        tokens: what each row is trained under.
+        rollouts: for dumps and counts.
+        logprobs_MT: the sampler's log-probs, the old ones of the ratio.
+        advantages_M: 0 where there is nothing to learn.
+        scored_M: False where a verifier broke.
+        truncated_M: ran into the cap.
+        distilled_M: learned under another prompt than it was sampled under, so without a ratio.
+    """
+
+    tokens: TokenRows
+    rollouts: list[Rollout]
+    logprobs_MT: Tensor
+    advantages_M: Tensor
+    scored_M: Tensor
+    truncated_M: Tensor
+    distilled_M: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+
+def learning_rows(
+    batch: RolloutBatch,
+    kind: AdvantageKind,
+    batch_std: Tensor | None = None,
+    refinement: RefinementConfig | None = None,
+) -> LearningRows:
+    """Advantages of all attempts of a step.
+
+    Without refinement: those of the groups. With it, by its mode:
+
+    - ``in_context``: an attempt is credited with ``max(r, gamma * r of the attempt that followed it)``; the attempts of
+      a round at the same prompt are a group of their own.
+    - ``distill``: the successful further attempts join the prompt's group, and the advantage takes no std.
+    """
+    device = batch.rewards_N.device
+    rounds = batch.refinements
+    groups = [[row // batch.group_size for row in range(len(batch))], *(one.groups for one in rounds)]
+    rewards = [batch.rewards_N, *(one.rewards_N for one in rounds)]
+    distilled = bool(rounds) and refinement is not None and refinement.mode == "distill"
+    if distilled:
+        won = [torch.tensor([rollout.verdict.correct for rollout in one.rollouts], device=device) for one in rounds]
+        kept = [torch.where(correct, one.rewards_N, torch.nan) for correct, one in zip(won, rounds, strict=True)]
+        pooled_M = torch.cat([batch.rewards_N, *kept])
+        advantages_M = _grouped(pooled_M, [group for part in groups for group in part], "none-scaled", None)
+        scored_M = ~pooled_M.isnan()
+    else:
+        gamma = refinement.gamma if refinement is not None else 0.0
+        for index in reversed(range(len(rounds))):
+            rewards[index] = credited(rewards[index], rewards[index + 1], rounds[index].parents, gamma)
+        advantages_M = torch.cat(
+            [_grouped(reward, group, kind, batch_std) for reward, group in zip(rewards, groups, strict=True)]
+        )
+        scored_M = ~torch.cat(rewards).isnan()
+    rollouts = [*batch.rollouts, *(rollout for one in rounds for rollout in one.rollouts)]
+    cut = [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in rollouts]
+    return LearningRows(
+        tokens=_stacked([batch.tokens, *(one.tokens for one in rounds)]),
+        rollouts=rollouts,
+        logprobs_MT=_side_by_side([batch.logprobs_NT, *(one.logprobs_NT for one in rounds)]),
+        advantages_M=advantages_M,
+        scored_M=scored_M,
+        truncated_M=torch.tensor(cut, device=device),
+        distilled_M=torch.arange(len(rollouts), device=device) >= (len(batch) if distilled else len(rollouts)),
+    )
+
+
+def credited(rewards_N: Tensor, next_K: Tensor, parents: Sequence[int], gamma: float) -> Tensor:
+    """``max(r, gamma * r')`` where an attempt with reward ``r'`` followed; MURPHY, arXiv 2511.07833.
+
+    A following attempt that could not be judged (NaN) credits nothing.
+    """
+    rewards_N = rewards_N.clone()
+    index_K = torch.tensor(parents, device=rewards_N.device)
+    rewards_N[index_K] = torch.maximum(rewards_N[index_K], gamma * next_K.nan_to_num(-torch.inf))
+    return rewards_N
+
+
+def _grouped(rewards_K: Tensor, groups: Sequence[int], kind: AdvantageKind, batch_std: Tensor | None) -> Tensor:
+    """Advantages of rows in groups of any sizes: missing members are NaN to :func:`group_advantages`."""
+    places, sizes = [], dict.fromkeys(groups, 0)
+    for group in groups:
+        places.append(sizes[group])
+        sizes[group] += 1
+    order = {group: index for index, group in enumerate(sizes)}
+    row_K = torch.tensor([order[group] for group in groups], device=rewards_K.device)
+    place_K = torch.tensor(places, device=rewards_K.device)
+    rewards_BG = rewards_K.new_full((len(sizes), max(sizes.values())), torch.nan)
+    rewards_BG[row_K, place_K] = rewards_K
+    return group_advantages(rewards_BG, kind=kind, batch_std=batch_std)[row_K, place_K]
+
+
+def _stacked(parts: Sequence[TokenRows]) -> TokenRows:
+    return TokenRows(
+        ids_NL=_side_by_side([part.ids_NL for part in parts]),
+        prompt_lengths_N=torch.cat([part.prompt_lengths_N for part in parts]),
+        completion_lengths_N=torch.cat([part.completion_lengths_N for part in parts]),
+    )
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several widths as one tensor, with 0 behind the shorter ones."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

@@ -1,0 +1,131 @@
+"""Verifier refinement: a failed completion gets the verifier's feedback, never the gold answer, and another attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo_lightning.types import ConfigError, FinishReason, Rollout
+
+NO_FEEDBACK = "This answer is not correct."
+
+
+@dataclass
+class RefinementConfig:
+    """Which failed completions get another attempt, and what is learned from it.
+
+    Args:
+        mode: ``in_context`` learns the further attempt under the whole conversation, exactly on-policy, with the
+            feedback masked out, and credits the attempt before it with ``max(r1, gamma * r2)`` (after MURPHY, arXiv
+            2511.07833). ``distill`` puts a successful further attempt into the group of the original prompt, with its
+            log-probs under that prompt, weighted by ``p / (p + 0.1)``, and takes no std (after Critique-GRPO, arXiv
+            2506.03106).
+        budget: further attempts a group, on average over the step. Groups without any success are served first;
+            truncated completions get none, for there is nothing wrong with them that feedback could mend.
+        attempts: rounds: how often a failed attempt is followed by another.
+        template: the user's turn between two attempts; ``{feedback}`` stands for the verifier's.
+        temperature: of further attempts under ``distill``; left out, ``sampling``'s. (``in_context`` trains all tokens
+            in one pass, at one temperature.)
+        gamma: of the credit.
+        val_feedback: what a further attempt at validation is told. ``format`` uses what can be known without the gold
+            answer: that the format is wrong; logged as ``accuracy_after_refinement``. ``verdict`` also tells that the
+            answer is wrong, which no user could know: ``accuracy_after_gold_feedback``. ``none`` makes no attempt.
+    """
+
+    mode: Literal["in_context", "distill"] = "in_context"
+    budget: int = 2
+    attempts: int = 1
+    template: str = "{feedback} Think again, and give your answer in the same format as before."
+    temperature: float | None = None
+    gamma: float = 0.9
+    val_feedback: Literal["format", "verdict", "none"] = "format"
+
+    def validate(self, sampling_temperature: float) -> None:
+        """Raises:
+        ConfigError: one sentence with the first key that is out of its range.
+        """
+        checks = {
+            "budget": (self.budget >= 1, "at least 1"),
+            "attempts": (self.attempts >= 1, "at least 1"),
+            "template": ("{feedback}" in self.template, "a text with {feedback} in it"),
+            "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
+            "temperature": (self.temperature is None or self.temperature > 0, "above 0"),
+        }
+        for name, (holds, wanted) in checks.items():
+            if not holds:
+                raise ConfigError(f"data.refinement.{name}: must be {wanted}, not {getattr(self, name)!r}")
+        if self.mode == "in_context" and self.temperature not in (None, sampling_temperature):
+            raise ConfigError(
+                "data.refinement.temperature: under in_context it is data.sampling.temperature: leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """One attempt at each of some prompts, with what it was made of.
+
+    Args:
+        rollouts: the attempts.
+        conversations: token ids that each was sampled under.
+        groups: the group, that is the prompt, each belongs to.
+        keys: what each one's random numbers are seeded from.
+    """
+
+    rollouts: list[Rollout]
+    conversations: list[list[int]]
+    groups: list[int]
+    keys: list[str]
+
+
+def choose(rollouts: Sequence[Rollout], groups: Sequence[int], budget: int) -> list[int]:
+    """The rows that get another attempt, at most ``budget``.
+
+    Failed ones that ended by themselves; those of groups without any success first, and in turn: each group's first
+    failure, then each one's second, and so on.
+    """
+    solved = {group for group, rollout in zip(groups, rollouts, strict=True) if rollout.verdict.correct}
+    failures: dict[int, int] = {}
+    candidates = []
+    for row, (group, rollout) in enumerate(zip(groups, rollouts, strict=True)):
+        if can_be_refined(rollout):
+            failures[group] = failures.get(group, 0) + 1
+            candidates.append((group in solved, failures[group], row))
+    return sorted(row for *_, row in sorted(candidates)[:budget])
+
+
+def can_be_refined(rollout: Rollout) -> bool:
+    """Whether it failed in a way that feedback could mend."""
+    failed = rollout.verdict.error is None and not rollout.verdict.correct
+    return failed and rollout.completion.finish_reason is FinishReason.STOP
+
+
+def next_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[int],
+    rollout: Rollout,
+    template: str,
+    terminators: Sequence[int],
+) -> list[int]:
+    """The conversation up to where the next attempt begins: token ids in, token ids out.
+
+    Args:
+        tokenizer: renders the turn between the two attempts.
+        conversation: what the failed attempt was sampled under.
+        rollout: the failed attempt. Its tokens are taken as they were sampled, never encoded again.
+        template: the user's turn, around the verdict's feedback.
+        terminators: tokens that end a turn; the chat template writes its own.
+    """
+    said = rollout.completion.token_ids
+    said = said[:-1] if said[-1] in terminators else said
+    text = template.replace("{feedback}", rollout.verdict.feedback or NO_FEEDBACK)
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "\x01"},
+        {"role": "user", "content": text},
+    ]
+    rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    between = tokenizer.encode(rendered.split("\x01", 1)[1], add_special_tokens=False)
+    return [*conversation, *said, *between]
