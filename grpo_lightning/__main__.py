@@ -19,12 +19,14 @@ subcommands:
   test       accuracy on the test split
   predict    write completions of the test split with their verdicts to predictions.jsonl
   check      see whether the task's own gold answers satisfy the verifiers
+  verify     score the completions of a JSONL file, to try a verifier before training with it
 
 examples:
   grpo fit --config configs/quickstart.yaml
   grpo fit --config configs/lfm_gsm8k.yaml --model.policy.path LiquidAI/LFM2.5-1.2B-Instruct
   grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
   grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
+  grpo verify --config configs/lfm_gsm8k.yaml --samples predictions.jsonl
 
   grpo SUBCOMMAND --help      every key of a subcommand
   grpo --version

@@ -23,6 +23,7 @@ from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
 from grpo_lightning.tasks.base import check_gold
+from grpo_lightning.trial import read_samples, report
 from grpo_lightning.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,8 @@ def run(args: Sequence[str]) -> GRPOCLI:
     args = list(args)
     if args[0] == "check":
         return _check(args[1:])
+    if args[0] == "verify":
+        return _verify(args[1:])
     return _cli(args)
 
 
@@ -203,6 +206,19 @@ def _check(args: list[str]) -> GRPOCLI:
     if failures:
         raise ConfigError(f"data.task: {len(failures)} gold answers do not satisfy their own verifier")
     print(f"{type(task).__name__}: every gold answer of every split is correct to {', '.join(cli.model.verifiers)}")
+    return cli
+
+
+def _verify(args: list[str]) -> GRPOCLI:
+    """Score the completions of a JSONL file with the config's verifiers."""
+    if "--samples" not in args or args.index("--samples") + 1 == len(args):
+        raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
+    at = args.index("--samples")
+    samples = read_samples(Path(args[at + 1]))
+    cli = _cli([*args[:at], *args[at + 2 :]], run=False)
+    for name, verifier in cli.model.verifiers.items():
+        for line in report(name, verifier, samples):
+            print(line)
     return cli
 
 

@@ -164,6 +164,30 @@ def test_check_puts_the_gold_answers_before_the_verifiers(
     assert "test row 0: MathVerifier finds 'It is 4' not correct: No final answer was found" in captured.out
 
 
+def test_verify_scores_completions_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"completion": "#### 4", "answer": "4"},
+        {"completion": "#### 5", "answer": "4"},
+        {"completion": "four", "answer": "4"},
+    ]
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"completion": "#### 1"}]))
+    base = ["verify", "--config", "configs/lfm_gsm8k.yaml", "--samples"]
+    main([*base, str(file)])
+    out = capsys.readouterr().out
+    assert "MathVerifier: 4 completions: 1 correct, 1 format only, 1 wrong, 1 error; slowest" in out
+    assert "The final answer is not correct" in out
+    for text, bad in (("line 1", '{"answer": 1}'), ("line 2", '{"completion": "x"}\nnothing'), ("has no rows", "")):
+        file.write_text(bad)
+        with pytest.raises(SystemExit, match="2"):
+            main([*base, str(file)])
+        assert text in capsys.readouterr().err
+    for arguments in ([str(tmp_path / "none.jsonl")], []):
+        with pytest.raises(SystemExit, match="2"):
+            main([*base, *arguments])
+        assert "grpo: error: --samples: " in capsys.readouterr().err
+
+
 # -- warm start -------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +274,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for subcommand in ("fit", "validate", "test", "predict", "check"):
+    for subcommand in ("fit", "validate", "test", "predict", "check", "verify"):
         assert f"  {subcommand} " in done.stdout
     version = subprocess.run(
         [sys.executable, "-m", "grpo_lightning", "--version"], capture_output=True, text=True, check=True

@@ -135,6 +135,20 @@ def test_the_global_random_state_is_neither_read_nor_changed(model_path: str) ->
     assert generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=8), list(range(1, 7))) != first
 
 
+def test_completions_are_handed_over_once_each_as_they_finish(model_path: str) -> None:
+    handed: list[tuple[int, object]] = []
+    policy = Policy(PolicyConfig(path=model_path))
+    sampling = SamplingParams(max_new_tokens=30)
+    made = generate(
+        policy, PROMPTS, 6, sampling, list(range(18)), lambda rows, done: handed.extend(zip(rows, done, strict=True))
+    )
+    assert dict(handed) == dict(enumerate(made))
+    assert len(handed) == 18
+    order = [len(completion.token_ids) for _, completion in handed]
+    assert order == sorted(order), "the short ones first"
+    assert order[0] < order[-1]
+
+
 def test_seeds_must_match_the_rows(model_path: str) -> None:
     with pytest.raises(ValueError, match="needs 6 seeds, one a completion, not 5"):
         generate(Policy(PolicyConfig(path=model_path)), PROMPTS, 2, GREEDY, [0] * 5)

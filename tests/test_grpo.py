@@ -173,9 +173,9 @@ def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Pat
     assert logged["reward/errors"] == pytest.approx(broken.float().mean().item())
     assert logged["reward/mean"] == pytest.approx(batch.rewards_N[~broken].mean().item())
     # A reward of 0 in their place would have been another gradient.
-    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == ["BrokenVerifier: OSError: the checker is gone"] * int(
-        broken.sum()
-    )
+    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == [
+        "BrokenVerifier: OSError: the checker is gone"
+    ] * int(broken.sum())
 
 
 def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path: Path) -> None:

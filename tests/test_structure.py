@@ -21,6 +21,7 @@ ORDER = [
     "models",
     "rollout",
     "algorithms",
+    "trial",
     "parser",
     "runs",
     "cli",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,8 +13,17 @@ from grpo_lightning.rollout.sampling import Draw, SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
 
 
+OnFinish = Callable[[list[int], list[Completion]], None]
+"""Takes rows, and their completions, as they finish."""
+
+
 def generate(
-    policy: Policy, prompts: list[list[int]], group_size: int, sampling: SamplingParams, seeds: list[int]
+    policy: Policy,
+    prompts: list[list[int]],
+    group_size: int,
+    sampling: SamplingParams,
+    seeds: list[int],
+    on_finish: OnFinish | None = None,
 ) -> list[Completion]:
     """Sample ``group_size`` completions of every prompt.
 
@@ -25,6 +36,7 @@ def generate(
         group_size: completions a prompt, ``G``.
         sampling: temperature, truncation, length.
         seeds: one a row, ``B * G``. A row's random numbers come from its seed alone.
+        on_finish: is handed every row once, as soon as its completion is finished, while the others decode on.
 
     Returns:
         ``B * G`` completions, a prompt's neighbours of each other.
@@ -43,14 +55,18 @@ def generate(
             finished_R = torch.isin(drawn.tokens_N, ends) | stops.found(rows, step)
             if finished_R.any():
                 keep_R = ~finished_R
-                rows.finish(finished_R, step + 1)
+                done = rows.finish(finished_R, step + 1)
+                if on_finish is not None:
+                    on_finish(done.tolist(), rows.completions(policy.tokenizer, done))
                 if not len(rows.active_R):
                     break
                 decoder.keep(keep_R.nonzero()[:, 0])
                 drawn = Draw(*(column[keep_R] for column in drawn))
             if step + 1 < sampling.cap:
                 decoder.advance(drawn.tokens_N)
-    return rows.completions(policy.tokenizer)
+    if on_finish is not None and len(rows.active_R):
+        on_finish(rows.active_R.tolist(), rows.completions(policy.tokenizer, rows.active_R))
+    return rows.completions(policy.tokenizer, torch.arange(len(seeds), device=policy.device))
 
 
 class _Decoder:
@@ -121,28 +137,30 @@ class _Rows:
         self.logprobs_NT[self.active_R, step] = drawn.logprobs_N
         self.sampling_logprobs_NT[self.active_R, step] = drawn.sampling_logprobs_N
 
-    def finish(self, finished_R: Tensor, length: int) -> None:
+    def finish(self, finished_R: Tensor, length: int) -> Tensor:
+        """Take rows out of the active ones; which they are, among all."""
         rows = self.active_R[finished_R]
         self.lengths_N[rows] = length
         self.stopped_N[rows] = True
         self.active_R = self.active_R[~finished_R]
+        return rows
 
-    def completions(self, tokenizer: PreTrainedTokenizerBase) -> list[Completion]:
-        lengths, stopped = self.lengths_N.tolist(), self.stopped_N.tolist()
-        ids = [row[:length] for row, length in zip(self.tokens_NT.tolist(), lengths, strict=True)]
+    def completions(self, tokenizer: PreTrainedTokenizerBase, rows: Tensor) -> list[Completion]:
+        """What the named rows hold."""
+        lengths, stopped = self.lengths_N[rows].tolist(), self.stopped_N[rows].tolist()
+        ids = [row[:length] for row, length in zip(self.tokens_NT[rows].tolist(), lengths, strict=True)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        columns = zip(
-            ids, texts, lengths, stopped, self.logprobs_NT.tolist(), self.sampling_logprobs_NT.tolist(), strict=True
-        )
+        logprobs, sampling_logprobs = self.logprobs_NT[rows].tolist(), self.sampling_logprobs_NT[rows].tolist()
+        columns = zip(ids, texts, lengths, stopped, logprobs, sampling_logprobs, strict=True)
         return [
             Completion(
                 token_ids=row,
                 text=text,
                 finish_reason=FinishReason.STOP if stop else FinishReason.LENGTH,
-                logprobs=logprobs[:length],
-                sampling_logprobs=sampling_logprobs[:length],
+                logprobs=before[:length],
+                sampling_logprobs=after[:length],
             )
-            for row, text, length, stop, logprobs, sampling_logprobs in columns
+            for row, text, length, stop, before, after in columns
         ]
 
 

@@ -15,6 +15,7 @@ def record(rollout: Rollout) -> dict[str, Any]:
         "prompt": rollout.prompt.messages,
         "completion": completion.text,
         "answer": _plain(rollout.prompt.answer),
+        "metadata": _plain(dict(rollout.prompt.metadata)),
         "correct": verdict.correct,
         "format_valid": verdict.format_valid,
         "reward": None if math.isnan(rollout.reward) else rollout.reward,
