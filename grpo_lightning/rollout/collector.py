@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.batch import right_padded, score, token_rows
+from grpo_lightning.rollout.batch import right_padded, token_rows
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.refinement import Attempts, RefinementConfig, can_be_refined, choose, next_turn
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed
+from grpo_lightning.rollout.scoring import Scoring
 from grpo_lightning.types import Prompt, RefinementRound, Rollout, RolloutBatch
 from grpo_lightning.verifiers.base import Verifier
 
@@ -168,9 +169,11 @@ class Collector:
         started = time.perf_counter()
         with self.forward_context():
             seeds = [row_seed(self.seed, key) for key in keys]
-            completions = generate(self.policy, conversations, group_size, sampling, seeds)
-        sampled = time.perf_counter()
-        rollouts = score(self.verifiers, prompts, completions)
+            with Scoring(self.verifiers, prompts) as scoring:
+                on_finish = scoring.hand_over if scoring.any_slow else None
+                completions = generate(self.policy, conversations, group_size, sampling, seeds, on_finish)
+                sampled = time.perf_counter()
+                rollouts = scoring.rollouts(completions)
         self.seconds["rollout"] += sampled - started
         self.seconds["verify"] += time.perf_counter() - sampled
         return rollouts

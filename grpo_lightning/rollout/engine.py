@@ -12,7 +12,6 @@ from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.sampling import Draw, SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
 
-
 OnFinish = Callable[[list[int], list[Completion]], None]
 """Takes rows, and their completions, as they finish."""
 

@@ -1,0 +1,122 @@
+"""From completions to rollouts: verdicts and rewards, of slow verifiers while the rest still decodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from statistics import fmean
+from types import TracebackType
+
+from grpo_lightning.types import Completion, Prompt, Rollout, Sample, Verdict
+from grpo_lightning.verifiers.base import Verifier, rewarded
+
+Judged = list[tuple[Verdict, float]]
+
+
+class Scoring:
+    """Judges the completions of one sampling with every verifier.
+
+    Quick verifiers see all samples at once, at the end. A verifier that says it is ``slow`` is given completions as
+    they finish, in a thread of its own, so that its work overlaps with the decoding of the others.
+
+    With several verifiers the reward is the mean of theirs, and a completion is correct (or format-valid) if all of
+    them find it so; those that abstain do not count. One that breaks leaves the rollout without a reward: a part of a
+    reward would be a wrong one.
+
+    Args:
+        verifiers: by the name their rewards are logged under.
+        prompts: one a completion.
+    """
+
+    def __init__(self, verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt]) -> None:
+        self.verifiers = verifiers
+        self.prompts = prompts
+        self._threads = {name: ThreadPoolExecutor(1) for name, verifier in verifiers.items() if verifier.slow}
+        self._running: dict[str, list[tuple[list[int], Future[Judged]]]] = {name: [] for name in self._threads}
+
+    @property
+    def any_slow(self) -> bool:
+        """Whether completions have to be handed over at all."""
+        return bool(self._threads)
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for thread in self._threads.values():
+            thread.shutdown(cancel_futures=True)
+
+    def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
+        """Start judging some rows with the slow verifiers."""
+        for name, thread in self._threads.items():
+            samples = [_sample(self.prompts[row], one) for row, one in zip(rows, completions, strict=True)]
+            self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
+
+    def rollouts(self, completions: Sequence[Completion]) -> list[Rollout]:
+        """All rows judged. Where a verifier is slow, every row must have been handed over."""
+        samples = [_sample(prompt, one) for prompt, one in zip(self.prompts, completions, strict=True)]
+        columns = {
+            name: self._collect(name, len(samples)) if name in self._threads else rewarded(verifier, samples)
+            for name, verifier in self.verifiers.items()
+        }
+        return [
+            _rollout(self.verifiers, prompt, completion, {name: column[row] for name, column in columns.items()})
+            for row, (prompt, completion) in enumerate(zip(self.prompts, completions, strict=True))
+        ]
+
+    def _collect(self, name: str, count: int) -> Judged:
+        by_row = {
+            row: judged
+            for rows, running in self._running[name]
+            for row, judged in zip(rows, running.result(), strict=True)
+        }
+        return [by_row[row] for row in range(count)]
+
+
+def _sample(prompt: Prompt, completion: Completion) -> Sample:
+    return Sample(
+        prompt.messages,
+        completion.text,
+        prompt.answer,
+        prompt.metadata,
+        completion.finish_reason,
+        completion.token_ids,
+    )
+
+
+def _rollout(
+    verifiers: Mapping[str, Verifier],
+    prompt: Prompt,
+    completion: Completion,
+    judged: Mapping[str, tuple[Verdict, float]],
+) -> Rollout:
+    verdicts = {name: verdict for name, (verdict, _) in judged.items()}
+    rewards = {name: reward for name, (_, reward) in judged.items()}
+    verdict = _together(verdicts)
+    reward = math.nan if verdict.error else fmean(rewards[name] for name in verdicts if verdicts[name].judged)
+    return Rollout(prompt, completion, verdict, reward, rewards | _part_rewards(verifiers, verdicts))
+
+
+def _together(verdicts: Mapping[str, Verdict]) -> Verdict:
+    errors = [f"{name}: {verdict.error}" for name, verdict in verdicts.items() if verdict.error is not None]
+    judged = [verdict for verdict in verdicts.values() if verdict.judged]
+    if not errors and not judged:
+        errors = [f"no verifier has a say on this sample: {', '.join(verdicts)} abstained"]
+    return Verdict(
+        correct=not errors and all(verdict.correct for verdict in judged),
+        format_valid=not errors and all(verdict.format_valid for verdict in judged),
+        feedback=" ".join(verdict.feedback for verdict in judged if verdict.feedback),
+        error="; ".join(errors) or None,
+    )
+
+
+def _part_rewards(verifiers: Mapping[str, Verifier], verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+    """The rewards of all named parts; with several verifiers, under the verifier's name."""
+    return {
+        part if len(verifiers) == 1 else f"{name}/{part}": verdicts[name].parts.get(part, math.nan)
+        for name, verifier in verifiers.items()
+        for part in verifier.part_names
+    }
