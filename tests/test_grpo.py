@@ -189,6 +189,9 @@ def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_p
     for rollout in watch.batches[0].rollouts:
         assert set(rollout.rewards_by_verifier) == {"LetterVerifier", "Constant", "LetterVerifier2"}
         assert rollout.reward == pytest.approx(sum(rollout.rewards_by_verifier.values()) / 3)
+    (logged,) = watch.logged
+    each = [logged[f"reward/{name}"] for name in ("LetterVerifier", "Constant", "LetterVerifier2")]
+    assert logged["reward/mean"] == pytest.approx(sum(each) / 3)
 
 
 # -- non-finite gradients ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from grpo_lightning.functional import (
     policy_loss,
 )
 from grpo_lightning.models.policy import length_mask
+from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch, RunError
 
 
@@ -178,7 +180,8 @@ class GRPOModule(PolicyModule):
     # -- one iteration ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        metrics = StepMetrics(self.step_means, self.step_maxima)
+        rewards = [f"reward/{name}" for name in reward_names(self.verifiers)]
+        metrics = StepMetrics([*self.step_means, *rewards], self.step_maxima)
         self._log_rollouts(batch, metrics)
         with self.timed(metrics, "reference"):
             targets = self._targets(batch, metrics)
@@ -305,6 +308,9 @@ class GRPOModule(PolicyModule):
         metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), judged)
         metrics.add("reward/format_valid", sum(verdict.format_valid for verdict in verdicts), judged)
         metrics.add("reward/std", masked_std(rewards_BG, ~rewards_BG.isnan(), dim=1).sum(), len(rewards_BG))
+        for name in reward_names(self.verifiers):
+            known = [r.rewards_by_verifier[name] for r in batch.rollouts if math.isfinite(r.rewards_by_verifier[name])]
+            metrics.add(f"reward/{name}", sum(known), len(known))
         lengths_N = batch.tokens.completion_lengths_N
         metrics.add("completion/length_mean", lengths_N.sum(), len(batch))
         metrics.see("completion/length_max", lengths_N.max())

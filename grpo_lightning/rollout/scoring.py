@@ -113,10 +113,20 @@ def _together(verdicts: Mapping[str, Verdict]) -> Verdict:
     )
 
 
+def reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:
+    """The rewards that are worth curves of their own: of each of several verifiers, and of the named parts of any."""
+    own = list(verifiers) if len(verifiers) > 1 else []
+    return own + [curve for name, verifier in verifiers.items() for curve in _part_curves(verifiers, name, verifier)]
+
+
+def _part_curves(verifiers: Mapping[str, Verifier], name: str, verifier: Verifier) -> dict[str, str]:
+    """The parts of a verifier by the name of their curve: with several verifiers, under the verifier's name."""
+    return {part if len(verifiers) == 1 else f"{name}/{part}": part for part in verifier.part_names}
+
+
 def _part_rewards(verifiers: Mapping[str, Verifier], verdicts: Mapping[str, Verdict]) -> dict[str, float]:
-    """The rewards of all named parts; with several verifiers, under the verifier's name."""
     return {
-        part if len(verifiers) == 1 else f"{name}/{part}": verdicts[name].parts.get(part, math.nan)
+        curve: verdicts[name].parts.get(part, math.nan)
         for name, verifier in verifiers.items()
-        for part in verifier.part_names
+        for curve, part in _part_curves(verifiers, name, verifier).items()
     }
