@@ -107,6 +107,11 @@ class PolicyModule(pl.LightningModule):
         """Whether the loss has a KL to a frozen reference."""
         return False
 
+    def setup(self, stage: str) -> None:
+        """Let the verifiers get ready, or refuse, before the model is loaded."""
+        for verifier in self.verifiers.values():
+            verifier.start()
+
     def configure_model(self) -> None:
         """Load the policy: Lightning's hook, called when the data has been checked."""
         if not hasattr(self, "policy"):

@@ -166,6 +166,7 @@ class GRPOModule(PolicyModule):
 
     def setup(self, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
+        super().setup(stage)
         if stage != "fit":
             return
         data = self.data

@@ -16,6 +16,9 @@ from grpo_lightning.types import ConfigError
 class SamplingParams:
     """How completions are sampled. Nothing is taken over from the model's generation config.
 
+    Truncation (top-k, top-p, min-p) in training makes the samples slightly off-policy: the loss takes the log-probs of
+    the whole distribution on both sides of its ratio.
+
     Args:
         temperature: logits are divided by it; 0 is greedy.
         top_k: keep the k most probable tokens; 0 keeps all.
