@@ -191,9 +191,14 @@ def _cli(args: list[str], run: bool = True) -> GRPOCLI:
     )
 
 
+def parse(args: list[str]) -> GRPOCLI:
+    """Module, data and trainer of a config, built but not run; no model is loaded."""
+    return _cli(args, run=False)
+
+
 def _check(args: list[str]) -> GRPOCLI:
     """Put every gold answer in the expected format before the verifiers, and report those that fail."""
-    cli = _cli(args, run=False)
+    cli = parse(args)
     assert cli.datamodule is not None
     task, verifiers = cli.datamodule.task, list(cli.model.verifiers.values())
     failures = list(check_gold(task, verifiers))
@@ -215,7 +220,7 @@ def _verify(args: list[str]) -> GRPOCLI:
         raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
     at = args.index("--samples")
     samples = read_samples(Path(args[at + 1]))
-    cli = _cli([*args[:at], *args[at + 2 :]], run=False)
+    cli = parse([*args[:at], *args[at + 2 :]])
     for name, verifier in cli.model.verifiers.items():
         for line in report(name, verifier, samples):
             print(line)

@@ -109,6 +109,7 @@ def test_a_config_can_swap_its_verifier_and_objective_by_a_line(lfm: dict[str, s
         "model.init_args.verifiers": "[{class_path: MathVerifier, init_args: {formats: [boxed], reward_format: 0.1}}]",
         "model.init_args.aggregation": "dr_grpo", "model.init_args.advantage": "none-scaled",
         "model.init_args.lr_scheduler": "{class_path: torch.optim.lr_scheduler.ConstantLR}",
+        "data.refinement": "{mode: distill, budget: 1}",
     }  # fmt: skip
     main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm, **swaps)])
     saved = yaml.safe_load((only_run(tmp_path, "lfm_gsm8k") / "config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The README's code runs, with the model and data that are at hand in place of the hub's."""
+"""The code of the README and of the pages runs, with the model and data that are at hand in place of the hub's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.cli import parse
 from grpo_lightning.types import Sample
 from tests.test_cli import few, only_run
 
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 def test_the_python_example_trains_and_saves(
@@ -63,3 +64,36 @@ def test_the_yaml_example_is_a_config(tiny_model: Callable[[str], str], gsm8k_fo
     main(["fit", "--config", str(file), *few(tmp_path / "runs", **swaps)])
     assert torch.load(only_run(tmp_path / "runs", "readme") / "checkpoints/last.ckpt", weights_only=True)
     assert task["data"]["task"]["class_path"] == "Tabular"
+
+
+# -- docs/verifiers.md ------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs/verifiers.md").read_text()
+
+
+def test_the_pages_verifiers_judge() -> None:
+    scope: dict[str, Any] = {}
+    for code in blocks("python", PAGE):
+        exec(code, scope)
+    verifier = scope["NamesTheCapital"]()
+    texts = ("Let me think.\nParis.", "Lyon", "I believe that it is Paris", "")
+    assert [verifier.reward(verifier.verify(Sample("", text, "Paris"))) for text in texts] == [1.0, 0.5, 0.0, 0.0]
+    assert scope["brevity"]("4", "4") == 1.0
+
+
+@pytest.mark.parametrize("block", blocks("yaml", PAGE), ids=lambda block: block.strip().splitlines()[0].strip())
+def test_the_pages_yaml_is_accepted(block: str, tmp_path: Path) -> None:
+    if block.startswith("    verifiers:"):
+        # A part of the first block, at its place there.
+        verifiers, _, rest = block.partition("\ndata:")
+        block = f"model:\n  class_path: GRPOModule\n  init_args:\n{verifiers}" + (f"\ndata:{rest}" if rest else "")
+    given = yaml.safe_load(block)
+    base = yaml.safe_load((ROOT / "configs/lfm_gsm8k.yaml").read_text())
+    base["model"]["init_args"] |= given.get("model", {}).get("init_args", {})
+    base["data"] |= given.get("data", {})
+    file = tmp_path / "page.yaml"
+    file.write_text(yaml.safe_dump(base))
+    cli = parse(["--config", str(file)])
+    assert cli.model.verifiers
+    if "refinement" in base["data"]:
+        assert cli.datamodule.refinement.budget == 2

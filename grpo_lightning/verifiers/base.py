@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 from grpo_lightning.types import Sample, Verdict
+
+ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
+"""No say on this sample."""
 
 
 class Verifier(ABC):
@@ -20,10 +25,17 @@ class Verifier(ABC):
         reward_wrong: reward of everything else.
     """
 
+    slow: bool = False
+    """Takes long enough to be worth a thread while other completions still decode. ``verify_batch`` is then called with
+    whatever has finished, so only a verifier that judges each sample by itself may say so."""
+
     def __init__(self, reward_correct: float = 1.0, reward_format: float = 0.5, reward_wrong: float = 0.0) -> None:
         self.reward_correct = reward_correct
         self.reward_format = reward_format
         self.reward_wrong = reward_wrong
+
+    def start(self) -> None:
+        """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
 
     @abstractmethod
     def verify(self, sample: Sample) -> Verdict:
@@ -33,9 +45,14 @@ class Verifier(ABC):
         """Judge many samples, in order. Override it where a batch is cheaper than a loop."""
         return [_verify_one(self, sample) for sample in samples]
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the ``parts`` that verdicts of this verifier report: those of a composite."""
+        return ()
+
     def reward(self, verdict: Verdict) -> float:
-        """The reward of a verdict: its own score if it has one, NaN if the verifier broke."""
-        if verdict.error is not None:
+        """The reward of a verdict: its own score if it has one, NaN if the verifier broke or abstained."""
+        if not verdict.judged:
             return float("nan")
         if verdict.score is not None:
             return float(verdict.score)
@@ -57,7 +74,7 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
     try:
         verdicts = verifier.verify_batch(samples)
     except Exception as error:
-        return [_broken(error)] * len(samples)
+        return [broken(error)] * len(samples)
     name = type(verifier).__name__
     if not isinstance(verdicts, list) or len(verdicts) != len(samples):
         raise TypeError(f"{name}.verify_batch must return a list of {len(samples)} verdicts, one a sample")
@@ -67,12 +84,24 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
     return verdicts
 
 
+def rewarded(verifier: Verifier, samples: Sequence[Sample]) -> list[tuple[Verdict, float]]:
+    """The verdicts of :func:`judge`, each with its reward. A reward that is not a finite number is an error."""
+    judged = []
+    for verdict in judge(verifier, samples):
+        reward = verifier.reward(verdict)
+        if verdict.judged and not math.isfinite(reward):
+            verdict, reward = replace(verdict, error=f"a reward of {reward}"), math.nan
+        judged.append((verdict, reward))
+    return judged
+
+
 def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
     try:
         return verifier.verify(sample)
     except Exception as error:
-        return _broken(error)
+        return broken(error)
 
 
-def _broken(error: Exception) -> Verdict:
+def broken(error: BaseException) -> Verdict:
+    """The verdict of a verifier that raised."""
     return Verdict(correct=False, format_valid=False, error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,284 @@
+"""Verifiers made of verifiers: a weighted sum, all of, any of, and one per row.
+
+A composite hands whole batches on: every part is called once a batch. What it makes of the verdicts is careful in two
+ways. An error is never turned into a reward, nor is a part of a reward taken for the whole of it. And a part that
+abstains counts neither for nor against; where nobody is left, the composite abstains itself.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.verifiers.base import ABSTAINED, Verifier, judge, rewarded
+
+OTHER_CURVES = frozenset({"mean", "std", "correct", "format_valid", "errors", "groups_without_signal"})
+"""A part's rewards are logged as ``reward/<name>``, and these are taken."""
+
+
+class _Composite(Verifier):
+    """Judges whole batches, out of the verdicts of others. It is slow if one of them is.
+
+    Args:
+        verifiers: those others.
+        rewards: of :class:`Verifier`.
+    """
+
+    def __init__(self, verifiers: Iterable[Verifier], **rewards: float) -> None:
+        super().__init__(**rewards)
+        self.slow = any(verifier.slow for verifier in verifiers)
+
+    def verify(self, sample: Sample) -> Verdict:
+        return self.verify_batch([sample])[0]
+
+    @abstractmethod
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]: ...
+
+
+class WeightedVerifier(_Composite):
+    """The weighted sum of the rewards of named parts.
+
+    ``reward = sum of weight * reward`` over the parts, not normalised: the weights are what the rewards are multiplied
+    with. A part that abstains adds nothing. A part that breaks leaves the sample without a reward, whatever its weight.
+
+    A completion is correct (and has a valid format) if every required part finds it so. Where all of those abstain,
+    the sum abstains too: the rest alone, such as a length penalty, is no judgement.
+
+    The reward of each part is logged as ``reward/<name>``, also with weight 0.
+
+    Args:
+        parts: the verifiers by name.
+        weights: one a part; ``None`` gives 1 to each. A part with weight 0 is only watched.
+        required: names of the parts that decide whether a completion is correct; ``None`` for all of positive weight.
+
+    Raises:
+        ConfigError: no part, a name that is unknown, missing or taken, or a weight that is not finite.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Verifier],
+        weights: dict[str, float] | None = None,
+        required: list[str] | None = None,
+    ) -> None:
+        super().__init__(parts.values())
+        self._part_names = _checked_names("WeightedVerifier.parts", parts)
+        self.parts = dict(parts)
+        self.weights = dict.fromkeys(parts, 1.0) if weights is None else dict(weights)
+        for name in self.weights:
+            if name not in parts:
+                raise ConfigError(f"WeightedVerifier.weights: there is no part {name!r} in {', '.join(parts)}")
+            if not math.isfinite(self.weights[name]):
+                raise ConfigError(f"WeightedVerifier.weights: {name!r} needs a number, not {self.weights[name]}")
+        for name in parts:
+            if name not in self.weights:
+                raise ConfigError(f"WeightedVerifier.weights: the part {name!r} has none; give 0 to only watch it")
+        self.required = [n for n in parts if self.weights[n] > 0] if required is None else list(required)
+        for name in self.required:
+            if name not in parts:
+                raise ConfigError(f"WeightedVerifier.required: there is no part {name!r} in {', '.join(parts)}")
+        if not self.required:
+            raise ConfigError("WeightedVerifier.required: name at least one part, or give one a weight above 0")
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return self._part_names
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        columns = {name: rewarded(part, samples) for name, part in self.parts.items()}
+        return [self._sum({name: column[row] for name, column in columns.items()}) for row in range(len(samples))]
+
+    def _sum(self, judged: Mapping[str, tuple[Verdict, float]]) -> Verdict:
+        verdicts = {name: verdict for name, (verdict, _) in judged.items()}
+        parts: dict[str, float] = {}
+        for name, (verdict, reward) in judged.items():
+            parts |= _named(name, verdict, reward)
+        if any(verdict.error is not None for verdict in verdicts.values()):
+            return replace(_error(verdicts.items()), parts=parts)
+        required = [verdicts[name] for name in self.required if not verdicts[name].abstained]
+        if not required:
+            return replace(ABSTAINED, parts=parts)
+        return Verdict(
+            correct=all(verdict.correct for verdict in required),
+            format_valid=all(verdict.format_valid for verdict in required),
+            feedback=_feedback(verdict for name, verdict in verdicts.items() if self.weights[name] > 0),
+            score=sum(self.weights[name] * reward for name, (verdict, reward) in judged.items() if verdict.judged),
+            parts=parts,
+        )
+
+
+class _Logical(_Composite):
+    """Combines what verifiers find, and does not look at their rewards.
+
+    Args:
+        verifiers: at least one.
+        reward_correct: reward of a correct completion.
+        reward_format: reward of a completion that has only the format right.
+        reward_wrong: reward of everything else.
+
+    Raises:
+        ConfigError: no verifier.
+    """
+
+    def __init__(
+        self,
+        verifiers: list[Verifier],
+        reward_correct: float = 1.0,
+        reward_format: float = 0.5,
+        reward_wrong: float = 0.0,
+    ) -> None:
+        super().__init__(
+            verifiers, reward_correct=reward_correct, reward_format=reward_format, reward_wrong=reward_wrong
+        )
+        if not verifiers:
+            raise ConfigError(f"{type(self).__name__}.verifiers: give at least one")
+        self.verifiers = list(verifiers)
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        columns = [judge(verifier, samples) for verifier in self.verifiers]
+        return [self._combine(list(row)) for row in zip(*columns, strict=True)]
+
+    @abstractmethod
+    def _combine(self, verdicts: list[Verdict]) -> Verdict: ...
+
+    def _error(self, verdicts: list[Verdict]) -> Verdict:
+        names = [type(verifier).__name__ for verifier in self.verifiers]
+        return _error(zip(names, verdicts, strict=True))
+
+
+class AllOf(_Logical):
+    """Correct if all verifiers find it correct, format-valid if all find it format-valid.
+
+    If one breaks, the sample has no reward, even where another finds it wrong. The feedback is of those that do not
+    find it correct. The verifiers' own rewards and scores do not count.
+
+    Args:
+        verifiers: at least one.
+        reward_correct: reward of a correct completion.
+        reward_format: reward of a completion that has only the format right.
+        reward_wrong: reward of everything else.
+
+    Raises:
+        ConfigError: no verifier.
+    """
+
+    def _combine(self, verdicts: list[Verdict]) -> Verdict:
+        if any(verdict.error is not None for verdict in verdicts):
+            return self._error(verdicts)
+        judged = [verdict for verdict in verdicts if verdict.judged]
+        if not judged:
+            return ABSTAINED
+        return Verdict(
+            correct=all(verdict.correct for verdict in judged),
+            format_valid=all(verdict.format_valid for verdict in judged),
+            feedback=_feedback(verdict for verdict in judged if not verdict.correct),
+        )
+
+
+class AnyOf(_Logical):
+    """Correct if one verifier finds it correct, format-valid if one finds it format-valid.
+
+    One that breaks cannot spoil a success that another has found. Without a success it leaves the sample without a
+    reward: the broken one might have found it. The feedback is of all of them, as all have failed. The verifiers' own
+    rewards and scores do not count.
+
+    Args:
+        verifiers: at least one.
+        reward_correct: reward of a correct completion.
+        reward_format: reward of a completion that has only the format right.
+        reward_wrong: reward of everything else.
+
+    Raises:
+        ConfigError: no verifier.
+    """
+
+    def _combine(self, verdicts: list[Verdict]) -> Verdict:
+        judged = [verdict for verdict in verdicts if verdict.judged]
+        if any(verdict.correct for verdict in judged):
+            return Verdict(correct=True, format_valid=True)
+        if any(verdict.error is not None for verdict in verdicts):
+            return self._error(verdicts)
+        if not judged:
+            return ABSTAINED
+        return Verdict(
+            correct=False,
+            format_valid=any(verdict.format_valid for verdict in judged),
+            feedback=_feedback(judged),
+        )
+
+
+class ByColumn(_Composite):
+    """Judges each row with the verifier that a data set column names: several tasks in one run.
+
+    Each verifier gets its rows as one batch, and keeps its own rewards, which are logged as ``reward/<value>``.
+
+    Args:
+        column: a metadata column of the task's rows.
+        verifiers: by the value of the column, as text. A value without a verifier is an error, not a wrong answer.
+
+    Raises:
+        ConfigError: no verifier, or a value that is the name of another curve.
+    """
+
+    def __init__(self, column: str, verifiers: dict[str, Verifier]) -> None:
+        super().__init__(verifiers.values())
+        self._part_names = _checked_names("ByColumn.verifiers", verifiers)
+        self.column = column
+        self.verifiers = dict(verifiers)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return self._part_names
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        verdicts = [self._unknown(sample) for sample in samples]
+        for name, verifier in self.verifiers.items():
+            rows = [row for row, sample in enumerate(samples) if self._value(sample) == name]
+            if rows:
+                judged = rewarded(verifier, [samples[row] for row in rows])
+                for row, (verdict, reward) in zip(rows, judged, strict=True):
+                    parts = _named(name, verdict, reward)
+                    verdicts[row] = replace(verdict, score=reward if verdict.judged else None, parts=parts)
+        return verdicts
+
+    def _value(self, sample: Sample) -> str | None:
+        return str(sample.metadata[self.column]) if self.column in sample.metadata else None
+
+    def _unknown(self, sample: Sample) -> Verdict:
+        known = ", ".join(self.verifiers)
+        value = self._value(sample)
+        if value is None:
+            error = f"the row has no column {self.column!r} that names one of {known}"
+        else:
+            error = f"the column {self.column!r} says {value[:100]!r}, and there is a verifier only for {known}"
+        return Verdict(correct=False, format_valid=False, error=error)
+
+
+def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:
+    """The names of the parts and of their own parts, each of which is a curve."""
+    if not parts:
+        raise ConfigError(f"{key}: give at least one")
+    names = [name for part in parts for name in (part, *(f"{part}/{inner}" for inner in parts[part].part_names))]
+    for name in names:
+        if not name or name in OTHER_CURVES:
+            raise ConfigError(f"{key}: {name!r} cannot be a name: reward/{name} is another curve")
+        if names.count(name) > 1:
+            raise ConfigError(f"{key}: two parts would share the curve reward/{name}: rename one")
+    return tuple(names)
+
+
+def _named(name: str, verdict: Verdict, reward: float) -> dict[str, float]:
+    """A part's reward and those of its own parts, by the names of :func:`_checked_names`."""
+    return {name: reward} | {f"{name}/{inner}": value for inner, value in verdict.parts.items()}
+
+
+def _error(verdicts: Iterable[tuple[str, Verdict]]) -> Verdict:
+    errors = [f"{name}: {verdict.error}" for name, verdict in verdicts if verdict.error is not None]
+    return Verdict(correct=False, format_valid=False, error="; ".join(errors))
+
+
+def _feedback(verdicts: Iterable[Verdict]) -> str:
+    return " ".join(dict.fromkeys(verdict.feedback for verdict in verdicts if verdict.feedback))

@@ -1,0 +1,106 @@
+"""Judges the form of a completion alone: tags in order, or a regular expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.verifiers.base import Verifier
+
+_CORRECT = Verdict(correct=True, format_valid=True)
+_MISMATCH = Verdict(False, False, "The completion does not have the format asked for.")
+
+
+class FormatVerifier(Verifier):
+    """Correct, and format-valid, if the whole completion has the form asked for. Meant as a part of a sum.
+
+    With ``tags: [think, answer]`` the form is ``<think>...</think> <answer>...</answer>``: each tag once, in this
+    order, closed, not nested, with text in it, and only white space around. It is checked in linear time.
+
+    With ``pattern`` the form is a regular expression that must match from the first character to the last; write
+    ``(?s)`` where ``.`` should match line ends. A completion that the pattern takes too long on does not match: a text
+    can make a pattern backtrack for ever, and a model finds such texts.
+
+    Args:
+        tags: names of tags. Give these or a pattern.
+        pattern: in the syntax of the ``regex`` package, which is that of ``re`` and more, such as ``(?>...)`` and
+            ``a++``, which never backtrack.
+        text_outside: whether text may stand before, between and behind the tags.
+        opened_by_prompt: whether the prompt already ends with the first opening tag, so that it is not repeated.
+        min_chars: characters in each tag, without the white space around them.
+        timeout_s: time limit of the pattern, a completion.
+        reward_correct: reward of a completion in this form.
+        reward_wrong: reward of any other.
+
+    Raises:
+        ConfigError: neither tags nor a pattern, or both; a tag that is no name; a pattern that does not compile.
+    """
+
+    def __init__(
+        self,
+        tags: Sequence[str] | None = None,
+        pattern: str | None = None,
+        text_outside: bool = False,
+        opened_by_prompt: bool = False,
+        min_chars: int = 1,
+        timeout_s: float = 0.2,
+        reward_correct: float = 1.0,
+        reward_wrong: float = 0.0,
+    ) -> None:
+        super().__init__(reward_correct, reward_wrong=reward_wrong)
+        if bool(tags) == (pattern is not None):
+            raise ConfigError("FormatVerifier: give either tags, such as [think, answer], or a pattern")
+        if timeout_s <= 0:
+            raise ConfigError(f"FormatVerifier.timeout_s: must be above 0, not {timeout_s}")
+        self.tags = tuple(tags or ())
+        self.pattern = None if pattern is None else _compiled(pattern)
+        self.text_outside = text_outside
+        self.opened_by_prompt = opened_by_prompt
+        self.min_chars = min_chars
+        self.timeout_s = timeout_s
+        for tag in self.tags:
+            if not re.fullmatch(r"\w[\w-]*", tag) or self.tags.count(tag) > 1:
+                raise ConfigError(f"FormatVerifier.tags: give each name once and without brackets, not {tag!r}")
+        self._any_tag = re.compile(f"</?(?:{'|'.join(self.tags)})>")
+        self._all_tags = [text for tag in self.tags for text in (f"<{tag}>", f"</{tag}>")]
+        form = " ".join(f"<{tag}>...</{tag}>" for tag in self.tags)
+        self._misplaced = Verdict(False, False, f"Use each tag exactly once, in this order: {form}.")
+        self._outside = Verdict(False, False, f"Write nothing outside of the tags: {form}.")
+        self._too_short = Verdict(False, False, f"Write something in each of the tags: {form}.")
+
+    def verify(self, sample: Sample) -> Verdict:
+        if self.pattern is None:
+            return self._check_tags(sample.completion)
+        try:
+            return _CORRECT if self.pattern.fullmatch(sample.completion, timeout=self.timeout_s) else _MISMATCH
+        except TimeoutError:
+            return _MISMATCH
+
+    def _check_tags(self, text: str) -> Verdict:
+        if self.opened_by_prompt:
+            text = self._all_tags[0] + text
+        # One more than there may be is enough to know.
+        found = list(islice(self._any_tag.finditer(text), len(self._all_tags) + 1))
+        if [match[0] for match in found] != self._all_tags:
+            return self._misplaced
+        edges = [0, *(edge for match in found for edge in match.span()), len(text)]
+        texts = [text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True)]
+        outside, inside = texts[::2], texts[1::2]
+        if any(outside) and not self.text_outside:
+            return self._outside
+        if any(len(part) < self.min_chars for part in inside):
+            return self._too_short
+        return _CORRECT
+
+
+def _compiled(pattern: str) -> Any:
+    # The standard library's engine has no time limit. This one takes long to import, for those who use tags.
+    import regex  # type: ignore[import-untyped]
+
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise ConfigError(f"FormatVerifier.pattern: {pattern!r} is no regular expression: {error}") from error

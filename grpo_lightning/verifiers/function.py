@@ -1,0 +1,187 @@
+"""Judges with a plain function: a user's own, or a reward function written for TRL."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
+
+Style = Literal["sample", "answer", "trl"]
+
+
+class FunctionVerifier(Verifier):
+    """Makes a verifier of a function. ``style`` says how it is called:
+
+    - ``sample``: ``f(sample)``, with the :class:`Sample`.
+    - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer.
+    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once a batch, with lists; it returns a list. This
+      is how TRL's ``GRPOTrainer`` calls reward functions, and those work unchanged. The columns are the row's metadata
+      and its answer. ``completion_ids`` is left out where only texts are known; there is no ``trainer_state``.
+
+    What it returns, for each sample:
+
+    - a number: the reward. From ``correct_at`` on the completion is correct, and format-valid, too.
+    - a bool: correct or not.
+    - a ``Verdict``: taken as it is.
+    - ``None``: the function has no say on this sample. See ``Verdict.abstained``.
+    - anything else, and NaN or infinity, is an error, as is a list that is not as long as the batch.
+
+    An ``async def`` function is awaited, on the samples of a batch at the same time. All of them run in one event loop
+    that lasts as long as the program, so that a client can be kept in a global variable.
+
+    Args:
+        function: its dotted path, such as ``my_package.rewards.shorter_is_better``, or the function itself.
+        style: how it is called.
+        options: keyword arguments that every call gets besides.
+        correct_at: the smallest number that means correct.
+        answer_column: ``trl``: the name of the argument that holds the gold answers.
+        conversational: ``trl``: completions are lists of one message, prompts lists of messages, as TRL has it for chat
+            prompts. ``False`` for a function that takes plain texts; the prompt is then the last message's.
+        slow: whether the function is worth a thread while other completions still decode, as one that asks another
+            model is. It is then called with whatever has finished, so only a function that rewards each sample by
+            itself can be.
+        timeout_s: time limit of an awaited call, after which it is an error. A plain function is not interrupted.
+        reward_correct: reward of ``True``, and of a correct ``Verdict`` without a score.
+        reward_format: reward of a ``Verdict`` without a score that has only the format right.
+        reward_wrong: reward of ``False``, and of any other ``Verdict`` without a score.
+
+    Raises:
+        ConfigError: the function cannot be found or called, or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        function: str | Callable[..., Any],
+        style: Style = "sample",
+        options: dict[str, Any] | None = None,
+        correct_at: float = 1.0,
+        answer_column: str = "answer",
+        conversational: bool = True,
+        slow: bool = False,
+        timeout_s: float | None = None,
+        reward_correct: float = 1.0,
+        reward_format: float = 0.5,
+        reward_wrong: float = 0.0,
+    ) -> None:
+        super().__init__(reward_correct, reward_format, reward_wrong)
+        if style not in get_args(Style):
+            raise ConfigError(f"FunctionVerifier.style: must be one of {', '.join(get_args(Style))}, not {style!r}")
+        if timeout_s is not None and timeout_s <= 0:
+            raise ConfigError(f"FunctionVerifier.timeout_s: must be above 0, or null for no limit, not {timeout_s}")
+        self.function = _found(function) if isinstance(function, str) else function
+        self.name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+        if not callable(self.function):
+            raise ConfigError(f"FunctionVerifier.function: {self.name} is no function")
+        self.style = style
+        self.options = options or {}
+        self.correct_at = correct_at
+        self.answer_column = answer_column
+        self.conversational = conversational
+        self.slow = slow
+        self.timeout_s = timeout_s
+
+    def verify(self, sample: Sample) -> Verdict:
+        return self.verify_batch([sample])[0]
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Judge many samples.
+
+        Raises:
+            Exception: whatever a function of style ``trl`` raises.
+            TypeError: it did not return a list.
+            ValueError: the list is not as long as the batch.
+        """
+        if self.style == "trl":
+            values = self._call_with_lists(samples)
+        else:
+            values = self._settle([self._call(sample) for sample in samples])
+        return [self._verdict(value) for value in values]
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def _call(self, sample: Sample) -> Any:
+        """What the function returns for a sample, or the exception that it raises."""
+        arguments = (sample,) if self.style == "sample" else (sample.completion, sample.answer)
+        try:
+            return self.function(*arguments, **self.options)
+        except Exception as error:
+            return error
+
+    def _call_with_lists(self, samples: Sequence[Sample]) -> list[Any]:
+        names = dict.fromkeys(name for sample in samples for name in sample.metadata)
+        arguments: dict[str, Any] = {name: [sample.metadata.get(name) for sample in samples] for name in names}
+        arguments[self.answer_column] = [sample.answer for sample in samples]
+        arguments["prompts"] = [self._prompt(sample.prompt) for sample in samples]
+        arguments["completions"] = [self._completion(sample.completion) for sample in samples]
+        if all(sample.token_ids is not None for sample in samples):
+            arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
+        (values,) = self._settle([self.function(**arguments | self.options)])
+        if isinstance(values, Exception):
+            raise values
+        values = _plain(values)
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{self.name} must return a list of {len(samples)} rewards, not {type(values).__name__}")
+        if len(values) != len(samples):
+            raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, and returned {len(values)}")
+        return list(values)
+
+    def _prompt(self, prompt: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+        if self.conversational:
+            return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+    def _completion(self, completion: str) -> str | list[dict[str, str]]:
+        return [{"role": "assistant", "content": completion}] if self.conversational else completion
+
+    def _settle(self, values: list[Any]) -> list[Any]:
+        """The values, with those awaited that can be; exceptions stand in the places of those that raise."""
+        if not any(inspect.isawaitable(value) for value in values):
+            return values
+        # Few functions are asynchronous, and asyncio takes long to import.
+        from grpo_lightning.verifiers._awaiting import settled
+
+        return settled(values, self.timeout_s)
+
+    # -- verdicts ---------------------------------------------------------------------------------------------------
+
+    def _verdict(self, value: Any) -> Verdict:
+        try:
+            return self._read(value)
+        except Exception as error:
+            return broken(error)
+
+    def _read(self, value: Any) -> Verdict:
+        if isinstance(value, Exception):
+            raise value
+        if isinstance(value, Verdict):
+            return value
+        if value is None:
+            return ABSTAINED
+        value = _plain(value)
+        if isinstance(value, bool):
+            return Verdict(correct=value, format_valid=value)
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{self.name} must return a number, bool, Verdict or None, not {type(value).__name__}")
+        if not math.isfinite(value):
+            raise ValueError(f"{self.name} returned a reward of {value}")
+        # A number says nothing of the format; format-valid without correct would earn something in AnyOf.
+        correct = value >= self.correct_at
+        return Verdict(correct=correct, format_valid=correct, score=float(value))
+
+
+def _found(path: str) -> Any:
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"FunctionVerifier.function: cannot import {path!r}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tensors, which are not imported here, as Python's own lists and numbers."""
+    to_list = getattr(value, "tolist", None)
+    return to_list() if callable(to_list) else value
