@@ -114,6 +114,20 @@ class GRPOCLI(LightningCLI):
             bar = Namespace(class_path="grpo_lightning.callbacks.StepProgressBar", init_args=Namespace())
             config.trainer.callbacks = [*callbacks, bar]
 
+    def instantiate_classes(self) -> None:
+        """Build all from the config. The parser wraps what a constructor raises; a user's mistake is dug out again.
+
+        Raises:
+            ConfigError: an option is out of its range, or options exclude each other.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ConfigError):
+                cause = cause.__cause__
+            raise cause or error from None
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.is_global_zero and self.subcommand is not None:

@@ -189,6 +189,19 @@ def test_verify_scores_completions_from_a_file(tmp_path: Path, capsys: pytest.Ca
         assert "grpo: error: --samples: " in capsys.readouterr().err
 
 
+def test_a_verifier_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gsm8k_folder: str, tiny_model: Callable[[str], str]
+) -> None:
+    (tmp_path / "mine.py").write_text("def brief(completion, answer):\n    return float(len(completion) < 9)\n")
+    config = str(ROOT / "configs/lfm_gsm8k.yaml")
+    overrides = {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": gsm8k_folder}
+    verifier = "[{class_path: FunctionVerifier, init_args: {function: mine.brief, style: answer}}]"
+    arguments = ["fit", "--config", config, *few(tmp_path, **overrides), "--model.init_args.verifiers", verifier]
+    # In a process of its own: the console script does not put the current folder on the path by itself.
+    code = "import sys; sys.path.remove(''); from grpo_lightning.__main__ import main; main(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+
 # -- warm start -------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +239,8 @@ def test_a_warm_start_trains_first_and_is_not_repeated_on_resume(tmp_path: Path)
         (["--model.class_path", "GRPOModul"], "(did you mean GRPOModule?)"),
         (["--data.task.class_path", "GSM8"], "(did you mean GSM8K?)"),
         (["--model.init_args.policy.dtype", "float8"], "policy.dtype: Expected a typing.Literal"),
+        (["--model.init_args.max_grad_norm", "-1"], "model.max_grad_norm: must be above 0"),
+        (["--data.sampling.top_p", "3"], "data.sampling.top_p: must be above 0 and at most 1, not 3.0"),
         (["--config", "configs/none.yaml"], "File does not exist"),
         (["--ckpt_path", "none.ckpt"], "ckpt_path: there is no checkpoint none.ckpt"),
         (["--ckpt_path", "last"], "has a last checkpoint: give the path of one"),

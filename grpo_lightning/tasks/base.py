@@ -74,5 +74,5 @@ def check_gold(task: Task, verifiers: Sequence[Verifier], splits: Sequence[Split
         ]
         for verifier in verifiers:
             for row, verdict in enumerate(judge(verifier, samples)):
-                if not verdict.correct:
+                if not verdict.correct and not verdict.abstained:
                     yield GoldFailure(split, row, type(verifier).__name__, completions[row], verdict)

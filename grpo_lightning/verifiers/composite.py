@@ -15,7 +15,9 @@ from dataclasses import replace
 from grpo_lightning.types import ConfigError, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, judge, rewarded
 
-OTHER_CURVES = frozenset({"mean", "std", "correct", "format_valid", "errors", "groups_without_signal"})
+OTHER_CURVES = frozenset(
+    {"mean", "std", "correct", "format_valid", "errors", "groups_without_signal", "correct_after_refinement"}
+)
 """A part's rewards are logged as ``reward/<name>``, and these are taken."""
 
 
@@ -29,7 +31,13 @@ class _Composite(Verifier):
 
     def __init__(self, verifiers: Iterable[Verifier], **rewards: float) -> None:
         super().__init__(**rewards)
-        self.slow = any(verifier.slow for verifier in verifiers)
+        self._all = list(verifiers)
+        self.slow = any(verifier.slow for verifier in self._all)
+
+    def start(self) -> None:
+        """Let each of them get ready."""
+        for verifier in self._all:
+            verifier.start()
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
