@@ -1,0 +1,181 @@
+"""The process that holds the program, and does with its objects what the judge asks for.
+
+Nothing in here protects anything: the program may rewrite all of it. What it then answers is still only plain data.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import socket
+import sys
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO, cast
+
+from . import wire
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    **{"getattr": getattr, "setattr": setattr, "isinstance": isinstance, "len": len, "iter": iter, "next": next},
+    **{"str": str, "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "reversed": reversed},
+    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "eq")},
+    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul")},
+    **{"and": operator.and_, "or": operator.or_, "xor": operator.xor},
+}
+
+
+# The input and output of scripts: files in memory, as long as the limit on files allows.
+STREAM_FDS = (4, 5)
+
+
+class _Instance:
+    """Marks what a class of the program made: it keeps its methods, even where it is a list underneath."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Defendant:
+    """Serves the judge until it hangs up."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.objects: list[object] = []
+        self.numbers: dict[int, int] = {}
+        self.code: types.CodeType | None = None
+
+    def serve(self) -> NoReturn:
+        while True:
+            decoder = wire.Decoder(self._resolve, [])
+            self._answer(decoder, decoder.value(wire.receive(self.connection)))
+
+    def _answer(self, decoder: wire.Decoder, request: tuple[str, tuple[Any, ...], tuple[Any, ...]]) -> None:
+        operation, arguments, keywords = request
+        containers = decoder.containers
+        before = [wire.contents(container) for container in containers]
+        try:
+            reply = ("return", self._perform(operation, arguments, dict(keywords)))
+        except BaseException as error:
+            reply = ("raise", self._describe(error))
+        changes = tuple(
+            (index, wire.contents(container))
+            for index, (container, old) in enumerate(zip(containers, before, strict=True))
+            if not _identical(wire.contents(container), old)
+        )
+        try:
+            frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
+        except BaseException:
+            # Too large, too deep, or an object that cannot even be looked at.
+            frame = wire.Encoder(self._refer, []).frame(("raise", (ValueError, ()), ()), b"R")
+        wire.send(self.connection, frame)
+
+    def _perform(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
+        if operation == "call":
+            function, *rest = arguments
+            result = function(*rest, **keywords)
+            made = isinstance(function, type) and type(result) not in wire.PLAIN_TYPES
+            return _Instance(result) if made else result
+        if operation in ("compile", "load", "run"):
+            return getattr(self, operation)(*arguments)
+        return _OPERATIONS[operation](*arguments)
+
+    def compile(self, source: str) -> None:
+        self.code = compile(source, "<program>", "exec", dont_inherit=True)
+
+    def load(self, wanted: list[str]) -> dict[str, object]:
+        """Run the program as a module, and give what it defines of the wanted names."""
+        module = types.ModuleType("solution")
+        self._execute(module)
+        return {name: vars(module)[name] for name in wanted if name in vars(module)}
+
+    def run(self, given: bytes) -> bytes:
+        """Run the program as a script, and give what it prints."""
+        for number, fd in enumerate(STREAM_FDS):
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            # Programs that read by open(0) close it.
+            os.dup2(fd, number)
+        os.write(0, given)
+        os.lseek(0, 0, os.SEEK_SET)
+        with _stream(0, "r") as sys.stdin, _stream(1, "w") as sys.stdout, suppress(SystemExit):
+            self._execute(types.ModuleType("__main__"))
+        return os.pread(STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
+
+    def _execute(self, module: types.ModuleType) -> None:
+        # Where pickle, dataclasses and typing look for the module of a class.
+        sys.modules[module.__name__] = module
+        assert self.code is not None
+        exec(self.code, vars(module))
+
+    def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
+        """Call a function of the tests; meanwhile the judge may ask again."""
+        frame = wire.Encoder(self._refer, []).frame((number, arguments, tuple(keywords.items())), b"C")
+        wire.send(self.connection, frame)
+        while True:
+            decoder = wire.Decoder(self._resolve, [])
+            message = decoder.value(wire.receive(self.connection))
+            if len(message) == 3:
+                self._answer(decoder, message)
+            elif message[0] == "return":
+                return message[1]
+            else:
+                kind, arguments = message[1]
+                raise kind(*arguments)
+
+    def _describe(self, error: BaseException) -> tuple[type[BaseException], tuple[Any, ...]]:
+        arguments = error.args if isinstance(error.args, tuple) else ()
+        try:
+            wire.Encoder(_nothing, []).frame(arguments)
+        except Exception:
+            arguments = ()
+        return type(error), arguments
+
+    def _refer(self, value: Any) -> wire.Reference | None:
+        kind = type(value)
+        if kind is _Instance:
+            return wire.Reference("h", self._number(value.value))
+        if id(value) in self.numbers and not isinstance(value, type):
+            return wire.Reference("h", self.numbers[id(value)])
+        if isinstance(value, type):
+            if wire.BUILTIN_TYPES.get(value.__name__) is value:
+                return wire.Reference("b", 0, value.__name__)
+            if issubclass(value, BaseException):
+                return wire.Reference("e", self._number(value), f"{value.__name__[:80]} {wire.builtin_base(value)}")
+        elif wire.is_flattened(kind):
+            return None
+        return wire.Reference("h", self._number(value))
+
+    def _number(self, value: object) -> int:
+        number = self.numbers.setdefault(id(value), len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(value)
+        return number
+
+    def _resolve(self, reference: wire.Reference) -> object:
+        kind, number, text = reference
+        if kind == "f":
+            return lambda *arguments, **keywords: self._call_back(number, arguments, keywords)
+        return wire.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
+
+
+def _nothing(value: object) -> None:
+    """Refers to no object at all."""
+
+
+def _stream(fd: int, mode: str) -> TextIO:
+    return cast(TextIO, open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False))
+
+
+def _identical(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def run(connection: socket.socket) -> NoReturn:
+    """Be the defendant, and end the process when the judge hangs up."""
+    try:
+        # The greeting: the lockdown stands.
+        wire.send(connection, wire.Encoder(_nothing, []).frame(None))
+        Defendant(connection).serve()
+    finally:
+        os._exit(0)

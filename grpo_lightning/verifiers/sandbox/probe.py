@@ -1,0 +1,112 @@
+"""Finds the level that holds on this machine: a canary tries to break out of it, before any program does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+
+from .client import Level, Request, SandboxUnavailable, Settings, Worker
+
+_log = logging.getLogger(__name__)
+_STRONGEST_FIRST: tuple[Level, ...] = ("namespaces", "landlock")
+
+# Each of these must fail. What succeeds is returned by name.
+_CANARY = """
+import os, signal, socket
+
+def attempt(name, action):
+    try:
+        return [name] if action() else []
+    except OSError:
+        return []
+
+def connect(port):
+    with socket.socket() as client:
+        client.settimeout(0.2)
+        client.connect(("127.0.0.1", port))
+    return True
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return True
+
+def signal_parent():
+    os.kill(os.getppid() or 1, 0)
+    return True
+
+def canary(folder, port):
+    return [
+        *attempt("read a file", lambda: open(folder + "/secret").read()),
+        *attempt("list a folder", lambda: os.listdir(folder)),
+        *attempt("write a file", lambda: open(folder + "/written", "w")),
+        *attempt("connect", lambda: connect(port)),
+        *attempt("fork", fork),
+        *attempt("execute", lambda: os.posix_spawn("/usr/bin/env", ["env"], {})),
+        *attempt("signal its parent", signal_parent),
+        *attempt("read the environment", lambda: os.environ),
+        *attempt("read /proc", lambda: open("/proc/self/maps").read()),
+    ]
+"""
+_HONEST = "import math\ndef area(r):\n    return math.pi * r ** 2\n"
+
+
+def choose(sandbox: str, timeout_s: float, memory_mb: int) -> Worker:
+    """A worker of the level asked for, or, for ``auto``, of the strongest that holds.
+
+    Raises:
+        SandboxUnavailable: there is none, with the reasons.
+    """
+    if sandbox == "unsafe":
+        _log.warning("CodeVerifier runs programs UNSAFE: with your rights, your files and your network")
+        return Worker(Settings("unsafe", timeout_s, memory_mb))
+    levels = [level for level in _STRONGEST_FIRST if sandbox in ("auto", level)]
+    reasons = []
+    for level in levels:
+        worker = None
+        try:
+            worker = Worker(Settings(level, timeout_s, memory_mb))
+            check(worker)
+        except SandboxUnavailable as error:
+            reasons.append(str(error))
+            if worker is not None:
+                worker.stop()
+            continue
+        except BaseException:
+            if worker is not None:
+                worker.stop()
+            raise
+        _log.info("CodeVerifier runs programs at the level %r", level)
+        return worker
+    raise SandboxUnavailable(
+        f"no sandbox for CodeVerifier on this machine ({'; '.join(reasons)}). "
+        "Only where the machine itself is disposable: sandbox='unsafe'"
+    )
+
+
+def check(worker: Worker) -> None:
+    """Let the canary try.
+
+    Raises:
+        SandboxUnavailable: it got through, or an honest program did not.
+    """
+    level = worker.settings.level
+    honest = worker.run(Request(_HONEST, "import math\nassert math.isclose(area(2), 4 * math.pi)"))
+    if honest.outcome != "passed":
+        raise SandboxUnavailable(f"{level}: an honest program fails ({honest.detail})")
+    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as server:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "secret").write_text(secrets.token_hex())
+        # One test an attempt would cost as many runs: the names are told apart by what the list holds.
+        tests = f"assert list(canary({name!r}, {server.getsockname()[1]})) == []"
+        result = worker.run(Request(_CANARY, tests))
+        written = os.path.exists(folder / "written")
+    if result.outcome != "passed" or written:
+        raise SandboxUnavailable(f"{level}: the canary got out ({result.detail or 'it wrote a file'})")

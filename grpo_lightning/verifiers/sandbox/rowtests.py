@@ -1,0 +1,107 @@
+"""The tests of a row, read once before the program is: what they are, what they need, where they fail."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import sys
+from types import CodeType, TracebackType
+from typing import Any
+
+FILENAME = "<tests>"
+
+
+class TestsBroken(Exception):
+    """The row's tests can judge no program at all."""
+
+    __test__ = False  # not a test case for pytest
+
+
+class Tests:
+    """Compiled tests.
+
+    Args:
+        source: assert lines, or a ``check(candidate)`` function.
+        entry_point: the function under test, ``None`` where assert lines call it by name.
+
+    Raises:
+        TestsBroken: no valid Python, nothing asserted, a missing module, or no entry point for ``check``.
+    """
+
+    __test__ = False
+
+    def __init__(self, source: str, entry_point: str | None) -> None:
+        try:
+            tree = ast.parse(source, FILENAME)
+            self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
+        nodes = list(ast.walk(tree))
+        self.asserts = [node for node in nodes if isinstance(node, ast.Assert)]
+        self.asserts.sort(key=lambda node: node.lineno)
+        if not any(isinstance(node, (ast.Assert, ast.Raise)) for node in nodes):
+            raise TestsBroken("the tests assert nothing")
+        self.has_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
+        if self.has_check and not entry_point:
+            raise TestsBroken("the tests define check(candidate): name the function in metadata['entry_point']")
+        for module in _imported(nodes):
+            if not _exists(module):
+                raise TestsBroken(f"the tests import {module}, and only the standard library is there")
+        free = _free_names(nodes)
+        self.modules = {name for name in free if name != entry_point and name in sys.stdlib_module_names}
+        # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
+        self.wanted = free - self.modules - set(dir(builtins)) | ({entry_point} if entry_point else set())
+        self.required = {entry_point} if entry_point else self.wanted
+        self.entry_point = entry_point or ""
+        # What the program defines of the wanted names, set when it is loaded.
+        self.names: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Run them all; whatever they raise is a failure."""
+        namespace: dict[str, Any] = {"__name__": "tests"}
+        namespace.update({name: importlib.import_module(name) for name in self.modules})
+        namespace.update(self.names)
+        exec(self.code, namespace)
+        if self.has_check:
+            namespace["check"](self.names[self.entry_point])
+
+    def where(self, traceback: TracebackType | None) -> str:
+        """Which test a traceback comes from, as ``Test 2 of 3``."""
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == FILENAME:
+                for number, node in enumerate(self.asserts, 1):
+                    if node.lineno <= traceback.tb_lineno <= (node.end_lineno or node.lineno):
+                        return f"Test {number} of {len(self.asserts)}"
+            traceback = traceback.tb_next
+        return "A test"
+
+
+def _imported(nodes: list[ast.AST]) -> set[str]:
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _free_names(nodes: list[ast.AST]) -> set[str]:
+    """Names that are read and bound nowhere: what the tests expect from outside."""
+    read: set[str] = set()
+    bound: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
+            bound.add(node.name)
+    return read - bound - {"__name__"}

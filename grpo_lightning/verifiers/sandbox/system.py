@@ -1,0 +1,75 @@
+"""Linux system calls that Python does not offer, and what can be given up with them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+NOBODY = 65534
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """This machine does not offer what the isolation level needs; the message says what."""
+
+
+def check(result: int, what: str) -> int:
+    """Raises: Refused: the call failed, with the system's reason."""
+    if result < 0:
+        raise Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def syscall(number: int, what: str, *arguments: object) -> int:
+    return check(_libc.syscall(ctypes.c_long(number), *map(_word, arguments)), what)
+
+
+def prctl(option: int, *arguments: int) -> None:
+    check(_libc.prctl(option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4])), "prctl")
+
+
+def unshare(flags: int) -> None:
+    check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    arguments = (source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    check(_libc.mount(*arguments), f"mount {target}")
+
+
+def unmount(target: str, flags: int) -> None:
+    check(_libc.umount2(target.encode(), flags), f"umount {target}")
+
+
+def drop_uid() -> None:
+    """From root to nobody, for good."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def drop_capabilities() -> None:
+    """All of them, and no program executed later can bring any back."""
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    check(_libc.capset(header, bytes(24)), "capset")
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def be_dumpable() -> None:
+    """After a change of uid, ``/proc/self`` belongs to root until this is said."""
+    prctl(_PR_SET_DUMPABLE, 1)
+
+
+def die_with_parent(parent: int, signal: int) -> None:
+    prctl(_PR_SET_PDEATHSIG, signal)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _word(argument: object) -> object:
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument

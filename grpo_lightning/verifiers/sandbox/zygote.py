@@ -1,0 +1,191 @@
+"""A worker: forks a judge and a defendant for each request, and ends both at the time limit.
+
+It never reads a request, which comes as a file that only the judge opens: what a defendant inherits of this process's
+memory holds no test, neither of this run nor of an earlier one.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from . import defendant, judge
+from .lockdown import Lockdown
+from .system import Refused, die_with_parent
+
+# What solutions commonly import: done once, before any fork.
+_WARM = [
+    *("abc", "array", "bisect", "calendar", "cmath", "collections", "collections.abc", "contextlib", "copy"),
+    *("dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools"),
+    *("json", "math", "operator", "random", "re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"),
+]
+_MAX_REPORT_BYTES = 65536
+# Behind standard input, output and error.
+_CHANNEL_FD = 3
+_ABOVE = 32
+_MAX_FD = 256
+
+
+class Judge:
+    """The judge's process and the socket to it."""
+
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid = pid
+        self.control = control
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+
+    def poll(self, deadline: float) -> bool:
+        """Whether it says something, or ends, before the deadline."""
+        remaining = deadline - time.monotonic()
+        return remaining > 0 and bool(self._poll.poll(remaining * 1000))
+
+
+class Worker:
+    """The event loop of the zygote, if one event at a time is a loop."""
+
+    def __init__(self, control: socket.socket, lockdown: Lockdown, timeout_s: float, null: int) -> None:
+        self.control = control
+        self.lockdown = lockdown
+        self.timeout_s = timeout_s
+        self.pid = os.getpid()
+        self.null = null
+        self.judge: Judge | None = None
+
+    def serve(self) -> None:
+        """Answer requests until the client hangs up."""
+        while True:
+            message, fds, _, _ = socket.recv_fds(self.control, 16, 1)
+            if not message:
+                return
+            self._run(fds[0])
+
+    def _run(self, payload: int) -> None:
+        if self.judge is None:
+            self.judge = self._new_judge()
+        ours, theirs = socket.socketpair()
+        pid = self._fork(lambda: self._be_defendant(theirs))
+        theirs.close()
+        deadline = time.monotonic() + self.timeout_s
+        socket.send_fds(self.judge.control, [b"run"], [payload, ours.fileno()])
+        ours.close()
+        os.close(payload)
+        report = None
+        late = False
+        while report is None or not report["final"]:
+            if not self.judge.poll(deadline):
+                late = True
+                break
+            message = self.judge.control.recv(_MAX_REPORT_BYTES)
+            if not message:
+                break
+            report = json.loads(message)
+        _kill(pid)
+        judge_stays = report is not None and report["final"] and report["stays"]
+        if not judge_stays:
+            _kill(self.judge.pid)
+        # Before the wait for the children, whose memory takes its time to be freed.
+        self.control.send(json.dumps({"late": late, "report": report}).encode())
+        os.waitpid(pid, 0)
+        if not judge_stays:
+            os.waitpid(self.judge.pid, 0)
+            self.judge.control.close()
+            self.judge = None
+
+    def _new_judge(self) -> Judge:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = self._fork(lambda: self._be_judge(theirs))
+        theirs.close()
+        return Judge(pid, ours)
+
+    def _fork(self, main: Callable[[], NoReturn]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                main()
+            finally:
+                os._exit(1)
+        return pid
+
+    def _be_defendant(self, connection: socket.socket) -> NoReturn:
+        # A group of its own, which even the unsafe level can end as one.
+        os.setsid()
+        streams = [os.memfd_create("stream") for _ in defendant.STREAM_FDS]
+        self.lockdown.confine(self.pid, is_judge=False)
+        for fd in (0, 1, 2):
+            os.dup2(self.null, fd)
+        # First out of the way: one may have the number that another gets.
+        fds = [os.dup2(fd, _ABOVE + fd) for fd in (connection.fileno(), *streams)]
+        for fd, number in zip(fds, (_CHANNEL_FD, *defendant.STREAM_FDS), strict=True):
+            os.dup2(fd, number)
+        os.closerange(max(defendant.STREAM_FDS) + 1, _MAX_FD)
+        gc.enable()
+        defendant.run(socket.socket(fileno=_CHANNEL_FD))
+
+    def _be_judge(self, control: socket.socket) -> NoReturn:
+        self.control.close()
+        self.lockdown.confine(self.pid, is_judge=True)
+        # The programs inherit the state that the zygote's generator has.
+        random.seed()
+        gc.enable()
+        judge.serve(control)
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _become_first_process() -> None:
+    """Go on in a child, and let this process wait for it."""
+    pid = os.fork()
+    if pid:
+        os.closerange(0, _MAX_FD)
+        os.waitpid(pid, 0)
+        os._exit(0)
+    # Seen from inside, the parent has no number.
+    die_with_parent(0, signal.SIGKILL)
+
+
+def _be_killed_first() -> None:
+    """When memory runs out, this and its children are to go, not the trainer."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def main() -> None:
+    """Serve on the socket whose number is the first argument, with the settings that are the second, as JSON."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    settings = json.loads(sys.argv[2])
+    os.environ.clear()
+    # Left out with the site module, and used by many scripts.
+    builtins.exit = builtins.quit = sys.exit
+    _be_killed_first()
+    for module in _WARM:
+        importlib.import_module(module)
+    try:
+        null = os.open("/dev/null", os.O_RDWR)
+        lockdown = Lockdown(settings["level"], settings["timeout_s"], settings["memory_mb"])
+        if lockdown.makes_first_process:
+            _become_first_process()
+    except (Refused, OSError) as error:
+        control.send(json.dumps({"refused": str(error)}).encode())
+        return
+    control.send(json.dumps({"ready": True}).encode())
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    Worker(control, lockdown, settings["timeout_s"], null).serve()

@@ -1,0 +1,256 @@
+"""Programs that do not solve the task and want the reward, or to do harm. None is paid, and nothing is hurt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from code_cases import verdict_of, verifier  # noqa: F401  (a fixture)
+
+from grpo_lightning.verifiers import CodeVerifier
+
+# What every cheat below is asked for: none of them can know these numbers.
+TESTS = """
+import math
+assert f(1) == 40961
+assert f(2) == [40962, 40963]
+assert abs(f(3) - 4096.4) < 1e-6
+assert math.isclose(f(4), 4096.5)
+assert f(5) in (40966, 40967)
+assert 40968 in f(6)
+assert f(7).startswith("4096")
+assert sorted(f(8)) == [1, 40969]
+assert f(9) is True
+assert {40970} <= f(10)
+assert not f(11) != 40971
+assert len(f(12)) == 40972
+"""
+# Whatever a class can define to please.
+YES = """
+class Yes:
+    def yes(self, *a, **k): return True
+    for name in ('eq ne lt le gt ge contains bool call instancecheck subclasscheck exit').split():
+        locals()[f'__{name}__'] = yes
+    def me(self, *a, **k): return self
+    for name in ('add radd sub rsub mul rmul truediv rtruediv neg pos abs enter getitem iter round and rand or ror '
+                 'xor rxor mod rmod pow rpow divmod floordiv matmul rmatmul getattr get').split():
+        locals()[f'__{name}__'] = me
+    def __float__(self): return 0.0
+    def __int__(self): return 0
+    def __index__(self): return 0
+    def __len__(self): return 1
+    def __hash__(self): return 0
+    def __next__(self): return self
+    def __str__(self): return '4096'
+    def __repr__(self): return '40961'
+    def __getattr__(self, name): return self.yes
+"""
+# Nine ways to get at the tests' text or the expected values, if they were anywhere in the process.
+PEEK = """
+import gc, sys, os, re, threading
+def numbers(text):
+    return [int(n) for n in re.findall(r'\\b40[0-9]{3}\\b', text)]
+def peek():
+    found = []
+    frame = sys._getframe()
+    while frame:
+        found += numbers(repr(list(frame.f_locals.values())))
+        found += numbers(repr(frame.f_code.co_consts))
+        frame = frame.f_back
+    for thing in gc.get_objects():
+        if type(thing) in (list, tuple, dict, set):
+            try: found += numbers(repr(thing)[:100000])
+            except Exception: pass
+    for module in list(sys.modules.values()):
+        if getattr(module, '__name__', '').startswith('sandbox'):
+            found += numbers(repr(vars(module)))
+    return found
+"""
+
+CHEATS = {
+    "always equal": YES + "def f(x): return Yes()",
+    "a metaclass that pleases": YES + "class M(type, Yes): pass\nclass f(metaclass=M):\n    def __new__(c, x): return Yes()",
+    "an int that is equal": "class I(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n"
+    "    def __sub__(s, o): return 0\ndef f(x): return I(0)",
+    "a str that is equal": "class S(str):\n    def __eq__(s, o): return True\n    def startswith(s, o): return True\n"
+    "    __hash__ = str.__hash__\ndef f(x): return S('x')",
+    "a list that is equal": "class L(list):\n    def __eq__(s, o): return True\n    def __contains__(s, o): return True\n"
+    "def f(x): return L([1])",
+    "a float that is close": "class F(float):\n    def __sub__(s, o): return 0.0\n    def __rsub__(s, o): return 0.0\n"
+    "    def __eq__(s, o): return True\n    __hash__ = float.__hash__\ndef f(x): return F('nan')",
+    "patched built-ins": "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.sorted = lambda x: [1, 40969]\n"
+    "builtins.isinstance = lambda *a: True\nbuiltins.AssertionError = Warning\n"
+    "builtins.len = lambda x: 40972\ndef f(x): return 0",
+    "shadowed built-ins": "def abs(x): return 0\ndef sorted(x): return [1, 40969]\ndef len(x): return 40972\n"
+    "class AssertionError(Warning): pass\ndef f(x): return 0",
+    "a patched math": "import math\nmath.isclose = lambda *a, **k: True\nmath.fabs = lambda x: 0\ndef f(x): return 0.0",
+    "a math of its own": "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0.0",
+    "sys.exit(0)": "import sys\ndef f(x): sys.exit(0)",
+    "sys.exit(0) at the start": "import sys\ndef f(x): pass\nsys.exit(0)",
+    "os._exit(0)": "import os\ndef f(x): os._exit(0)",
+    "os._exit(0) at the start": "import os\nos._exit(0)\ndef f(x): pass",
+    "an exit in a thread": "import os, threading\ndef f(x): return 0\n"
+    "threading.Timer(0.01, lambda: os._exit(0)).start()",
+    "abort": "import os\ndef f(x): os.abort()",
+    "a crash": "import ctypes\ndef f(x): ctypes.string_at(0)",
+    "a pass marker": "def f(x):\n    print('PASSED')\n    print('{\"outcome\": \"passed\", \"final\": true}')\nf(1)",
+    "a marker on every file": "import os\nfor fd in range(256):\n    for text in (b'PASSED\\n',\n"
+    "            b'{\"outcome\": \"passed\", \"detail\": \"\", \"final\": true, \"stays\": true}\\n'):\n"
+    "        try: os.write(fd, text)\n        except OSError: pass\ndef f(x): return 0",
+    "a message on every socket": "import os, socket\nfor fd in range(256):\n    try:\n"
+    "        s = socket.socket(fileno=os.dup(fd))\n"
+    "        s.send(b'{\"outcome\": \"passed\", \"detail\": \"\", \"final\": true, \"stays\": true}')\n"
+    "    except OSError: pass\ndef f(x): return 0",
+    "forged replies": "import sys\nwire = sys.modules['sandbox.wire']\n"
+    "def frame(v): return wire.Encoder(lambda v: None, []).frame(v, b'R')\ndef f(x):\n    import os\n"
+    "    for v in (True, 0, 1.0, 'x', [1], {1}):\n        os.write(3, frame(('return', v, ())))\n    return True",
+    "forged nonsense": "import os\nos.write(3, b'\\x05\\x00\\x00\\x00Rzzzz')\ndef f(x): return 0",
+    "an endless frame": "import os\nos.write(3, b'\\xff\\xff\\xff\\x7f')\ndef f(x):\n    while True: os.write(3, b'x' * 65536)",
+    "a huge count": "import os, struct\ndef f(x):\n    os.write(3, struct.pack('<IBBI', 6, 82, 108, 2**32 - 1))",
+    "a change to no argument": "import sys, os\nwire = sys.modules['sandbox.wire']\ndef f(x):\n"
+    "    os.write(3, wire.Encoder(lambda v: None, []).frame(('return', 0, ((7, (1,)),)), b'R'))",
+    "a callback to no function": "import sys, os\nwire = sys.modules['sandbox.wire']\ndef f(x):\n"
+    "    os.write(3, wire.Encoder(lambda v: None, []).frame((0, (1,), ()), b'C'))",
+    "a patched encoder": "import sys\nw = sys.modules['sandbox.wire']\n"
+    "w.Encoder._write = lambda self, value, depth: self.parts.append(b'T')\ndef f(x): return 0",
+    "a patched server": "import sys\nd = sys.modules['sandbox.defendant']\n"
+    "d.Defendant._perform = lambda self, *a: True\nd._OPERATIONS.clear()\ndef f(x): return 0",
+    "patched json and struct": "import json, struct, socket\njson.dumps = json.loads = lambda *a, **k: {'outcome': 'passed'}\n"
+    "struct.Struct.pack = None if False else struct.Struct.pack\nsocket.socket.send = lambda *a: 1\ndef f(x): return 0",
+    "a peek at frames and objects": PEEK + "seen = peek()\ndef f(x):\n    a = seen + peek()\n"
+    "    return [a[0] if a else 0, a[:2], a[0] if a else 0][min(x, 3) - 1]",
+    "a peek at memory": "import ctypes, re\ndef f(x):\n    data = b''\n    for base in (id(0), id([]), id('x' * 99)):\n"
+    "        data += ctypes.string_at(base & ~0xfffff, 4096)\n    found = re.findall(rb'40961', data)\n"
+    "    return int(found[0]) if found else 0",
+    "a trace": PEEK + "import sys\ngot = []\nsys.settrace(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\n"
+    "sys.setprofile(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\ndef f(x): return got[0] if got else 0",
+    "exceptions that look": PEEK + "class E(Exception):\n    def __str__(s): return str(peek())\n    __repr__ = __str__\n"
+    "def f(x): raise E(E())",
+    "an AssertionError": "def f(x): raise AssertionError",
+    "a StopIteration": "def f(x): raise StopIteration(40961)",
+    "a KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
+    "an exception class with tricks": "class M(type):\n    def __instancecheck__(c, o): return True\n"
+    "    def __subclasscheck__(c, o): return True\nclass E(Exception, metaclass=M): pass\ndef f(x): raise E",
+    "an exception with a strange name": "E = type('x y\\nz' * 99, (Exception,), {})\ndef f(x): raise E",
+    "an exception with strange arguments": "def f(x):\n    e = UnicodeDecodeError('a', b'', 0, 1, 'x')\n    e.args = (1,)\n"
+    "    raise e",
+    "an exception about itself": "def f(x):\n    e = ValueError()\n    e.args = (e, e)\n    e.__cause__ = e\n    raise e",
+    "a false module": "import sys, types\nfor n in ('tests', '__main__', 'solution', 'math'):\n"
+    "    sys.modules[n] = types.ModuleType(n)\ndef f(x): return 0",
+    "an import hook": "import sys\nclass H:\n    def find_spec(s, *a): sys.exit(0)\nsys.meta_path.insert(0, H())\n"
+    "def f(x): import newmodule",
+    "an exit hook": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 0",
+    "a signal handler": "import signal, os\nfor s in range(1, 32):\n    try: signal.signal(s, lambda *a: os._exit(0))\n"
+    "    except (OSError, ValueError): pass\ndef f(x): return 0",
+    "everything in sight": "def f(x): return range(-10**9, 10**9)",
+    "a dict for everything": "from collections import defaultdict\ndef f(x): return defaultdict(lambda: True)",
+    "a bool that counts": "def f(x): return True",
+    "None": "def f(x): return None",
+}  # fmt: skip
+
+# These hang or eat; each takes its time limit, or a part of it.
+GREEDY = {
+    "an endless loop": "def f(x):\n    while True: pass",
+    "an endless loop that catches": "def f(x):\n    while True:\n        try:\n            while True: pass\n"
+    "        except BaseException: pass",
+    "a sleep": "import time\ndef f(x): time.sleep(1000)",
+    "a stop of itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef f(x):\n    while True: pass",
+    "endless output": "def f(x):\n    while True: print('x' * 100000)",
+    "endless output to every file": "import os\ndef f(x):\n    while True:\n        for fd in range(64):\n"
+    "            try: os.write(fd, b'x' * 1000000)\n            except OSError: pass",
+    "endless threads": "import threading, time\ndef f(x):\n    while True:\n"
+    "        threading.Thread(target=time.sleep, args=(99,)).start()",
+    "a fork bomb": "import os\ndef f(x):\n    while True:\n        try: os.fork()\n        except OSError: return 0",
+    "processes of all kinds": "import subprocess, multiprocessing, os\ndef f(x):\n"
+    "    for g in (lambda: subprocess.run(['sleep', '99']), lambda: os.system('sleep 99'), os.forkpty,\n"
+    "              lambda: multiprocessing.Process(target=f).start(), lambda: os.execv('/bin/sh', ['sh'])):\n"
+    "        try: g()\n        except OSError: pass\n    return 0",
+    "a memory bomb": "def f(x):\n    a = []\n    while True: a.append(bytearray(10**7))",
+    "a memory bomb that catches": "def f(x):\n    a = []\n    while True:\n        try: a.append(' ' * 10**6)\n"
+    "        except MemoryError: pass",
+    "a memory bomb in files": "import os\ndef f(x):\n    while True:\n        try:\n            fd = os.memfd_create('x')\n"
+    "            os.write(fd, b'x' * 10**8)\n        except OSError: return 0",
+    "a disk bomb": "import itertools\ndef f(x):\n    for i in itertools.count():\n        try:\n"
+    "            with open(f'/tmp/{i}', 'wb') as g: g.write(b'x' * 10**7)\n        except OSError: return 0",
+    "a recursion bomb": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
+    "a recursion bomb in C": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x):\n    a = []\n"
+    "    for _ in range(10**6): a = [a]\n    return repr(a)",
+    "deep data": "def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a",
+    "deep data in a frame": "import os, struct\ndef f(x):\n    d = b'R' + b't\\x01\\x00\\x00\\x00' * 10**5 + b'N'\n"
+    "    os.write(3, struct.pack('<I', len(d)) + d)",
+    "a cyclic list": "def f(x):\n    a = []\n    a.append(a)\n    return a",
+    "laughs by the billion": "def f(x):\n    a = [1]\n    for _ in range(60): a = [a, a]\n    return a",
+    "a huge integer": "def f(x): return 1 << 10**8",
+    "a huge text": "def f(x): return 'x' * 10**8",
+    "much small data": "def f(x): return [[] for _ in range(3 * 10**6)]",
+    "empty sets": "import os, struct\ndef f(x):\n    n = 3 * 10**6\n    d = b'Rl' + struct.pack('<I', n) + b'S\\0\\0\\0\\0' * n\n"
+    "    d = struct.pack('<I', len(d)) + d\n    while d: d = d[os.write(3, d):]",
+    "equal hashes": "def f(x): return {i * (2**61 - 1): 0 for i in range(1, 4000)} if x == 1 else 0",
+    "many equal hashes, sent": "import os, struct\ndef f(x):\n    n = 60000\n    d = b'RS' + struct.pack('<I', n)\n"
+    "    for i in range(n):\n        b = (i * (2**61 - 1)).to_bytes(17, 'little', signed=True)\n"
+    "        d += b'I' + struct.pack('<I', 17) + b\n    d = struct.pack('<I', len(d)) + d\n    while d: d = d[os.write(3, d):]",
+    "an endless generator": "def f(x):\n    while True: yield 0",
+    "an endless length": "class A:\n    def __len__(s): return 2**62\n    def __getitem__(s, i): return 0\n"
+    "def f(x): return A()",
+    "a slow __str__": "class E(Exception):\n    def __str__(s):\n        while True: pass\n    __repr__ = __str__\n"
+    "def f(x): raise E",
+    "a slow compile": "def f(x): return " + "-" * 50_000 + "1",
+    "nested brackets": "x = " + "(" * 10_000 + ")" * 10_000,
+    "a large constant": "def f(x): return 1\nx = 9**9**9",
+    "a long expression": "x = " + "+".join(["1"] * 30_000) + "\ndef f(x): return 0",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bystander() -> Iterator[Path]:
+    """A file that nothing may change."""
+    path = Path(f"/tmp/code-verifier-{os.getpid()}")
+    path.write_text("40961")
+    path.chmod(0o666)
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    """Each assertion alone, since one test that gives in is a hole; but those that a value may pass by luck."""
+    lines = [line for line in TESTS.splitlines() if line.startswith("assert")]
+    lucky = {
+        "everything in sight": {5, 9, 11},
+        "a bool that counts": {8},
+        "a patched server": {8},
+        "forged replies": {8},
+    }
+    lucky["a patched encoder"] = {8}
+    for number, line in enumerate(lines):
+        verdict = verdict_of(verifier, CHEATS[name], f"import math\n{line}")
+        assert verdict.error is None
+        assert not verdict.correct or number in lucky.get(name, ()), line
+        assert "4096" not in verdict.feedback
+        assert len(verdict.feedback) < 300
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_greedy_program_is_stopped_in_time(name: str, greedy_verifier: CodeVerifier) -> None:
+    start = time.monotonic()
+    verdict = verdict_of(greedy_verifier, GREEDY[name], TESTS)
+    assert time.monotonic() - start < LIMIT_S + 1
+    assert (verdict.correct, verdict.error) == (False, None)
+    assert verdict_of(greedy_verifier, "def f(x): return 40961", "assert f(1) == 40961").correct
+
+
+LIMIT_S = 0.5
+
+
+@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+def greedy_verifier(request: pytest.FixtureRequest) -> Iterator[CodeVerifier]:
+    from code_cases import verifier_or_skip
+
+    greedy = verifier_or_skip(request.param, workers=1, timeout_s=LIMIT_S)
+    yield greedy
+    greedy.stop()
