@@ -1,6 +1,6 @@
 # make quickstart   set up, and train the tiny policy of configs/quickstart.yaml on the CPU
 # make test         set up, and run the whole test suite
-# make check        what CI runs: tests, lint, types
+# make check        what CI runs: lint, types, tests
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,13 +21,12 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: test lint types
+check: lint types test
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e .
 	touch $@
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 
 class RunSummary(pl.Callback):
-    """Validates before the first step, so that there is a *before*, and prints what came of the run.
+    """Validates before the first step and after the last, and prints what came of the run.
 
     Args:
         validate_first: whether to validate before the first step.
@@ -17,16 +17,13 @@ class RunSummary(pl.Callback):
 
     def __init__(self, validate_first: bool = True) -> None:
         self.validate_first = validate_first
+        self._validated_at: int | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.validate_first or trainer.global_step > 0 or not trainer.enable_validation:
-            return
-        # As the training loop itself starts a validation (lightning 2.6, training_epoch_loop.on_advance_end).
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
+        if self.validate_first and trainer.global_step == 0:
+            self._validate(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -34,7 +31,13 @@ class RunSummary(pl.Callback):
         self._see(trainer, "reward/mean")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated_at = trainer.global_step
         self._see(trainer, "val/accuracy")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate the final policy, if the last validation was of an earlier one."""
+        if self._validated_at != trainer.global_step:
+            self._validate(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -46,6 +49,13 @@ class RunSummary(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first = dict(state_dict["first"])
 
+    def _validate(self, trainer: Any) -> None:
+        if trainer.enable_validation and trainer.num_val_batches and sum(trainer.num_val_batches):
+            # As the training loop itself starts a validation (lightning 2.6, training_epoch_loop.on_advance_end).
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
     def _see(self, trainer: pl.Trainer, name: str) -> None:
         if name in trainer.callback_metrics:
             self._last[name] = float(trainer.callback_metrics[name])
@@ -54,7 +64,7 @@ class RunSummary(pl.Callback):
     def _lines(self, trainer: pl.Trainer) -> list[tuple[str, str]]:
         run_dir = Path(trainer.default_root_dir)
         lines = [
-            (label, f"{self._first[name]:.3f} -> {self._last[name]:.3f}   ({name})")
+            (label, f"{self._first[name]:.3f} -> {self._last[name]:.3f}   ({name}, first -> last)")
             for label, name in (("accuracy", "val/accuracy"), ("reward", "reward/mean"))
             if name in self._last
         ]

@@ -33,6 +33,9 @@ examples:
 """
 
 
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``grpo`` with ``args``, or with the command line's.
 
@@ -52,13 +55,18 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A verifier or task of the user's own, in a file beside the config, as ``python -m`` would find it.
     sys.path.insert(0, os.getcwd())
+    if args[0] not in SUBCOMMANDS:
+        print(f"grpo: error: no subcommand {args[0]!r}: use one of {', '.join(SUBCOMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from grpo_lightning.types import ConfigError, RunError
 
     try:
         from grpo_lightning.cli import run
 
         run(args)
-    except ConfigError as error:
+    except (ConfigError, MisconfigurationException) as error:
         print(f"grpo: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except RunError as error:

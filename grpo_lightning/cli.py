@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +55,8 @@ BESIDE_THE_POINT = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     ".*does not have many workers.*",  # the loader hands over prompts; the work is in the rollout
     ".*is not supported by the model summary.*",
+    ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been reduced over the ranks
+    ".*Couldn't infer the batch indices.*",  # the records say what they are
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
 )
 """Warnings that a user can do nothing about."""
@@ -104,6 +108,7 @@ class GRPOCLI(LightningCLI):
         run_dir = Path(config.run_dir)
         if config.warm_start is not None and self.subcommand == "fit":
             self._warm_start(config, run_dir)
+        refuse_trainer_options(config.trainer)
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
             config.trainer.logger = _tensorboard(run_dir)
@@ -148,8 +153,10 @@ class GRPOCLI(LightningCLI):
     def _config_name(self, config: Any) -> str:
         files = [str(file) for file in config.config or []]
         path = Path(files[0]) if files else Path(f"{self.subcommand}.yaml")
-        # A run's own config.yaml is named after the run's folder: runs/<name>/<run>/config.yaml.
-        return path.absolute().parent.parent.name if path.stem.startswith("config") else path.stem
+        if re.fullmatch(r"config(-\d+)?", path.stem) and (path.parent / "checkpoints").is_dir():
+            # A run's own config, runs/<name>/<run>/config.yaml: a run from it has the same name.
+            return path.absolute().parent.parent.name
+        return path.stem
 
     def _warm_start(self, config: Any, run_dir: Path) -> None:
         policy = run_dir / "warm_start" / "policy"
@@ -165,6 +172,18 @@ class GRPOCLI(LightningCLI):
         config.model.init_args.policy.path = str(policy)
         config.model.init_args.policy.init = "pretrained"
         config.warm_start = None
+
+
+def refuse_trainer_options(trainer: Any) -> None:
+    """Options of the trainer that belong to automatic optimization, with what to use in their place.
+
+    Raises:
+        ConfigError: one of them is set.
+    """
+    if trainer.gradient_clip_val is not None:
+        raise ConfigError("trainer.gradient_clip_val: set model.max_grad_norm instead")
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError("trainer.accumulate_grad_batches: set model.max_tokens_per_microbatch instead")
 
 
 def run(args: Sequence[str]) -> GRPOCLI:
@@ -230,11 +249,13 @@ def _check(args: list[str]) -> GRPOCLI:
 
 def _verify(args: list[str]) -> GRPOCLI:
     """Score the completions of a JSONL file with the config's verifiers."""
-    if "--samples" not in args or args.index("--samples") + 1 == len(args):
+    parser = argparse.ArgumentParser("grpo verify", add_help=False)
+    parser.add_argument("--samples", nargs="?")
+    given, rest = parser.parse_known_args(args)
+    if given.samples is None and not {"-h", "--help"} & set(rest):
         raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
-    at = args.index("--samples")
-    samples = read_samples(Path(args[at + 1]))
-    cli = parse([*args[:at], *args[at + 2 :]])
+    cli = parse(rest)
+    samples = read_samples(Path(given.samples))
     for name, verifier in cli.model.verifiers.items():
         for line in report(name, verifier, samples):
             print(line)

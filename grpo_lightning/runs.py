@@ -13,9 +13,18 @@ RUN_DIR_VARIABLE = "GRPO_RUN_DIR"
 
 
 def new_run_dir(root: Path, name: str) -> Path:
-    """A directory that no other run has. The processes that a launcher starts for other ranks get the first one's."""
+    """A directory that no other run has. The processes that Lightning starts for other ranks get the first one's.
+
+    Raises:
+        ConfigError: other processes of this run were started independently.
+    """
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
+    if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        raise ConfigError(
+            "run_dir: processes that a launcher such as torchrun or srun starts cannot agree on a new directory: give "
+            "--run_dir"
+        )
     run_dir = root / name / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     return run_dir

@@ -7,7 +7,9 @@ Shape letters, used as suffixes of tensor names (``rewards_BG``, ``logprobs_NT``
 ====== ==========================================================================
 ``B``  prompts of one step
 ``G``  group size, completions a prompt
-``N``  rollouts, ``B * G``; the rollouts of a group are neighbours
+``N``  rollouts, ``B * G``, the rollouts of a group being neighbours; further attempts stand behind them
+``K``  further attempts of a refinement round
+``R``  rows that still decode
 ``P``  prompt tokens
 ``T``  completion tokens
 ``L``  tokens of a whole sequence, prompt and completion

@@ -1,9 +1,11 @@
-"""Write the tiny decoder of the quickstart: a Hugging Face folder with a config and a tokenizer, without weights.
+"""Write the tiny decoder of a quickstart: a Hugging Face folder with a config and a tokenizer, without weights.
 
-    python scripts/make_tiny_decoder.py --out configs/tiny_decoder
+    python scripts/make_tiny_decoder.py
+    python scripts/make_tiny_decoder.py --task extraction --out configs/tiny_decoder_json
+    python scripts/make_tiny_decoder.py --task programs --out configs/tiny_decoder_code
 
-The tokenizer is a byte-level BPE trained on the train split of the generated arithmetic problems. The same input gives
-the same folder, byte for byte.
+The tokenizer is a byte-level BPE trained on the train split of a generated task. The same input gives the same folder,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from statistics import mean
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from grpo_lightning.tasks import Arithmetic
+from grpo_lightning.tasks import Arithmetic, Extraction, Programs, Task
 from grpo_lightning.types import Prompt
 
+TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "extraction": Extraction, "programs": Programs}
 VOCABULARY = 430
 PAD, BOS, START, END = "<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -88,10 +91,12 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="arithmetic", help="whose texts the tokenizer is made for")
     parser.add_argument("--out", type=Path, default=Path("configs/tiny_decoder"), help="folder to write")
-    out: Path = parser.parse_args().out
+    arguments = parser.parse_args()
+    out: Path = arguments.out
 
-    prompts = list(Arithmetic().prompts("train"))
+    prompts = list(TASKS[arguments.task]().prompts("train"))
     tokenizer = make_tokenizer(prompts)
     config = make_config(tokenizer)
     tokenizer.save_pretrained(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
-from grpo_lightning.types import ConfigError, RolloutBatch
+from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
 from grpo_lightning.verifiers import Verdict, Verifier
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd
 
@@ -151,11 +152,24 @@ def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model
     silent = int((rewards_BG == rewards_BG[:, :1]).all(1).sum())
     assert 0 < silent < 6
     assert logged["reward/groups_without_signal"] == pytest.approx(silent / 6)
-    # The budget of one row's tokens makes a micro-batch a row, so padding efficiency counts the rows that ran.
     with_kl, _, kl_logged = gradient(tmp_path, model_path, data, verifiers=[Constant()], beta=1e-12)
     close(some, with_kl)
-    assert logged["throughput/train_tokens_per_s"] > 0
     assert kl_logged["policy/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_without_signal_do_not_run(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    logprobs = Policy.logprobs
+
+    def counting(self: Policy, tokens: TokenRows, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            ran.append(len(tokens))
+        return logprobs(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "logprobs", counting)
+    _, batch, _ = gradient(tmp_path, model_path, {"prompts_per_step": 6}, verifiers=[Constant()])
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    assert sum(ran) == int((rewards_BG != rewards_BG[:, :1]).any(1).sum()) * 4
 
 
 def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Path) -> None:
@@ -248,6 +262,7 @@ def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) ->
         ({"max_tokens_per_microbatch": 0}, {}, "model.max_tokens_per_microbatch: must be at least 1"),
         ({"verifiers": []}, {}, "model.verifiers: give at least one"),
         ({"beta": 0.1, "reference": "none"}, {}, "model.beta: above 0 it needs a reference"),
+        ({}, {"rollout_rows_at_once": 0}, "data.rollout_rows_at_once: must be at least 1"),
         ({}, {"prompts_per_step": 0}, "data.prompts_per_step: must be at least 1"),
         ({}, {"pass_at_k": [4], "pass_samples": 2}, "data.pass_at_k: every k must be from 1 to pass_samples"),
     ],
@@ -268,8 +283,32 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
 
 def test_loss_scaling_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(ConfigError, match=r"trainer.precision: 16-mixed needs loss scaling"):
+    with pytest.raises(ConfigError, match=r"trainer.precision: 16-mixed is not supported"):
         fit(tmp_path, grpo(tiny_model("llama")), 1, plugins=[plugin])
+    with pytest.raises(ConfigError, match=r"trainer.precision: bf16-true is not supported: use bf16-mixed"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, precision="bf16-true")
+
+
+def test_truncated_sampling_in_training_is_said_and_measured(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"sampling": SamplingParams(max_new_tokens=16, top_p=0.5)}
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        _, batch, logged = gradient(tmp_path, tiny_model("llama"), data)
+    assert "make training samples off-policy" in caplog.text
+    gaps = [
+        a - b
+        for r in batch.rollouts
+        for a, b in zip(r.completion.sampling_logprobs, r.completion.logprobs, strict=True)
+    ]
+    assert logged["policy/truncation_gap"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+    assert logged["policy/truncation_gap"] > 0.1
+
+
+def test_the_rows_that_decode_together_set_the_memory_and_never_the_result(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path, grpo(model_path), 2)
+    for rows in (1, 5, 8):
+        close(whole, fit(tmp_path, grpo(model_path), 2, rollouts(rollout_rows_at_once=rows)))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models.policy import dithered
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import ConfigError, TokenRows
@@ -147,6 +149,29 @@ def test_dropout_is_off_even_while_training(tmp_path: Path) -> None:
     policy = Policy(PolicyConfig(path=path))
     policy.train()
     assert torch.equal(policy.logprobs(rows())[0], policy.logprobs(rows())[0])
+
+
+def test_the_dropout_of_an_adapter_from_disk_is_off_too(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    with_adapter(tiny_model("llama")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.5}))
+    policy = Policy(PolicyConfig(path=str(tmp_path)))
+    policy.train()
+    assert torch.equal(policy.logprobs(rows())[0], policy.logprobs(rows())[0])
+
+
+def test_merging_into_bfloat16_keeps_small_updates_on_average(tiny_model: Callable[[str], str]) -> None:
+    torch.manual_seed(0)
+    base = torch.randn(400, 400).bfloat16().float() * 0.02
+    base = base.bfloat16().float()
+    delta = torch.randn(400, 400) * 2e-6  # far below half the distance of two neighbours in bfloat16
+    plain = (base + delta).bfloat16().float() - base
+    merged = dithered(base + delta, torch.bfloat16, seed=1).float() - base
+    kept = (merged * delta).sum() / delta.square().sum()
+    assert (plain * delta).sum() / delta.square().sum() < 0.5
+    assert 0.8 < kept < 1.2
+    assert torch.equal(dithered(base, torch.bfloat16, seed=1).float(), base)
+    assert torch.equal(dithered(base + delta, torch.float32, seed=1), base + delta)
 
 
 def test_attention_and_dtype_options_reach_the_model(model_path: str) -> None:

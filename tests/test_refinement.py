@@ -199,7 +199,7 @@ def test_without_refinement_the_rows_are_the_groups(model_path: str, tmp_path: P
     batch, _, _ = step(tmp_path, model_path, None)
     rows = learning_rows(batch, "group")
     assert len(rows) == 12
-    assert not rows.distilled_M.any()
+    assert not rows.distilled_N.any()
     assert torch.equal(rows.tokens.ids_NL, batch.tokens.ids_NL)
 
 

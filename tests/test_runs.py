@@ -85,6 +85,13 @@ def test_the_checkpoint_of_another_policy_is_refused(tiny_model: Callable[[str],
         fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
 
 
+def test_the_checkpoint_of_another_rank_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    other = LoRAConfig(r=2, alpha=8)
+    with pytest.raises(ConfigError, match=r"have another shape, such as .*lora_A"):
+        fit(tmp_path, grpo(tiny_model("llama"), lora=other), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_a_resumed_run_takes_the_learning_rate_of_its_config(
     tiny_model: Callable[[str], str], tmp_path: Path, scheduled: bool
@@ -123,13 +130,66 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tm
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
 
 
+class Break(pl.Callback):
+    """Breaks a run off in the middle of an update, before its gradient is applied."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", grpo(model_path), 5)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path / "part", grpo(model_path), 5, callbacks=[Break(3), Checkpoint()], enable_checkpointing=True)
+    last = tmp_path / "part/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
+
+
+def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:
+    module = grpo(model_path, beta=0.1)
+    trainer(tmp_path, 1, limit_val_batches=1).validate(module, datamodule=rollouts())
+    assert same(fit(tmp_path, module, 2), fit(tmp_path, grpo(model_path, beta=0.1), 2))
+
+
+def test_schedules_are_left_alone_on_a_fresh_run_and_one_that_needs_a_metric_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    def cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10)
+
+    watch = Watch()
+    fit(tmp_path, grpo(tiny_model("llama"), lr_scheduler=cycle), 3, callbacks=[watch])
+    alone = cycle(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-2))
+    for logged in watch.logged:
+        alone.optimizer.step()
+        alone.step()
+        assert logged["optim/lr"] == pytest.approx(alone.get_last_lr()[0])
+    with pytest.raises(ConfigError, match=r"model.lr_scheduler: ReduceLROnPlateau waits for a metric"):
+        fit(tmp_path, grpo(tiny_model("llama"), lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau), 1)
+
+
+def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.overfit_batches"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, overfit_batches=1)
+
+
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"aggregation": "dapo", "beta": 0.05}, {"minibatches_per_update": 2, "advantage": "batch-std"}],
-    ids=["defaults", "dapo", "minibatches"],
+    [
+        {},
+        {"aggregation": "dapo", "beta": 0.05},
+        {"advantage": "batch-std"},
+        {"minibatches_per_update": 2, "advantage": "batch-std"},
+    ],
+    ids=["defaults", "dapo", "batch-std", "minibatches"],
 )
 def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
     # Five prompts for two processes: the shares differ, and no count is a multiple of another.

@@ -39,7 +39,7 @@ class NonFiniteError(RunError):
 
 
 class PolicyModule(pl.LightningModule):
-    """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step`.
+    """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
 
     Args:
         policy: how to load the policy.
@@ -108,7 +108,13 @@ class PolicyModule(pl.LightningModule):
         return False
 
     def setup(self, stage: str) -> None:
-        """Let the verifiers get ready, or refuse, before the model is loaded."""
+        """Refuse what cannot work, and let the verifiers get ready, before the model is loaded."""
+        precision = str(self.trainer.precision)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None or precision in ("16-true", "bf16-true"):
+            raise ConfigError(
+                f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true, and set the type of the "
+                "weights by model.policy.dtype"
+            )
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -119,28 +125,28 @@ class PolicyModule(pl.LightningModule):
             self.policy = Policy(
                 self.policy_config,
                 chat_template=getattr(task, "chat_template", None),
-                with_reference=self.wants_reference and self.trainer.training,
+                with_reference=self.wants_reference,
             )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.policy.trainable_parameters())
-        self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         if self.make_scheduler is None:
+            self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
-
-    def on_fit_start(self) -> None:
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+        scheduler = self.make_scheduler(optimizer)
+        if not hasattr(scheduler, "base_lrs"):
             raise ConfigError(
-                f"trainer.precision: {self.trainer.precision} needs loss scaling, which is not supported: use "
-                "bf16-mixed or 32-true"
+                f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
+                "the optimizer: take one that needs none"
             )
+        self._configured_lrs = [float(lr) for lr in scheduler.base_lrs]
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
         """Give a resumed run the learning rate of its config: the checkpoint brought along its own."""
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        if any(not hasattr(scheduler, "base_lrs") for scheduler in schedulers):
+        if self.trainer.ckpt_path is None:
             return
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for index, group in enumerate(self.trainer.optimizers[0].param_groups):
             restored = schedulers[0].base_lrs[index] if schedulers else group["lr"]
             wanted = self._configured_lrs[index]
@@ -245,9 +251,10 @@ class PolicyModule(pl.LightningModule):
         stacked = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
         return cast(list[float], self.trainer.strategy.reduce(stacked, reduce_op="sum").tolist())
 
-    def log_step(self, metrics: StepMetrics, extra: dict[str, float] | None = None) -> None:
-        """Log the means of a training step, over its micro-batches and all ranks."""
-        logged = metrics.reduce(self.trainer.strategy) | (extra or {})
+    def finish_step(self, metrics: StepMetrics) -> None:
+        """Count a training step as done, and log its means, over its micro-batches and all ranks."""
+        self.data.step_done()
+        logged = metrics.reduce(self.trainer.strategy)
         logged["optim/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         logged["optim/skipped_steps"] = float(self.skipped_steps)
         for name, value in logged.items():
@@ -290,7 +297,8 @@ class PolicyModule(pl.LightningModule):
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The completions of a batch with their verdicts, as plain records."""
-        return [record(rollout) for rollout in [*batch.single, *(batch.sampled or [])]]
+        single = [record(rollout) | {"sampled_for": "accuracy"} for rollout in batch.single]
+        return single + [record(rollout) | {"sampled_for": "pass@k"} for rollout in batch.sampled or []]
 
     def _log_evaluation(self, split: str) -> None:
         for name, value in self._evaluation.compute().items():
@@ -305,11 +313,16 @@ class PolicyModule(pl.LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = self._trained_names() - checkpoint["state_dict"].keys()
-        if missing:
+        found = checkpoint["state_dict"]
+        other = [
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and (name not in found or found[name].shape != parameter.shape)
+        ]
+        if other:
             raise ConfigError(
-                f"ckpt_path: the checkpoint is of another policy: it lacks {len(missing)} of the trained tensors, such "
-                f"as {min(missing)}: give the run's own model.policy options"
+                f"ckpt_path: the checkpoint is of another policy: {len(other)} of the trained tensors are missing "
+                f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
         self.skipped_steps = checkpoint["skipped_steps"]
 

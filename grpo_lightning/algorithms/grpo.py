@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
 from grpo_lightning.algorithms.rows import LearningRows, learning_rows
 from grpo_lightning.functional import (
     AdvantageKind,
@@ -26,8 +27,11 @@ from grpo_lightning.functional import (
     policy_loss,
 )
 from grpo_lightning.models.policy import length_mask
+from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch, RunError
+from grpo_lightning.types import ConfigError, RolloutBatch, RunError
+
+log = logging.getLogger(__name__)
 
 
 class VerifierError(RunError):
@@ -40,17 +44,17 @@ class _Targets:
 
     Args:
         rows: the attempts, with their advantages.
-        counted_M: rows that the loss is divided by: scored ones, with or without signal.
-        learned_M: those of them that contribute a gradient.
-        reference_MT: the reference's log-probs; ``None`` without KL.
+        counted_N: rows that the loss is divided by: scored ones, with or without signal.
+        learned_N: those of them that contribute a gradient.
+        reference_NT: the reference's log-probs; ``None`` without KL.
         temperature: of the log-probs.
         max_new_tokens: the cap on completions.
     """
 
     rows: LearningRows
-    counted_M: Tensor
-    learned_M: Tensor
-    reference_MT: Tensor | None
+    counted_N: Tensor
+    learned_N: Tensor
+    reference_NT: Tensor | None
     temperature: float
     max_new_tokens: int
 
@@ -85,17 +89,12 @@ class GRPOModule(PolicyModule):
     """
 
     step_means = (
-        *PolicyModule.step_means,
-        "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
-        "reward/groups_without_signal",
-        "advantage/std", "advantage/abs_mean",
-        "completion/length_mean", "completion/truncated",
+        *PolicyModule.step_means, *ROLLOUT_MEANS,
+        "reward/groups_without_signal", "advantage/std", "advantage/abs_mean",
         "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap",
-        "refinement/correct", "refinement/attempts", "reward/correct_after_refinement",
-        "time/rollout_s", "time/verify_s", "time/reference_s",
-        "throughput/rollout_tokens_per_s",
+        "time/reference_s",
     )  # fmt: skip
-    step_maxima = ("completion/length_max", "policy/ratio_max")
+    step_maxima = (*ROLLOUT_MAXIMA, "policy/ratio_max")
 
     def __init__(
         self,
@@ -164,6 +163,10 @@ class GRPOModule(PolicyModule):
     def wants_reference(self) -> bool:
         return self.beta > 0
 
+    @property
+    def _distils(self) -> bool:
+        return self.data.refinement is not None and self.data.refinement.mode == "distill"
+
     def setup(self, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
         super().setup(stage)
@@ -177,53 +180,71 @@ class GRPOModule(PolicyModule):
             )
         if data.sampling.temperature == 0:
             raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
+        if data.sampling.truncates:
+            log.warning(
+                "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
+                "distribution's log-probs; policy/truncation_gap says by how much they are off"
+            )
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        rewards = [f"reward/{name}" for name in reward_names(self.verifiers)]
-        metrics = StepMetrics([*self.step_means, *rewards], self.step_maxima)
-        self._log_rollouts(batch, metrics)
+        rewards = reward_names(self.verifiers)
+        metrics = StepMetrics([*self.step_means, *(f"reward/{name}" for name in rewards)], self.step_maxima)
+        add_rollouts(batch, metrics, rewards)
+        if self.data.sampling.truncates:
+            add_truncation(batch, metrics)
+        self._check_errors(batch)
         with self.timed(metrics, "reference"):
             targets = self._targets(batch, metrics)
         with self.timed(metrics, "update"):
             self._update(targets, metrics)
         self._measure_update(targets, metrics)
-        self.log_step(metrics)
+        self.finish_step(metrics)
+
+    def _check_errors(self, batch: RolloutBatch) -> None:
+        attempts = [*batch.rollouts, *(rollout for one in batch.refinements for rollout in one.rollouts)]
+        errors = [rollout.verdict.error for rollout in attempts if rollout.verdict.error is not None]
+        broken, all_attempts = self.all_ranks_sum(len(errors), len(attempts))
+        if broken > self.max_error_rate * all_attempts:
+            raise VerifierError(
+                f"a verifier broke on {broken:.0f} of {all_attempts:.0f} completions, more than model.max_error_rate="
+                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
+            )
 
     def _targets(self, batch: RolloutBatch, metrics: StepMetrics) -> _Targets:
         batch_std = self._batch_std(batch.rewards_N) if self.advantage == "batch-std" else None
         rows = learning_rows(batch, self.advantage, batch_std, self.data.refinement)
-        signal_B = has_signal(rows.advantages_M[: len(batch)].view(-1, batch.group_size))
+        signal_B = has_signal(rows.advantages_N[: len(batch)].view(-1, batch.group_size))
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
-        metrics.add_masked("advantage/abs_mean", rows.advantages_M.abs(), rows.scored_M)
-        metrics.add("advantage/std", masked_std(rows.advantages_M, rows.scored_M), 1)
-        counted_M = rows.scored_M & ~rows.truncated_M if self.mask_truncated else rows.scored_M
-        learned_M = counted_M & (rows.advantages_M != 0) if self.beta == 0 else counted_M
-        targets = _Targets(rows, counted_M, learned_M, None, batch.temperature, batch.max_new_tokens)
+        metrics.add_masked("advantage/abs_mean", rows.advantages_N.abs(), rows.scored_N)
+        metrics.add("advantage/std", masked_std(rows.advantages_N, rows.scored_N), 1)
+        counted_N = rows.scored_N & ~rows.truncated_N if self.mask_truncated else rows.scored_N
+        learned_N = counted_N & (rows.advantages_N != 0) if self.beta == 0 else counted_N
+        targets = _Targets(rows, counted_N, learned_N, None, batch.temperature, batch.max_new_tokens)
         if self.beta > 0:
-            targets = replace(targets, reference_MT=self._pass_over(targets, learned_M, reference=True))
+            targets = replace(targets, reference_NT=self._pass_over(targets, learned_N, reference=True))
         return targets
 
     def _update(self, targets: _Targets, metrics: StepMetrics) -> None:
         on_policy = self.updates_per_rollout == self.minibatches_per_update == 1
-        old_MT = None if on_policy else targets.rows.logprobs_MT
+        old_NT = None if on_policy else targets.rows.logprobs_NT
         if not on_policy and self.old_logprobs == "recompute":
-            old_MT = self._pass_over(targets, targets.learned_M)
+            old_NT = self._pass_over(targets, targets.learned_N)
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
-        generator = torch.Generator().manual_seed(self.global_step)
+        generator = torch.Generator().manual_seed(row_seed(self.data.seed, "minibatches", self.global_step))
         for epoch in range(self.updates_per_rollout):
-            order_M = torch.arange(len(targets.rows))
+            order_N = torch.arange(len(targets.rows))
             if self.minibatches_per_update > 1:
-                order_M = torch.randperm(len(targets.rows), generator=generator)
-            for part, rows in enumerate(torch.tensor_split(order_M.to(self.device), self.minibatches_per_update)):
-                self._optimizer_step(targets, rows, old_MT, metrics, first=epoch == part == 0)
+                order_N = torch.randperm(len(targets.rows), generator=generator)
+            for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+                self._optimizer_step(targets, rows, old_NT, metrics, first=epoch == part == 0)
 
     def _optimizer_step(
-        self, targets: _Targets, minibatch: Tensor, old_MT: Tensor | None, metrics: StepMetrics, first: bool
+        self, targets: _Targets, minibatch: Tensor, old_NT: Tensor | None, metrics: StepMetrics, first: bool
     ) -> None:
         all_rows = targets.rows
-        counted = minibatch[targets.counted_M[minibatch]]
+        counted = minibatch[targets.counted_N[minibatch]]
         tokens_here = all_rows.tokens.completion_lengths_N[counted].sum()
         sequences, tokens = self.all_ranks_sum(len(counted), tokens_here)
         if self.aggregation == "bnpo":
@@ -234,25 +255,25 @@ class GRPOModule(PolicyModule):
             width = logprobs_NT.shape[1]
             inputs: dict[str, Any] = {
                 "logprobs_NT": logprobs_NT,
-                "old_logprobs_NT": None if old_MT is None else old_MT[rows, :width],
-                "advantages_N": all_rows.advantages_M[rows],
+                "old_logprobs_NT": None if old_NT is None else old_NT[rows, :width],
+                "advantages_N": all_rows.advantages_N[rows],
                 "mask_NT": mask_NT,
-                "ref_logprobs_NT": None if targets.reference_MT is None else targets.reference_MT[rows, :width],
+                "ref_logprobs_NT": None if targets.reference_NT is None else targets.reference_NT[rows, :width],
                 "beta": self.beta,
                 "kl_estimator": self.kl_estimator,
             }
             terms = policy_loss(**inputs, **self.clip)
-            loss_NT, distilled_N1 = terms.loss_NT, all_rows.distilled_M[rows, None]
-            if distilled_N1.any():
+            loss_NT, distilled_N1 = terms.loss_NT, all_rows.distilled_N[rows, None]
+            if self._distils:
                 shaped = policy_loss(**inputs, objective="shaped")
                 loss_NT = torch.where(distilled_N1, shaped.loss_NT, loss_NT)
             sampled_NT = mask_NT & ~distilled_N1
-            if targets.reference_MT is not None:
+            if targets.reference_NT is not None:
                 metrics.add_masked("policy/kl", terms.kl_NT, mask_NT)
             metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
             metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
             if first:
-                gap_NT = (logprobs_NT.detach() - all_rows.logprobs_MT[rows, :width]).abs()
+                gap_NT = (logprobs_NT.detach() - all_rows.logprobs_NT[rows, :width]).abs()
                 metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
             return aggregate(
                 loss_NT,
@@ -263,29 +284,31 @@ class GRPOModule(PolicyModule):
                 max_tokens=targets.max_new_tokens,
             )
 
-        learned = minibatch[targets.learned_M[minibatch]]
+        learned = minibatch[targets.learned_N[minibatch]]
         self.optimizer_step_on(all_rows.tokens, learned, loss, metrics, targets.temperature, all_rows.rollouts)
 
     # -- passes without gradient ------------------------------------------------------------------------------------
 
-    def _pass_over(self, targets: _Targets, rows_M: Tensor, reference: bool = False) -> Tensor:
-        """``logprobs_MT`` of the policy, or the reference, on some rows; 0 on the others."""
+    def _pass_over(self, targets: _Targets, rows_N: Tensor, reference: bool = False) -> Tensor:
+        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
         tokens = targets.rows.tokens
-        logprobs_MT = torch.zeros_like(targets.rows.logprobs_MT)
-        rows = rows_M.nonzero()[:, 0]
+        logprobs_NT = torch.zeros_like(targets.rows.logprobs_NT)
+        rows = rows_N.nonzero()[:, 0]
         with torch.no_grad():
             for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch):
                 part, _ = self.policy.logprobs(tokens.select(rows[index]), targets.temperature, reference)
-                logprobs_MT[rows[index], : part.shape[1]] = part
-        return logprobs_MT
+                logprobs_NT[rows[index], : part.shape[1]] = part
+        return logprobs_NT
 
     def _measure_update(self, targets: _Targets, metrics: StepMetrics) -> None:
         """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rollouts: a forward pass is dear."""
-        rows_M = ~targets.rows.distilled_M & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
-        new_NT = self._pass_over(targets, rows_M)[rows_M]
-        mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_M]
+        rows_N = ~targets.rows.distilled_N & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
+        if not targets.learned_N.any():
+            return
+        new_NT = self._pass_over(targets, rows_N)[rows_N]
+        mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
-        kl_NT = kl_divergence(targets.rows.logprobs_MT[rows_M], new_NT, "k3", mask_NT)
+        kl_NT = kl_divergence(targets.rows.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
         metrics.add_masked("policy/update_kl", kl_NT, mask_NT)
 
     def _batch_std(self, rewards_N: Tensor) -> Tensor:
@@ -295,50 +318,3 @@ class GRPOModule(PolicyModule):
         count, total, squares = self.all_ranks_sum(len(values), values.sum(), values.square().sum())
         variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
         return torch.tensor(max(variance, 0.0) ** 0.5, device=rewards_N.device)
-
-    # -- logging ----------------------------------------------------------------------------------------------------
-
-    def _log_rollouts(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
-        verdicts = [rollout.verdict for rollout in batch.rollouts]
-        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
-        judged = len(verdicts) - len(errors)
-        valid_N = ~batch.rewards_N.isnan()
-        rewards_BG = batch.rewards_N.view(-1, batch.group_size)
-        metrics.add("reward/errors", len(errors), len(verdicts))
-        metrics.add_masked("reward/mean", batch.rewards_N, valid_N)
-        metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), judged)
-        metrics.add("reward/format_valid", sum(verdict.format_valid for verdict in verdicts), judged)
-        metrics.add("reward/std", masked_std(rewards_BG, ~rewards_BG.isnan(), dim=1).sum(), len(rewards_BG))
-        for name in reward_names(self.verifiers):
-            known = [r.rewards_by_verifier[name] for r in batch.rollouts if math.isfinite(r.rewards_by_verifier[name])]
-            metrics.add(f"reward/{name}", sum(known), len(known))
-        lengths_N = batch.tokens.completion_lengths_N
-        metrics.add("completion/length_mean", lengths_N.sum(), len(batch))
-        metrics.see("completion/length_max", lengths_N.max())
-        truncated = sum(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts)
-        metrics.add("completion/truncated", truncated, len(batch))
-        if batch.refinements:
-            self._log_refinement(batch, metrics)
-        for phase, seconds in batch.seconds.items():
-            metrics.add(f"time/{phase}_s", seconds, 1)
-        metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), batch.seconds["rollout"])
-        errors += [r.verdict.error for one in batch.refinements for r in one.rollouts if r.verdict.error is not None]
-        attempts = len(verdicts) + sum(len(one.rollouts) for one in batch.refinements)
-        rate = self.all_ranks_sum(len(errors), attempts)
-        if rate[0] > self.max_error_rate * rate[1]:
-            raise VerifierError(
-                f"a verifier broke on {rate[0]:.0f} of {rate[1]:.0f} completions, more than model.max_error_rate="
-                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
-            )
-
-    def _log_refinement(self, batch: RolloutBatch, metrics: StepMetrics) -> None:
-        """First attempts apart from what came after the feedback."""
-        solved = [rollout.verdict.correct for rollout in batch.rollouts]
-        roots = list(range(len(batch)))
-        for one in batch.refinements:
-            roots = [roots[parent] for parent in one.parents]
-            for root, rollout in zip(roots, one.rollouts, strict=True):
-                solved[root] = solved[root] or rollout.verdict.correct
-            metrics.add("refinement/correct", sum(r.verdict.correct for r in one.rollouts), len(one.rollouts))
-            metrics.add("refinement/attempts", len(one.rollouts) / len(batch.refinements), 1 / len(batch.refinements))
-        metrics.add("reward/correct_after_refinement", sum(solved), len(solved))

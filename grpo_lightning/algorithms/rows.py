@@ -15,25 +15,25 @@ from grpo_lightning.types import FinishReason, Rollout, RolloutBatch, TokenRows
 
 @dataclass(frozen=True)
 class LearningRows:
-    """The rollouts of a step, further attempts behind the first ones, in rows ``M``.
+    """The rollouts of a step, further attempts behind the first ones, in rows ``N``.
 
     Args:
         tokens: what each row is trained under.
         rollouts: for dumps and counts.
-        logprobs_MT: the sampler's log-probs, the old ones of the ratio.
-        advantages_M: 0 where there is nothing to learn.
-        scored_M: False where a verifier broke.
-        truncated_M: ran into the cap.
-        distilled_M: learned under another prompt than it was sampled under, so without a ratio.
+        logprobs_NT: the sampler's log-probs, the old ones of the ratio.
+        advantages_N: 0 where there is nothing to learn.
+        scored_N: False where a verifier broke.
+        truncated_N: ran into the cap.
+        distilled_N: learned under another prompt than it was sampled under, so without a ratio.
     """
 
     tokens: TokenRows
     rollouts: list[Rollout]
-    logprobs_MT: Tensor
-    advantages_M: Tensor
-    scored_M: Tensor
-    truncated_M: Tensor
-    distilled_M: Tensor
+    logprobs_NT: Tensor
+    advantages_N: Tensor
+    scored_N: Tensor
+    truncated_N: Tensor
+    distilled_N: Tensor
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -61,27 +61,27 @@ def learning_rows(
     if distilled:
         won = [torch.tensor([rollout.verdict.correct for rollout in one.rollouts], device=device) for one in rounds]
         kept = [torch.where(correct, one.rewards_N, torch.nan) for correct, one in zip(won, rounds, strict=True)]
-        pooled_M = torch.cat([batch.rewards_N, *kept])
-        advantages_M = _grouped(pooled_M, [group for part in groups for group in part], "none-scaled", None)
-        scored_M = ~pooled_M.isnan()
+        pooled_N = torch.cat([batch.rewards_N, *kept])
+        advantages_N = _grouped(pooled_N, [group for part in groups for group in part], "none-scaled", None)
+        scored_N = ~pooled_N.isnan()
     else:
         gamma = refinement.gamma if refinement is not None else 0.0
         for index in reversed(range(len(rounds))):
             rewards[index] = credited(rewards[index], rewards[index + 1], rounds[index].parents, gamma)
-        advantages_M = torch.cat(
+        advantages_N = torch.cat(
             [_grouped(reward, group, kind, batch_std) for reward, group in zip(rewards, groups, strict=True)]
         )
-        scored_M = ~torch.cat(rewards).isnan()
+        scored_N = ~torch.cat(rewards).isnan()
     rollouts = [*batch.rollouts, *(rollout for one in rounds for rollout in one.rollouts)]
     cut = [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in rollouts]
     return LearningRows(
         tokens=_stacked([batch.tokens, *(one.tokens for one in rounds)]),
         rollouts=rollouts,
-        logprobs_MT=_side_by_side([batch.logprobs_NT, *(one.logprobs_NT for one in rounds)]),
-        advantages_M=advantages_M,
-        scored_M=scored_M,
-        truncated_M=torch.tensor(cut, device=device),
-        distilled_M=torch.arange(len(rollouts), device=device) >= (len(batch) if distilled else len(rollouts)),
+        logprobs_NT=_side_by_side([batch.logprobs_NT, *(one.logprobs_NT for one in rounds)]),
+        advantages_N=advantages_N,
+        scored_N=scored_N,
+        truncated_N=torch.tensor(cut, device=device),
+        distilled_N=torch.arange(len(rollouts), device=device) >= (len(batch) if distilled else len(rollouts)),
     )
 
 

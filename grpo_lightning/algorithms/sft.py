@@ -31,4 +31,4 @@ class SFTModule(PolicyModule):
 
         with self.timed(metrics, "update"):
             self.optimizer_step_on(batch, arange(len(batch), device=self.device), loss, metrics)
-        self.log_step(metrics)
+        self.finish_step(metrics)

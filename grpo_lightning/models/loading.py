@@ -95,15 +95,22 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
             lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
-    for module in lm.modules():
+    model = _with_adapter(lm, config, adapter)
+    # Dropout is off in every pass, that of an adapter from disk too: rollouts and updates see the same policy.
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
+    return model, adapter is not None
+
+
+def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
+    """The adapter at a path, a fresh one, or all weights trainable."""
     if adapter is not None:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(lm, adapter, is_trainable=True), True
+        return PeftModel.from_pretrained(lm, adapter, is_trainable=True)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 
@@ -113,5 +120,5 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
             target_modules=config.lora.target_modules,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(lm, lora), False
-    return lm.requires_grad_(True), False
+        return get_peft_model(lm, lora)
+    return lm.requires_grad_(True)

@@ -133,8 +133,8 @@ class Policy(nn.Module):
         """The language model ready for sampling: no gradients, and the adapter merged into the weights.
 
         Merging in place costs no second set of weights on the device, and rollouts do not pay for the adapter's
-        layers. Adding and subtracting would leave rounding behind in a bfloat16 base, so the pristine weights are
-        kept in host memory and put back bit for bit.
+        layers. The pristine weights are kept in host memory and put back bit for bit. Into a bfloat16 base the sum is
+        rounded with a dither: plain rounding would lose the small updates of a young adapter altogether.
         """
         was_training = self.training
         # Gradient checkpointing, which acts in train mode only, would drop the cache. (Dropout is 0 in any mode.)
@@ -147,9 +147,6 @@ class Policy(nn.Module):
 
     @contextmanager
     def _merged(self) -> Iterator[None]:
-        if not self.has_lora:
-            yield
-            return
         layers = {name: layer for name, layer in self.lm.named_modules() if hasattr(layer, "merged_adapters")}
         for name, layer in layers.items():
             if name not in self._pristine:
@@ -157,13 +154,16 @@ class Policy(nn.Module):
                 self._pristine[name] = torch.empty(
                     weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda, device="cpu"
                 ).copy_(weight)
-        self.model.merge_adapter(["default"])
         try:
+            for number, layer in enumerate(layers.values()):
+                weight = layer.get_base_layer().weight.data
+                weight.copy_(dithered(weight.float() + layer.get_delta_weight("default").float(), weight.dtype, number))
+                layer.merged_adapters.append("default")
             yield
         finally:
-            self.model.unmerge_adapter()
             for name, layer in layers.items():
                 layer.get_base_layer().weight.data.copy_(self._pristine[name], non_blocking=True)
+                layer.merged_adapters.clear()
 
     # -- export -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,9 @@ class Policy(nn.Module):
     def _check_head(self) -> None:
         """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused."""
         head = self.lm.get_output_embeddings()
-        if head is None or hasattr(head, "lora_A"):
+        if head is None:
+            raise ConfigError(f"model.policy.path: {self.config.path} has no output head, so it is no language model")
+        if hasattr(head, "lora_A"):
             raise ConfigError("model.policy.lora.target_modules: adapters on the output head are not supported")
         ids = torch.tensor([[0, 1, 2]], device=self.lm.device) % head.weight.shape[0]
         with torch.no_grad():
@@ -225,6 +227,21 @@ class Policy(nn.Module):
                 f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) changes its logits after the output "
                 "head in a way that is not supported"
             )
+
+
+def dithered(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """Float32 values rounded to ``dtype``; to bfloat16 up or down with the probability that makes the mean exact.
+
+    A value between two neighbours is rounded to the nearer one otherwise, and a change that is small against their
+    distance is lost in every weight at once. The random numbers come from ``seed`` alone, so that equal values round
+    alike: each weight flips at a threshold of its own.
+    """
+    if dtype is not torch.bfloat16:
+        return values.to(dtype)
+    generator = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    # bfloat16 is the upper half of float32: noise in the lower half carries over with the probability wanted.
+    return ((values.view(torch.int32) + noise) & -65536).view(torch.float32).to(dtype)
 
 
 def length_mask(lengths_N: Tensor, width: int | None = None) -> Tensor:

@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.batch import right_padded, token_rows
-from grpo_lightning.rollout.engine import generate
+from grpo_lightning.rollout.engine import OnFinish, generate
 from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.refinement import Attempts, RefinementConfig, can_be_refined, choose, next_turn
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Prompt, RefinementRound, Rollout, RolloutBatch
+from grpo_lightning.types import Completion, Prompt, RefinementRound, Rollout, RolloutBatch
 from grpo_lightning.verifiers.base import Verifier
 
 
@@ -50,6 +51,7 @@ class Collector:
         verifiers: by the name their rewards are logged under.
         seed: of the sampling, together with each prompt's key.
         forward_context: the precision that forward passes run in.
+        rows_at_once: completions that decode together at the most, in whole groups; ``None`` for all.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Collector:
         verifiers: Mapping[str, Verifier],
         seed: int,
         forward_context: Callable[[], AbstractContextManager[Any]],
+        rows_at_once: int | None = None,
     ) -> None:
         self.policy = policy
         self.verifiers = verifiers
         self.seed = seed
         self.forward_context = forward_context
+        self.rows_at_once = rows_at_once
         self.seconds = {"rollout": 0.0, "verify": 0.0}
 
     def rollouts(
@@ -169,11 +173,27 @@ class Collector:
         started = time.perf_counter()
         with self.forward_context():
             seeds = [row_seed(self.seed, key) for key in keys]
+            prompts_at_once = max(1, (self.rows_at_once or len(keys)) // group_size)
             with Scoring(self.verifiers, prompts) as scoring:
                 on_finish = scoring.hand_over if scoring.any_slow else None
-                completions = generate(self.policy, conversations, group_size, sampling, seeds, on_finish)
+                completions = []
+                for start in range(0, len(conversations), prompts_at_once):
+                    part = slice(start * group_size, (start + prompts_at_once) * group_size)
+                    completions += generate(
+                        self.policy,
+                        conversations[start : start + prompts_at_once],
+                        group_size,
+                        sampling,
+                        seeds[part],
+                        on_finish and partial(_shifted, on_finish, part.start),
+                    )
                 sampled = time.perf_counter()
                 rollouts = scoring.rollouts(completions)
         self.seconds["rollout"] += sampled - started
         self.seconds["verify"] += time.perf_counter() - sampled
         return rollouts
+
+
+def _shifted(on_finish: OnFinish, start: int, rows: list[int], completions: list[Completion]) -> None:
+    """Hand over rows of one part, counted among all."""
+    on_finish([start + row for row in rows], completions)

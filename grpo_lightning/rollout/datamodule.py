@@ -48,6 +48,8 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: n of pass@k; left out, the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
+        rollout_rows_at_once: completions that decode together at the most: sets the memory of the rollout, never its
+            result. Left out, all of a step.
         overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
     """
@@ -64,6 +66,7 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
         max_prompt_tokens: int | None = None,
+        rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
         seed: int | None = None,
     ) -> None:
@@ -78,6 +81,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
         self.max_prompt_tokens = max_prompt_tokens
+        self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._prompts: dict[Split, EncodedPrompts] = {}
@@ -93,6 +97,7 @@ class RolloutDataModule(pl.LightningDataModule):
             "group_size": self.group_size,
             "val_batch_size": self.val_batch_size,
             "max_prompt_tokens": self.max_prompt_tokens,
+            "rollout_rows_at_once": self.rollout_rows_at_once,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
@@ -116,6 +121,11 @@ class RolloutDataModule(pl.LightningDataModule):
             raise ConfigError(
                 f"data.prompts_per_step: {self.prompts_per_step} prompts cannot be dealt out to "
                 f"{self.trainer.world_size} devices: raise it"
+            )
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ConfigError(
+                "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "
+                "data.task.init_args.limit or train_size"
             )
         policy = self._module.policy_config
         tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template)
@@ -154,18 +164,20 @@ class RolloutDataModule(pl.LightningDataModule):
         if not self.trainer.training:
             return self._evaluation_batch(batch)
         if self._module.learns_from == "demonstrations":
-            made: Any = self.demonstrations(batch)
-        else:
-            made = self.collector.rollouts(batch, self.group_size, self.sampling, self.refinement)
+            return self.demonstrations(batch)
+        return self.collector.rollouts(batch, self.group_size, self.sampling, self.refinement)
+
+    def step_done(self) -> None:
+        """Count a step whose batch has been learned from: one that broke off before that is made again on resume."""
         self._train_loader.step += 1
-        return made
 
     @property
     def collector(self) -> Collector:
         """Makes rollouts of the module's current policy."""
         assert self.trainer is not None, "rollouts are those of a Trainer's module"
         module = self._module
-        return Collector(module.policy, module.verifiers, self.seed, self.trainer.precision_plugin.forward_context)
+        context = self.trainer.precision_plugin.forward_context
+        return Collector(module.policy, module.verifiers, self.seed, context, self.rollout_rows_at_once)
 
     def _evaluation_batch(self, batch: PromptBatch) -> EvalBatch:
         collector = self.collector

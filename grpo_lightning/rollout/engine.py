@@ -125,8 +125,8 @@ class _Rows:
     def __init__(self, count: int, sampling: SamplingParams, device: torch.device) -> None:
         shape = (count, sampling.cap)
         self.tokens_NT = torch.zeros(shape, dtype=torch.long, device=device)
-        self.logprobs_NT = torch.zeros(shape, device=device)
-        self.sampling_logprobs_NT = torch.zeros(shape, device=device)
+        self.logprobs_NT = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.sampling_logprobs_NT = torch.zeros(shape, dtype=torch.float32, device=device)
         self.lengths_N = torch.full((count,), sampling.cap, device=device)
         self.stopped_N = torch.zeros(count, dtype=torch.bool, device=device)
         self.active_R = torch.arange(count, device=device)

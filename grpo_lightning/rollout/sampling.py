@@ -40,6 +40,11 @@ class SamplingParams:
     def cap(self) -> int:
         return 512 if self.max_new_tokens is None else self.max_new_tokens
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def filled_from(self, other: SamplingParams) -> SamplingParams:
         """This, with length and stop strings of ``other`` where it says nothing."""
         return replace(

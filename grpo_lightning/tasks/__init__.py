@@ -2,7 +2,22 @@
 
 from grpo_lightning.tasks.arithmetic import Arithmetic
 from grpo_lightning.tasks.base import GoldFailure, Task, check_gold
+from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
+from grpo_lightning.tasks.humaneval import HumanEval
+from grpo_lightning.tasks.mbpp import MBPP
+from grpo_lightning.tasks.programs import Programs
 from grpo_lightning.tasks.tabular import Tabular
 
-__all__ = ["GSM8K", "Arithmetic", "GoldFailure", "Tabular", "Task", "check_gold"]
+__all__ = [
+    "GSM8K",
+    "MBPP",
+    "Arithmetic",
+    "Extraction",
+    "GoldFailure",
+    "HumanEval",
+    "Programs",
+    "Tabular",
+    "Task",
+    "check_gold",
+]

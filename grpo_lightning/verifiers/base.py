@@ -34,7 +34,7 @@ class Verifier(ABC):
         self.reward_format = reward_format
         self.reward_wrong = reward_wrong
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 - not every verifier has something to start
         """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
 
     @abstractmethod

@@ -86,7 +86,7 @@ class Link:
                 raise
             self.report.end(self.outcome_if_broken, "The program ended before its time.")
         except wire.BadFrame:
-            self.report.end(self.outcome_if_broken, "The program returned too much, too deeply nested, or no plain data.")
+            self.report.end(self.outcome_if_broken, "The program returned too much, too deep a nesting, or nonsense.")
 
     def _ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         encoder = wire.Encoder(self._refer, [])

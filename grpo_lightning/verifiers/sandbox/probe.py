@@ -12,6 +12,7 @@ from pathlib import Path
 from .client import Level, Request, SandboxUnavailable, Settings, Worker
 
 _log = logging.getLogger(__name__)
+_PROBE_TIMEOUT_S = 10.0
 _STRONGEST_FIRST: tuple[Level, ...] = ("namespaces", "landlock")
 
 # Each of these must fail. What succeeds is returned by name.
@@ -66,22 +67,19 @@ def choose(sandbox: str, timeout_s: float, memory_mb: int) -> Worker:
     if sandbox == "unsafe":
         _log.warning("CodeVerifier runs programs UNSAFE: with your rights, your files and your network")
         return Worker(Settings("unsafe", timeout_s, memory_mb))
-    levels = [level for level in _STRONGEST_FIRST if sandbox in ("auto", level)]
     reasons = []
-    for level in levels:
-        worker = None
+    for level in [level for level in _STRONGEST_FIRST if sandbox in ("auto", level)]:
         try:
+            # With time enough for a busy machine, whatever the limit of the programs is.
+            canary_cage = Worker(Settings(level, _PROBE_TIMEOUT_S, memory_mb))
+            try:
+                check(canary_cage)
+            finally:
+                canary_cage.stop()
             worker = Worker(Settings(level, timeout_s, memory_mb))
-            check(worker)
-        except SandboxUnavailable as error:
+        except RuntimeError as error:
             reasons.append(str(error))
-            if worker is not None:
-                worker.stop()
             continue
-        except BaseException:
-            if worker is not None:
-                worker.stop()
-            raise
         _log.info("CodeVerifier runs programs at the level %r", level)
         return worker
     raise SandboxUnavailable(
@@ -104,7 +102,6 @@ def check(worker: Worker) -> None:
         folder = Path(name)
         folder.chmod(0o777)
         (folder / "secret").write_text(secrets.token_hex())
-        # One test an attempt would cost as many runs: the names are told apart by what the list holds.
         tests = f"assert list(canary({name!r}, {server.getsockname()[1]})) == []"
         result = worker.run(Request(_CANARY, tests))
         written = os.path.exists(folder / "written")

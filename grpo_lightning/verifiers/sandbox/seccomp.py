@@ -83,7 +83,7 @@ _SOCK_TYPE_MASK = 0xF
 _SOCK_STREAM = 1
 
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _NUMBER_AT, _AUDIT_AT, _ARGUMENTS_AT = 0, 4, 16
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
@@ -111,28 +111,41 @@ class Filter:
 
 
 def _program(machine: Machine) -> bytes:
-    """BPF. Each rule is self-contained and falls through to the next, so no jump is ever long."""
-    code = [_op(_LOAD, _AUDIT_AT), _op(_EQUAL, machine.audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER_AT)]
-    for number in sorted(machine.allowed):
-        code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
+    """BPF that finds the call's number by bisection: the kernel tries every number each time this is installed."""
+    deny = [_op(_RETURN, _ERRNO | errno.EPERM)]
+    rules = dict.fromkeys(machine.allowed, [_op(_RETURN, _ALLOW)])
     # ENOSYS makes the C library fall back to clone, whose flags can be looked at.
-    code += [_op(_EQUAL, machine.clone3, 0, 1), _op(_RETURN, _ERRNO | errno.ENOSYS)]
-    code += _condition(machine.clone, 0, _CLONE_THREAD | _CLONE_NEW_NAMESPACES, (_CLONE_THREAD,))
-    code += _condition(machine.prlimit64, 0, 0xFFFFFFFF, (0,))
-    code += _condition(machine.ioctl, 1, 0xFFFFFFFF, _IOCTLS)
-    code += _condition(machine.fcntl, 1, 0xFFFFFFFF, _FCNTLS)
-    code += _condition(machine.socketpair, 1, _SOCK_TYPE_MASK, (_SOCK_STREAM,))
-    code.append(_op(_RETURN, _ERRNO | errno.EPERM))
-    return b"".join(code)
+    rules[machine.clone3] = [_op(_RETURN, _ERRNO | errno.ENOSYS)]
+    rules[machine.clone] = _condition(0, _CLONE_THREAD | _CLONE_NEW_NAMESPACES, (_CLONE_THREAD,))
+    rules[machine.prlimit64] = _condition(0, 0xFFFFFFFF, (0,))
+    rules[machine.ioctl] = _condition(1, 0xFFFFFFFF, _IOCTLS)
+    rules[machine.fcntl] = _condition(1, 0xFFFFFFFF, _FCNTLS)
+    rules[machine.socketpair] = _condition(1, _SOCK_TYPE_MASK, (_SOCK_STREAM,))
+    # Where a range of numbers begins that have the same rule.
+    ranges = [(0, rules.get(0, deny))]
+    for number in range(1, max(rules) + 2):
+        rule = rules.get(number, deny)
+        if rule != ranges[-1][1]:
+            ranges.append((number, rule))
+    code = [_op(_LOAD, _AUDIT_AT), _op(_EQUAL, machine.audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER_AT)]
+    return b"".join(code + _bisection(ranges))
 
 
-def _condition(number: int, argument: int, mask: int, values: tuple[int, ...]) -> list[bytes]:
+def _bisection(ranges: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    below, above = _bisection(ranges[:middle]), _bisection(ranges[middle:])
+    assert len(below) < 256, "a jump in BPF has eight bits"
+    return [_op(_AT_LEAST, ranges[middle][0], len(below), 0), *below, *above]
+
+
+def _condition(argument: int, mask: int, values: tuple[int, ...]) -> list[bytes]:
     """Allow a call where the low half of an argument, masked, is one of the values."""
-    body = [_op(_LOAD, _ARGUMENTS_AT + 8 * argument), _op(_AND, mask)]
+    code = [_op(_LOAD, _ARGUMENTS_AT + 8 * argument), _op(_AND, mask)]
     for value in values:
-        body += [_op(_EQUAL, value, 0, 1), _op(_RETURN, _ALLOW)]
-    body.append(_op(_RETURN, _ERRNO | errno.EPERM))
-    return [_op(_EQUAL, number, 0, len(body)), *body]
+        code += [_op(_EQUAL, value, 0, 1), _op(_RETURN, _ALLOW)]
+    return [*code, _op(_RETURN, _ERRNO | errno.EPERM)]
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -172,7 +172,7 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     os.environ.clear()
     # Left out with the site module, and used by many scripts.
-    builtins.exit = builtins.quit = sys.exit
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
     _be_killed_first()
     for module in _WARM:
         importlib.import_module(module)

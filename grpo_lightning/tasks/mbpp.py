@@ -1,0 +1,93 @@
+"""MBPP: mostly basic Python problems, each with a few assert lines (Austin et al. 2021, arXiv 2108.07732)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grpo_lightning.tasks._load import Table
+from grpo_lightning.tasks.tabular import Tabular
+from grpo_lightning.types import ConfigError, Prompt
+
+SYSTEM_PROMPT = (
+    "Solve the problem in Python. "
+    "Give the whole program, without tests or examples, in one block that starts with ```python and ends with ```."
+)
+
+
+def fenced(program: str) -> str:
+    """A program as the system prompt asks for it."""
+    return f"```python\n{program.strip()}\n```"
+
+
+class MBPP(Tabular):
+    """MBPP from the hub or a local file; the program must pass the assert lines of its row.
+
+    Reads the rows of both configs: the task in ``text`` (``full``) or ``prompt`` (``sanitized``), the reference program
+    in ``code``, the assert lines in ``test_list``, and what they need in ``test_setup_code`` and ``test_imports``,
+    where there are such columns. All of it comes to ``CodeVerifier`` in ``metadata["tests"]``.
+
+    Args:
+        path: the data set's name on the hub, a local file, or a local folder that holds ``train.jsonl``, ``test.jsonl``
+            and the like.
+        name: the data set's config on the hub, ``full`` or ``sanitized``.
+        show_tests: how many of the assert lines the prompt shows. It needs one, which alone tells the function's name;
+            a policy that sees all of them can return their values without solving anything.
+        val_size: how many train rows are held out where the data has no validation split; the hub's has one.
+        seed: chooses the held-out rows.
+        limit: keep only the first rows of each split.
+        system_prompt: put before every task as the system message; asks for one fenced block.
+        chat_template: a Jinja chat template in place of the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        path: str = "google-research-datasets/mbpp",
+        name: str | None = "full",
+        show_tests: int = 1,
+        val_size: int = 50,
+        seed: int = 0,
+        limit: int | None = None,
+        system_prompt: str | None = SYSTEM_PROMPT,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(
+            path,
+            name,
+            answer_column=None,
+            val_size=val_size,
+            seed=seed,
+            limit=limit,
+            system_prompt=system_prompt,
+            chat_template=chat_template,
+        )
+        if show_tests < 1:
+            raise ConfigError(f"data.task.init_args.show_tests: {show_tests} must be at least 1")
+        self.show_tests = show_tests
+
+    def _require_columns(self, table: Table) -> None:
+        for column in (_task_column(table), "code", "test_list"):
+            table.require(column, "data.task.init_args.path")
+
+    def _prompt(self, table: Table, row: int) -> Prompt:
+        tests = _lines(table, row, "test_list")
+        if not tests:
+            raise ConfigError(f"{table.where(row)} has no assert lines in column 'test_list'; remove the row")
+        setup = str(table.rows[row].get("test_setup_code") or "")
+        shown = "\n".join(tests[: self.show_tests])
+        task = str(table.value(row, _task_column(table))).strip()
+        return Prompt(
+            self.messages(f"{task}\n\nThe program must pass tests such as:\n{shown}"),
+            metadata={"tests": "\n".join(filter(None, [*_lines(table, row, "test_imports"), setup, *tests]))},
+            solution=fenced(str(table.value(row, "code")).replace("\r\n", "\n")),
+        )
+
+
+def _task_column(table: Table) -> str:
+    return "text" if "text" in table.columns else "prompt"
+
+
+def _lines(table: Table, row: int, column: str) -> Sequence[str]:
+    lines = table.rows[row].get(column) or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ConfigError(f"{table.where(row)} has no list of texts in column {column!r}; repair or remove the row")
+    return lines

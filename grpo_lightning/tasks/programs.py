@@ -1,0 +1,169 @@
+"""Generated descriptions of small functions, for runs that need no data and no large model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from grpo_lightning.tasks._generate import distinct, require
+from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.types import Prompt
+
+Operation = Literal["+", "-", "*", "**"]
+
+_WORDS: dict[Operation, tuple[str, ...]] = {
+    "+": ("add {n}", "increase by {n}"),
+    "-": ("subtract {n}", "decrease by {n}"),
+    "*": ("multiply by {n}",),
+    "**": ("square it",),
+}
+_OWN_WORDS: dict[tuple[Operation, int], tuple[str, ...]] = {
+    ("*", 2): ("double it", "multiply by 2"),
+    ("*", 3): ("triple it", "multiply by 3"),
+}
+# A program that passes is right for every x: no other program of this task agrees with the reference on all of these.
+_TESTED = (-7, -2, 0, 1, 3, 10)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is done to ``x``, step by step."""
+
+    steps: tuple[tuple[Operation, int], ...]
+
+    def run(self, x: int) -> int:
+        """The value for one ``x``."""
+        for operation, operand in self.steps:
+            x = apply(operation, x, operand)
+        return x
+
+    def source(self) -> str:
+        """A reference program: one expression, with the parentheses that precedence needs and no others."""
+        expression, is_sum = "x", False
+        for operation, operand in self.steps:
+            binds = operation in ("*", "**")
+            # -x**2 is not (-x)**2, and x*2**2 is not (x*2)**2: a power takes parentheses around all but x.
+            if binds and (is_sum or (operation == "**" and expression != "x")):
+                expression = f"({expression})"
+            expression += f"{operation}{operand}"
+            is_sum = not binds
+        return f"def f(x):\n    return {expression}"
+
+    def content(self) -> str:
+        """The same for two descriptions of one function, such as adding 1, then 2, and adding 3."""
+        return repr([self.run(x) for x in _TESTED])
+
+
+def apply(operation: Operation, value: int, operand: int) -> int:
+    """The value after one step."""
+    if operation == "+":
+        return value + operand
+    if operation == "-":
+        return value - operand
+    return value * operand if operation == "*" else value**operand
+
+
+class Programs(Task):
+    """Generated descriptions of a function, to be written in Python.
+
+    A prompt and its solution::
+
+        Write f(x): add 3, then double it, then subtract 5.
+
+        def f(x):
+            return (x+3)*2-5
+
+    The tests are assert lines in ``metadata["tests"]``, and the function's name is in ``metadata["entry_point"]``, as
+    ``CodeVerifier`` reads them. They are not in the prompt, and any program that passes is correct, however it is
+    written. No two descriptions are of the same function, and no function of one split is in another split, whatever
+    the seeds.
+
+    Args:
+        seed: draws the functions. One seed gives the same functions everywhere.
+        train_size: functions of the train split.
+        val_size: functions of the validation split.
+        test_size: functions of the test split.
+        min_steps: fewest steps of a function.
+        max_steps: most steps of a function.
+        max_operand: largest number to add or to take away.
+        max_factor: largest number to multiply with; 1 leaves multiplication out.
+        squares: whether one of the steps may be a square.
+        system_prompt: put before every prompt as the system message.
+        chat_template: a Jinja chat template in place of the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        train_size: int = 8000,
+        val_size: int = 200,
+        test_size: int = 500,
+        min_steps: int = 2,
+        max_steps: int = 3,
+        max_operand: int = 30,
+        max_factor: int = 9,
+        squares: bool = True,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(system_prompt, chat_template)
+        self.seed = seed
+        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
+        self.min_steps = min_steps
+        self.max_steps = max_steps
+        self.max_operand = max_operand
+        self.max_factor = max_factor
+        self.squares = squares
+        for split, size in self.sizes.items():
+            require(size >= 1, f"{split}_size", size, "must be at least 1")
+        require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
+        require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
+        require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
+        require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
+        generator = random.Random(f"programs/{self.seed}/{split}")
+        draw = partial(self._draw, generator)
+        programs = distinct(draw, Program.content, split, self.sizes[split], "max_operand, max_factor or max_steps")
+        return [self._prompt(program, generator) for program in programs]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        assert prompt.solution is not None
+        return prompt.solution
+
+    def _draw(self, generator: random.Random) -> Program:
+        steps: list[tuple[Operation, int]] = []
+        for _ in range(generator.randint(self.min_steps, self.max_steps)):
+            choices: list[Operation] = ["+", "-"]
+            if self.max_factor > 1:
+                choices.append("*")
+            # One square only: the tests cannot tell polynomials of a higher degree apart.
+            if self.squares and ("**", 2) not in steps:
+                choices.append("**")
+            operation = generator.choice(choices)
+            if operation == "**":
+                operand = 2
+            elif operation == "*":
+                operand = generator.randint(2, self.max_factor)
+            else:
+                operand = generator.randint(1, self.max_operand)
+            steps.append((operation, operand))
+        return Program(tuple(steps))
+
+    def _prompt(self, program: Program, generator: random.Random) -> Prompt:
+        phrases = [
+            generator.choice(_OWN_WORDS.get((operation, operand), _WORDS[operation])).format(n=operand)
+            for operation, operand in program.steps
+        ]
+        return Prompt(
+            messages=self.messages(f"Write f(x): {', then '.join(phrases)}."),
+            metadata={
+                "tests": "\n".join(f"assert f({x}) == {program.run(x)}" for x in _TESTED),
+                "entry_point": "f",
+            },
+            solution=program.source(),
+        )
