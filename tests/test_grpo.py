@@ -16,8 +16,8 @@ from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
-from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
-from grpo_lightning.verifiers import Verdict, Verifier
+from grpo_lightning.types import ConfigError, RolloutBatch, RunError, TokenRows
+from grpo_lightning.verifiers import AllOf, Verdict, Verifier
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
@@ -206,6 +206,31 @@ def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_p
     (logged,) = watch.logged
     each = [logged[f"reward/{name}"] for name in ("LetterVerifier", "Constant", "LetterVerifier2")]
     assert logged["reward/mean"] == pytest.approx(sum(each) / 3)
+
+
+class Unsafe(LetterVerifier):
+    unsafe = True
+
+
+class Refusing(LetterVerifier):
+    def start(self) -> None:
+        raise RunError("no sandbox here")
+
+
+def test_a_verifier_without_isolation_is_shown_in_the_metrics(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    for verifiers, shown in (([AllOf([Unsafe()])], True), ([AllOf([LetterVerifier()])], False)):
+        watch = Watch()
+        fit(tmp_path, grpo(tiny_model("llama"), verifiers=verifiers), 1, callbacks=[watch])
+        assert ("reward/unsafe_sandbox" in watch.logged[0]) is shown
+
+
+def test_a_verifier_can_refuse_before_the_model_loads(
+    tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GRPOModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    for verifier in (Refusing(), AllOf([Refusing()])):
+        with pytest.raises(RunError, match="no sandbox here"):
+            fit(tmp_path, grpo(tiny_model("llama"), verifiers=[verifier]), 1)
 
 
 # -- non-finite gradients ---------------------------------------------------------------------------------------------

@@ -257,6 +257,8 @@ class PolicyModule(pl.LightningModule):
         logged = metrics.reduce(self.trainer.strategy)
         logged["optim/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         logged["optim/skipped_steps"] = float(self.skipped_steps)
+        if any(verifier.unsafe for verifier in self.verifiers.values()):
+            logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
             self.log(name, value, prog_bar=name in ("reward/mean", "reward/correct"), batch_size=1)
 

@@ -29,6 +29,9 @@ class Verifier(ABC):
     """Takes long enough to be worth a thread while other completions still decode. ``verify_batch`` is then called with
     whatever has finished, so only a verifier that judges each sample by itself may say so."""
 
+    unsafe: bool = False
+    """Runs what completions say without isolation: shown as ``reward/unsafe_sandbox`` in the metrics."""
+
     def __init__(self, reward_correct: float = 1.0, reward_format: float = 0.5, reward_wrong: float = 0.0) -> None:
         self.reward_correct = reward_correct
         self.reward_format = reward_format

@@ -84,6 +84,7 @@ class CodeVerifier(Verifier):
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.sandbox = sandbox
+        self.unsafe = sandbox == "unsafe"
         # One more than processors: a run waits now and then, for its memory to be freed if nothing else.
         self.workers = workers or _processors() + 1
         self.max_chars = max_chars

@@ -33,6 +33,7 @@ class _Composite(Verifier):
         super().__init__(**rewards)
         self._all = list(verifiers)
         self.slow = any(verifier.slow for verifier in self._all)
+        self.unsafe = any(verifier.unsafe for verifier in self._all)
 
     def start(self) -> None:
         """Let each of them get ready."""
