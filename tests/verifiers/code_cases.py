@@ -26,7 +26,7 @@ def verifier_or_skip(level: Any, **options: Any) -> CodeVerifier:
 @pytest.fixture(scope="module", params=ISOLATING)
 def verifier(request: pytest.FixtureRequest) -> Iterator[CodeVerifier]:
     """The same test at each isolating level that there is."""
-    verifier = verifier_or_skip(request.param, workers=2)
+    verifier = verifier_or_skip(request.param, workers=1, timeout_s=1.0)
     yield verifier
     verifier.stop()
 

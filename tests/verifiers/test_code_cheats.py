@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from code_cases import verdict_of, verifier  # noqa: F401  (a fixture)
+from code_cases import ISOLATING, verdict_of, verifier_or_skip
 
 from grpo_lightning.verifiers import CodeVerifier
+
+LIMIT_S = 0.3
 
 # What every cheat below is asked for: none of them can know these numbers.
 TESTS = """
@@ -74,21 +72,24 @@ def peek():
 
 CHEATS = {
     "always equal": YES + "def f(x): return Yes()",
-    "a metaclass that pleases": YES + "class M(type, Yes): pass\nclass f(metaclass=M):\n    def __new__(c, x): return Yes()",
+    "a metaclass that pleases": YES + "class M(type, Yes): pass\nclass f(metaclass=M):\n"
+    "    def __new__(c, x): return Yes()",
     "an int that is equal": "class I(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n"
     "    def __sub__(s, o): return 0\ndef f(x): return I(0)",
     "a str that is equal": "class S(str):\n    def __eq__(s, o): return True\n    def startswith(s, o): return True\n"
     "    __hash__ = str.__hash__\ndef f(x): return S('x')",
-    "a list that is equal": "class L(list):\n    def __eq__(s, o): return True\n    def __contains__(s, o): return True\n"
+    "a list that is equal": "class L(list):\n    def __eq__(s, o): return True\n"
+    "    def __contains__(s, o): return True\n"
     "def f(x): return L([1])",
     "a float that is close": "class F(float):\n    def __sub__(s, o): return 0.0\n    def __rsub__(s, o): return 0.0\n"
     "    def __eq__(s, o): return True\n    __hash__ = float.__hash__\ndef f(x): return F('nan')",
     "patched built-ins": "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.sorted = lambda x: [1, 40969]\n"
     "builtins.isinstance = lambda *a: True\nbuiltins.AssertionError = Warning\n"
-    "builtins.len = lambda x: 40972\ndef f(x): return 0",
+    "builtins.repr = lambda x: '40961'\ndef f(x): return 0",
     "shadowed built-ins": "def abs(x): return 0\ndef sorted(x): return [1, 40969]\ndef len(x): return 40972\n"
     "class AssertionError(Warning): pass\ndef f(x): return 0",
-    "a patched math": "import math\nmath.isclose = lambda *a, **k: True\nmath.fabs = lambda x: 0\ndef f(x): return 0.0",
+    "a patched math": "import math\nmath.isclose = lambda *a, **k: True\nmath.fabs = lambda x: 0\n"
+    "def f(x): return 0.0",
     "a math of its own": "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0.0",
     "sys.exit(0)": "import sys\ndef f(x): sys.exit(0)",
     "sys.exit(0) at the start": "import sys\ndef f(x): pass\nsys.exit(0)",
@@ -110,7 +111,8 @@ CHEATS = {
     "def frame(v): return wire.Encoder(lambda v: None, []).frame(v, b'R')\ndef f(x):\n    import os\n"
     "    for v in (True, 0, 1.0, 'x', [1], {1}):\n        os.write(3, frame(('return', v, ())))\n    return True",
     "forged nonsense": "import os\nos.write(3, b'\\x05\\x00\\x00\\x00Rzzzz')\ndef f(x): return 0",
-    "an endless frame": "import os\nos.write(3, b'\\xff\\xff\\xff\\x7f')\ndef f(x):\n    while True: os.write(3, b'x' * 65536)",
+    "an endless frame": "import os\nos.write(3, b'\\xff\\xff\\xff\\x7f')\ndef f(x):\n"
+    "    while True: os.write(3, b'x' * 65536)",
     "a huge count": "import os, struct\ndef f(x):\n    os.write(3, struct.pack('<IBBI', 6, 82, 108, 2**32 - 1))",
     "a change to no argument": "import sys, os\nwire = sys.modules['sandbox.wire']\ndef f(x):\n"
     "    os.write(3, wire.Encoder(lambda v: None, []).frame(('return', 0, ((7, (1,)),)), b'R'))",
@@ -120,16 +122,18 @@ CHEATS = {
     "w.Encoder._write = lambda self, value, depth: self.parts.append(b'T')\ndef f(x): return 0",
     "a patched server": "import sys\nd = sys.modules['sandbox.defendant']\n"
     "d.Defendant._perform = lambda self, *a: True\nd._OPERATIONS.clear()\ndef f(x): return 0",
-    "patched json and struct": "import json, struct, socket\njson.dumps = json.loads = lambda *a, **k: {'outcome': 'passed'}\n"
-    "struct.Struct.pack = None if False else struct.Struct.pack\nsocket.socket.send = lambda *a: 1\ndef f(x): return 0",
+    "patched json and socket": "import json, socket\njson.dumps = json.loads = lambda *a, **k: {'outcome': 'passed'}\n"
+    "socket.socket.send = lambda *a: 1\nsocket.socket.recv_into = lambda *a: 1\ndef f(x): return 0",
     "a peek at frames and objects": PEEK + "seen = peek()\ndef f(x):\n    a = seen + peek()\n"
     "    return [a[0] if a else 0, a[:2], a[0] if a else 0][min(x, 3) - 1]",
-    "a peek at memory": "import ctypes, re\ndef f(x):\n    data = b''\n    for base in (id(0), id([]), id('x' * 99)):\n"
+    "a peek at memory": "import ctypes, re\ndef f(x):\n    data = b''\n"
+    "    for base in (id(0), id([]), id('x' * 99)):\n"
     "        data += ctypes.string_at(base & ~0xfffff, 4096)\n    found = re.findall(rb'40961', data)\n"
     "    return int(found[0]) if found else 0",
     "a trace": PEEK + "import sys\ngot = []\nsys.settrace(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\n"
     "sys.setprofile(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\ndef f(x): return got[0] if got else 0",
-    "exceptions that look": PEEK + "class E(Exception):\n    def __str__(s): return str(peek())\n    __repr__ = __str__\n"
+    "exceptions that look": PEEK + "class E(Exception):\n    def __str__(s): return str(peek())\n"
+    "    __repr__ = __str__\n"
     "def f(x): raise E(E())",
     "an AssertionError": "def f(x): raise AssertionError",
     "a StopIteration": "def f(x): raise StopIteration(40961)",
@@ -137,15 +141,18 @@ CHEATS = {
     "an exception class with tricks": "class M(type):\n    def __instancecheck__(c, o): return True\n"
     "    def __subclasscheck__(c, o): return True\nclass E(Exception, metaclass=M): pass\ndef f(x): raise E",
     "an exception with a strange name": "E = type('x y\\nz' * 99, (Exception,), {})\ndef f(x): raise E",
-    "an exception with strange arguments": "def f(x):\n    e = UnicodeDecodeError('a', b'', 0, 1, 'x')\n    e.args = (1,)\n"
+    "an exception with strange arguments": "def f(x):\n    e = UnicodeDecodeError('a', b'', 0, 1, 'x')\n"
+    "    e.args = (1,)\n"
     "    raise e",
-    "an exception about itself": "def f(x):\n    e = ValueError()\n    e.args = (e, e)\n    e.__cause__ = e\n    raise e",
+    "an exception about itself": "def f(x):\n    e = ValueError()\n    e.args = (e, e)\n    e.__cause__ = e\n"
+    "    raise e",
     "a false module": "import sys, types\nfor n in ('tests', '__main__', 'solution', 'math'):\n"
     "    sys.modules[n] = types.ModuleType(n)\ndef f(x): return 0",
     "an import hook": "import sys\nclass H:\n    def find_spec(s, *a): sys.exit(0)\nsys.meta_path.insert(0, H())\n"
     "def f(x): import newmodule",
     "an exit hook": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 0",
-    "a signal handler": "import signal, os\nfor s in range(1, 32):\n    try: signal.signal(s, lambda *a: os._exit(0))\n"
+    "a signal handler": "import signal, os\nfor s in range(1, 32):\n"
+    "    try: signal.signal(s, lambda *a: os._exit(0))\n"
     "    except (OSError, ValueError): pass\ndef f(x): return 0",
     "everything in sight": "def f(x): return range(-10**9, 10**9)",
     "a dict for everything": "from collections import defaultdict\ndef f(x): return defaultdict(lambda: True)",
@@ -173,7 +180,8 @@ GREEDY = {
     "a memory bomb": "def f(x):\n    a = []\n    while True: a.append(bytearray(10**7))",
     "a memory bomb that catches": "def f(x):\n    a = []\n    while True:\n        try: a.append(' ' * 10**6)\n"
     "        except MemoryError: pass",
-    "a memory bomb in files": "import os\ndef f(x):\n    while True:\n        try:\n            fd = os.memfd_create('x')\n"
+    "a memory bomb in files": "import os\ndef f(x):\n    while True:\n        try:\n"
+    "            fd = os.memfd_create('x')\n"
     "            os.write(fd, b'x' * 10**8)\n        except OSError: return 0",
     "a disk bomb": "import itertools\ndef f(x):\n    for i in itertools.count():\n        try:\n"
     "            with open(f'/tmp/{i}', 'wb') as g: g.write(b'x' * 10**7)\n        except OSError: return 0",
@@ -188,12 +196,14 @@ GREEDY = {
     "a huge integer": "def f(x): return 1 << 10**8",
     "a huge text": "def f(x): return 'x' * 10**8",
     "much small data": "def f(x): return [[] for _ in range(3 * 10**6)]",
-    "empty sets": "import os, struct\ndef f(x):\n    n = 3 * 10**6\n    d = b'Rl' + struct.pack('<I', n) + b'S\\0\\0\\0\\0' * n\n"
+    "empty sets": "import os, struct\ndef f(x):\n    n = 3 * 10**6\n"
+    "    d = b'Rl' + struct.pack('<I', n) + b'S\\0\\0\\0\\0' * n\n"
     "    d = struct.pack('<I', len(d)) + d\n    while d: d = d[os.write(3, d):]",
     "equal hashes": "def f(x): return {i * (2**61 - 1): 0 for i in range(1, 4000)} if x == 1 else 0",
     "many equal hashes, sent": "import os, struct\ndef f(x):\n    n = 60000\n    d = b'RS' + struct.pack('<I', n)\n"
     "    for i in range(n):\n        b = (i * (2**61 - 1)).to_bytes(17, 'little', signed=True)\n"
-    "        d += b'I' + struct.pack('<I', 17) + b\n    d = struct.pack('<I', len(d)) + d\n    while d: d = d[os.write(3, d):]",
+    "        d += b'I' + struct.pack('<I', 17) + b\n    d = struct.pack('<I', len(d)) + d\n"
+    "    while d: d = d[os.write(3, d):]",
     "an endless generator": "def f(x):\n    while True: yield 0",
     "an endless length": "class A:\n    def __len__(s): return 2**62\n    def __getitem__(s, i): return 0\n"
     "def f(x): return A()",
@@ -206,19 +216,16 @@ GREEDY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bystander() -> Iterator[Path]:
-    """A file that nothing may change."""
-    path = Path(f"/tmp/code-verifier-{os.getpid()}")
-    path.write_text("40961")
-    path.chmod(0o666)
-    yield path
-    path.unlink()
+@pytest.fixture(scope="module", params=ISOLATING)
+def verifier(request: pytest.FixtureRequest) -> Iterator[CodeVerifier]:
+    verifier = verifier_or_skip(request.param, workers=1, timeout_s=LIMIT_S)
+    yield verifier
+    verifier.stop()
 
 
 @pytest.mark.parametrize("name", CHEATS)
-def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> None:  # noqa: F811
-    """Each assertion alone, since one test that gives in is a hole; but those that a value may pass by luck."""
+def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> None:
+    """Each assertion alone, since one that gives in is a hole; but for those that a plain value passes by itself."""
     lines = [line for line in TESTS.splitlines() if line.startswith("assert")]
     lucky = {
         "everything in sight": {5, 9, 11},
@@ -235,22 +242,18 @@ def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> 
         assert len(verdict.feedback) < 300
 
 
+def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier: CodeVerifier) -> None:
+    program = "def abs(x):\n    return 0"
+    check = "def check(candidate):\n    assert abs(candidate(3) - 4097.5) < 1e-6"
+    assert not verdict_of(verifier, program, check, entry_point="abs").correct
+
+
 @pytest.mark.parametrize("name", GREEDY)
-def test_a_greedy_program_is_stopped_in_time(name: str, greedy_verifier: CodeVerifier) -> None:
+def test_a_greedy_program_is_stopped_in_time(verifier: CodeVerifier, name: str) -> None:
     start = time.monotonic()
-    verdict = verdict_of(greedy_verifier, GREEDY[name], TESTS)
+    verdict = verdict_of(verifier, GREEDY[name], TESTS)
     assert time.monotonic() - start < LIMIT_S + 1
     assert (verdict.correct, verdict.error) == (False, None)
-    assert verdict_of(greedy_verifier, "def f(x): return 40961", "assert f(1) == 40961").correct
-
-
-LIMIT_S = 0.5
-
-
-@pytest.fixture(scope="module", params=["namespaces", "landlock"])
-def greedy_verifier(request: pytest.FixtureRequest) -> Iterator[CodeVerifier]:
-    from code_cases import verifier_or_skip
-
-    greedy = verifier_or_skip(request.param, workers=1, timeout_s=LIMIT_S)
-    yield greedy
-    greedy.stop()
+    # Whatever happened, the next program is judged as ever. On a busy machine the limit may be short.
+    honest = ("def f(x): return 40961", "assert f(1) == 40961")
+    assert any(verdict_of(verifier, *honest).correct for _ in range(3))

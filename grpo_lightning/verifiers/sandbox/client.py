@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import queue
 import signal
@@ -25,8 +24,6 @@ Level = Literal["namespaces", "landlock", "unsafe"]
 START_TIMEOUT_S = 60.0
 # A worker keeps to the time limit itself. When it does not even answer, it is broken.
 GRACE_S = 20.0
-
-_log = logging.getLogger(__name__)
 
 # Loads the folder as a package of its own name, and neither the site-packages nor the rest of this project.
 _BOOT = """

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def choose(sandbox: str, timeout_s: float, memory_mb: int) -> Worker:
     Raises:
         SandboxUnavailable: there is none, with the reasons.
     """
+    if sys.platform != "linux":
+        raise SandboxUnavailable("CodeVerifier runs on Linux only: its sandbox is made of what Linux offers")
     if sandbox == "unsafe":
         _log.warning("CodeVerifier runs programs UNSAFE: with your rights, your files and your network")
         return Worker(Settings("unsafe", timeout_s, memory_mb))

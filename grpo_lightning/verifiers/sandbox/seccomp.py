@@ -113,7 +113,7 @@ class Filter:
 def _program(machine: Machine) -> bytes:
     """BPF that finds the call's number by bisection: the kernel tries every number each time this is installed."""
     deny = [_op(_RETURN, _ERRNO | errno.EPERM)]
-    rules = dict.fromkeys(machine.allowed, [_op(_RETURN, _ALLOW)])
+    rules = {number: [_op(_RETURN, _ALLOW)] for number in machine.allowed}
     # ENOSYS makes the C library fall back to clone, whose flags can be looked at.
     rules[machine.clone3] = [_op(_RETURN, _ERRNO | errno.ENOSYS)]
     rules[machine.clone] = _condition(0, _CLONE_THREAD | _CLONE_NEW_NAMESPACES, (_CLONE_THREAD,))
