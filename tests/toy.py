@@ -101,14 +101,6 @@ def fit(
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def attach(folder: Path, module: Any, data: RolloutDataModule | None = None) -> RolloutDataModule:
-    """Load the module's policy and connect module, data and trainer, without training."""
-    data = data or rollouts()
-    pl.seed_everything(0, verbose=False)
-    trainer(folder, 0).fit(module, datamodule=data)
-    return data
-
-
 class Watch(pl.Callback):
     """Keeps every training batch and what was logged for it."""
 

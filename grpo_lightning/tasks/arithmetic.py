@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo_lightning.tasks._generate import distinct, require
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 Operation = Literal["+", "-", "*"]
 
@@ -21,10 +21,6 @@ _SENTENCES: dict[Operation, tuple[str, ...]] = {
     "*": ("then has {n} times as many",),
 }
 
-# Of every ten problems eight may serve for training, one for validation and one for testing.
-_SHARES: tuple[Split, ...] = ("val", "test", *(("train",) * 8))
-_PATIENCE = 20_000
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -33,10 +29,9 @@ class Problem:
     start: int
     steps: tuple[tuple[Operation, int], ...]
 
-    @property
-    def split(self) -> Split:
-        """Where this problem belongs. It follows from the numbers alone, so splits stay apart under every seed."""
-        return _SHARES[zlib.crc32(repr((self.start, self.steps)).encode()) % len(_SHARES)]
+    def content(self) -> str:
+        """What makes it differ from other problems."""
+        return repr((self.start, self.steps))
 
     def solve(self) -> tuple[list[str], int]:
         """One equation a step, and the final value."""
@@ -106,37 +101,28 @@ class Arithmetic(Task):
         self.max_factor = max_factor
         self.max_value = max_value
         for split, size in self.sizes.items():
-            _require(size >= 1, f"{split}_size", size, "must be at least 1")
-        _require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
-        _require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
-        _require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
-        _require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
-        _require(max_value >= max_operand, "max_value", max_value, f"must be at least max_operand, {max_operand}")
+            require(size >= 1, f"{split}_size", size, "must be at least 1")
+        require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
+        require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
+        require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
+        require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
+        require(max_value >= max_operand, "max_value", max_value, f"must be at least max_operand, {max_operand}")
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         # A text as the seed is hashed by `random` in the same way on every machine and in every process.
         generator = random.Random(f"arithmetic/{self.seed}/{split}")
-        return [self._prompt(problem, generator) for problem in self._problems(split, generator)]
+        problems = distinct(
+            lambda: self._draw(generator),
+            Problem.content,
+            split,
+            self.sizes[split],
+            more="max_operand, max_value or max_steps",
+        )
+        return [self._prompt(problem, generator) for problem in problems]
 
     def gold_completion(self, prompt: Prompt) -> str:
         assert prompt.solution is not None
         return prompt.solution
-
-    def _problems(self, split: Split, generator: random.Random) -> Iterator[Problem]:
-        seen: set[Problem] = set()
-        misses = 0
-        while len(seen) < self.sizes[split]:
-            problem = self._draw(generator)
-            if problem.split == split and problem not in seen:
-                seen.add(problem)
-                misses = 0
-                yield problem
-            elif (misses := misses + 1) == _PATIENCE:
-                raise ConfigError(
-                    f"data.task.init_args.{split}_size: {self.sizes[split]} is too many, only about {len(seen)} "
-                    f"different problems of this difficulty are in the {split} split; "
-                    "ask for fewer or raise max_operand, max_value or max_steps"
-                )
 
     def _draw(self, generator: random.Random) -> Problem:
         start = value = generator.randint(1, self.max_operand)
@@ -167,8 +153,3 @@ class Arithmetic(Task):
             answer=str(answer),
             solution="\n".join([*lines, f"#### {answer}"]),
         )
-
-
-def _require(holds: bool, key: str, value: int, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"data.task.init_args.{key}: {value} {rule}")
