@@ -15,6 +15,7 @@ PACKAGE = ROOT / "grpo_lightning"
 # A file imports only from packages named before its own.
 ORDER = [
     "types",
+    "phases",
     "functional",
     "verifiers",
     "tasks",

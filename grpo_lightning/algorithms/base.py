@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
+from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.collector import EvalBatch
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
@@ -92,6 +92,7 @@ class PolicyModule(pl.LightningModule):
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
+        self.phases = Phases()
         self.skipped_steps = 0
         self._skipped_last = False
 
@@ -264,13 +265,12 @@ class PolicyModule(pl.LightningModule):
 
     @contextmanager
     def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:
-        """Log the seconds spent inside as ``time/<phase>_s``; on CUDA, those of the work and not of its launch."""
-        started = _now(self.device)
-        yield
-        seconds = _now(self.device) - started
-        metrics.add(f"time/{phase}_s", seconds, 1)
+        """Log the seconds spent inside as ``time/<phase>_s``."""
+        with self.phases(phase, self.device) as timed:
+            yield
+        metrics.add(f"time/{phase}_s", timed.seconds, 1)
         if phase == "update":
-            metrics.add("throughput/train_tokens_per_s", 0, seconds)
+            metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -340,9 +340,3 @@ def _named(verifiers: list[Verifier]) -> dict[str, Verifier]:
         same = sum(type(other).__name__ == name for other in names.values())
         names[f"{name}{same + 1}" if same else name] = verifier
     return names
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.batch import right_padded, token_rows
 from grpo_lightning.rollout.engine import OnFinish, generate
 from grpo_lightning.rollout.loader import PromptBatch
@@ -51,6 +51,7 @@ class Collector:
         verifiers: by the name their rewards are logged under.
         seed: of the sampling, together with each prompt's key.
         forward_context: the precision that forward passes run in.
+        phases: is told of ``rollout`` and ``verify``.
         rows_at_once: completions that decode together at the most, in whole groups; ``None`` for all.
     """
 
@@ -60,12 +61,14 @@ class Collector:
         verifiers: Mapping[str, Verifier],
         seed: int,
         forward_context: Callable[[], AbstractContextManager[Any]],
+        phases: Phases,
         rows_at_once: int | None = None,
     ) -> None:
         self.policy = policy
         self.verifiers = verifiers
         self.seed = seed
         self.forward_context = forward_context
+        self.phases = phases
         self.rows_at_once = rows_at_once
         self.seconds = {"rollout": 0.0, "verify": 0.0}
 
@@ -170,13 +173,12 @@ class Collector:
         keys: list[str],
     ) -> list[Rollout]:
         """Sample and score ``group_size`` completions of every conversation; ``prompts`` and ``keys`` are one a row."""
-        started = time.perf_counter()
-        with self.forward_context():
-            seeds = [row_seed(self.seed, key) for key in keys]
-            prompts_at_once = max(1, (self.rows_at_once or len(keys)) // group_size)
-            with Scoring(self.verifiers, prompts) as scoring:
-                on_finish = scoring.hand_over if scoring.any_slow else None
-                completions = []
+        seeds = [row_seed(self.seed, key) for key in keys]
+        prompts_at_once = max(1, (self.rows_at_once or len(keys)) // group_size)
+        with Scoring(self.verifiers, prompts) as scoring:
+            on_finish = scoring.hand_over if scoring.any_slow else None
+            completions: list[Completion] = []
+            with self.phases("rollout", self.policy.device) as rollout, self.forward_context():
                 for start in range(0, len(conversations), prompts_at_once):
                     part = slice(start * group_size, (start + prompts_at_once) * group_size)
                     completions += generate(
@@ -187,10 +189,10 @@ class Collector:
                         seeds[part],
                         on_finish and partial(_shifted, on_finish, part.start),
                     )
-                sampled = time.perf_counter()
+            with self.phases("verify", self.policy.device) as verify:
                 rollouts = scoring.rollouts(completions)
-        self.seconds["rollout"] += sampled - started
-        self.seconds["verify"] += time.perf_counter() - sampled
+        self.seconds["rollout"] += rollout.seconds
+        self.seconds["verify"] += verify.seconds
         return rollouts
 
 

@@ -177,7 +177,7 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "rollouts are those of a Trainer's module"
         module = self._module
         context = self.trainer.precision_plugin.forward_context
-        return Collector(module.policy, module.verifiers, self.seed, context, self.rollout_rows_at_once)
+        return Collector(module.policy, module.verifiers, self.seed, context, module.phases, self.rollout_rows_at_once)
 
     def _evaluation_batch(self, batch: PromptBatch) -> EvalBatch:
         collector = self.collector
