@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.rollout.decoder import Decoder
 from grpo_lightning.rollout.sampling import Draw, SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
 
@@ -26,8 +27,8 @@ def generate(
 ) -> list[Completion]:
     """Sample ``group_size`` completions of every prompt.
 
-    A prompt is prefilled once and its cache forked to the group (``reorder_cache`` does that for attention and
-    convolution layers alike); rows that have finished leave the batch, so the last long completion decodes alone.
+    A prompt is prefilled once and its cache forked to the group; rows that have finished leave the batch, so the last
+    long completion decodes alone.
 
     Args:
         policy: whose model samples, with its adapter merged for the time.
@@ -42,107 +43,68 @@ def generate(
     """
     if len(seeds) != len(prompts) * group_size:
         raise ValueError(f"generate needs {len(prompts) * group_size} seeds, one a completion, not {len(seeds)}")
+    # Sorted by length, prompts that are prefilled together pad little.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with policy.rollout_mode() as lm:
-        rows = _Rows(len(seeds), sampling, policy.device)
+        rows = _Rows([index * group_size + member for index in order for member in range(group_size)], sampling, policy)
         uniforms_NT = uniforms(seeds, sampling.cap).to(policy.device)
-        decoder = _Decoder(lm, prompts, group_size, sampling.cap, policy.pad_token_id)
-        ends = torch.tensor(policy.terminators, device=policy.device)
-        stops = _StopStrings(policy.tokenizer, sampling.stop or [])
+        decoder = Decoder(lm, [prompts[index] for index in order], group_size, sampling.cap, policy.pad_token_id)
         for step in range(sampling.cap):
             drawn = draw(decoder.logits_RV, uniforms_NT[rows.active_R, step], sampling)
             rows.write(step, drawn)
-            finished_R = torch.isin(drawn.tokens_N, ends) | stops.found(rows, step)
-            if finished_R.any():
-                keep_R = ~finished_R
-                done = rows.finish(finished_R, step + 1)
+            tokens_R = drawn.tokens_N
+            if (step + 1) % rows.check_every == 0 and (finished := rows.finished(step + 1)):
                 if on_finish is not None:
+                    done = rows.active_R[finished]
                     on_finish(done.tolist(), rows.completions(policy.tokenizer, done))
-                if not len(rows.active_R):
+                if len(finished) == len(rows.active_R):
                     break
-                decoder.keep(keep_R.nonzero()[:, 0])
-                drawn = Draw(*(column[keep_R] for column in drawn))
+                kept_R = decoder.drop(finished)
+                tokens_R, rows.active_R = tokens_R[kept_R], rows.active_R[kept_R]
             if step + 1 < sampling.cap:
-                decoder.advance(drawn.tokens_N)
-    if on_finish is not None and len(rows.active_R):
-        on_finish(rows.active_R.tolist(), rows.completions(policy.tokenizer, rows.active_R))
+                decoder.advance(tokens_R)
+        else:
+            rows.finished(sampling.cap)
+            if on_finish is not None:
+                on_finish(rows.active_R.tolist(), rows.completions(policy.tokenizer, rows.active_R))
     return rows.completions(policy.tokenizer, torch.arange(len(seeds), device=policy.device))
 
 
-class _Decoder:
-    """The model's state while it decodes: cache, masks and the next logits of the active rows ``R``."""
-
-    def __init__(
-        self, lm: PreTrainedModel, prompts: list[list[int]], group_size: int, max_new_tokens: int, pad: int
-    ) -> None:
-        self.lm = lm
-        lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=lm.device)
-        width = int(lengths_B.max())
-        ids_BP = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=lm.device)
-        # Left padding keeps the rows' last tokens aligned. Without any, no mask is needed, and its kernels are faster.
-        self.padded = bool((lengths_B != width).any())
-        mask_BL = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long, device=lm.device)
-        mask_BL[:, :width] = torch.arange(width, device=lm.device) >= width - lengths_B[:, None]
-        positions_BP = (mask_BL[:, :width].cumsum(-1) - 1).clamp(min=0)
-        out = lm(
-            input_ids=ids_BP,
-            attention_mask=mask_BL[:, :width] if self.padded else None,
-            position_ids=positions_BP,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        fork_N = torch.arange(len(prompts), device=lm.device).repeat_interleave(group_size)
-        self.cache = out.past_key_values
-        self.length = width
-        self.logits_RV = out.logits[:, -1]
-        self.mask_RL = mask_BL
-        self.position_R = lengths_B - 1
-        self.keep(fork_N)
-
-    def keep(self, index_R: Tensor) -> None:
-        """Go on with these rows, in this order; a row may be named several times."""
-        self.cache.reorder_cache(index_R)
-        self.logits_RV = self.logits_RV[index_R]
-        self.mask_RL = self.mask_RL[index_R]
-        self.position_R = self.position_R[index_R]
-
-    def advance(self, tokens_R: Tensor) -> None:
-        """Feed the tokens just drawn."""
-        self.length += 1
-        self.position_R = self.position_R + 1
-        out = self.lm(
-            input_ids=tokens_R[:, None],
-            attention_mask=self.mask_RL[:, : self.length] if self.padded else None,
-            position_ids=self.position_R[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.logits_RV = out.logits[:, -1]
-
-
 class _Rows:
-    """What has been sampled so far, for all rows ``N``, and which of them are still active."""
+    """What has been sampled so far, for all rows ``N``, and which of them are still active, in the decoder's order."""
 
-    def __init__(self, count: int, sampling: SamplingParams, device: torch.device) -> None:
-        shape = (count, sampling.cap)
+    def __init__(self, active: list[int], sampling: SamplingParams, policy: Policy) -> None:
+        shape, device = (len(active), sampling.cap), policy.device
         self.tokens_NT = torch.zeros(shape, dtype=torch.long, device=device)
         self.logprobs_NT = torch.zeros(shape, dtype=torch.float32, device=device)
         self.sampling_logprobs_NT = torch.zeros(shape, dtype=torch.float32, device=device)
-        self.lengths_N = torch.full((count,), sampling.cap, device=device)
-        self.stopped_N = torch.zeros(count, dtype=torch.bool, device=device)
-        self.active_R = torch.arange(count, device=device)
+        self.lengths_N = torch.full((len(active),), sampling.cap, device=device)
+        self.stopped_N = torch.zeros(len(active), dtype=torch.bool, device=device)
+        self.active_R = torch.tensor(active, device=device)
+        self.ends = torch.tensor(policy.terminators, device=device)
+        self.stops = _StopStrings(policy.tokenizer, sampling.stop or [])
+        # On a GPU every look at the tokens waits for them: a few tokens too many are cheaper.
+        self.check_every = 8 if device.type == "cuda" and not self.stops.strings else 1
+        self._checked = 0
 
     def write(self, step: int, drawn: Draw) -> None:
         self.tokens_NT[self.active_R, step] = drawn.tokens_N
         self.logprobs_NT[self.active_R, step] = drawn.logprobs_N
         self.sampling_logprobs_NT[self.active_R, step] = drawn.sampling_logprobs_N
 
-    def finish(self, finished_R: Tensor, length: int) -> Tensor:
-        """Take rows out of the active ones; which they are, among all."""
-        rows = self.active_R[finished_R]
-        self.lengths_N[rows] = length
-        self.stopped_N[rows] = True
-        self.active_R = self.active_R[~finished_R]
-        return rows
+    def finished(self, length: int) -> list[int]:
+        """Which active rows have ended since the last look, counted among the active ones."""
+        since, self._checked = self._checked, length
+        ended_RW = torch.isin(self.tokens_NT[self.active_R, since:length], self.ends)
+        if self.stops.strings:
+            ended_RW |= self.stops.found(self, length - 1)[:, None]
+        ended_R = ended_RW.any(1)
+        found: list[int] = ended_R.nonzero()[:, 0].tolist()
+        if found:
+            rows = self.active_R[ended_R]
+            self.lengths_N[rows] = since + 1 + ended_RW[ended_R].int().argmax(1)
+            self.stopped_N[rows] = True
+        return found
 
     def completions(self, tokenizer: PreTrainedTokenizerBase, rows: Tensor) -> list[Completion]:
         """What the named rows hold."""
@@ -174,8 +136,6 @@ class _StopStrings:
 
     def found(self, rows: _Rows, step: int) -> Tensor:
         """Whether each active row's text now holds a stop string."""
-        if not self.strings:
-            return torch.zeros_like(rows.active_R, dtype=torch.bool)
         recent = rows.tokens_NT[rows.active_R, max(0, step + 1 - self.window) : step + 1]
         texts = self.tokenizer.batch_decode(recent, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         hits = [any(string in text for string in self.strings) for text in texts]

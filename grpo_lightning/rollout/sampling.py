@@ -102,18 +102,17 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams) -> Draw:
         tokens_N = logits_NV.argmax(-1)
         logprobs_N = _pick(logits_NV, tokens_N) - logits_NV.logsumexp(-1)
         return Draw(tokens_N, logprobs_N, torch.zeros_like(logprobs_N))
-    logits_NV = logits_NV / params.temperature
-    normaliser_N = logits_NV.logsumexp(-1)
-    kept_NV = _truncate(logits_NV, params)
-    # Weights relative to the best token: the cumulative sum is never 0, however flat or peaked the distribution.
-    weights_NV = torch.exp(kept_NV - kept_NV.amax(-1, keepdim=True))
-    cumulative_NV = weights_NV.cumsum(-1)
-    total_N = cumulative_NV[:, -1]
+    if params.temperature != 1:
+        logits_NV = logits_NV / params.temperature
+    probs_NV = _truncate(logits_NV, params).softmax(-1)
+    cumulative_NV = probs_NV.cumsum(-1)
     # Strictly below the total in float32, or the search would run past the last token that has any weight.
-    targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * total_N)[:, None]
+    targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * cumulative_NV[:, -1])[:, None]
     tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0]
-    chosen_N = _pick(logits_NV, tokens_N)
-    return Draw(tokens_N, chosen_N - normaliser_N, chosen_N - kept_NV.logsumexp(-1))
+    drawn_N = _pick(probs_NV, tokens_N).log()
+    if not params.truncates:
+        return Draw(tokens_N, drawn_N, drawn_N)
+    return Draw(tokens_N, _pick(logits_NV, tokens_N) - logits_NV.logsumexp(-1), drawn_N)
 
 
 def _truncate(logits_NV: Tensor, params: SamplingParams) -> Tensor:

@@ -1,0 +1,109 @@
+"""A cache for decoding: room taken once, in place of concatenation at every token; rows forked and dropped cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Some prompts' cache as the model made it, with the row of it that each decoding row starts from."""
+
+    cache: Cache
+    fork_R: Tensor
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in buffers with room for every token to come; ``keys`` and ``values`` are views of them.
+
+    Args:
+        parts: layers filled by prefill passes of different widths; their last tokens become aligned.
+        forks: the row of its part that each decoding row starts from.
+        room: tokens that will be fed.
+    """
+
+    def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int) -> None:
+        super().__init__()
+        assert parts[0].keys is not None
+        assert parts[0].values is not None
+        self.lazy_initialization(parts[0].keys, parts[0].values)
+        rows, self.length = sum(len(fork) for fork in forks), max(part.get_seq_length() for part in parts)
+        self._buffers = [
+            _forked([getattr(part, name) for part in parts], forks, (rows, self.length + room))
+            for name in ("keys", "values")
+        ]
+        self._view(rows)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[: len(states), :, start : self.length] = states
+        return self._view(len(key_states))
+
+    def move(self, to: Tensor, source: Tensor, rows: int) -> None:
+        """Copy some rows over others, then go on with the first ``rows``."""
+        for buffer in self._buffers:
+            filled = buffer[:, :, : self.length]
+            filled[to] = filled[source]
+        self._view(rows)
+
+    def _view(self, rows: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:rows, :, : self.length] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """One buffer from several parts, their last columns aligned. What is left of a part is masked, but read."""
+    rows, columns = shape
+    width = max(part.shape[-2] for part in parts)
+    _, heads, _, size = parts[0].shape
+    buffer = parts[0].new_empty(rows, heads, columns, size)
+    start = 0
+    for part, fork_R in zip(parts, forks, strict=True):
+        buffer[start : start + len(fork_R), :, : width - part.shape[-2]] = 0
+        buffer[start : start + len(fork_R), :, width - part.shape[-2] : width] = part[fork_R]
+        start += len(fork_R)
+    return buffer
+
+
+def can_join(lm: PreTrainedModel) -> bool:
+    """Whether caches of prefill passes of different widths can become one: full attention and convolutions only."""
+    return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in DynamicCache(config=lm.config).layers)
+
+
+def decoding_cache(parts: Sequence[Prefilled], room: int) -> Cache:
+    """One cache for all decoding rows, the parts' rows one after the other; with several parts, see :func:`can_join`.
+
+    Args:
+        parts: the prefilled prompts. Their caches are used up.
+        room: tokens that every row may be fed.
+    """
+    cache, forks = parts[0].cache, [part.fork_R for part in parts]
+    for index in range(len(cache.layers)):
+        layers: list[Any] = [part.cache.layers[index] for part in parts]
+        if type(layers[0]) is DynamicLayer:
+            cache.layers[index] = RoomyLayer(layers, forks, room)
+            continue
+        for layer, fork_R in zip(layers, forks, strict=True):
+            layer.reorder_cache(fork_R)
+        if len(layers) > 1:
+            for state in layers[0].conv_states:
+                layers[0].conv_states[state] = torch.cat([layer.conv_states[state] for layer in layers])
+    return cache
+
+
+def drop_rows(cache: Cache, to: Tensor, source: Tensor, index_R: Tensor) -> None:
+    """Go on with the rows ``index_R``: the first ones, but for ``to``, whose places the rows ``source`` take."""
+    layer: Any
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer):
+            layer.move(to, source, len(index_R))
+        else:
+            layer.reorder_cache(index_R)

@@ -1,0 +1,118 @@
+"""The model while it decodes: prompts prefilled once, rows forked from them, tokens fed, finished rows dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from grpo_lightning.models.policy import decoder_of, softcap_of
+from grpo_lightning.rollout.cache import Prefilled, can_join, decoding_cache, drop_rows
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
+
+
+class Decoder:
+    """Cache, masks and the next logits of the active rows ``R``: at first ``group_size`` of every prompt.
+
+    A prompt is prefilled once, and its cache forked to its rows. Left padding keeps the rows' last tokens aligned, so
+    that all rows fill the same column of the cache. Without any, no mask is needed, and its kernels are faster.
+
+    Args:
+        lm: the language model, in evaluation mode, without gradients.
+        prompts: token ids, ``B`` lists, best sorted by length.
+        group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
+        max_new_tokens: tokens drawn a row, at the most.
+        pad: a token id for masked places.
+    """
+
+    def __init__(
+        self, lm: PreTrainedModel, prompts: list[list[int]], group_size: int, max_new_tokens: int, pad: int
+    ) -> None:
+        self.lm = lm
+        self.model = decoder_of(lm)
+        lengths_B = torch.tensor([len(prompt) for prompt in prompts])
+        self.length = int(lengths_B.max())
+        self.padded = bool((lengths_B != self.length).any())
+        lengths_R = lengths_B.repeat_interleave(group_size).to(lm.device)
+        place_L = torch.arange(self.length + max_new_tokens, device=lm.device)
+        self.mask_RL = (place_L >= (self.length - lengths_R)[:, None]).long()
+        self.position_R = lengths_R - 1
+        fits = PREFILL_TOKENS if can_join(lm) else self.length * len(prompts)
+        prefilled, last = [], []
+        for part in _parts(prompts, fits):
+            hidden_BD, cache = self._prefill(part, pad)
+            fork_R = torch.arange(len(part), device=lm.device).repeat_interleave(group_size)
+            prefilled.append(Prefilled(cache, fork_R))
+            last.append(hidden_BD)
+        self.cache = decoding_cache(prefilled, max_new_tokens)
+        self.logits_RV = head_logits(lm, torch.cat(last)).repeat_interleave(group_size, 0)
+
+    def advance(self, tokens_R: Tensor) -> None:
+        """Feed the tokens just drawn."""
+        self.length += 1
+        self.position_R = self.position_R + 1
+        out = self.model(
+            input_ids=tokens_R[:, None],
+            attention_mask=self.mask_RL[:, : self.length] if self.padded else None,
+            position_ids=self.position_R[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits_RV = head_logits(self.lm, out.last_hidden_state[:, -1])
+
+    def drop(self, rows: list[int]) -> Tensor:
+        """Go on without some rows. The last ones take their places, so that little is copied: which is returned."""
+        count = len(self.position_R) - len(rows)
+        to = [row for row in rows if row < count]
+        source = [row for row in range(count, len(self.position_R)) if row not in set(rows)]
+        device = self.lm.device
+        to_R, source_R = torch.tensor(to, device=device), torch.tensor(source, device=device)
+        index_R = torch.arange(count, device=device)
+        if to:
+            index_R[to_R] = source_R
+        drop_rows(self.cache, to_R.long(), source_R.long(), index_R)
+        self.mask_RL = self.mask_RL[index_R]
+        self.position_R = self.position_R[index_R]
+        return index_R
+
+    def _prefill(self, prompts: list[list[int]], pad: int) -> tuple[Tensor, Cache]:
+        """The hidden state at each prompt's last token, and the cache of all."""
+        width = max(map(len, prompts))
+        ids_BP = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self.lm.device)
+        start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.lm.device)
+        place_BP = torch.arange(width, device=self.lm.device) - start_B[:, None]
+        padded = min(map(len, prompts)) < width
+        out = self.model(
+            input_ids=ids_BP,
+            attention_mask=(place_BP >= 0).long() if padded else None,
+            position_ids=place_BP.clamp(min=0),
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1], out.past_key_values
+
+
+def _parts(prompts: list[list[int]], max_tokens: int) -> list[list[list[int]]]:
+    """Neighbouring prompts, as many at a time as fit, padding included; at least one."""
+    parts: list[list[list[int]]] = []
+    for prompt in prompts:
+        if parts and (len(parts[-1]) + 1) * max(len(prompt), *map(len, parts[-1])) <= max_tokens:
+            parts[-1].append(prompt)
+        else:
+            parts.append([prompt])
+    return parts
+
+
+def head_logits(lm: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
+    """``logits_RV`` of the output head, with the final softcap where the model has one."""
+    head = lm.get_output_embeddings()
+    if hidden_RD.device.type == "cpu" and 1 < len(hidden_RD) <= 8 and not torch.is_autocast_enabled("cpu"):
+        # With few rows, the CPU's matrix product of a large head is two to four times as fast this way round.
+        logits_RV = (head.weight @ hidden_RD.T).T
+        bias_V = getattr(head, "bias", None)
+        logits_RV = logits_RV if bias_V is None else logits_RV + bias_V
+    else:
+        logits_RV = head(hidden_RD)
+    cap = softcap_of(lm)
+    return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
