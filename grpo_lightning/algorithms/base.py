@@ -1,4 +1,4 @@
-"""What every algorithm shares: the policy, evaluation, the micro-batched optimizer step, and checkpoints."""
+"""What every algorithm shares: the policy, the micro-batched optimizer step, the log, and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from grpo_lightning.algorithms.evaluation import Evaluation
+from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.collector import EvalBatch
-from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(rows, logprobs_NT, entropy_NT, mask_NT) -> loss``: a micro-batch's share of the loss of the whole step."""
+Losses = Callable[[Tensor, TokenRows], Iterator[Tensor]]
+"""``(rows, their tokens) -> losses``: a micro-batch's shares of the losses of the whole step.
+
+Each is propagated back before the next one is asked for: the activations of two models need not live together.
+"""
 
 
 class NonFiniteError(RunError):
     """The loss or the gradient was not a number in two optimizer steps running."""
 
 
-class PolicyModule(pl.LightningModule):
+class PolicyModule(EvaluatedModule):
     """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
 
     Args:
@@ -55,6 +55,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "rollouts"
+    loss_names: ClassVar[tuple[str, ...]] = ("policy/loss",)
     step_means: ClassVar[tuple[str, ...]] = (
         "policy/loss",
         "policy/entropy",
@@ -95,11 +96,6 @@ class PolicyModule(pl.LightningModule):
         self.phases = Phases()
         self.skipped_steps = 0
         self._skipped_last = False
-
-    @property
-    def data(self) -> RolloutDataModule:
-        """The data module of the run."""
-        return cast(RolloutDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -163,22 +159,20 @@ class PolicyModule(pl.LightningModule):
         self,
         tokens: TokenRows,
         rows: Tensor,
-        loss_function: LossFunction,
+        losses: Losses,
         metrics: StepMetrics,
-        temperature: float = 1.0,
         rollouts: list[Rollout] | None = None,
     ) -> None:
         """One optimizer step on some rows, as many micro-batches as the token budget asks for.
 
-        The loss function divides by counts of the whole step, over all ranks, so the gradient does not depend on how
-        the rows are cut; and every rank makes exactly one synchronised backward pass, rows or none.
+        The losses are divided by counts of the whole step, over all ranks, so the gradient does not depend on how the
+        rows are cut; and every rank makes exactly one synchronised backward pass, rows or none.
 
         Args:
             tokens: all rows of the rollout.
             rows: those to learn from now.
-            loss_function: see :data:`LossFunction`.
+            losses: see :data:`Losses`.
             metrics: what is logged is added here.
-            temperature: of the log-probs.
             rollouts: written to disk if the step's gradient is not finite.
 
         Raises:
@@ -186,24 +180,34 @@ class PolicyModule(pl.LightningModule):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        chunks = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
-        for index, chunk in enumerate(chunks):
-            part = tokens.select(chunk)
-            with self._gradient_sync(index == len(chunks) - 1):
-                mask_NT = length_mask(part.completion_lengths_N)
-                logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature)
-                loss = loss_function(chunk, logprobs_NT, entropy_NT, mask_NT)
-                # Strategies average gradients over ranks, and the loss has been divided by the count of all of them.
-                self.manual_backward(loss * self.trainer.world_size)
-            metrics.add("policy/loss", loss * self.trainer.world_size, 1.0 / len(chunks))
-            metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
+        pieces = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
+        for piece in pieces:
+            part = tokens.select(piece)
+            with self._gradients_of_this_rank():
+                for loss in losses(piece, part):
+                    # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                    self.manual_backward(loss * self.trainer.world_size)
             metrics.add("throughput/padding_efficiency", part.lengths_N.sum(), part.ids_NL.numel())
             metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum(), 0)
-        if not chunks:
-            metrics.add("policy/loss", 0, 1)
-            nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
-            self.manual_backward(nothing.sum())
+        for name in self.loss_names:
+            metrics.add(name, 0, 1)
+        if not pieces or isinstance(self.trainer.strategy, ParallelStrategy):
+            # Nothing is added here; ranks exchange what each has added up, and all weights take part in that.
+            nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
+            self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
+
+    def policy_pass(self, part: TokenRows, metrics: StepMetrics, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``logprobs_NT`` of the policy, with gradients, and ``mask_NT``; the entropy is logged."""
+        mask_NT = length_mask(part.completion_lengths_N)
+        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature)
+        metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
+        return logprobs_NT, mask_NT
+
+    def add_loss(self, metrics: StepMetrics, name: str, loss: Tensor) -> Tensor:
+        """Log a micro-batch's share of a loss under one of :attr:`loss_names`, and hand it on."""
+        metrics.add(name, loss * self.trainer.world_size, 0)
+        return loss
 
     def _apply_gradient(
         self, optimizer: LightningOptimizer, metrics: StepMetrics, rows: Tensor, rollouts: list[Rollout] | None
@@ -240,11 +244,10 @@ class PolicyModule(pl.LightningModule):
         file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))
         return f" (its rollouts are in {file})"
 
-    def _gradient_sync(self, wanted: bool) -> AbstractContextManager[Any]:
+    def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
+        """Backward passes inside add up gradients without exchanging them."""
         strategy = self.trainer.strategy
-        if wanted or not isinstance(strategy, ParallelStrategy):
-            return nullcontext()
-        return strategy.block_backward_sync()
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
         """Sums over all ranks."""
@@ -271,40 +274,6 @@ class PolicyModule(pl.LightningModule):
         metrics.add(f"time/{phase}_s", timed.seconds, 1)
         if phase == "update":
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
-
-    # -- evaluation -------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        refinement = self.data.refinement
-        refined = None
-        if refinement is not None and refinement.val_feedback != "none":
-            told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
-            refined = f"accuracy_after_{told}"
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
-
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The completions of a batch with their verdicts, as plain records."""
-        single = [record(rollout) | {"sampled_for": "accuracy"} for rollout in batch.single]
-        return single + [record(rollout) | {"sampled_for": "pass@k"} for rollout in batch.sampled or []]
-
-    def _log_evaluation(self, split: str) -> None:
-        for name, value in self._evaluation.compute().items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from torch import Tensor, arange
@@ -26,9 +27,10 @@ class SFTModule(PolicyModule):
         metrics = StepMetrics(self.step_means)
         (tokens,) = self.all_ranks_sum(batch.completion_lengths_N.sum())
 
-        def loss(rows: Tensor, logprobs_NT: Tensor, entropy_NT: Tensor, mask_NT: Tensor) -> Tensor:
-            return -masked_sum(logprobs_NT, mask_NT) / tokens
+        def losses(rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+            logprobs_NT, mask_NT = self.policy_pass(part, metrics)
+            yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):
-            self.optimizer_step_on(batch, arange(len(batch), device=self.device), loss, metrics)
+            self.optimizer_step_on(batch, arange(len(batch), device=self.device), losses, metrics)
         self.finish_step(metrics)
