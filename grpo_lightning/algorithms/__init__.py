@@ -3,6 +3,16 @@
 from grpo_lightning.algorithms.base import NonFiniteError, PolicyModule
 from grpo_lightning.algorithms.grpo import GRPOModule
 from grpo_lightning.algorithms.online import OnlineModule, VerifierError
+from grpo_lightning.algorithms.ppo import AdaptiveKL, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 
-__all__ = ["GRPOModule", "NonFiniteError", "OnlineModule", "PolicyModule", "SFTModule", "VerifierError"]
+__all__ = [
+    "AdaptiveKL",
+    "GRPOModule",
+    "NonFiniteError",
+    "OnlineModule",
+    "PPOModule",
+    "PolicyModule",
+    "SFTModule",
+    "VerifierError",
+]

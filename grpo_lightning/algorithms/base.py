@@ -18,6 +18,7 @@ from torch import Tensor
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
 from grpo_lightning.phases import Phases
@@ -64,6 +65,8 @@ class PolicyModule(EvaluatedModule):
         "throughput/train_tokens_per_s",
         "time/update_s",
     )
+    step_maxima: ClassVar[tuple[str, ...]] = ()
+    step_roots: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class PolicyModule(EvaluatedModule):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
+        self.totals = Totals()
         self.skipped_steps = 0
         self._skipped_last = False
 
@@ -125,8 +129,20 @@ class PolicyModule(EvaluatedModule):
                 with_reference=self.wants_reference,
             )
 
+    def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained: sides that are clipped by norms of their own, as ``optim/<side>grad_norm``."""
+        return {"": self.policy.trainable_parameters()}
+
+    def optimizer_parameters(self) -> Any:
+        """What the optimizer is made of: parameters, or groups of them with options, one for each side."""
+        return self.policy.trainable_parameters()
+
+    def resting_parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer leaves alone in this step."""
+        return []
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.policy.trainable_parameters())
+        optimizer = self.make_optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
             self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
             return optimizer
@@ -140,7 +156,8 @@ class PolicyModule(EvaluatedModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        """Give a resumed run the learning rate of its config: the checkpoint brought along its own."""
+        """Start the clocks; give a resumed run the learning rate of its config, for the checkpoint brought its own."""
+        self.totals.start()
         if self.trainer.ckpt_path is None:
             return
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
@@ -188,7 +205,8 @@ class PolicyModule(EvaluatedModule):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.manual_backward(loss * self.trainer.world_size)
             metrics.add("throughput/padding_efficiency", part.lengths_N.sum(), part.ids_NL.numel())
-            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum(), 0)
+            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum())
+            metrics.add("total/train_tokens", part.lengths_N.sum())
         for name in self.loss_names:
             metrics.add(name, 0, 1)
         if not pieces or isinstance(self.trainer.strategy, ParallelStrategy):
@@ -197,37 +215,46 @@ class PolicyModule(EvaluatedModule):
             self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
 
-    def policy_pass(self, part: TokenRows, metrics: StepMetrics, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def policy_pass(
+        self,
+        part: TokenRows,
+        metrics: StepMetrics,
+        temperature: float = 1.0,
+        on_hidden: Callable[[Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """``logprobs_NT`` of the policy, with gradients, and ``mask_NT``; the entropy is logged."""
         mask_NT = length_mask(part.completion_lengths_N)
-        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature)
+        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature, on_hidden=on_hidden)
         metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
         return logprobs_NT, mask_NT
 
     def add_loss(self, metrics: StepMetrics, name: str, loss: Tensor) -> Tensor:
         """Log a micro-batch's share of a loss under one of :attr:`loss_names`, and hand it on."""
-        metrics.add(name, loss * self.trainer.world_size, 0)
+        metrics.add(name, loss * self.trainer.world_size)
         return loss
 
     def _apply_gradient(
         self, optimizer: LightningOptimizer, metrics: StepMetrics, rows: Tensor, rollouts: list[Rollout] | None
     ) -> None:
-        parameters = self.policy.trainable_parameters()
+        for parameter in self.resting_parameters():
+            parameter.grad = None
         limit = torch.inf if self.max_grad_norm is None else self.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        sides = self.trained_sides()
+        norms = torch.stack([torch.nn.utils.clip_grad_norm_(side, limit).to(self.device) for side in sides.values()])
         # Gradients are the same on all ranks by now, so all of them decide alike.
-        if torch.isfinite(norm):
+        if torch.isfinite(norms).all():
             optimizer.step()
             scheduler = self.lr_schedulers()
             if scheduler is not None:
                 cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
-            metrics.add("optim/grad_norm", norm, 1)
+            for name, norm in zip(sides, norms, strict=True):
+                metrics.add(f"optim/{name}grad_norm", norm, 1)
             self._skipped_last = False
             return
         optimizer.zero_grad()
         self.skipped_steps += 1
         where = self._write_offenders([rollouts[row] for row in rows.tolist()] if rollouts else [])
-        log.warning("the gradient's norm is %s: the step is skipped%s", norm.item(), where)
+        log.warning("the gradient's norm is %s: the step is skipped%s", norms.max().item(), where)
         if self._skipped_last:
             raise NonFiniteError(
                 f"the gradient was not finite in two optimizer steps running{where}: lower the learning rate, or look "
@@ -255,11 +282,20 @@ class PolicyModule(EvaluatedModule):
         stacked = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
         return cast(list[float], self.trainer.strategy.reduce(stacked, reduce_op="sum").tolist())
 
+    def step_metrics(self, *further: str) -> StepMetrics:
+        """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""
+        tokens = ("total/rollout_tokens", "total/train_tokens")
+        return StepMetrics([*self.step_means, *further], self.step_maxima, tokens, self.step_roots)
+
     def finish_step(self, metrics: StepMetrics) -> None:
         """Count a training step as done, and log its means, over its micro-batches and all ranks."""
         self.data.step_done()
         logged = metrics.reduce(self.trainer.strategy)
-        logged["optim/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.totals.rollout_tokens += round(logged["total/rollout_tokens"])
+        self.totals.train_tokens += round(logged["total/train_tokens"])
+        logged |= {f"total/{name}": value for name, value in self.totals.state().items()}
+        for name, group in zip(self.trained_sides(), self.trainer.optimizers[0].param_groups, strict=False):
+            logged[f"optim/{name}lr"] = float(group["lr"])
         logged["optim/skipped_steps"] = float(self.skipped_steps)
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
@@ -282,6 +318,7 @@ class PolicyModule(EvaluatedModule):
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["totals"] = self.totals.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = checkpoint["state_dict"]
@@ -296,6 +333,7 @@ class PolicyModule(EvaluatedModule):
                 f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
         self.skipped_steps = checkpoint["skipped_steps"]
+        self.totals.load(checkpoint["totals"])
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

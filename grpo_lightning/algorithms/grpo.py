@@ -73,6 +73,8 @@ class GRPOModule(OnlineModule):
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
         metrics.add_masked("advantage/abs_mean", advantages_N.abs(), rows.scored_N)
         metrics.add("advantage/std", masked_std(advantages_N, rows.scored_N), 1)
+        centred_N = row_advantages(rows, "none-scaled")
+        metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         learned_N = counted_N & (advantages_N != 0) if self.beta == 0 else counted_N
         old_NT, reference_NT = self.frozen_logprobs(rows, learned_N, batch.temperature, metrics)
         return Targets(

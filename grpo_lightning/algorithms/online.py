@@ -23,6 +23,7 @@ from grpo_lightning.functional import (
     PolicyLossTerms,
     aggregate,
     kl_divergence,
+    masked_sum,
     policy_loss,
 )
 from grpo_lightning.models.policy import length_mask
@@ -92,6 +93,8 @@ class OnlineModule(PolicyModule, ABC):
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
         minibatches_per_update: optimizer steps a pass.
+        target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
+            present one, is above this (nats a token); ``None`` makes them all.
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
             keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
             is its own, and neither is needed.
@@ -102,10 +105,11 @@ class OnlineModule(PolicyModule, ABC):
     step_means: ClassVar[tuple[str, ...]] = (
         *PolicyModule.step_means, *ROLLOUT_MEANS,
         "advantage/std", "advantage/abs_mean",
-        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap",
+        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap", "policy/epochs",
         "time/reference_s",
     )  # fmt: skip
     step_maxima: ClassVar[tuple[str, ...]] = (*ROLLOUT_MAXIMA, "policy/ratio_max")
+    step_roots: ClassVar[tuple[str, ...]] = ("advantage/gain",)
 
     def __init__(
         self,
@@ -118,6 +122,7 @@ class OnlineModule(PolicyModule, ABC):
         aggregation: Aggregation = "grpo",
         updates_per_rollout: int = 1,
         minibatches_per_update: int = 1,
+        target_kl: float | None = None,
         old_logprobs: Literal["sampler", "recompute"] = "sampler",
         mask_truncated: bool = False,
         max_error_rate: float = 0.1,
@@ -130,6 +135,7 @@ class OnlineModule(PolicyModule, ABC):
         self.aggregation = aggregation
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
+        self.target_kl = target_kl
         self.old_logprobs = old_logprobs
         self.mask_truncated = mask_truncated
         self.max_error_rate = max_error_rate
@@ -143,6 +149,8 @@ class OnlineModule(PolicyModule, ABC):
         for name in ("updates_per_rollout", "minibatches_per_update"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
+        if self.target_kl is not None and self.target_kl <= 0:
+            raise ConfigError(f"model.target_kl: must be above 0, or null for no early stop, not {self.target_kl}")
         if not 0 <= self.max_error_rate <= 1:
             raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
         if self.beta > 0 and self.policy_config.reference == "none":
@@ -185,17 +193,17 @@ class OnlineModule(PolicyModule, ABC):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         rewards = reward_names(self.verifiers)
-        metrics = StepMetrics([*self.step_means, *(f"reward/{name}" for name in rewards)], self.step_maxima)
+        metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
         add_rollouts(batch, metrics, rewards)
         if self.data.sampling.truncates:
             add_truncation(batch, metrics)
         self._check_errors(batch)
         rows = learning_rows(batch, self.data.refinement)
+        metrics.add("total/rollout_tokens", rows.tokens.completion_lengths_N.sum())
         counted_N = rows.scored_N & ~rows.truncated_N if self.mask_truncated else rows.scored_N
         targets = self.targets(batch, rows, counted_N, metrics)
         with self.timed(metrics, "update"):
             self._update(targets, metrics)
-        self._measure_update(targets, metrics)
         self.finish_step(metrics)
 
     def _check_errors(self, batch: RolloutBatch) -> None:
@@ -217,6 +225,15 @@ class OnlineModule(PolicyModule, ABC):
                 order_N = torch.randperm(len(targets.rows), generator=generator)
             for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
                 self._optimizer_step(targets, rows, metrics, first=epoch == part == 0)
+            if epoch + 1 == self.updates_per_rollout or self.target_kl is not None:
+                kl, tokens = self._update_kl(targets)
+                if self.target_kl is not None:
+                    # Over all ranks, so that all of them decide alike.
+                    all_kl, all_tokens = self.all_ranks_sum(kl, tokens)
+                    if all_kl > self.target_kl * all_tokens:
+                        break
+        metrics.add("policy/update_kl", kl, tokens)
+        metrics.add("policy/epochs", epoch + 1, 1)
 
     def _optimizer_step(self, targets: Targets, rows_N: Tensor, metrics: StepMetrics, first: bool) -> None:
         tokens = targets.rows.tokens
@@ -288,9 +305,11 @@ class OnlineModule(PolicyModule, ABC):
         """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
         return self.pass_over(rows, rows_N, lambda part: self.policy.logprobs(part, temperature, reference)[0])
 
-    def pass_over(self, rows: LearningRows, rows_N: Tensor, compute: Callable[[TokenRows], Tensor]) -> Tensor:
-        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, T]``; else 0."""
-        values_NT = torch.zeros_like(rows.logprobs_NT)
+    def pass_over(
+        self, rows: LearningRows, rows_N: Tensor, compute: Callable[[TokenRows], Tensor], width: int | None = None
+    ) -> Tensor:
+        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width or T]``; 0."""
+        values_NT = rows.logprobs_NT.new_zeros(len(rows), width or rows.logprobs_NT.shape[1])
         chosen = rows_N.nonzero()[:, 0]
         with torch.no_grad():
             for index in microbatches(rows.tokens.lengths_N[chosen], self.max_tokens_per_microbatch):
@@ -298,16 +317,20 @@ class OnlineModule(PolicyModule, ABC):
                 values_NT[chosen[index], : part.shape[1]] = part
         return values_NT
 
-    def _measure_update(self, targets: Targets, metrics: StepMetrics) -> None:
-        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rollouts: a forward pass is dear."""
+    def _update_kl(self, targets: Targets) -> tuple[float | Tensor, float | Tensor]:
+        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is dear.
+
+        Returns:
+            The sum over tokens, and their number.
+        """
         rows_N = ~targets.rows.distilled_N & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
         if not targets.learned_N.any():
-            return
+            return 0.0, 0.0
         new_NT = self.logprobs_of(targets.rows, rows_N, targets.temperature)[rows_N]
         mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
         kl_NT = kl_divergence(targets.rows.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
-        metrics.add_masked("policy/update_kl", kl_NT, mask_NT)
+        return masked_sum(kl_NT, mask_NT), mask_NT.sum()
 
     def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (Bessel-corrected) std of the values of all ranks."""

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from torch import Tensor, arange
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.functional import masked_sum
 from grpo_lightning.types import TokenRows
 
@@ -24,7 +23,7 @@ class SFTModule(PolicyModule):
     learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "demonstrations"
 
     def training_step(self, batch: TokenRows, batch_idx: int) -> None:
-        metrics = StepMetrics(self.step_means)
+        metrics = self.step_metrics()
         (tokens,) = self.all_ranks_sum(batch.completion_lengths_N.sum())
 
         def losses(rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
