@@ -180,9 +180,9 @@ class PPOModule(OnlineModule):
             )
 
     def configure_model(self) -> None:
-        """Load the policy, and the critic where there is something to train."""
+        """Load the policy, and for training the critic: evaluation needs none."""
         super().configure_model()
-        if not hasattr(self, "critic"):
+        if self.trainer.state.fn == "fit" and not hasattr(self, "critic"):
             self.critic = Critic(self.policy, self.critic_form, self.critic_path, self.critic_frozen)
 
     def trained_sides(self) -> dict[str, list[nn.Parameter]]:
