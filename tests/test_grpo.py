@@ -233,6 +233,43 @@ def test_a_verifier_can_refuse_before_the_model_loads(
             fit(tmp_path, grpo(tiny_model("llama"), verifiers=[verifier]), 1)
 
 
+@pytest.mark.parametrize("kind", ["group", "none-scaled", "leave_one_out", "batch-std"])
+def test_the_gain_is_what_the_normalisation_multiplies_centred_rewards_by(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    _, batch, logged = gradient(tmp_path, tiny_model("llama"), advantage=kind)
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    centred_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
+    scale = {
+        "group": 1 / (rewards_BG.std(1, keepdim=True) + 1e-4),
+        "none-scaled": torch.ones(()),
+        "leave_one_out": torch.tensor(4 / 3),
+        "batch-std": 1 / (rewards_BG.std() + 1e-4),
+    }[kind]
+    gain = ((centred_BG * scale).square().mean() / centred_BG.square().mean()).sqrt()
+    assert logged["advantage/gain"] == pytest.approx(gain.item(), rel=1e-4)
+
+
+def test_the_kl_of_an_update_is_that_from_the_policy_before_to_the_one_after(model_path: str, tmp_path: Path) -> None:
+    watch, module = Watch(), grpo(model_path, updates_per_rollout=2)
+    fit(tmp_path, module, 2, callbacks=[watch])
+    tokens = watch.batches[0].tokens.select(torch.tensor([0]))  # a sixteenth of twelve rows
+    before, after = Policy(PolicyConfig(path=model_path)), module.policy
+    with torch.no_grad():
+        log_ratio = after.logprobs(tokens)[0] - before.logprobs(tokens)[0]
+    expected = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert expected > 1e-3
+    assert watch.logged[0]["policy/update_kl"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_update_ends_early_where_its_kl_passes_the_target(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    for target, epochs in ((None, 3), (1e9, 3), (1e-6, 1)):
+        watch = Watch()
+        fit(tmp_path, grpo(tiny_model("llama"), updates_per_rollout=3, target_kl=target), 3, callbacks=[watch])
+        assert {logged["policy/epochs"] for logged in watch.logged} == {epochs}
+        assert len(watch.logged) == 3 / epochs
+
+
 # -- non-finite gradients ---------------------------------------------------------------------------------------------
 
 
@@ -282,6 +319,7 @@ def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) ->
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
         ({"updates_per_rollout": 0}, {}, "model.updates_per_rollout: must be at least 1"),
+        ({"target_kl": -1.0}, {}, "model.target_kl: must be above 0, or null"),
         ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),
         ({"max_grad_norm": 0.0}, {}, "model.max_grad_norm: must be above 0"),
         ({"max_tokens_per_microbatch": 0}, {}, "model.max_tokens_per_microbatch: must be at least 1"),

@@ -197,7 +197,7 @@ def test_credit_is_the_better_of_the_reward_and_the_discounted_next_one() -> Non
 
 def test_without_refinement_the_rows_are_the_groups(model_path: str, tmp_path: Path) -> None:
     batch, _, _ = step(tmp_path, model_path, None)
-    rows = learning_rows(batch, "group")
+    rows = learning_rows(batch)
     assert len(rows) == 12
     assert not rows.distilled_N.any()
     assert torch.equal(rows.tokens.ids_NL, batch.tokens.ids_NL)

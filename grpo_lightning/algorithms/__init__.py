@@ -1,7 +1,18 @@
 """Algorithms, as LightningModules over one base."""
 
 from grpo_lightning.algorithms.base import NonFiniteError, PolicyModule
-from grpo_lightning.algorithms.grpo import GRPOModule, VerifierError
+from grpo_lightning.algorithms.grpo import GRPOModule
+from grpo_lightning.algorithms.online import OnlineModule, VerifierError
+from grpo_lightning.algorithms.ppo import AdaptiveKL, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 
-__all__ = ["GRPOModule", "NonFiniteError", "PolicyModule", "SFTModule", "VerifierError"]
+__all__ = [
+    "AdaptiveKL",
+    "GRPOModule",
+    "NonFiniteError",
+    "OnlineModule",
+    "PPOModule",
+    "PolicyModule",
+    "SFTModule",
+    "VerifierError",
+]

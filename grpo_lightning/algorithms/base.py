@@ -1,4 +1,4 @@
-"""What every algorithm shares: the policy, evaluation, the micro-batched optimizer step, and checkpoints."""
+"""What every algorithm shares: the policy, the micro-batched optimizer step, the log, and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from grpo_lightning.algorithms.evaluation import Evaluation
+from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.collector import EvalBatch
-from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(rows, logprobs_NT, entropy_NT, mask_NT) -> loss``: a micro-batch's share of the loss of the whole step."""
+Losses = Callable[[Tensor, TokenRows], Iterator[Tensor]]
+"""``(rows, their tokens) -> losses``: a micro-batch's shares of the losses of the whole step.
+
+Each is propagated back before the next one is asked for: the activations of two models need not live together.
+"""
 
 
 class NonFiniteError(RunError):
     """The loss or the gradient was not a number in two optimizer steps running."""
 
 
-class PolicyModule(pl.LightningModule):
+class PolicyModule(EvaluatedModule):
     """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
 
     Args:
@@ -55,6 +56,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "rollouts"
+    loss_names: ClassVar[tuple[str, ...]] = ("policy/loss",)
     step_means: ClassVar[tuple[str, ...]] = (
         "policy/loss",
         "policy/entropy",
@@ -63,6 +65,8 @@ class PolicyModule(pl.LightningModule):
         "throughput/train_tokens_per_s",
         "time/update_s",
     )
+    step_maxima: ClassVar[tuple[str, ...]] = ()
+    step_roots: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -93,13 +97,9 @@ class PolicyModule(pl.LightningModule):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
+        self.totals = Totals()
         self.skipped_steps = 0
         self._skipped_last = False
-
-    @property
-    def data(self) -> RolloutDataModule:
-        """The data module of the run."""
-        return cast(RolloutDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -129,8 +129,20 @@ class PolicyModule(pl.LightningModule):
                 with_reference=self.wants_reference,
             )
 
+    def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained: sides that are clipped by norms of their own, as ``optim/<side>grad_norm``."""
+        return {"": self.policy.trainable_parameters()}
+
+    def optimizer_parameters(self) -> Any:
+        """What the optimizer is made of: parameters, or groups of them with options, one for each side."""
+        return self.policy.trainable_parameters()
+
+    def resting_parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer leaves alone in this step."""
+        return []
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.policy.trainable_parameters())
+        optimizer = self.make_optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
             self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
             return optimizer
@@ -144,7 +156,8 @@ class PolicyModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        """Give a resumed run the learning rate of its config: the checkpoint brought along its own."""
+        """Start the clocks; give a resumed run the learning rate of its config, for the checkpoint brought its own."""
+        self.totals.start()
         if self.trainer.ckpt_path is None:
             return
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
@@ -163,22 +176,20 @@ class PolicyModule(pl.LightningModule):
         self,
         tokens: TokenRows,
         rows: Tensor,
-        loss_function: LossFunction,
+        losses: Losses,
         metrics: StepMetrics,
-        temperature: float = 1.0,
         rollouts: list[Rollout] | None = None,
     ) -> None:
         """One optimizer step on some rows, as many micro-batches as the token budget asks for.
 
-        The loss function divides by counts of the whole step, over all ranks, so the gradient does not depend on how
-        the rows are cut; and every rank makes exactly one synchronised backward pass, rows or none.
+        The losses are divided by counts of the whole step, over all ranks, so the gradient does not depend on how the
+        rows are cut; and every rank makes exactly one synchronised backward pass, rows or none.
 
         Args:
             tokens: all rows of the rollout.
             rows: those to learn from now.
-            loss_function: see :data:`LossFunction`.
+            losses: see :data:`Losses`.
             metrics: what is logged is added here.
-            temperature: of the log-probs.
             rollouts: written to disk if the step's gradient is not finite.
 
         Raises:
@@ -186,44 +197,64 @@ class PolicyModule(pl.LightningModule):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        chunks = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
-        for index, chunk in enumerate(chunks):
-            part = tokens.select(chunk)
-            with self._gradient_sync(index == len(chunks) - 1):
-                mask_NT = length_mask(part.completion_lengths_N)
-                logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature)
-                loss = loss_function(chunk, logprobs_NT, entropy_NT, mask_NT)
-                # Strategies average gradients over ranks, and the loss has been divided by the count of all of them.
-                self.manual_backward(loss * self.trainer.world_size)
-            metrics.add("policy/loss", loss * self.trainer.world_size, 1.0 / len(chunks))
-            metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
+        pieces = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
+        for piece in pieces:
+            part = tokens.select(piece)
+            with self._gradients_of_this_rank():
+                for loss in losses(piece, part):
+                    # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                    self.manual_backward(loss * self.trainer.world_size)
             metrics.add("throughput/padding_efficiency", part.lengths_N.sum(), part.ids_NL.numel())
-            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum(), 0)
-        if not chunks:
-            metrics.add("policy/loss", 0, 1)
-            nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
-            self.manual_backward(nothing.sum())
+            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum())
+            metrics.add("total/train_tokens", part.lengths_N.sum())
+        for name in self.loss_names:
+            metrics.add(name, 0, 1)
+        if not pieces or isinstance(self.trainer.strategy, ParallelStrategy):
+            # Nothing is added here; ranks exchange what each has added up, and all weights take part in that.
+            nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
+            self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
+
+    def policy_pass(
+        self,
+        part: TokenRows,
+        metrics: StepMetrics,
+        temperature: float = 1.0,
+        on_hidden: Callable[[Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``logprobs_NT`` of the policy, with gradients, and ``mask_NT``; the entropy is logged."""
+        mask_NT = length_mask(part.completion_lengths_N)
+        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature, on_hidden=on_hidden)
+        metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
+        return logprobs_NT, mask_NT
+
+    def add_loss(self, metrics: StepMetrics, name: str, loss: Tensor) -> Tensor:
+        """Log a micro-batch's share of a loss under one of :attr:`loss_names`, and hand it on."""
+        metrics.add(name, loss * self.trainer.world_size)
+        return loss
 
     def _apply_gradient(
         self, optimizer: LightningOptimizer, metrics: StepMetrics, rows: Tensor, rollouts: list[Rollout] | None
     ) -> None:
-        parameters = self.policy.trainable_parameters()
+        for parameter in self.resting_parameters():
+            parameter.grad = None
         limit = torch.inf if self.max_grad_norm is None else self.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        sides = self.trained_sides()
+        norms = torch.stack([torch.nn.utils.clip_grad_norm_(side, limit).to(self.device) for side in sides.values()])
         # Gradients are the same on all ranks by now, so all of them decide alike.
-        if torch.isfinite(norm):
+        if torch.isfinite(norms).all():
             optimizer.step()
             scheduler = self.lr_schedulers()
             if scheduler is not None:
                 cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
-            metrics.add("optim/grad_norm", norm, 1)
+            for name, norm in zip(sides, norms, strict=True):
+                metrics.add(f"optim/{name}grad_norm", norm, 1)
             self._skipped_last = False
             return
         optimizer.zero_grad()
         self.skipped_steps += 1
         where = self._write_offenders([rollouts[row] for row in rows.tolist()] if rollouts else [])
-        log.warning("the gradient's norm is %s: the step is skipped%s", norm.item(), where)
+        log.warning("the gradient's norm is %s: the step is skipped%s", norms.max().item(), where)
         if self._skipped_last:
             raise NonFiniteError(
                 f"the gradient was not finite in two optimizer steps running{where}: lower the learning rate, or look "
@@ -240,11 +271,10 @@ class PolicyModule(pl.LightningModule):
         file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))
         return f" (its rollouts are in {file})"
 
-    def _gradient_sync(self, wanted: bool) -> AbstractContextManager[Any]:
+    def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
+        """Backward passes inside add up gradients without exchanging them."""
         strategy = self.trainer.strategy
-        if wanted or not isinstance(strategy, ParallelStrategy):
-            return nullcontext()
-        return strategy.block_backward_sync()
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
         """Sums over all ranks."""
@@ -252,11 +282,20 @@ class PolicyModule(pl.LightningModule):
         stacked = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
         return cast(list[float], self.trainer.strategy.reduce(stacked, reduce_op="sum").tolist())
 
+    def step_metrics(self, *further: str) -> StepMetrics:
+        """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""
+        tokens = ("total/rollout_tokens", "total/train_tokens")
+        return StepMetrics([*self.step_means, *further], self.step_maxima, tokens, self.step_roots)
+
     def finish_step(self, metrics: StepMetrics) -> None:
         """Count a training step as done, and log its means, over its micro-batches and all ranks."""
         self.data.step_done()
         logged = metrics.reduce(self.trainer.strategy)
-        logged["optim/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.totals.rollout_tokens += round(logged["total/rollout_tokens"])
+        self.totals.train_tokens += round(logged["total/train_tokens"])
+        logged |= {f"total/{name}": value for name, value in self.totals.state().items()}
+        for name, group in zip(self.trained_sides(), self.trainer.optimizers[0].param_groups, strict=False):
+            logged[f"optim/{name}lr"] = float(group["lr"])
         logged["optim/skipped_steps"] = float(self.skipped_steps)
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
@@ -272,40 +311,6 @@ class PolicyModule(pl.LightningModule):
         if phase == "update":
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
-    # -- evaluation -------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        refinement = self.data.refinement
-        refined = None
-        if refinement is not None and refinement.val_feedback != "none":
-            told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
-            refined = f"accuracy_after_{told}"
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
-
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The completions of a batch with their verdicts, as plain records."""
-        single = [record(rollout) | {"sampled_for": "accuracy"} for rollout in batch.single]
-        return single + [record(rollout) | {"sampled_for": "pass@k"} for rollout in batch.sampled or []]
-
-    def _log_evaluation(self, split: str) -> None:
-        for name, value in self._evaluation.compute().items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
-
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -313,6 +318,7 @@ class PolicyModule(pl.LightningModule):
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["totals"] = self.totals.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = checkpoint["state_dict"]
@@ -327,6 +333,7 @@ class PolicyModule(pl.LightningModule):
                 f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
         self.skipped_steps = checkpoint["skipped_steps"]
+        self.totals.load(checkpoint["totals"])
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -1,14 +1,18 @@
-"""Accuracy and pass@k over a split, for validation and test."""
+"""Accuracy and pass@k over a split, for validation and test, and the hooks that measure them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import torch
 from torchmetrics import MeanMetric
 
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.rollout.collector import EvalBatch
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.records import record
 from grpo_lightning.types import FinishReason, Rollout
 
 
@@ -60,3 +64,44 @@ class Evaluation:
 
     def _see(self, name: str, value: float) -> None:
         self.means[name].update(float(value))
+
+
+class EvaluatedModule(pl.LightningModule):
+    """Validation, test and predict of a policy: the same for every algorithm."""
+
+    @property
+    def data(self) -> RolloutDataModule:
+        """The data module of the run."""
+        return cast(RolloutDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        refinement = self.data.refinement
+        refined = None
+        if refinement is not None and refinement.val_feedback != "none":
+            told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
+            refined = f"accuracy_after_{told}"
+        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self._evaluation.update(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self._evaluation.update(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """The completions of a batch with their verdicts, as plain records."""
+        single = [record(rollout) | {"sampled_for": "accuracy"} for rollout in batch.single]
+        return single + [record(rollout) | {"sampled_for": "pass@k"} for rollout in batch.sampled or []]
+
+    def _log_evaluation(self, split: str) -> None:
+        for name, value in self._evaluation.compute().items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")

@@ -17,14 +17,25 @@ class StepMetrics:
     Args:
         means: logged as sum of values over sum of weights; left out where the weights are 0.
         maxima: logged as the largest value seen.
+        totals: logged as the sum of values.
+        roots: logged as the root of what a mean would be.
     """
 
-    def __init__(self, means: Sequence[str], maxima: Sequence[str] = ()) -> None:
-        self._sums: dict[str, float | Tensor] = dict.fromkeys(means, 0.0)
-        self._weights: dict[str, float | Tensor] = dict.fromkeys(means, 0.0)
+    def __init__(
+        self,
+        means: Sequence[str],
+        maxima: Sequence[str] = (),
+        totals: Sequence[str] = (),
+        roots: Sequence[str] = (),
+    ) -> None:
+        self._totals = frozenset(totals)
+        self._roots = frozenset(roots)
+        names = [*means, *totals, *roots]
+        self._sums: dict[str, float | Tensor] = dict.fromkeys(names, 0.0)
+        self._weights: dict[str, float | Tensor] = dict.fromkeys(names, 0.0)
         self._maxima: dict[str, float | Tensor] = dict.fromkeys(maxima, -torch.inf)
 
-    def add(self, name: str, total: float | Tensor, weight: float | Tensor) -> None:
+    def add(self, name: str, total: float | Tensor, weight: float | Tensor = 0) -> None:
         """Add ``total``, the sum of ``weight`` values."""
         self._sums[name] = self._sums[name] + _detached(total)
         self._weights[name] = self._weights[name] + _detached(weight)
@@ -45,8 +56,10 @@ class StepMetrics:
         logged: dict[str, float] = {}
         count = len(self._sums)
         for name, total, weight in zip(self._sums, sums[:count].tolist(), sums[count:].tolist(), strict=True):
-            if weight:
-                logged[name] = total / weight
+            if name in self._totals:
+                logged[name] = total
+            elif weight:
+                logged[name] = (total / weight) ** 0.5 if name in self._roots else total / weight
         if self._maxima:
             maxima = strategy.reduce(_stack(list(self._maxima.values()), device), reduce_op="max")
             logged |= {

@@ -1,4 +1,4 @@
-"""From rollouts to what is learned from: credit between attempts, advantages, and one row a completion."""
+"""From rollouts to what is learned from: credit between attempts, and one row a completion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class LearningRows:
         tokens: what each row is trained under.
         rollouts: for dumps and counts.
         logprobs_NT: the sampler's log-probs, the old ones of the ratio.
-        advantages_N: 0 where there is nothing to learn.
+        rewards_N: with what a following attempt credits; NaN where there is nothing to learn from.
+        groups: which rows are compared with each other.
         scored_N: False where a verifier broke.
         truncated_N: ran into the cap.
         distilled_N: learned under another prompt than it was sampled under, so without a ratio.
@@ -30,7 +31,8 @@ class LearningRows:
     tokens: TokenRows
     rollouts: list[Rollout]
     logprobs_NT: Tensor
-    advantages_N: Tensor
+    rewards_N: Tensor
+    groups: list[int]
     scored_N: Tensor
     truncated_N: Tensor
     distilled_N: Tensor
@@ -39,47 +41,40 @@ class LearningRows:
         return len(self.rollouts)
 
 
-def learning_rows(
-    batch: RolloutBatch,
-    kind: AdvantageKind,
-    batch_std: Tensor | None = None,
-    refinement: RefinementConfig | None = None,
-) -> LearningRows:
-    """Advantages of all attempts of a step.
+def learning_rows(batch: RolloutBatch, refinement: RefinementConfig | None = None) -> LearningRows:
+    """All attempts of a step.
 
-    Without refinement: those of the groups. With it, by its mode:
+    Without refinement: the rollouts, in their groups. With it, by its mode:
 
     - ``in_context``: an attempt is credited with ``max(r, gamma * r of the attempt that followed it)``; the attempts of
       a round at the same prompt are a group of their own.
-    - ``distill``: the successful further attempts join the prompt's group, and the advantage takes no std.
+    - ``distill``: the successful further attempts join the prompt's group.
     """
     device = batch.rewards_N.device
     rounds = batch.refinements
+    prompts = len(batch) // batch.group_size
     groups = [[row // batch.group_size for row in range(len(batch))], *(one.groups for one in rounds)]
     rewards = [batch.rewards_N, *(one.rewards_N for one in rounds)]
     distilled = bool(rounds) and refinement is not None and refinement.mode == "distill"
     if distilled:
         won = [torch.tensor([rollout.verdict.correct for rollout in one.rollouts], device=device) for one in rounds]
         kept = [torch.where(correct, one.rewards_N, torch.nan) for correct, one in zip(won, rounds, strict=True)]
-        pooled_N = torch.cat([batch.rewards_N, *kept])
-        advantages_N = _grouped(pooled_N, [group for part in groups for group in part], "none-scaled", None)
-        scored_N = ~pooled_N.isnan()
+        rewards = [batch.rewards_N, *kept]
     else:
         gamma = refinement.gamma if refinement is not None else 0.0
         for index in reversed(range(len(rounds))):
             rewards[index] = credited(rewards[index], rewards[index + 1], rounds[index].parents, gamma)
-        advantages_N = torch.cat(
-            [_grouped(reward, group, kind, batch_std) for reward, group in zip(rewards, groups, strict=True)]
-        )
-        scored_N = ~torch.cat(rewards).isnan()
+        groups = [[group + number * prompts for group in part] for number, part in enumerate(groups)]
     rollouts = [*batch.rollouts, *(rollout for one in rounds for rollout in one.rollouts)]
     cut = [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in rollouts]
+    rewards_N = torch.cat(rewards)
     return LearningRows(
         tokens=_stacked([batch.tokens, *(one.tokens for one in rounds)]),
         rollouts=rollouts,
         logprobs_NT=_side_by_side([batch.logprobs_NT, *(one.logprobs_NT for one in rounds)]),
-        advantages_N=advantages_N,
-        scored_N=scored_N,
+        rewards_N=rewards_N,
+        groups=[group for part in groups for group in part],
+        scored_N=~rewards_N.isnan(),
         truncated_N=torch.tensor(cut, device=device),
         distilled_N=torch.arange(len(rollouts), device=device) >= (len(batch) if distilled else len(rollouts)),
     )
@@ -96,8 +91,9 @@ def credited(rewards_N: Tensor, next_K: Tensor, parents: Sequence[int], gamma: f
     return rewards_N
 
 
-def _grouped(rewards_K: Tensor, groups: Sequence[int], kind: AdvantageKind, batch_std: Tensor | None) -> Tensor:
+def row_advantages(rows: LearningRows, kind: AdvantageKind, batch_std: Tensor | None = None) -> Tensor:
     """Advantages of rows in groups of any sizes: missing members are NaN to :func:`group_advantages`."""
+    rewards_K, groups = rows.rewards_N, rows.groups
     places, sizes = [], dict.fromkeys(groups, 0)
     for group in groups:
         places.append(sizes[group])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from torch import Tensor, arange
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.functional import masked_sum
 from grpo_lightning.types import TokenRows
 
@@ -23,12 +23,13 @@ class SFTModule(PolicyModule):
     learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "demonstrations"
 
     def training_step(self, batch: TokenRows, batch_idx: int) -> None:
-        metrics = StepMetrics(self.step_means)
+        metrics = self.step_metrics()
         (tokens,) = self.all_ranks_sum(batch.completion_lengths_N.sum())
 
-        def loss(rows: Tensor, logprobs_NT: Tensor, entropy_NT: Tensor, mask_NT: Tensor) -> Tensor:
-            return -masked_sum(logprobs_NT, mask_NT) / tokens
+        def losses(rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+            logprobs_NT, mask_NT = self.policy_pass(part, metrics)
+            yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):
-            self.optimizer_step_on(batch, arange(len(batch), device=self.device), loss, metrics)
+            self.optimizer_step_on(batch, arange(len(batch), device=self.device), losses, metrics)
         self.finish_step(metrics)

@@ -1,6 +1,15 @@
 """The mathematics, on tensors alone: one function is one equation. Imports torch and nothing else of the project."""
 
 from grpo_lightning.functional.advantages import AdvantageKind, group_advantages, has_signal
+from grpo_lightning.functional.gae import (
+    ValueLossTerms,
+    adapted_kl_coef,
+    explained_variance,
+    gae,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 from grpo_lightning.functional.kl import KLEstimator, kl_divergence
 from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 from grpo_lightning.functional.losses import (
@@ -26,9 +35,13 @@ __all__ = [
     "PolicyLossTerms",
     "RatioLevel",
     "TokenLogprobs",
+    "ValueLossTerms",
+    "adapted_kl_coef",
     "aggregate",
     "cispo_objective",
     "clipped_objective",
+    "explained_variance",
+    "gae",
     "group_advantages",
     "has_signal",
     "importance_ratio",
@@ -41,4 +54,7 @@ __all__ = [
     "policy_loss",
     "shaped_objective",
     "token_logprobs",
+    "token_rewards",
+    "value_loss",
+    "whiten",
 ]

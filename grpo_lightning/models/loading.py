@@ -57,14 +57,23 @@ class PolicyConfig:
     reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
     gradient_checkpointing: bool = False
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether ``path`` is that of an adapter."""
+        return (Path(self.path) / "adapter_config.json").is_file()
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether adapters are trained, fresh or loaded ones."""
+        return self.lora is not None or self.is_adapter
+
     def validate(self) -> None:
         """Find what is wrong with the options before anything is loaded.
 
         Raises:
             ConfigError: options that exclude each other.
         """
-        is_adapter = (Path(self.path) / "adapter_config.json").is_file()
-        has_lora = self.lora is not None or is_adapter
+        has_lora, is_adapter = self.has_lora, self.is_adapter
         if is_adapter and self.lora is not None:
             raise ConfigError(
                 f"model.policy.lora: {self.path} is an adapter already, which goes on training: leave lora out"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.types import ConfigError, TokenRows
 
 SNAPSHOT = "reference"
+VALUE = "value"
 
 
 class Policy(nn.Module):
@@ -73,11 +75,23 @@ class Policy(nn.Module):
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """What a loss of the policy trains: not the adapter of a critic, though it sits on the same base."""
+        values = set(self.value_parameters())
+        return [p for p in self.model.parameters() if p.requires_grad and p not in values]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Those of the critic's adapter, if there is one."""
+        return [p for name, p in self.model.named_parameters() if re.search(rf"\.lora_\w+\.{VALUE}(\.|$)", name)]
 
     # -- log-probs --------------------------------------------------------------------------------------------------
 
-    def logprobs(self, tokens: TokenRows, temperature: float = 1.0, reference: bool = False) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self,
+        tokens: TokenRows,
+        temperature: float = 1.0,
+        reference: bool = False,
+        on_hidden: Callable[[Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Log-probs of the completion tokens, and the entropy of the distribution each was drawn from.
 
         Args:
@@ -85,6 +99,7 @@ class Policy(nn.Module):
                 no token, and no attention mask is needed.
             temperature: the sampling temperature; 0 (greedy) counts as 1.
             reference: of the frozen reference instead of the policy.
+            on_hidden: is given ``hidden_MD``, the hidden states that predict the completion tokens, row by row.
 
         Returns:
             ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
@@ -96,9 +111,12 @@ class Policy(nn.Module):
         row_M, position_M = row_NT[mask_NT], position_NT[mask_NT]
         with self._as_reference() if reference else _nothing(self.lm) as lm:
             hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
+            hidden_MD = hidden_NLD[row_M, position_M - 1]
+            if on_hidden is not None:
+                on_hidden(hidden_MD)
             head = lm.get_output_embeddings()
             logprobs_M, entropy_M = token_logprobs(
-                hidden_NLD[row_M, position_M - 1],
+                hidden_MD,
                 head.weight,
                 ids_NL[row_M, position_M],
                 bias_V=getattr(head, "bias", None),
@@ -117,14 +135,36 @@ class Policy(nn.Module):
             if self.reference_form == "copy":
                 yield cast(PreTrainedModel, self.reference_model)
             elif self.reference_form == "adapter-off":
-                with self.model.disable_adapter():
+                with self._staying_trained(), self.model.disable_adapter():
                     yield self.lm
             else:
-                self.model.base_model.set_adapter(SNAPSHOT, inference_mode=True)
-                try:
+                with self.with_adapter(SNAPSHOT):
                     yield self.lm
-                finally:
-                    self.model.base_model.set_adapter("default")
+
+    @contextmanager
+    def with_adapter(self, name: str) -> Iterator[PreTrainedModel]:
+        """Another adapter in the place of the policy's."""
+        with self._staying_trained() as trained:
+            self.model.base_model.set_adapter(name, inference_mode=True)
+            trained()
+            try:
+                yield self.lm
+            finally:
+                self.model.base_model.set_adapter("default")
+
+    @contextmanager
+    def _staying_trained(self) -> Iterator[Callable[[], None]]:
+        """What is trained stays so, though peft freezes the adapters that it turns off: at the end, and when called."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+        def restore() -> None:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        try:
+            yield restore
+        finally:
+            restore()
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -208,6 +248,13 @@ class Policy(nn.Module):
                 if f".{SNAPSHOT}." in name:
                     parameter.copy_(parameters[name.replace(f".{SNAPSHOT}.", ".default.")]).requires_grad_(False)
         self.model.base_model.set_adapter("default")
+
+    def add_value_adapter(self) -> None:
+        """A second, fresh adapter, trained by a critic on the same base; see :meth:`with_adapter`."""
+        self.model.add_adapter(VALUE, self.model.peft_config["default"])
+        self.model.base_model.set_adapter("default")
+        for parameter in self.value_parameters():
+            parameter.requires_grad_(True)
 
     def _check_head(self) -> None:
         """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused."""

@@ -1,0 +1,341 @@
+"""What learns from rollouts, whatever its objective: checks, frozen passes, epochs and minibatches, measurements."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
+from grpo_lightning.algorithms.rows import LearningRows, learning_rows
+from grpo_lightning.functional import (
+    Aggregation,
+    KLEstimator,
+    PolicyLossTerms,
+    aggregate,
+    kl_divergence,
+    masked_sum,
+    policy_loss,
+)
+from grpo_lightning.models.policy import length_mask
+from grpo_lightning.rollout.sampling import row_seed
+from grpo_lightning.rollout.scoring import reward_names
+from grpo_lightning.types import ConfigError, RolloutBatch, RunError, TokenRows
+
+log = logging.getLogger(__name__)
+
+
+class VerifierError(RunError):
+    """A verifier broke on too many completions of one step."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the update works towards; all of it is fixed before the first optimizer step.
+
+    Args:
+        rows: the attempts.
+        advantages: ``[N]``, one a row, or ``[N, T]``, one a token.
+        counted_N: rows that the loss is divided by: scored ones, with or without signal.
+        learned_N: those of them that contribute a gradient.
+        old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
+        reference_NT: the reference's log-probs; ``None`` without KL.
+        temperature: of the log-probs.
+        max_new_tokens: the cap on completions.
+    """
+
+    rows: LearningRows
+    advantages: Tensor
+    counted_N: Tensor
+    learned_N: Tensor
+    old_NT: Tensor | None
+    reference_NT: Tensor | None
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """One optimizer step's part of a rollout.
+
+    Args:
+        targets: of the whole rollout.
+        sequences: completions that the loss is divided by, over all ranks.
+        tokens: their tokens; under ``bnpo`` those of this rank.
+        first: whether the policy is still the one that sampled.
+    """
+
+    targets: Targets
+    sequences: float
+    tokens: float
+    first: bool
+
+
+class OnlineModule(PolicyModule, ABC):
+    """Base of the algorithms that learn from rollouts. A subclass writes :meth:`targets` and :meth:`losses`.
+
+    Args:
+        beta: weight of the KL to the reference. With 0 there is no reference.
+        kl_estimator: of that KL (http://joschu.net/blog/kl-approx.html).
+        epsilon: clip of the ratio.
+        epsilon_high: upper clip, ``None`` for ``epsilon`` (clip-higher of DAPO, arXiv 2503.14476).
+        delta: cap of the ratio for negative advantages, above ``1 + epsilon_high`` (arXiv 2505.07291).
+        aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
+            ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
+        updates_per_rollout: passes over the rollouts of a step (mu).
+        minibatches_per_update: optimizer steps a pass.
+        target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
+            present one, is above this (nats a token); ``None`` makes them all.
+        old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
+            keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
+            is its own, and neither is needed.
+        mask_truncated: leave completions that ran into the cap out of the loss (arXiv 2503.14476, section 3.4).
+        max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
+    """
+
+    step_means: ClassVar[tuple[str, ...]] = (
+        *PolicyModule.step_means, *ROLLOUT_MEANS,
+        "advantage/std", "advantage/abs_mean",
+        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap", "policy/epochs",
+        "time/reference_s",
+    )  # fmt: skip
+    step_maxima: ClassVar[tuple[str, ...]] = (*ROLLOUT_MAXIMA, "policy/ratio_max")
+    step_roots: ClassVar[tuple[str, ...]] = ("advantage/gain",)
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: float = 0.04,
+        kl_estimator: KLEstimator = "k3",
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        delta: float | None = None,
+        aggregation: Aggregation = "grpo",
+        updates_per_rollout: int = 1,
+        minibatches_per_update: int = 1,
+        target_kl: float | None = None,
+        old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        mask_truncated: bool = False,
+        max_error_rate: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.kl_estimator = kl_estimator
+        self.clip: dict[str, Any] = {"epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta}
+        self.aggregation = aggregation
+        self.updates_per_rollout = updates_per_rollout
+        self.minibatches_per_update = minibatches_per_update
+        self.target_kl = target_kl
+        self.old_logprobs = old_logprobs
+        self.mask_truncated = mask_truncated
+        self.max_error_rate = max_error_rate
+
+    def validate_options(self) -> None:
+        """Find what is wrong with the options before anything is loaded.
+
+        Raises:
+            ConfigError: the first of them, in one sentence.
+        """
+        for name in ("updates_per_rollout", "minibatches_per_update"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
+        if self.target_kl is not None and self.target_kl <= 0:
+            raise ConfigError(f"model.target_kl: must be above 0, or null for no early stop, not {self.target_kl}")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
+        if self.beta > 0 and self.policy_config.reference == "none":
+            raise ConfigError("model.beta: above 0 it needs a reference, but model.policy.reference is none")
+        one = torch.zeros(1, 1)
+        objective = {"ref_logprobs_NT": one, "beta": self.beta, "kl_estimator": self.kl_estimator, **self.clip}
+        try:
+            policy_loss(one, one, one, one.bool(), **objective)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+    @property
+    def wants_reference(self) -> bool:
+        return self.beta > 0
+
+    def setup(self, stage: str) -> None:
+        """Check what the objective asks of the data, before the model is loaded."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if self.data.sampling.temperature == 0:
+            raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
+        if self.data.sampling.truncates:
+            log.warning(
+                "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
+                "distribution's log-probs; policy/truncation_gap says by how much they are off"
+            )
+
+    # -- what a subclass writes -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
+        """What the update of a step works towards."""
+
+    @abstractmethod
+    def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`."""
+
+    # -- one iteration ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        rewards = reward_names(self.verifiers)
+        metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
+        add_rollouts(batch, metrics, rewards)
+        if self.data.sampling.truncates:
+            add_truncation(batch, metrics)
+        self._check_errors(batch)
+        rows = learning_rows(batch, self.data.refinement)
+        metrics.add("total/rollout_tokens", rows.tokens.completion_lengths_N.sum())
+        counted_N = rows.scored_N & ~rows.truncated_N if self.mask_truncated else rows.scored_N
+        targets = self.targets(batch, rows, counted_N, metrics)
+        with self.timed(metrics, "update"):
+            self._update(targets, metrics)
+        self.finish_step(metrics)
+
+    def _check_errors(self, batch: RolloutBatch) -> None:
+        attempts = [*batch.rollouts, *(rollout for one in batch.refinements for rollout in one.rollouts)]
+        errors = [rollout.verdict.error for rollout in attempts if rollout.verdict.error is not None]
+        broken, all_attempts = self.all_ranks_sum(len(errors), len(attempts))
+        if broken > self.max_error_rate * all_attempts:
+            raise VerifierError(
+                f"a verifier broke on {broken:.0f} of {all_attempts:.0f} completions, more than model.max_error_rate="
+                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
+            )
+
+    def _update(self, targets: Targets, metrics: StepMetrics) -> None:
+        # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
+        generator = torch.Generator().manual_seed(row_seed(self.data.seed, "minibatches", self.global_step))
+        for epoch in range(self.updates_per_rollout):
+            order_N = torch.arange(len(targets.rows))
+            if self.minibatches_per_update > 1:
+                order_N = torch.randperm(len(targets.rows), generator=generator)
+            for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+                self._optimizer_step(targets, rows, metrics, first=epoch == part == 0)
+            if epoch + 1 == self.updates_per_rollout or self.target_kl is not None:
+                kl, tokens = self._update_kl(targets)
+                if self.target_kl is not None:
+                    # Over all ranks, so that all of them decide alike.
+                    all_kl, all_tokens = self.all_ranks_sum(kl, tokens)
+                    if all_kl > self.target_kl * all_tokens:
+                        break
+        metrics.add("policy/update_kl", kl, tokens)
+        metrics.add("policy/epochs", epoch + 1, 1)
+
+    def _optimizer_step(self, targets: Targets, rows_N: Tensor, metrics: StepMetrics, first: bool) -> None:
+        tokens = targets.rows.tokens
+        counted = rows_N[targets.counted_N[rows_N]]
+        tokens_here = tokens.completion_lengths_N[counted].sum()
+        sequences, all_tokens = self.all_ranks_sum(len(counted), tokens_here)
+        if self.aggregation == "bnpo":
+            # Each rank by its own tokens; the gradients of the ranks are then averaged.
+            all_tokens = float(tokens_here) * self.trainer.world_size
+        step = Minibatch(targets, max(sequences, 1), max(all_tokens, 1), first)
+        learned = rows_N[targets.learned_N[rows_N]]
+        self.optimizer_step_on(tokens, learned, partial(self.losses, step, metrics), metrics, targets.rows.rollouts)
+
+    def policy_terms(
+        self,
+        step: Minibatch,
+        metrics: StepMetrics,
+        rows: Tensor,
+        logprobs_NT: Tensor,
+        mask_NT: Tensor,
+        **objective: Any,
+    ) -> PolicyLossTerms:
+        """:func:`policy_loss` of a micro-batch, with what is logged of it. ``objective`` are further options of it."""
+        targets, width = step.targets, logprobs_NT.shape[1]
+        advantages = targets.advantages[rows]
+        terms = policy_loss(
+            logprobs_NT,
+            None if targets.old_NT is None else targets.old_NT[rows, :width],
+            advantages[:, :width] if advantages.dim() == 2 else advantages,
+            mask_NT,
+            **self.clip | objective,
+        )
+        sampled_NT = mask_NT & ~targets.rows.distilled_N[rows, None]
+        metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
+        metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
+        if step.first:
+            gap_NT = (logprobs_NT.detach() - targets.rows.logprobs_NT[rows, :width]).abs()
+            metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
+        return terms
+
+    def aggregate(self, step: Minibatch, loss_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """A micro-batch's share of the loss of the optimizer step."""
+        return aggregate(
+            loss_NT,
+            mask_NT,
+            aggregation=self.aggregation,
+            sequences=step.sequences,
+            tokens=step.tokens,
+            max_tokens=step.targets.max_new_tokens,
+        )
+
+    # -- passes without gradient ------------------------------------------------------------------------------------
+
+    def frozen_logprobs(
+        self, rows: LearningRows, learned_N: Tensor, temperature: float, metrics: StepMetrics
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``old_NT`` and ``reference_NT`` of :class:`Targets`."""
+        old_NT = reference_NT = None
+        with self.timed(metrics, "reference"):
+            if self.beta > 0:
+                reference_NT = self.logprobs_of(rows, learned_N, temperature, reference=True)
+            if not self.updates_per_rollout == self.minibatches_per_update == 1:
+                old_NT = rows.logprobs_NT
+                if self.old_logprobs == "recompute":
+                    old_NT = self.logprobs_of(rows, learned_N, temperature)
+        return old_NT, reference_NT
+
+    def logprobs_of(self, rows: LearningRows, rows_N: Tensor, temperature: float, reference: bool = False) -> Tensor:
+        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
+        return self.pass_over(rows, rows_N, lambda part: self.policy.logprobs(part, temperature, reference)[0])
+
+    def pass_over(
+        self, rows: LearningRows, rows_N: Tensor, compute: Callable[[TokenRows], Tensor], width: int | None = None
+    ) -> Tensor:
+        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width or T]``; 0."""
+        values_NT = rows.logprobs_NT.new_zeros(len(rows), width or rows.logprobs_NT.shape[1])
+        chosen = rows_N.nonzero()[:, 0]
+        with torch.no_grad():
+            for index in microbatches(rows.tokens.lengths_N[chosen], self.max_tokens_per_microbatch):
+                part = compute(rows.tokens.select(chosen[index]))
+                values_NT[chosen[index], : part.shape[1]] = part
+        return values_NT
+
+    def _update_kl(self, targets: Targets) -> tuple[float | Tensor, float | Tensor]:
+        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is dear.
+
+        Returns:
+            The sum over tokens, and their number.
+        """
+        rows_N = ~targets.rows.distilled_N & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
+        if not targets.learned_N.any():
+            return 0.0, 0.0
+        new_NT = self.logprobs_of(targets.rows, rows_N, targets.temperature)[rows_N]
+        mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
+        # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
+        kl_NT = kl_divergence(targets.rows.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
+        return masked_sum(kl_NT, mask_NT), mask_NT.sum()
+
+    def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and (Bessel-corrected) std of the values of all ranks."""
+        doubles = values.double()
+        count, total, squares = self.all_ranks_sum(len(doubles), doubles.sum(), doubles.square().sum())
+        variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
+        moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
+        return moments[0], moments[1]

@@ -1,0 +1,123 @@
+"""The critic: token-level values from a linear head on hidden states, of the policy's own trunk or another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.policy import VALUE, Policy, decoder_of, length_mask
+from grpo_lightning.types import ConfigError, TokenRows
+
+CriticForm = Literal["shared", "separate", "adapter"]
+
+
+class ValueHead(nn.Linear):
+    """Linear on a hidden state, in float32 whatever the precision of the trunk. Starts at zero, so values do too."""
+
+    def __init__(self, hidden_size: int, device: torch.device) -> None:
+        super().__init__(hidden_size, 1, device=device, dtype=torch.float32)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` -> values ``[...]``."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())[..., 0]
+
+
+class Critic(nn.Module):
+    """Values of the states of a completion: state ``t`` is the text before token ``t``.
+
+    The hidden state that predicts a token has seen exactly that text, and the value is read from it.
+
+    Args:
+        policy: whose trunk it shares, or whose base its adapter is on. Kept out of the critic's own parameters.
+        form: ``shared``, the policy's trunk; ``adapter``, a second LoRA adapter on the policy's base; ``separate``, a
+            model of its own.
+        path: what a ``separate`` one is loaded from, ``None`` for where the policy comes from. The other options of
+            loading are the policy's.
+        frozen: train no more of a ``separate`` one than its head.
+
+    Raises:
+        ConfigError: the path, or what lies there, cannot be used.
+    """
+
+    def __init__(self, policy: Policy, form: CriticForm, path: str | None = None, frozen: bool = False) -> None:
+        super().__init__()
+        self.form = form
+        self._policy = (policy,)  # in a tuple, where torch does not look for submodules
+        self.backbone: nn.Module | None = None
+        if form == "separate":
+            self.backbone = _backbone(replace(policy.config, path=path or policy.config.path), policy)
+            if frozen:
+                self.backbone.requires_grad_(False)
+        elif form == "adapter":
+            policy.add_value_adapter()
+        with self.trunk() as lm:
+            self.head = ValueHead(lm.get_output_embeddings().weight.shape[1], policy.device)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The head, and what is trained of a trunk that is not the policy's."""
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return own + self._policy[0].value_parameters()
+
+    @contextmanager
+    def trunk(self) -> Iterator[PreTrainedModel]:
+        """The language model whose hidden states the head reads. A backward pass belongs inside."""
+        (policy,) = self._policy
+        if self.form == "adapter":
+            with policy.with_adapter(VALUE) as lm:
+                yield lm
+        else:
+            yield policy.lm if self.backbone is None else _lm_of(self.backbone)
+
+    def state_values(self, lm: PreTrainedModel, tokens: TokenRows, train_trunk: bool = True) -> Tensor:
+        """Values of the states before each token, and of the one behind the last.
+
+        Args:
+            lm: what :meth:`trunk` gave.
+            tokens: right padded rows, as for :meth:`Policy.logprobs`.
+            train_trunk: whether gradients pass into the trunk.
+
+        Returns:
+            ``values_NS`` with ``S = T + 1``, float32, 0 behind each row's last state.
+        """
+        ids_NL, mask_NS = tokens.ids_NL, length_mask(tokens.completion_lengths_N + 1)
+        # The state before the token at position p is the hidden state at p - 1.
+        position_NS = tokens.prompt_lengths_N[:, None] - 1 + torch.arange(mask_NS.shape[1], device=ids_NL.device)
+        row_NS = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NS)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk):
+            hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
+        return self.values_of(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]], mask_NS)
+
+    def values_of(self, hidden_MD: Tensor, mask: Tensor) -> Tensor:
+        """Values of hidden states, laid out under a mask with as many places; 0 elsewhere."""
+        values_M = self.head(hidden_MD)
+        return torch.zeros(mask.shape, dtype=values_M.dtype, device=mask.device).masked_scatter(mask, values_M)
+
+
+def _backbone(config: PolicyConfig, policy: Policy) -> nn.Module:
+    """A language model for values alone, of the policy's vocabulary."""
+    model, _ = load_model(config)
+    lm = _lm_of(model)
+    words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
+    if words != own:
+        raise ConfigError(
+            f"model.critic_path: {config.path} has another vocabulary ({words} tokens) than the policy ({own}): name a "
+            "model with the policy's tokenizer"
+        )
+    if config.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train().to(policy.device)
+
+
+def _lm_of(model: nn.Module) -> PreTrainedModel:
+    """The causal LM itself, whether or not LoRA is around it."""
+    return cast(PreTrainedModel, cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model)
