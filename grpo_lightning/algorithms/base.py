@@ -46,8 +46,8 @@ class PolicyModule(pl.LightningModule):
         verifiers: judge the completions; with several, the reward is the mean of theirs.
         optimizer: of the trainable parameters.
         lr_scheduler: stepped once an optimizer step; ``None`` keeps the learning rate.
-        max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass.
-            Sets the memory, never the result.
+        max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
+            prompt that a group shares counts once. Sets the memory, never the result.
         max_grad_norm: the gradient is scaled down to this norm; ``None`` never.
 
     Raises:
@@ -186,20 +186,19 @@ class PolicyModule(pl.LightningModule):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        chunks = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
-        for index, chunk in enumerate(chunks):
-            part = tokens.select(chunk)
-            with self._gradient_sync(index == len(chunks) - 1):
-                mask_NT = length_mask(part.completion_lengths_N)
-                logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature)
-                loss = loss_function(chunk, logprobs_NT, entropy_NT, mask_NT)
+        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.policy.shares_prompts)
+        for index, part in enumerate(parts):
+            with self._gradient_sync(index == len(parts) - 1):
+                mask_NT = length_mask(part.tokens.completion_lengths_N)
+                logprobs_NT, entropy_NT = self.policy.logprobs(part.tokens, temperature)
+                loss = loss_function(part.rows, logprobs_NT, entropy_NT, mask_NT)
                 # Strategies average gradients over ranks, and the loss has been divided by the count of all of them.
                 self.manual_backward(loss * self.trainer.world_size)
-            metrics.add("policy/loss", loss * self.trainer.world_size, 1.0 / len(chunks))
+            metrics.add("policy/loss", loss * self.trainer.world_size, 1.0 / len(parts))
             metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
-            metrics.add("throughput/padding_efficiency", part.lengths_N.sum(), part.ids_NL.numel())
-            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum(), 0)
-        if not chunks:
+            metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+            metrics.add("throughput/train_tokens_per_s", part.tokens.lengths_N.sum(), 0)
+        if not parts:
             metrics.add("policy/loss", 0, 1)
             nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
             self.manual_backward(nothing.sum())

@@ -295,9 +295,10 @@ class GRPOModule(PolicyModule):
         logprobs_NT = torch.zeros_like(targets.rows.logprobs_NT)
         rows = rows_N.nonzero()[:, 0]
         with torch.no_grad():
-            for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch):
-                part, _ = self.policy.logprobs(tokens.select(rows[index]), targets.temperature, reference)
-                logprobs_NT[rows[index], : part.shape[1]] = part
+            budget, share = self.max_tokens_per_microbatch, self.policy.shares_prompts
+            for part in microbatches(tokens, rows, budget, share):
+                part_NT, _ = self.policy.logprobs(part.tokens, targets.temperature, reference)
+                logprobs_NT[part.rows, : part_NT.shape[1]] = part_NT
         return logprobs_NT
 
     def _measure_update(self, targets: _Targets, metrics: StepMetrics) -> None:
