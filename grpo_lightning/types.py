@@ -176,11 +176,14 @@ class TokenRows:
         ids_NL: prompt + completion, right padded.
         prompt_lengths_N: prompt tokens a row.
         completion_lengths_N: completion tokens a row.
+        prompt_of_N: numbers of the prompts, equal ones for equal prompts, where these shall be run once for all of
+            their rows; ``None``: each row runs its own.
     """
 
     ids_NL: Tensor
     prompt_lengths_N: Tensor
     completion_lengths_N: Tensor
+    prompt_of_N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids_NL)
@@ -191,12 +194,16 @@ class TokenRows:
 
     def select(self, rows: Tensor) -> TokenRows:
         """The named rows, cut to the longest of them."""
-        chosen = TokenRows(self.ids_NL[rows], self.prompt_lengths_N[rows], self.completion_lengths_N[rows])
+        prompt_of_N = None if self.prompt_of_N is None else self.prompt_of_N[rows]
+        chosen = TokenRows(self.ids_NL[rows], self.prompt_lengths_N[rows], self.completion_lengths_N[rows], prompt_of_N)
         width = int(chosen.lengths_N.max()) if len(chosen) else 0
         return replace(chosen, ids_NL=chosen.ids_NL[:, :width])
 
     def to(self, device: torch.device) -> TokenRows:
-        return TokenRows(self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device))
+        prompt_of_N = None if self.prompt_of_N is None else self.prompt_of_N.to(device)
+        return TokenRows(
+            self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device), prompt_of_N
+        )
 
 
 @dataclass(frozen=True)

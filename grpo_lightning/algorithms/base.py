@@ -21,8 +21,10 @@ from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
+from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.records import record
+from grpo_lightning.rollout.scoring import named
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
@@ -47,8 +49,8 @@ class PolicyModule(EvaluatedModule):
         verifiers: judge the completions; with several, the reward is the mean of theirs.
         optimizer: of the trainable parameters.
         lr_scheduler: stepped once an optimizer step; ``None`` keeps the learning rate.
-        max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass.
-            Sets the memory, never the result.
+        max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
+            prompt that a group shares counts once. Sets the memory, never the result.
         max_grad_norm: the gradient is scaled down to this norm; ``None`` never.
 
     Raises:
@@ -91,7 +93,7 @@ class PolicyModule(EvaluatedModule):
             raise ConfigError(f"model.max_grad_norm: must be above 0, or null for no clipping, not {max_grad_norm}")
         self.policy_config = policy
         self.policy: Policy
-        self.verifiers = _named(verifiers)
+        self.verifiers = named(verifiers)
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
@@ -136,6 +138,11 @@ class PolicyModule(EvaluatedModule):
     def optimizer_parameters(self) -> Any:
         """What the optimizer is made of: parameters, or groups of them with options, one for each side."""
         return self.policy.trainable_parameters()
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt may be run once for all of its rows."""
+        return self.policy.shares_prompts
 
     def resting_parameters(self) -> list[torch.nn.Parameter]:
         """What the optimizer leaves alone in this step."""
@@ -197,19 +204,18 @@ class PolicyModule(EvaluatedModule):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        pieces = [rows[index] for index in microbatches(tokens.lengths_N[rows], self.max_tokens_per_microbatch)]
-        for piece in pieces:
-            part = tokens.select(piece)
+        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts)
+        for part in parts:
             with self._gradients_of_this_rank():
-                for loss in losses(piece, part):
+                for loss in losses(part.rows, part.tokens):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.manual_backward(loss * self.trainer.world_size)
-            metrics.add("throughput/padding_efficiency", part.lengths_N.sum(), part.ids_NL.numel())
-            metrics.add("throughput/train_tokens_per_s", part.lengths_N.sum())
-            metrics.add("total/train_tokens", part.lengths_N.sum())
+            metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+            metrics.add("throughput/train_tokens_per_s", part.tokens.lengths_N.sum())
+            metrics.add("total/train_tokens", part.tokens.lengths_N.sum())
         for name in self.loss_names:
             metrics.add(name, 0, 1)
-        if not pieces or isinstance(self.trainer.strategy, ParallelStrategy):
+        if not parts or isinstance(self.trainer.strategy, ParallelStrategy):
             # Nothing is added here; ranks exchange what each has added up, and all weights take part in that.
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
@@ -220,11 +226,11 @@ class PolicyModule(EvaluatedModule):
         part: TokenRows,
         metrics: StepMetrics,
         temperature: float = 1.0,
-        on_hidden: Callable[[Tensor], None] | None = None,
+        on_states: Callable[[PredictingStates], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``logprobs_NT`` of the policy, with gradients, and ``mask_NT``; the entropy is logged."""
         mask_NT = length_mask(part.completion_lengths_N)
-        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature, on_hidden=on_hidden)
+        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature, on_states=on_states)
         metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
         return logprobs_NT, mask_NT
 
@@ -337,13 +343,3 @@ class PolicyModule(EvaluatedModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-def _named(verifiers: list[Verifier]) -> dict[str, Verifier]:
-    """Verifiers by the name of their class, numbered where it repeats, so that no two share a curve."""
-    names: dict[str, Verifier] = {}
-    for verifier in verifiers:
-        name = type(verifier).__name__
-        same = sum(type(other).__name__ == name for other in names.values())
-        names[f"{name}{same + 1}" if same else name] = verifier
-    return names

@@ -303,18 +303,25 @@ class OnlineModule(PolicyModule, ABC):
 
     def logprobs_of(self, rows: LearningRows, rows_N: Tensor, temperature: float, reference: bool = False) -> Tensor:
         """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
-        return self.pass_over(rows, rows_N, lambda part: self.policy.logprobs(part, temperature, reference)[0])
+        width, share = rows.logprobs_NT.shape[1], self.policy.shares_prompts
+        compute = partial(self.policy.logprobs, temperature=temperature, reference=reference)
+        return self.pass_over(rows, rows_N, lambda part: compute(part)[0], width, share)
 
     def pass_over(
-        self, rows: LearningRows, rows_N: Tensor, compute: Callable[[TokenRows], Tensor], width: int | None = None
+        self,
+        rows: LearningRows,
+        rows_N: Tensor,
+        compute: Callable[[TokenRows], Tensor],
+        width: int,
+        share_prompts: bool = False,
     ) -> Tensor:
-        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width or T]``; 0."""
-        values_NT = rows.logprobs_NT.new_zeros(len(rows), width or rows.logprobs_NT.shape[1])
-        chosen = rows_N.nonzero()[:, 0]
+        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
+        values_NT = rows.logprobs_NT.new_zeros(len(rows), width)
+        budget = self.max_tokens_per_microbatch
         with torch.no_grad():
-            for index in microbatches(rows.tokens.lengths_N[chosen], self.max_tokens_per_microbatch):
-                part = compute(rows.tokens.select(chosen[index]))
-                values_NT[chosen[index], : part.shape[1]] = part
+            for part in microbatches(rows.tokens, rows_N.nonzero()[:, 0], budget, share_prompts):
+                part_NT = compute(part.tokens)
+                values_NT[part.rows, : part_NT.shape[1]] = part_NT
         return values_NT
 
     def _update_kl(self, targets: Targets) -> tuple[float | Tensor, float | Tensor]:

@@ -26,6 +26,7 @@ from grpo_lightning.functional import (
     whiten,
 )
 from grpo_lightning.models.policy import length_mask
+from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.models.value import Critic, CriticForm
 from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
 
@@ -197,6 +198,11 @@ class PPOModule(OnlineModule):
     def _warms_up(self) -> bool:
         return self.global_step < self.critic_warmup_steps
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Only where the critic reads the states of the policy's own pass: a pass of its own runs each row whole."""
+        return super().shares_prompts and self.critic_form == "shared" and not self._warms_up
+
     def resting_parameters(self) -> list[nn.Parameter]:
         return self.policy.trainable_parameters() if self._warms_up else []
 
@@ -273,9 +279,9 @@ class PPOModule(OnlineModule):
     def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
         """The policy's loss and the critic's: as one where they share the trunk, else one after the other."""
         if self.critic_form == "shared" and not self._warms_up:
-            hidden: list[Tensor] = []
-            policy_loss, mask_NT = self._policy_loss(step, metrics, rows, part, hidden)
-            values_NT = self.critic.values_of(hidden[0], mask_NT)
+            states: list[PredictingStates] = []
+            policy_loss, mask_NT = self._policy_loss(step, metrics, rows, part, states)
+            values_NT = states[0].spread(self.critic.head(states[0].hidden_MD), part)
             yield policy_loss + self._value_loss(step, metrics, rows, values_NT, mask_NT)
             return
         if not self._warms_up:
@@ -287,9 +293,9 @@ class PPOModule(OnlineModule):
             yield self._value_loss(step, metrics, rows, values_NS[:, :-1], mask_NT)
 
     def _policy_loss(
-        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows, hidden: list[Tensor]
+        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows, states: list[PredictingStates]
     ) -> tuple[Tensor, Tensor]:
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, step.targets.temperature, hidden.append)
+        logprobs_NT, mask_NT = self.policy_pass(part, metrics, step.targets.temperature, states.append)
         terms = self.policy_terms(step, metrics, rows, logprobs_NT, mask_NT)
         return self.add_loss(metrics, "policy/loss", self.aggregate(step, terms.loss_NT, mask_NT)), mask_NT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import token_logprobs
 from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.shared_prompt import PredictingStates, predicting_states, why_not_shared
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.types import ConfigError, TokenRows
+
+log = logging.getLogger(__name__)
 
 SNAPSHOT = "reference"
 VALUE = "value"
@@ -52,6 +56,7 @@ class Policy(nn.Module):
         if config.gradient_checkpointing:
             # Non-reentrant, so that no input needs to require a gradient: under LoRA none does.
             self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.shares_prompts = self._can_share_prompts()
         self.train()
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -90,41 +95,33 @@ class Policy(nn.Module):
         tokens: TokenRows,
         temperature: float = 1.0,
         reference: bool = False,
-        on_hidden: Callable[[Tensor], None] | None = None,
+        on_states: Callable[[PredictingStates], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs of the completion tokens, and the entropy of the distribution each was drawn from.
 
         Args:
-            tokens: right padded rows: with causal layers (attention and convolution alike) the pads are then seen by
-                no token, and no attention mask is needed.
+            tokens: right padded rows. Where they number their prompts, each is run once for all of its rows.
             temperature: the sampling temperature; 0 (greedy) counts as 1.
             reference: of the frozen reference instead of the policy.
-            on_hidden: is given ``hidden_MD``, the hidden states that predict the completion tokens, row by row.
+            on_states: is given the hidden states that predict the completion tokens.
 
         Returns:
             ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
         """
-        ids_NL, mask_NT = tokens.ids_NL, length_mask(tokens.completion_lengths_N)
-        # The token at position p is predicted by the hidden state at p - 1.
-        position_NT = tokens.prompt_lengths_N[:, None] + torch.arange(mask_NT.shape[1], device=ids_NL.device)
-        row_NT = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NT)
-        row_M, position_M = row_NT[mask_NT], position_NT[mask_NT]
         with self._as_reference() if reference else _nothing(self.lm) as lm:
-            hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
-            hidden_MD = hidden_NLD[row_M, position_M - 1]
-            if on_hidden is not None:
-                on_hidden(hidden_MD)
+            states = predicting_states(decoder_of(lm), tokens)
+            if on_states is not None:
+                on_states(states)
             head = lm.get_output_embeddings()
             logprobs_M, entropy_M = token_logprobs(
-                hidden_MD,
+                states.hidden_MD,
                 head.weight,
-                ids_NL[row_M, position_M],
+                tokens.ids_NL[states.row_M, tokens.prompt_lengths_N[states.row_M] + states.place_M],
                 bias_V=getattr(head, "bias", None),
                 temperature=temperature or 1.0,
                 softcap=softcap_of(lm),
             )
-        empty_NT = torch.zeros(mask_NT.shape, dtype=logprobs_M.dtype, device=ids_NL.device)
-        return empty_NT.masked_scatter(mask_NT, logprobs_M), empty_NT.masked_scatter(mask_NT, entropy_M)
+        return states.spread(logprobs_M, tokens), states.spread(entropy_M, tokens)
 
     @contextmanager
     def _as_reference(self) -> Iterator[PreTrainedModel]:
@@ -255,6 +252,15 @@ class Policy(nn.Module):
         self.model.base_model.set_adapter("default")
         for parameter in self.value_parameters():
             parameter.requires_grad_(True)
+
+    def _can_share_prompts(self) -> bool:
+        """Whether prompts may be run once for their rows: checked against rows that run their own."""
+        if self.config.gradient_checkpointing:
+            return False  # transformers drops the cache under it
+        why_not = why_not_shared(self.lm)
+        if why_not is not None:
+            log.info("each row runs its own prompt in training: %s", why_not)
+        return why_not is None
 
     def _check_head(self) -> None:
         """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused."""

@@ -95,12 +95,8 @@ class Critic(nn.Module):
         row_NS = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NS)
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk):
             hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
-        return self.values_of(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]], mask_NS)
-
-    def values_of(self, hidden_MD: Tensor, mask: Tensor) -> Tensor:
-        """Values of hidden states, laid out under a mask with as many places; 0 elsewhere."""
-        values_M = self.head(hidden_MD)
-        return torch.zeros(mask.shape, dtype=values_M.dtype, device=mask.device).masked_scatter(mask, values_M)
+        values_M = self.head(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]])
+        return torch.zeros(mask_NS.shape, dtype=values_M.dtype, device=ids_NL.device).masked_scatter(mask_NS, values_M)
 
 
 def _backbone(config: PolicyConfig, policy: Policy) -> nn.Module:

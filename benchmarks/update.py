@@ -1,0 +1,233 @@
+"""Time and memory of an optimizer step, prompts shared by their groups against each row running its own.
+
+    python benchmarks/update.py --prompt-length 1000
+
+The model has random weights and the shape asked for. Every measurement is one step (log-probs with their gradients,
+micro-batch by micro-batch, and AdamW) in a process of its own, after a small one to warm up, the variants taking turns.
+``plain`` is every row with its own prompt, ``shared`` the default: prompts shared where that is the cheaper plan.
+Memory is the peak over the loaded model with its optimizer: resident memory on the CPU, allocated memory on CUDA. Time
+is CPU seconds on the CPU, seconds of the wall on CUDA. The variants must agree on the loss and on the gradient's norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+VARIANTS = ("plain", "shared")
+SHAPES: dict[str, dict[str, Any]] = {
+    # 2.5 M parameters: Llama-shaped, a vocabulary of characters.
+    "tiny": {"kind": "llama", "vocab": 160, "hidden": 256, "layers": 3, "heads": 4, "kv": 2, "mlp": 768},
+    # 42 M parameters, of which the head is 25 M.
+    "small": {"kind": "lfm2", "vocab": 65_536, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
+    # The same without its vocabulary.
+    "body": {"kind": "lfm2", "vocab": 160, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
+    # LiquidAI/LFM2.5-1.2B.
+    "1.2b": {"kind": "lfm2", "vocab": 65_536, "hidden": 2048, "layers": 16, "heads": 32, "kv": 8, "mlp": 8192},
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--prompts", type=int, default=1)
+    parser.add_argument("--prompt-length", type=int, default=1000)
+    parser.add_argument("--prompt-spread", type=float, default=0.0, help="prompts are up to this share shorter")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--completion-length", type=int, default=128, help="of the longest completion")
+    parser.add_argument("--mean-length", type=float, default=None, help="geometric lengths, cut at the longest")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="max_tokens_per_microbatch")
+    parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: train all")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    parser.add_argument("--autocast", action="store_true", help="as with trainer.precision=bf16-mixed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="print where the time of the shared variant goes")
+    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def save_model(folder: str, shape: dict[str, Any]) -> None:
+    """The architecture alone, and a tokenizer that it never needs to be good at."""
+    from tokenizers import Tokenizer, models
+    from transformers import Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
+
+    layers = shape["layers"]
+    common = {
+        "vocab_size": shape["vocab"], "hidden_size": shape["hidden"], "intermediate_size": shape["mlp"],
+        "num_hidden_layers": layers, "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv"],
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    }  # fmt: skip
+    if shape["kind"] == "llama":
+        config: Any = LlamaConfig(architectures=["LlamaForCausalLM"], **common)
+    else:
+        types = ["full_attention" if layer % 8 in (2, 5, 7) else "conv" for layer in range(layers)]
+        config = Lfm2Config(
+            architectures=["Lfm2ForCausalLM"], layer_types=types, block_auto_adjust_ff_dim=False, **common
+        )
+    config.save_pretrained(folder)
+    vocabulary = {f"<{index}>": index for index in range(8)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<3>")), pad_token="<0>", eos_token="<2>"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}<2>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def make_rows(args: argparse.Namespace) -> tuple[list[list[int]], list[list[int]]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    vocab, prompts, completions = SHAPES[args.shape]["vocab"], [], []
+
+    def sequence(length: int) -> list[int]:
+        return torch.randint(8, vocab, (length,), generator=generator).tolist()
+
+    for _ in range(args.prompts):
+        share = 1 - args.prompt_spread * float(torch.rand((), generator=generator))
+        prompt = sequence(max(1, round(args.prompt_length * share)))
+        for _ in range(args.group_size):
+            length = args.completion_length
+            if args.mean_length is not None:
+                drawn = torch.empty(()).geometric_(1 / args.mean_length, generator=generator)
+                length = min(length, int(drawn))
+            prompts.append(prompt)
+            completions.append(sequence(length))
+    return prompts, completions
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One optimizer step of ``args.worker`` in this process."""
+    # The parent imports no torch: Linux hands a parent's peak of resident memory down to its children.
+    import torch
+    import transformers
+
+    from grpo_lightning.algorithms.microbatch import microbatches
+    from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+    from grpo_lightning.rollout.batch import token_rows
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    cuda = device.type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder, SHAPES[args.shape])
+        lora = LoRAConfig(r=args.lora) if args.lora else None
+        policy = Policy(PolicyConfig(path=folder, init="random", dtype=args.dtype, lora=lora)).to(device)
+    parameters = policy.trainable_parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    prompts, completions = make_rows(args)
+    tokens = token_rows(prompts, completions, 0).to(device)
+    total = sum(map(len, completions))
+
+    def step(rows: torch.Tensor) -> dict[str, float]:
+        parts = microbatches(tokens, rows, args.max_tokens, share_prompts=args.worker == "shared")
+        for parameter in parameters:
+            parameter.grad = None
+        loss = torch.zeros((), device=device)
+        for part in parts:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
+                logprobs_NT, _ = policy.logprobs(part.tokens)
+            part_loss = -logprobs_NT.sum() / total
+            part_loss.backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return {
+            "loss": float(loss),
+            "grad_norm": float(norm),
+            "microbatches": len(parts),
+            "tokens": sum(part.padded_tokens for part in parts),
+        }
+
+    step(torch.arange(len(tokens), device=device) if cuda else torch.arange(min(2, len(tokens))))
+    for parameter in parameters:
+        parameter.grad = None
+    torch.manual_seed(0)
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held, clock = torch.cuda.memory_allocated(), time.perf_counter
+    else:
+        with open("/proc/self/statm") as statm:
+            held, clock = int(statm.read().split()[1]) * resource.getpagesize(), time.process_time
+    start = clock()
+    if args.profile:
+        from torch.profiler import profile
+
+        with profile() as profiler:
+            result = step(torch.arange(len(tokens), device=device))
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), file=sys.stderr)
+    else:
+        result = step(torch.arange(len(tokens), device=device))
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = clock() - start
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    name = torch.cuda.get_device_name(device) if cuda else "cpu"
+    return result | {
+        "seconds": seconds,
+        "mib": (peak - held) / 2**20,
+        "parameters": sum(parameter.numel() for parameter in policy.parameters()),
+        "completion_tokens": total,
+        "machine": f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{args.threads} thread(s), Python {sys.version.split()[0]}",
+    }
+
+
+def with_spread(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):9.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        print(json.dumps(measure(args)))
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"}
+    if args.profile:
+        command = [sys.executable, *sys.argv, "--worker", "shared"]
+        subprocess.run(command, check=True, env=environment)
+        return
+    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(args.repeats):
+        for variant in VARIANTS:
+            command = [sys.executable, *sys.argv, "--worker", variant]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+            results[variant].append(json.loads(done.stdout))
+    plain, shared = results["plain"], results["shared"]
+    tolerance = 1e-4 if args.dtype == "float32" and not args.autocast else 5e-2
+    for quantity in ("loss", "grad_norm"):
+        expected, got = plain[0][quantity], shared[0][quantity]
+        assert abs(got - expected) < tolerance * abs(expected), f"the variants disagree: {quantity} {expected} {got}"
+
+    first = plain[0]
+    print("command ", shlex.join(["python", *sys.argv]))
+    print("machine ", first["machine"])
+    print(
+        f"shapes   {args.shape}, {first['parameters'] / 1e6:.1f} M parameters, {args.prompts} x {args.group_size} "
+        f"rollouts, prompts of {args.prompt_length} tokens, {first['completion_tokens']} completion tokens, "
+        f"{args.repeats} repeats: median (min to max)"
+    )
+    for variant, runs in results.items():
+        seconds = with_spread([run["seconds"] for run in runs], "s")
+        mib = with_spread([run["mib"] for run in runs], "MiB over the model")
+        print(f"{variant:8} {seconds}  {mib}  {runs[0]['microbatches']} micro-batches, {runs[0]['tokens']} tokens")
+    for name, key in (("time", "seconds"), ("memory", "mib")):
+        ratios = [before[key] / after[key] for before, after in zip(plain, shared, strict=True)]
+        print(f"plain / shared, {name:6} {with_spread(ratios, 'x')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Prompts run once for the rows that share them: equal to rows that run their own, and planned within the budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers.cache_utils import DynamicLayer
+
+from grpo_lightning.algorithms.microbatch import microbatches, prompt_numbers
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, shared_prompt
+from grpo_lightning.rollout.batch import token_rows
+from grpo_lightning.types import TokenRows
+from tests.toy import Watch, fit, grpo, rollouts, same
+
+# Two prompts of one length, one longer, one of a single token; completions of one token and up.
+GROUPS = [(9, [12, 1, 2, 7]), (9, [5, 5]), (14, [3, 20, 1]), (1, [4, 9])]
+LEVEL = [(9, [12, 1, 2, 7]), (9, [5, 5])]
+
+
+def grouped(groups: list[tuple[int, list[int]]], pad: int = 0, seed: int = 0) -> TokenRows:
+    """Rows of groups, given as the length of the prompt and those of the completions; prompts numbered."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts, completions, numbers = [], [], []
+    for number, (prompt_length, lengths) in enumerate(groups):
+        prompt = torch.randint(8, 264, (prompt_length,), generator=generator).tolist()
+        for length in lengths:
+            prompts.append(prompt)
+            completions.append(torch.randint(8, 264, (length,), generator=generator).tolist())
+            numbers.append(number)
+    return replace(token_rows(prompts, completions, pad), prompt_of_N=torch.tensor(numbers))
+
+
+def plain(tokens: TokenRows) -> TokenRows:
+    return replace(tokens, prompt_of_N=None)
+
+
+def policy_in_float64(path: str, lora: bool = False) -> Policy:
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig(path=path, lora=LoRAConfig(r=4) if lora else None)).double()
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)  # an adapter starts at zero
+    return policy
+
+
+def results(policy: Policy, tokens: TokenRows) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Log-probs, entropies, and the gradient of a weighted sum of both."""
+    policy.zero_grad()
+    logprobs_NT, entropy_NT = policy.logprobs(tokens, temperature=0.8)
+    weights_NT = torch.linspace(-1, 2, logprobs_NT.numel(), dtype=logprobs_NT.dtype).view_as(logprobs_NT)
+    ((logprobs_NT + 0.3 * entropy_NT) * weights_NT).sum().backward()
+    gradients = [parameter.grad for parameter in policy.trainable_parameters() if parameter.grad is not None]
+    assert len(gradients) == len(policy.trainable_parameters())
+    return logprobs_NT.detach(), entropy_NT.detach(), [gradient.clone() for gradient in gradients]
+
+
+def close(one: Any, other: Any, forward: float = 1e-13, gradient: float = 1e-6) -> None:
+    for index in (0, 1):
+        torch.testing.assert_close(one[index], other[index], atol=forward, rtol=forward)
+    for mine, theirs in zip(one[2], other[2], strict=True):
+        # Not tighter: transformers' norms compute in float32 whatever the dtype.
+        assert (mine - theirs).norm() <= gradient * theirs.norm()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("groups", [GROUPS, LEVEL], ids=["uneven", "level"])
+@pytest.mark.parametrize("overhead", [0, 64])
+def test_shared_prompts_give_the_logprobs_and_gradients_of_plain_rows(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, groups: list[tuple[int, list[int]]], lora: bool, overhead: int
+) -> None:
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)  # 0: a pass for each length
+    policy = policy_in_float64(model_path, lora)
+    tokens = grouped(groups)
+    shared, rows = results(policy, tokens), results(policy, plain(tokens))
+    close(shared, rows)
+    assert all(gradient.norm() > 0 for gradient in rows[2])
+    mixed = tokens.select(torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0)))
+    close(results(policy, mixed), results(policy, plain(mixed)))
+
+
+def test_padding_and_rows_without_tokens_change_nothing(model_path: str) -> None:
+    policy = policy_in_float64(model_path)
+    close(results(policy, grouped(GROUPS, pad=99)), results(policy, grouped(GROUPS)), forward=0, gradient=0)
+    empty = grouped([(9, [4, 0, 6]), (3, [0, 0])])
+    close(results(policy, empty), results(policy, plain(empty)))
+    nothing = grouped([(9, [0, 0])])
+    assert policy.logprobs(nothing)[0].shape == (2, 0)
+
+
+def test_places_behind_a_rows_end_are_zero_and_pass_no_gradient(model_path: str) -> None:
+    policy = policy_in_float64(model_path)
+    tokens = grouped(GROUPS)
+    logprobs_NT, entropy_NT = policy.logprobs(tokens)
+    behind_NT = torch.arange(logprobs_NT.shape[1]) >= tokens.completion_lengths_N[:, None]
+    assert (logprobs_NT[behind_NT] == 0).all()
+    assert (entropy_NT[behind_NT] == 0).all()
+    logprobs_NT.backward(torch.where(behind_NT, torch.nan, 0.0).double())
+    assert all((parameter.grad == 0).all() for parameter in policy.trainable_parameters() if parameter.grad is not None)
+
+
+def test_in_bfloat16_they_agree_within_rounding(model_path: str) -> None:
+    policy = policy_in_float64(model_path, lora=True).float()
+    tokens = grouped(GROUPS)
+    exact = policy.logprobs(plain(tokens))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        shared, rows = policy.logprobs(tokens)[0], policy.logprobs(plain(tokens))[0]
+    assert (shared - exact).norm() < 1.5 * (rows - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("form", ["copy", "adapter-off"])
+def test_the_reference_shares_prompts_too(model_path: str, form: str) -> None:
+    lora = LoRAConfig(r=4) if form == "adapter-off" else None
+    policy = Policy(PolicyConfig(path=model_path, lora=lora), with_reference=True)
+    assert policy.reference_form == form
+    tokens = grouped(GROUPS)
+    shared, rows = policy.logprobs(tokens, reference=True)[0], policy.logprobs(plain(tokens), reference=True)[0]
+    torch.testing.assert_close(shared, rows, atol=1e-5, rtol=1e-5)
+    assert not shared.requires_grad
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), min_size=1, max_size=5)), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups=LENGTHS, budget=st.integers(1, 400), share=st.booleans())
+def test_a_plan_names_every_row_once_and_keeps_the_budget(
+    groups: list[tuple[int, list[int]]], budget: int, share: bool
+) -> None:
+    tokens = grouped(groups) if groups else TokenRows(torch.ones(1, 1), torch.ones(1), torch.ones(1))
+    wanted = torch.arange(len(tokens) if groups else 0).flip(0)[: max(1, len(tokens) - 1)]
+    parts = microbatches(plain(tokens), wanted, budget, share)
+    assert sorted(row for part in parts for row in part.rows.tolist()) == sorted(wanted.tolist())
+    for part in parts:
+        assert part.padded_tokens <= budget or len(part.rows) == 1
+        assert part.real_tokens <= part.padded_tokens
+        assert torch.equal(part.tokens.completion_lengths_N, tokens.completion_lengths_N[part.rows])
+        assert torch.equal(part.tokens.prompt_lengths_N, tokens.prompt_lengths_N[part.rows])
+        assert share or part.tokens.prompt_of_N is None
+        if part.tokens.prompt_of_N is None:
+            assert part.real_tokens == part.tokens.lengths_N.sum()
+        else:
+            truth = tokens.prompt_of_N[part.rows]
+            assert torch.equal(truth[:, None] == truth, part.tokens.prompt_of_N[:, None] == part.tokens.prompt_of_N)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(groups=LENGTHS.filter(bool), budget=st.integers(1, 400))
+def test_the_gradient_does_not_depend_on_the_plan(
+    tiny_model: Callable[[str], str], groups: list[tuple[int, list[int]]], budget: int
+) -> None:
+    policy = policy_in_float64(tiny_model("lfm2"))
+    tokens = grouped(groups)
+    policy.logprobs(plain(tokens))[0].sum().backward()
+    whole = [parameter.grad for parameter in policy.trainable_parameters()]
+    policy.zero_grad()
+    for part in microbatches(plain(tokens), torch.arange(len(tokens)), budget):
+        policy.logprobs(part.tokens)[0].sum().backward()
+    for parameter, expected in zip(policy.trainable_parameters(), whole, strict=True):
+        assert parameter.grad is not None
+        assert expected is not None
+        assert (parameter.grad - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_long_prompts_are_shared_and_short_ones_are_not() -> None:
+    rows = torch.arange(8)
+    (part,) = microbatches(grouped([(300, [30] * 8)]), rows, 8192)
+    # By hand: the prompt once and eight completions.
+    assert (part.real_tokens, part.padded_tokens) == (300 + 8 * 30, 300 + 8 * 30)
+    assert part.tokens.prompt_of_N is not None
+    # 7 x 4 tokens are less than a second pass costs; and alone there is nobody to share with.
+    for few in (grouped([(4, [30] * 8)]), grouped([(300, [30])] * 8)):
+        assert all(part.tokens.prompt_of_N is None for part in microbatches(few, rows, 8192))
+
+
+def test_a_group_that_the_budget_cannot_hold_is_split() -> None:
+    # By hand: a prompt of 300, and for each row 30 of its own and 300 / 8 forked: 437 for two rows, 772 for seven.
+    parts = microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 440)
+    assert [len(part.rows) for part in parts] == [2, 2, 2, 2]
+    assert all(part.tokens.prompt_of_N is not None for part in parts)
+    assert [len(part.rows) for part in microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 773)] == [7, 1]
+
+
+def test_plain_rows_are_cut_by_the_budget_and_where_padding_costs_more_than_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, rows = grouped([(1, [length]) for length in (5, 9, 1, 9, 30, 2, 2)]), torch.arange(7)
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1000)
+    # By hand: 31 alone (over the budget), two of 10, then 6 3 3 2 at 6 tokens each, 24 together.
+    parts = microbatches(tokens, rows, 24)
+    assert [part.tokens.lengths_N.tolist() for part in parts] == [[31], [10, 10], [6, 3, 3, 2]]
+    assert [part.padded_tokens for part in parts] == [31, 20, 24]
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 5)
+    # 10 beside 31 wastes 21; 6 beside 10 wastes 4, and 3 then 7 more.
+    lengths = [part.tokens.lengths_N.tolist() for part in microbatches(tokens, rows, 1000)]
+    assert lengths == [[31], [10, 10, 6], [3, 3, 2]]
+
+
+def test_prompts_are_numbered_by_their_tokens() -> None:
+    tokens = token_rows([[1, 2], [1, 2, 3], [1, 2], [4]], [[3, 9], [9], [8], [9]], 0)
+    assert prompt_numbers(tokens) == [0, 1, 0, 2]
+
+
+# -- fallbacks --------------------------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_turns_sharing_off(model_path: str) -> None:
+    assert Policy(PolicyConfig(path=model_path)).shares_prompts
+    assert not Policy(PolicyConfig(path=model_path, gradient_checkpointing=True)).shares_prompts
+
+
+def forget(layer: DynamicLayer, rows: torch.Tensor) -> None:
+    layer.keys, layer.values = layer.keys.index_select(0, rows) * 0, layer.values.index_select(0, rows) * 0
+
+
+def detach(layer: DynamicLayer, rows: torch.Tensor) -> None:
+    layer.keys = layer.keys.detach().index_select(0, rows)
+    layer.values = layer.values.detach().index_select(0, rows)
+
+
+def refuse(layer: DynamicLayer, rows: torch.Tensor) -> None:
+    raise NotImplementedError("no reordering here")
+
+
+@pytest.mark.parametrize(
+    ("reorder", "text"), [(forget, "to other results"), (detach, "to other results"), (refuse, "no reordering here")]
+)
+def test_a_model_whose_cache_cannot_be_forked_is_found_out_and_said(
+    tiny_model: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reorder: Callable[[DynamicLayer, torch.Tensor], None],
+    text: str,
+) -> None:
+    monkeypatch.setattr(DynamicLayer, "reorder_cache", reorder)
+    with caplog.at_level(logging.INFO, logger="grpo_lightning"):
+        policy = Policy(PolicyConfig(path=tiny_model("llama")))
+    assert not policy.shares_prompts
+    (message,) = [record.getMessage() for record in caplog.records if "runs its own prompt" in record.getMessage()]
+    assert text in message
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def count_shared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    seen: list[bool] = []
+    original = Policy.logprobs
+
+    def spy(self: Policy, tokens: TokenRows, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tokens.prompt_of_N is not None)
+        return original(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "logprobs", spy)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1, "updates_per_rollout": 2, "old_logprobs": "recompute"}])
+def test_a_run_learns_the_same_weights_with_and_without_sharing(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1)  # the toy's prompts are short
+    seen = count_shared(monkeypatch)
+    trained, logged = [], []
+    for shares in (True, False):
+        watch = Watch()
+        monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
+        steps = 2 * options.get("updates_per_rollout", 1)
+        module = grpo(model_path, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05), **options)
+        trained.append(fit(tmp_path, module, steps, rollouts(), callbacks=[watch]))
+        logged.append(watch.logged)
+        assert any(seen) == shares
+        seen.clear()
+    assert not same(*trained)  # rounding shows that they went different ways
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(weight, trained[1][name], atol=2e-5, rtol=1e-4)
+    for one, other in zip(*logged, strict=True):
+        for name in ("policy/loss", "policy/entropy", "optim/grad_norm", "policy/update_kl"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
