@@ -313,6 +313,7 @@ class PolicyModule(pl.LightningModule):
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = checkpoint["state_dict"]
@@ -327,6 +328,7 @@ class PolicyModule(pl.LightningModule):
                 f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
         self.skipped_steps = checkpoint["skipped_steps"]
+        self.policy.load_reference_state(checkpoint["reference"])
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
