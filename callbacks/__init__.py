@@ -1,10 +1,28 @@
 """Callbacks, installed as ``grpo_lightning.callbacks``. They import the project's types and Lightning, nothing else."""
 
-from .checkpoint import Checkpoint
+from .adaptive_kl import AdaptiveKL
+from .checkpoint import RunCheckpoint
 from .export import PolicyExport
 from .health import HealthCheck
 from .predictions import PredictionWriter
+from .profiler import VRAMProfiler
 from .progress import StepProgressBar
+from .reference_sync import ReferenceSync
+from .stopping import StopWhen
 from .summary import RunSummary
 
-__all__ = ["Checkpoint", "HealthCheck", "PolicyExport", "PredictionWriter", "RunSummary", "StepProgressBar"]
+Checkpoint = RunCheckpoint
+
+__all__ = [
+    "AdaptiveKL",
+    "Checkpoint",
+    "HealthCheck",
+    "PolicyExport",
+    "PredictionWriter",
+    "ReferenceSync",
+    "RunCheckpoint",
+    "RunSummary",
+    "StepProgressBar",
+    "StopWhen",
+    "VRAMProfiler",
+]

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
-class Checkpoint(ModelCheckpoint):
+class RunCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:

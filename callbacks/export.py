@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,44 @@ class PolicyExport(pl.Callback):
 
     Args:
         merged: with LoRA, write full weights with the adapter merged in, in place of the adapter alone.
+        best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
+            above all before. A folder is written aside and then put in place, so that none is ever half written.
         enabled: ``false`` writes nothing.
     """
 
-    def __init__(self, merged: bool = False, enabled: bool = True) -> None:
+    def __init__(self, merged: bool = False, best: bool = False, enabled: bool = True) -> None:
         self.merged = merged
+        self.best = best
         self.enabled = enabled
+        self._best_accuracy = float("-inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # As with the best checkpoint, the policy before the first step is no candidate.
+        if not self.best or trainer.state.fn != "fit" or trainer.global_step == 0:
+            return
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        if accuracy > self._best_accuracy:
+            self._best_accuracy = accuracy
+            self._write(trainer, pl_module, "policy_best")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.enabled and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            pl_module.policy.save_pretrained(Path(trainer.default_root_dir) / "policy", merged=self.merged)
+        self._write(trainer, pl_module, "policy")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_accuracy": self._best_accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best_accuracy = state_dict["best_accuracy"]
+
+    def _write(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+        if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        folder = Path(trainer.default_root_dir) / name
+        new, old = (folder.with_name(f".{name}.{state}") for state in ("new", "old"))
+        for left_over in (new, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        pl_module.policy.save_pretrained(new, merged=self.merged)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

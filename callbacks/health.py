@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from grpo_lightning.types import FinishReason, RolloutBatch
+from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,24 @@ class HealthCheck(pl.Callback):
     Args:
         prompts: training prompts sampled before the first step; 0 for none.
         truncated: warn when more than this share of completions is truncated.
-        patience: warn when this many steps in a row were truncated so, or had no group with signal.
+        patience: warn when this many steps in a row were truncated so, had no group with signal, or had completions
+            of another length.
+        length_change: warn when the mean length of completions is more than this many times what it was in the first
+            ``patience`` steps, or less than so small a part of it.
+
+    Raises:
+        ConfigError: an option is out of its range.
     """
 
-    def __init__(self, prompts: int = 4, truncated: float = 0.5, patience: int = 5) -> None:
+    def __init__(self, prompts: int = 4, truncated: float = 0.5, patience: int = 5, length_change: float = 4.0) -> None:
+        if length_change <= 1:
+            raise ConfigError(f"HealthCheck.length_change: must be above 1, not {length_change}")
         self.prompts = prompts
         self.truncated = truncated
         self.patience = patience
+        self.length_change = length_change
+        self._first_lengths: list[float] = []
+        self._changed_steps = 0
         self._truncated_steps = 0
         self._silent_steps = 0
 
@@ -61,6 +72,30 @@ class HealthCheck(pl.Callback):
                 "from: %s",
                 self.patience, _no_signal(float(metrics["reward/mean"])),
             )  # fmt: skip
+        self._watch_length(float(metrics["completion/length_mean"]))
+
+    def _watch_length(self, length: float) -> None:
+        if len(self._first_lengths) < self.patience:
+            self._first_lengths.append(length)
+            return
+        first = sum(self._first_lengths) / len(self._first_lengths)
+        longer, shorter = length > self.length_change * first, length < first / self.length_change
+        self._changed_steps = self._changed_steps + 1 if longer or shorter else 0
+        if self._changed_steps == self.patience:
+            log.warning(
+                "completions have become much %s: %.0f tokens on average, after %.0f in the first %d steps: %s",
+                "longer" if longer else "shorter", length, first, self.patience,
+                "see in samples whether they ramble; a length penalty (LengthPenalty) or a lower learning rate helps"
+                if longer else
+                "see in samples whether they skip the work; raise model.beta, lower the learning rate, or mend what "
+                "the verifier rewards",
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_lengths": list(self._first_lengths)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first_lengths = list(state_dict["first_lengths"])
 
 
 def preflight(batch: RolloutBatch, truncated: float) -> list[tuple[int, str]]:

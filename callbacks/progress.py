@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 SHOWN = {
     "reward/mean": "reward",
@@ -15,17 +18,42 @@ SHOWN = {
     "policy/kl": "kl",
     "policy/loss": "loss",
     "val/accuracy": "val_accuracy",
+    "throughput/rollout_tokens_per_s": "tokens/s",
 }
 """Curves shown beside the bar, and what they are called there; the loss only where there is no reward."""
+
+LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+"""What is written into a log: no bar, and the time left behind ``<``."""
+
+
+class Lines:
+    """A log file for tqdm: every update is a line, where a terminal's goes back to the start of its own."""
+
+    encoding = "utf-8"
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            self._file.write(line + "\n")
+            self._last = line
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 class StepProgressBar(ProgressBar):
     """One bar over all optimizer steps of ``fit``, and one over the batches of validation, test and predict.
 
-    Where the output is no terminal (a log file), a line is written every ``log_interval_s`` seconds.
+    Beside it: reward, share of correct completions, KL, accuracy, tokens sampled a second, and the time left. In a
+    notebook it is a widget. Where the output is neither that nor a terminal (a log file), a line is written every
+    ``log_interval_s`` seconds.
 
     Args:
-        log_interval_s: seconds between updates outside of a terminal.
+        log_interval_s: seconds between lines in a log.
     """
 
     def __init__(self, log_interval_s: float = 10.0) -> None:
@@ -34,6 +62,7 @@ class StepProgressBar(ProgressBar):
         self._enabled = True
         self._bar: tqdm | None = None
         self._eval_bar: tqdm | None = None
+        self._redirected = ExitStack()
 
     def disable(self) -> None:
         self._enabled = False
@@ -62,11 +91,13 @@ class StepProgressBar(ProgressBar):
             self._bar.set_postfix(self._shown(trainer))
             self._bar.close()
             self._bar = None
+        self._redirected.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         for bar in (self._bar, self._eval_bar):
             if bar is not None:
                 bar.close()
+        self._redirected.close()
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -102,12 +133,19 @@ class StepProgressBar(ProgressBar):
     # -- bars -------------------------------------------------------------------------------------------------------
 
     def _new(self, name: str, total: int | None, done: int = 0) -> tqdm:
-        terminal = sys.stderr.isatty()
-        return tqdm(
-            desc=name, total=total, initial=done, unit="step" if name == "train" else "batch",
-            disable=not self._enabled, dynamic_ncols=terminal,
-            mininterval=0.1 if terminal else self.log_interval_s, maxinterval=10.0 if terminal else self.log_interval_s,
-        )  # fmt: skip
+        terminal, notebook = sys.stderr.isatty(), any("notebook" in base.__module__ for base in tqdm.__mro__)
+        options: dict[str, Any] = {"dynamic_ncols": True}
+        if not terminal and not notebook:
+            options = {
+                "file": Lines(sys.stderr), "bar_format": LINE,
+                "mininterval": self.log_interval_s, "maxinterval": self.log_interval_s,
+            }  # fmt: skip
+        elif terminal and self._enabled and name == "train":
+            # What is logged goes above the bar, not into it.
+            loggers = [logging.getLogger(logger) for logger in ("grpo_lightning", "lightning.pytorch")]
+            self._redirected.enter_context(logging_redirect_tqdm([one for one in loggers if one.handlers]))
+        unit = "step" if name == "train" else "batch"
+        return tqdm(desc=name, total=total, initial=done, unit=unit, disable=not self._enabled, **options)
 
     def _start_evaluation(self, name: str, batches: Any) -> None:
         self._eval_bar = self._new(name, int(sum(batches)))
@@ -124,7 +162,7 @@ class StepProgressBar(ProgressBar):
     def _shown(self, trainer: pl.Trainer) -> dict[str, str]:
         metrics = trainer.callback_metrics
         return {
-            label: f"{float(metrics[name]):.3f}"
+            label: f"{float(metrics[name]):.0f}" if label == "tokens/s" else f"{float(metrics[name]):.3f}"
             for name, label in SHOWN.items()
             if name in metrics and not (label == "loss" and "reward/mean" in metrics)
         }

@@ -72,6 +72,7 @@ class RunSummary(pl.Callback):
         places = {
             "checkpoint": run_dir / "checkpoints" / "last.ckpt",
             "policy": run_dir / "policy",
+            "best policy": run_dir / "policy_best",
         }
         lines += [(label, str(path)) for label, path in places.items() if path.exists()]
         if any(run_dir.glob("events.out.tfevents.*")):

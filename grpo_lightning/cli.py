@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -40,7 +41,7 @@ TRAINER_DEFAULTS = {
 }
 
 CALLBACKS = {
-    "checkpoint": "Checkpoint",
+    "checkpoint": "RunCheckpoint",
     "health_check": "HealthCheck",
     "summary": "RunSummary",
     "export": "PolicyExport",
@@ -138,6 +139,13 @@ class GRPOCLI(LightningCLI):
         if trainer.is_global_zero and self.subcommand is not None:
             log.info("run dir: %s", trainer.default_root_dir)
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """A callback that every run has is left out where the config lists one of its class itself."""
+        listed = {type(callback) for callback in config.get("callbacks") or []}
+        if LightningCheckpoint in listed:
+            raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
+        return super()._instantiate_trainer(config, [one for one in callbacks if type(one) not in listed])
 
     def _run_dir(self, config: Any) -> str:
         if self.subcommand == "fit" and config.get("ckpt_path"):

@@ -10,6 +10,20 @@ from typing import Protocol
 
 import torch
 
+from grpo_lightning.types import OutOfMemory, RunError
+
+MENDS = {
+    "rollout": "lower data.rollout_rows_at_once (left out, all rows of the step decode together), "
+    "data.sampling.max_new_tokens, or in an evaluation data.val_batch_size",
+    "verify": "the verifiers took it: look at what they hold",
+    "reference": "lower model.max_tokens_per_microbatch; where a single row is longer than that already, lower "
+    "data.sampling.max_new_tokens and data.max_prompt_tokens",
+    "update": "lower model.max_tokens_per_microbatch, set model.policy.gradient_checkpointing to true, or train an "
+    "adapter (model.policy.lora); where a single row is longer than that budget already, lower "
+    "data.sampling.max_new_tokens and data.max_prompt_tokens",
+}
+"""Which setting to lower where a phase runs out of memory; phases without an entry compute as ``update`` does."""
+
 
 @dataclass
 class Phase:
@@ -28,7 +42,12 @@ class PhaseListener(Protocol):
 
 
 class Phases:
-    """Times phases, on CUDA the work itself and not only its launch, and tells listeners of them."""
+    """Times phases, on CUDA the work itself and not only its launch, and tells listeners of them.
+
+    Raises:
+        OutOfMemory: in place of what torch raises when the memory does not suffice: it says in which phase, and which
+            setting to lower.
+    """
 
     def __init__(self) -> None:
         self.listeners: list[PhaseListener] = []
@@ -39,10 +58,23 @@ class Phases:
         for listener in self.listeners:
             listener.phase_started(name)
         started = _now(device)
-        yield phase
+        try:
+            yield phase
+        except RunError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise OutOfMemory(name, MENDS.get(name, MENDS["update"])) from error
         phase.seconds = _now(device) - started
         for listener in self.listeners:
             listener.phase_ended(name)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether this is what torch or Python raise for it; on the CPU that is a plain ``RuntimeError``."""
+    said = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)
 
 
 def _now(device: torch.device) -> float:

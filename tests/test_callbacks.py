@@ -5,19 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.callbacks import HealthCheck, PolicyExport, PredictionWriter, RunSummary, StepProgressBar
+from grpo_lightning.callbacks import (
+    Checkpoint,
+    HealthCheck,
+    PolicyExport,
+    PredictionWriter,
+    RunSummary,
+    StepProgressBar,
+)
 from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.models import LoRAConfig
 from grpo_lightning.rollout import SamplingParams
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, TokenRows, Verdict
+from grpo_lightning.types import (
+    Completion,
+    ConfigError,
+    FinishReason,
+    Prompt,
+    Rollout,
+    RolloutBatch,
+    TokenRows,
+    Verdict,
+)
 from tests.test_grpo import Constant
 from tests.toy import Watch, fit, grpo, rollouts, same, trainer
 
@@ -86,6 +104,46 @@ def test_alarms_ring_after_so_many_steps_in_a_row(
     assert "truncated" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([10, 10, 41, 41], "much longer: 41 tokens on average, after 10 in the first 2 steps"),
+        ([10, 10, 2, 2], "much shorter: 2 tokens on average, after 10"),
+        ([10, 10, 39, 39, 3, 3], None),
+        ([10, 10, 41, 10, 41, 10], None),
+        ([10, 50, 100, 100], None),
+    ],
+)
+def test_lengths_far_from_the_start_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lengths: list[int], said: str | None
+) -> None:
+    metrics = {"completion/truncated": 0.0, "reward/groups_without_signal": 0.0}
+    lightning: Any = trainer(tmp_path, 1)
+
+    def watch(check: HealthCheck, lengths: list[int]) -> None:
+        for length in lengths:
+            lightning._logger_connector._callback_metrics |= metrics | {"completion/length_mean": float(length)}
+            check.on_train_batch_end(lightning, None, None, batch_of([(1.0, STOP), (0.0, STOP)]), 0)
+
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        watch(HealthCheck(patience=2), lengths)
+        assert (said is None and not caplog.text) or (said or "") in caplog.text
+        caplog.clear()
+        watch(HealthCheck(patience=2, length_change=100.0), lengths)
+        assert not caplog.text
+        # The start is remembered over a resume.
+        first, second = HealthCheck(patience=2), HealthCheck(patience=2)
+        watch(first, lengths[:2])
+        second.load_state_dict(first.state_dict())
+        watch(second, lengths[2:])
+        assert (said is None and not caplog.text) or (said or "") in caplog.text
+
+
+def test_a_length_change_of_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"HealthCheck\.length_change"):
+        HealthCheck(length_change=1.0)
+
+
 def test_the_summary_tells_before_and_after_and_where_everything_is(
     model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +185,64 @@ def test_export_writes_what_it_is_asked_to(
         AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
 
 
+def test_the_policy_of_the_best_validation_is_exported_whole(
+    tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = [0.1, 0.3, 0.3, 0.2]
+
+    class Accuracies(pl.Callback):
+        """Says what each validation found: a script in place of a measurement."""
+
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            value = torch.tensor(accuracies[trainer.global_step - 1])
+            pl_module._evaluation.compute = lambda: {"accuracy": value}
+
+    def run(steps: int, **options: Any) -> Checkpoint:
+        keep = Checkpoint()
+        callbacks = [Accuracies(), PolicyExport(best=True), keep]
+        fit(
+            tmp_path, grpo(tiny_model("llama")), steps, callbacks=callbacks, enable_checkpointing=True,
+            limit_val_batches=1, val_check_interval=1, **options,
+        )  # fmt: skip
+        return keep
+
+    def best() -> dict[str, torch.Tensor]:
+        return dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy_best").state_dict())
+
+    keep = run(3)
+    trained = torch.load(keep.best_model_path, weights_only=True)
+    assert trained["global_step"] == 2
+    exported = best()
+    for name, tensor in trained["state_dict"].items():
+        assert torch.equal(exported[name.removeprefix("policy.model.")], tensor)
+    assert not same(exported, dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()))
+    # A resumed run knows what the best was; a better one takes its place, and nothing is left beside it.
+    run(4, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+    assert same(exported, best())
+    accuracies[3] = 0.4
+    run(4, ckpt_path=keep.best_model_path)
+    assert not same(exported, best())
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "policy", "policy_best"}
+    # A folder that could not be written whole leaves the one before it.
+    accuracies[:] = [0.9] * 4
+    now = best()
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", _full_disk)
+    with pytest.raises(OSError, match="no space"):
+        run(1)
+    monkeypatch.undo()
+    assert same(now, best())
+
+
+def _full_disk(*_: Any, **__: Any) -> None:
+    raise OSError("no space left on device")
+
+
+def test_without_the_option_no_best_policy_is_exported(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1}
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[PolicyExport()], **options)
+    assert not (tmp_path / "policy_best").exists()
+
+
 def test_predictions_hold_every_completion_with_its_verdict(model_path: str, tmp_path: Path) -> None:
     data = rollouts(val_batch_size=10, pass_at_k=[2])
     trainer(tmp_path, 1, callbacks=[PredictionWriter("out.jsonl")]).predict(grpo(model_path), datamodule=data)
@@ -145,5 +261,11 @@ def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     assert "4/4" in err
     assert "reward=" in err.split("4/4")[-1]
     assert "val_accuracy=" in err.split("4/4")[-1]
+    assert "tokens/s=" in err.split("4/4")[-1]
+    # In a log every update is a line, with the time left in it.
+    lines = [line for line in err.splitlines() if line.startswith("train:")]
+    assert len(lines) >= 3
+    assert "\r" not in "".join(lines)
+    assert re.search(r"train:  50% 2/4 \[\d\d:\d\d<\d\d:\d\d, .*reward=0\.\d{3}, ", "\n".join(lines))
     trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
     assert "test: 100%" in capsys.readouterr().err

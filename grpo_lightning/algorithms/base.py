@@ -325,6 +325,7 @@ class PolicyModule(EvaluatedModule):
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["totals"] = self.totals.state()
+        checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found = checkpoint["state_dict"]
@@ -340,6 +341,7 @@ class PolicyModule(EvaluatedModule):
             )
         self.skipped_steps = checkpoint["skipped_steps"]
         self.totals.load(checkpoint["totals"])
+        self.policy.load_reference_state(checkpoint["reference"])
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,61 @@
+"""Holding the KL to the reference near a target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import ConfigError
+
+
+class AdaptiveKL(pl.Callback):
+    """Moves the weight of the KL so that ``policy/kl`` comes near a target (Ziegler et al., arXiv 1909.08593, 2.2).
+
+    ``e = clip(KL / target - 1, -0.2, 0.2)`` and ``beta <- beta (1 + gain e)`` after every training step; the paper's
+    gain is 0.1, and its KL that of a whole sequence, while ``policy/kl`` is the mean over tokens. The configured
+    ``model.beta`` is where it begins.
+
+    Logs ``policy/beta``: the weight that the step was made with. A resumed run goes on with the moved one.
+
+    Args:
+        target: nats a token.
+        gain: how fast the weight follows.
+
+    Raises:
+        ConfigError: an option is out of its range, or the run has no KL.
+    """
+
+    def __init__(self, target: float = 0.02, gain: float = 0.1) -> None:
+        if target <= 0:
+            raise ConfigError(f"AdaptiveKL.target: must be above 0, not {target}")
+        if not 0 < gain <= 1:
+            raise ConfigError(f"AdaptiveKL.gain: must be above 0 and up to 1, not {gain}")
+        self.target = target
+        self.gain = gain
+        self._beta: float | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and not getattr(pl_module, "beta", 0):
+            raise ConfigError(
+                "AdaptiveKL: there is no KL in this run's loss to hold: set model.beta above 0, from where it begins"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._beta is not None:
+            pl_module.beta = self._beta
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.log("policy/beta", pl_module.beta, batch_size=1)
+        # Reduced over the ranks: all of them move alike. A step without anything to learn has none.
+        kl = trainer.callback_metrics.get("policy/kl")
+        if kl is not None:
+            error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
+            pl_module.beta *= 1 + self.gain * error
+        self._beta = pl_module.beta
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"beta": self._beta}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._beta = state_dict["beta"]

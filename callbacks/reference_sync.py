@@ -1,0 +1,101 @@
+"""Letting the reference of the KL follow the policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import ConfigError
+
+
+class ReferenceSync(pl.Callback):
+    """Moves the reference to the policy every so many optimizer steps (TR-DPO, arXiv 2404.09656).
+
+    ``reference <- alpha * policy + (1 - alpha) * reference``: the paper's hard update with ``alpha`` 1, its soft update
+    below. The KL is 0 right after a hard update. A move falls between two training steps, so that the reference is
+    fixed within each. It works for a reference that is a copy and for one that is an adapter; under LoRA the base
+    stays as it is, and with ``alpha`` below 1 the reference is the adapter of the same rank nearest to the mix.
+
+    Logs ``reference/moves``: how often it has moved. The moved reference is in the checkpoint, and a resumed run goes
+    on with it.
+
+    Args:
+        every_n_steps: optimizer steps between moves, or with a condition at least so many.
+        alpha: the policy's share, above 0 and up to 1.
+        min_kl: move only if the step's ``policy/kl`` is at least this.
+        if_accuracy_improved: move only right after a validation, and only if its ``val/accuracy`` is above that of
+            every validation at which the reference moved, and of the first.
+
+    Raises:
+        ConfigError: an option is out of its range, or the run has no reference.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        alpha: float = 1.0,
+        min_kl: float | None = None,
+        if_accuracy_improved: bool = False,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"ReferenceSync.every_n_steps: must be at least 1, not {every_n_steps}")
+        if not 0 < alpha <= 1:
+            raise ConfigError(f"ReferenceSync.alpha: must be above 0 and up to 1, not {alpha}")
+        self.every_n_steps = every_n_steps
+        self.alpha = alpha
+        self.min_kl = min_kl
+        self.if_accuracy_improved = if_accuracy_improved
+        self._moves = 0
+        self._due_at = every_n_steps
+        self._best: float | None = None
+        self._in_epoch = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not pl_module.wants_reference or pl_module.policy_config.reference == "none":
+            raise ConfigError(
+                "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
+                "to auto, or leave ReferenceSync out"
+            )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._in_epoch = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._in_epoch = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.if_accuracy_improved and self._due(trainer):
+            self._move(trainer, pl_module)
+        pl_module.log("reference/moves", float(self._moves), batch_size=1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # One after the last step has no step behind it: a longer run would not have had it.
+        if not self.if_accuracy_improved or not (self._in_epoch or trainer.global_step == 0):
+            return
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        if self._best is None:
+            self._best = accuracy
+        elif accuracy > self._best and self._due(trainer):
+            self._best = accuracy
+            self._move(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moves": self._moves, "due_at": self._due_at, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._moves, self._due_at, self._best = (state_dict[name] for name in ("moves", "due_at", "best"))
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        """Metrics have been reduced over the ranks, so that all of them decide alike."""
+        if trainer.global_step < self._due_at:
+            return False
+        kl = trainer.callback_metrics.get("policy/kl")
+        return self.min_kl is None or (kl is not None and float(kl) >= self.min_kl)
+
+    def _move(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.policy.sync_reference(self.alpha)
+        self._moves += 1
+        self._due_at = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps

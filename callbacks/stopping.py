@@ -1,0 +1,75 @@
+"""Ending a run that has gone wrong, has nothing to learn from, or has reached its goal."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import ConfigError, RolloutBatch
+
+log = logging.getLogger(__name__)
+
+
+class StopWhen(pl.Callback):
+    """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several steps running.
+
+    Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
+
+    Args:
+        no_signal_steps: stop when no group had completions of different rewards in so many steps running; ``None``
+            never.
+        max_kl: stop when ``policy/kl`` was above this in ``patience`` steps running; ``None`` never.
+        reward: stop when ``reward/mean`` was at least this in ``patience`` steps running; ``None`` never.
+        patience: see there: the mean of one step is noisy.
+
+    Raises:
+        ConfigError: an option is out of its range, or no condition is left.
+    """
+
+    def __init__(
+        self,
+        no_signal_steps: int | None = 50,
+        max_kl: float | None = None,
+        reward: float | None = None,
+        patience: int = 5,
+    ) -> None:
+        for name, value in (("no_signal_steps", no_signal_steps), ("patience", patience)):
+            if value is not None and value < 1:
+                raise ConfigError(f"StopWhen.{name}: must be at least 1, not {value}")
+        if no_signal_steps is max_kl is reward is None:
+            raise ConfigError("StopWhen: give no_signal_steps, max_kl or reward: without one it never stops a run")
+        self.no_signal_steps = no_signal_steps
+        self.max_kl = max_kl
+        self.reward = reward
+        self.patience = patience
+        self._running = {"no_signal_steps": 0, "max_kl": 0, "reward": 0}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not isinstance(batch, RolloutBatch):
+            return
+        seen = trainer.callback_metrics
+        if self.no_signal_steps is not None:
+            holds = float(seen["reward/groups_without_signal"]) == 1
+            self._count("no_signal_steps", holds, self.no_signal_steps, trainer, "no group had a signal to learn from")
+        if self.max_kl is not None and "policy/kl" in seen:
+            kl = float(seen["policy/kl"])
+            self._count("max_kl", kl > self.max_kl, self.patience, trainer, f"policy/kl was above {self.max_kl}")
+        if self.reward is not None and "reward/mean" in seen:
+            reward = float(seen["reward/mean"])
+            holds = reward >= self.reward
+            self._count("reward", holds, self.patience, trainer, f"reward/mean was at least {self.reward}")
+
+    def _count(self, condition: str, holds: bool, steps: int, trainer: pl.Trainer, what: str) -> None:
+        """Count the steps running; metrics have been reduced over the ranks, so that all of them stop together."""
+        self._running[condition] = self._running[condition] + 1 if holds else 0
+        if self._running[condition] >= steps and not trainer.should_stop:
+            log.warning("stopping: %s in %d steps running (StopWhen.%s)", what, self._running[condition], condition)
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._running)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._running = dict(state_dict)

@@ -1,0 +1,134 @@
+"""StopWhen and AdaptiveKL: callbacks that steer a run by its metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo_lightning.algorithms import SFTModule
+from grpo_lightning.callbacks import AdaptiveKL, Checkpoint, PolicyExport, StopWhen
+from grpo_lightning.models import PolicyConfig
+from grpo_lightning.types import ConfigError
+from tests.test_grpo import Constant
+from tests.toy import LetterVerifier, Watch, fit, grpo, same
+
+# -- StopWhen ---------------------------------------------------------------------------------------------------------
+
+
+def stopped_after(tmp_path: Path, module: Any, stop: StopWhen, **options: Any) -> int:
+    watch = Watch()
+    fit(tmp_path, module, 6, callbacks=[stop, watch, PolicyExport()], **options)
+    assert (tmp_path / "policy").is_dir(), "the run ended as usual"
+    return len(watch.logged)
+
+
+@pytest.mark.parametrize(("steps", "lasted"), [(2, 2), (4, 4), (7, 6), (None, 6)])
+def test_without_a_signal(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int | None, lasted: int
+) -> None:
+    silent = grpo(tiny_model("llama"), verifiers=[Constant("never")])
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        assert stopped_after(tmp_path, silent, StopWhen(no_signal_steps=steps, reward=9.0)) == lasted
+    said = f"stopping: no group had a signal to learn from in {steps} steps running (StopWhen.no_signal_steps)"
+    assert (said in caplog.text) is (lasted < 6)
+    assert stopped_after(tmp_path, grpo(tiny_model("llama")), StopWhen(no_signal_steps=steps, reward=9.0)) == 6
+
+
+@pytest.mark.parametrize(("max_kl", "patience", "lasted"), [(1e-9, 1, 2), (1e-9, 3, 4), (100.0, 1, 6)])
+def test_on_the_kl(tiny_model: Callable[[str], str], tmp_path: Path, max_kl: float, patience: int, lasted: int) -> None:
+    # The KL of the first step is 0: the policy is its own reference there.
+    module = grpo(tiny_model("llama"), beta=0.01)
+    assert stopped_after(tmp_path, module, StopWhen(max_kl=max_kl, patience=patience)) == lasted
+
+
+@pytest.mark.parametrize(("reward", "patience", "lasted"), [(0.0, 2, 2), (0.0, 5, 5), (2.0, 1, 6)])
+def test_on_the_reward(
+    tiny_model: Callable[[str], str], tmp_path: Path, reward: float, patience: int, lasted: int
+) -> None:
+    assert stopped_after(tmp_path, grpo(tiny_model("llama")), StopWhen(reward=reward, patience=patience)) == lasted
+
+
+def test_steps_are_counted_on_over_a_resume(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    def run(steps: int, **options: Any) -> int:
+        watch = Watch()
+        callbacks = [StopWhen(no_signal_steps=4), watch, Checkpoint()]
+        module = grpo(tiny_model("llama"), verifiers=[Constant("never")])
+        fit(tmp_path, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
+        return len(watch.logged)
+
+    assert run(3) == 3
+    assert run(9, ckpt_path=tmp_path / "checkpoints/last.ckpt") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"no_signal_steps": None}, "without one it never stops"),
+        ({"no_signal_steps": 0}, r"StopWhen\.no_signal_steps"),
+        ({"patience": 0}, r"StopWhen\.patience"),
+    ],
+)
+def test_what_never_stops_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        StopWhen(**options)
+
+
+def test_supervised_runs_have_no_such_conditions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    module = SFTModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
+    assert stopped_after(tmp_path, module, StopWhen(no_signal_steps=1)) == 6
+
+
+# -- AdaptiveKL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "gain"), [(1e-6, 0.1), (1e-6, 0.5), (10.0, 0.1), (0.02, 0.1)])
+def test_beta_follows_the_formula(tiny_model: Callable[[str], str], tmp_path: Path, target: float, gain: float) -> None:
+    watch, module = Watch(), grpo(tiny_model("llama"), beta=0.05)
+    fit(tmp_path, module, 4, callbacks=[AdaptiveKL(target=target, gain=gain), watch])
+    beta = 0.05
+    for logged in watch.logged:
+        assert logged["policy/beta"] == pytest.approx(beta, rel=1e-6)
+        beta *= 1 + gain * max(-0.2, min(0.2, logged["policy/kl"] / target - 1))
+    assert module.beta == pytest.approx(beta, rel=1e-6)
+    # By hand: the first KL is 0, so beta falls by a fifth of the gain; below a target that every KL passes it rises.
+    assert watch.logged[1]["policy/beta"] == pytest.approx(0.05 * (1 - 0.2 * gain))
+    if target != 0.02:
+        assert (watch.logged[2]["policy/beta"] > watch.logged[1]["policy/beta"]) is (target == 1e-6)
+
+
+def test_the_weight_matters_to_the_update(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    plain = fit(tmp_path, grpo(tiny_model("llama"), beta=0.05), 4)
+    adapted = fit(tmp_path, grpo(tiny_model("llama"), beta=0.05), 4, callbacks=[AdaptiveKL(target=1e-6, gain=1.0)])
+    assert not same(plain, adapted)
+
+
+def test_a_resumed_run_goes_on_with_the_moved_weight(model_path: str, tmp_path: Path) -> None:
+    def run(folder: Path, steps: int, **options: Any) -> tuple[dict[str, torch.Tensor], float]:
+        module = grpo(model_path, beta=0.5)
+        callbacks = [AdaptiveKL(target=1e-6, gain=1.0), Checkpoint()]
+        weights = fit(folder, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
+        return weights, module.beta
+
+    whole, beta = run(tmp_path / "whole", 5)
+    run(tmp_path / "part", 3)
+    resumed, resumed_beta = run(tmp_path / "part", 5, ckpt_path=tmp_path / "part/checkpoints/last.ckpt")
+    assert beta == resumed_beta != 0.5
+    assert same(whole, resumed)
+
+
+def test_a_run_without_a_kl_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    sft = SFTModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
+    for module in (grpo(tiny_model("llama"), beta=0.0), sft):
+        with pytest.raises(ConfigError, match=r"AdaptiveKL.*set model.beta above 0"):
+            fit(tmp_path, module, 1, callbacks=[AdaptiveKL()])
+
+
+@pytest.mark.parametrize("options", [{"target": 0.0}, {"gain": 0.0}, {"gain": 1.5}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"AdaptiveKL.{next(iter(options))}"):
+        AdaptiveKL(**options)
