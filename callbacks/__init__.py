@@ -5,6 +5,17 @@ from .export import PolicyExport
 from .health import HealthCheck
 from .predictions import PredictionWriter
 from .progress import StepProgressBar
+from .rollouts import RolloutLogger
 from .summary import RunSummary
+from .tensorboard import TensorBoardExtras
 
-__all__ = ["Checkpoint", "HealthCheck", "PolicyExport", "PredictionWriter", "RunSummary", "StepProgressBar"]
+__all__ = [
+    "Checkpoint",
+    "HealthCheck",
+    "PolicyExport",
+    "PredictionWriter",
+    "RolloutLogger",
+    "RunSummary",
+    "StepProgressBar",
+    "TensorBoardExtras",
+]

@@ -45,6 +45,8 @@ CALLBACKS = {
     "summary": "RunSummary",
     "export": "PolicyExport",
     "predictions": "PredictionWriter",
+    "rollouts": "RolloutLogger",
+    "tensorboard": "TensorBoardExtras",
 }
 """Callbacks that every run has, by the config key that holds their options."""
 

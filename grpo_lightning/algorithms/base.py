@@ -25,7 +25,7 @@ from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.collector import EvalBatch
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
-from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
+from grpo_lightning.types import ConfigError, Credit, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class PolicyModule(pl.LightningModule):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
+        self.credit: Credit | None = None
         self.skipped_steps = 0
         self._skipped_last = False
 

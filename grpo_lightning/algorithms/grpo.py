@@ -29,7 +29,7 @@ from grpo_lightning.functional import (
 from grpo_lightning.models.policy import length_mask
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import ConfigError, RolloutBatch, RunError
+from grpo_lightning.types import ConfigError, Credit, RolloutBatch, RunError
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ class GRPOModule(PolicyModule):
         self._check_errors(batch)
         with self.timed(metrics, "reference"):
             targets = self._targets(batch, metrics)
+        self.credit = Credit(targets.rows.advantages_N, targets.learned_N, targets.reference_NT)
         with self.timed(metrics, "update"):
             self._update(targets, metrics)
         self._measure_update(targets, metrics)
