@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
@@ -18,11 +16,9 @@ from grpo_lightning.types import ConfigError, FinishReason, Rollout, RolloutBatc
 LAYOUT = {
     "Reward": {
         "Reward": [r"^reward/mean$", r"^reward/std$"],
-        "Correct and well formed": [r"^reward/correct$", r"^reward/format_valid$", r"^reward/correct_after_refinement$"],
-        "Lost": [r"^reward/errors$", r"^reward/groups_without_signal$"],
-        "Each verifier": [
-            r"^reward/(?!mean$|std$|correct$|correct_after|format_valid$|errors$|groups_without|unsafe)"
-        ],
+        "Correct and well formed": [r"^reward/correct", r"^reward/format_valid$"],
+        "Errors, and groups without signal": [r"^reward/errors$", r"^reward/groups_without_signal$"],
+        "Each verifier": [r"^reward/(?!mean$|std$|correct$|correct_after|format_valid$|errors$|groups_without|unsafe)"],
     },
     "Policy": {
         "KL": [r"^policy/kl$", r"^policy/update_kl$"],
@@ -49,10 +45,20 @@ LAYOUT = {
         "Accuracy": [r"^val/accuracy", r"^val/pass@"],
         "Format": [r"^val/format_valid$"],
         "Completions": [r"^val/length_mean$"],
-        "Lost": [r"^val/errors$", r"^val/truncated$"],
+        "Errors and truncated": [r"^val/errors$", r"^val/truncated$"],
     },
 }
 """Categories of the custom scalars tab: charts, and the curves in each as regular expressions."""
+
+_WORD, _NUMBER = "", 0.0  # an example of each type
+HYPERPARAMETERS: dict[str, str | float] = {
+    "algorithm": _WORD, "task": _WORD, "lr": _NUMBER, "beta": _NUMBER, "group_size": _NUMBER,
+    "prompts_per_step": _NUMBER, "temperature": _NUMBER, "max_new_tokens": _NUMBER, "epsilon": _NUMBER,
+    "objective": _WORD, "advantage": _WORD, "aggregation": _WORD, "updates_per_rollout": _NUMBER,
+    "minibatches_per_update": _NUMBER, "refinement": _WORD, "verifiers": _WORD, "policy": _WORD, "lora_r": _NUMBER,
+    "optimizer": _WORD, "max_grad_norm": _NUMBER, "precision": _WORD, "seed": _NUMBER,
+}  # fmt: skip
+"""Columns of the hparams tab; a run leaves out what it does not have. All of a run's options are in its config.yaml."""
 
 FINAL = (
     "val/accuracy", "val/format_valid", "reward/mean", "reward/correct", "policy/kl", "policy/entropy", "policy/loss",
@@ -130,11 +136,13 @@ class TensorBoardExtras(pl.Callback):
 
     def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
-        known = {name: 0 for name in FINAL if name in trainer.callback_metrics}
-        experiment, opened, closed = hparams_summaries(hyperparameters(trainer, pl_module), known)
+        options = hyperparameters(trainer, pl_module)
+        # The tab takes its columns from the first run that it meets, so all runs name the same ones.
+        columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(FINAL, 0.0))
+        _, opened, closed = hparams_summaries(options, {})
         self._session_open = not end
         for writer in _writers(trainer):
-            for summary in [closed] if end else [experiment, opened]:
+            for summary in [closed] if end else [columns, opened]:
                 writer._get_file_writer().add_summary(summary)
 
 
@@ -149,37 +157,27 @@ def _writers(trainer: pl.Trainer) -> list[Any]:
 
 
 def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
-    """The run's options as flat numbers and words: from the config in the run dir, or, without one, the main ones."""
-    data = trainer.datamodule
-    found: dict[str, Any] = {
+    """The options that runs are mostly told apart by, those of :data:`HYPERPARAMETERS` that this run has."""
+    data, policy, optimizer = trainer.datamodule, pl_module.policy_config, trainer.optimizers[0]
+    found = {
         "algorithm": type(pl_module).__name__,
         "task": type(data.task).__name__,
-        "lr": float(trainer.optimizers[0].param_groups[0].get("initial_lr", trainer.optimizers[0].defaults["lr"])),
-        "data.prompts_per_step": data.prompts_per_step,
-        "data.group_size": data.group_size,
+        "verifiers": ", ".join(pl_module.verifiers),
+        "policy": str(policy.path),
+        "lora_r": 0 if policy.lora is None else policy.lora.r,
+        "optimizer": type(optimizer).__name__,
+        "lr": float(optimizer.defaults["lr"]),
+        "prompts_per_step": data.prompts_per_step,
+        "group_size": data.group_size,
+        "temperature": data.sampling.temperature,
+        "max_new_tokens": data.sampling.cap,
+        "refinement": "none" if data.refinement is None else data.refinement.mode,
+        "seed": data.seed,
+        "precision": str(trainer.precision),
     }
-    if hasattr(pl_module, "beta"):
-        found["model.beta"] = pl_module.beta
-    configs = sorted(Path(trainer.default_root_dir).glob("config*.yaml"), key=lambda file: file.stat().st_mtime)
-    if configs:
-        config = yaml.safe_load(configs[-1].read_text(encoding="utf-8"))
-        found |= dict(_flat({key: config.get(key) for key in ("seed_everything", "model", "data")}))
-    return found
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by their dotted keys. A class stands by its short name, and its options right below it."""
-    if isinstance(value, Mapping):
-        if "class_path" in value:
-            yield key, str(value["class_path"]).rsplit(".", 1)[-1]
-            value = value.get("init_args") or {}
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{key}.{index}")
-    elif isinstance(value, (bool, int, float, str)):
-        yield key, value
+    options = vars(pl_module) | getattr(pl_module, "clip", {})
+    found |= {name: options[name] for name in HYPERPARAMETERS if name not in found and name in options}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 # -- rollouts ---------------------------------------------------------------------------------------------------------
@@ -205,26 +203,29 @@ def samples_table(batch: RolloutBatch, advantages: torch.Tensor | None, count: i
     chosen = [("best", row) for row in judged[:count]]
     chosen += [("worst", row) for row in judged[::-1][:count]]
     chosen += [("random", row) for row in drawn]
-    lines = ["| | reward | verdict | advantage | tokens | prompt | completion |", "|---|---|---|---|---|---|---|"]
+    lines = ["| rollout | prompt | completion |", "|---|---|---|"]
     for kind, row in chosen:
         rollout = batch.rollouts[row]
-        tokens = f"{len(rollout.completion.token_ids)}"
-        if rollout.completion.finish_reason is FinishReason.LENGTH:
-            tokens += ", truncated"
-        advantage = "" if advantages is None else f"{float(advantages[row].float().mean()):+.2f}"
         prompt = rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else ""
-        cells = [kind, f"{rollout.reward:.2f}", _said(rollout), advantage, tokens]
-        cells += [_cell(prompt, 400), _cell(rollout.completion.text, 800)]
-        lines.append("| " + " | ".join(cells) + " |")
+        advantage = None if advantages is None else float(advantages[row].float().mean())
+        facts = "<br>".join([f"**{kind}**", *_facts(rollout, advantage)])
+        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(rollout.completion.text, 800)} |")
     return "\n".join(lines)
 
 
-def _said(rollout: Rollout) -> str:
+def _facts(rollout: Rollout, advantage: float | None) -> Iterator[str]:
     verdict = rollout.verdict
     if verdict.error is not None:
-        return _cell(f"error: {verdict.error}", 200)
-    kind = "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
-    return f"{kind}<br>{_cell(verdict.feedback, 200)}" if verdict.feedback else kind
+        yield _cell(f"error: {verdict.error}", 200)
+    else:
+        yield "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
+        yield f"reward {rollout.reward:.2f}"
+    if advantage is not None:
+        yield f"advantage {advantage:+.2f}"
+    cut = ", truncated" if rollout.completion.finish_reason is FinishReason.LENGTH else ""
+    yield f"{len(rollout.completion.token_ids)} tokens{cut}"
+    if verdict.feedback:
+        yield _cell(verdict.feedback, 200)
 
 
 def _cell(text: str, limit: int) -> str:

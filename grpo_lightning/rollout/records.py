@@ -97,10 +97,10 @@ def _credited(credit: Credit | None, lengths: Sequence[int]) -> list[_Credited]:
         return [_Credited()] * len(lengths)
     advantages, learned = credit.advantages.float().tolist(), credit.learned_N.tolist()
     # Where nothing is learned the reference was not asked.
-    references = [None] * len(lengths) if credit.reference_NT is None else credit.reference_NT.float().tolist()
+    references = None if credit.reference_NT is None else credit.reference_NT.float().tolist()
     rows = []
     for row, length in enumerate(lengths):
-        reference = references[row][:length] if references[row] is not None and learned[row] else None
+        reference = references[row][:length] if references is not None and learned[row] else None
         if credit.advantages.dim() == 1:
             rows.append(_Credited(_rounded(advantages[row]), learned[row], reference))
         else:
