@@ -132,20 +132,19 @@ class TokenCharacters:
 
     def __call__(self, token_ids: Sequence[int], text: str) -> list[int] | None:
         """One number a token, that add up to the length of ``text``; ``None`` where the tokens do not make it up."""
-        pieces: list[str] = []
-        run: list[int] = []  # tokens that hold parts of characters
-        for token in token_ids:
-            piece = self._text(token)
+        pieces = [self._text(token) for token in token_ids]
+        parts: list[int] = []  # places of tokens that hold parts of characters, with hidden ones between them
+        for place, piece in enumerate([*pieces, "end"]):
             if "\ufffd" in piece:
-                run.append(token)
-                pieces.append("")
+                parts.append(place)
+            if not parts or not piece:
                 continue
-            if run:
-                pieces[-1] = self._decode(run)
-                run = []
-            pieces.append(piece)
-        if run:
-            pieces[-1] = self._decode(run)
+            joined = self._decode([token_ids[part] for part in parts])
+            if "\ufffd" not in piece or not joined.endswith("\ufffd"):
+                for part in parts:
+                    pieces[part] = ""
+                pieces[parts[-1]] = joined
+                parts = []
         whole = "".join(pieces)
         if whole == " " + text:
             first = next(index for index, piece in enumerate(pieces) if piece)
