@@ -8,8 +8,10 @@ from .predictions import PredictionWriter
 from .profiler import VRAMProfiler
 from .progress import StepProgressBar
 from .reference_sync import ReferenceSync
+from .rollouts import RolloutLogger
 from .stopping import StopWhen
 from .summary import RunSummary
+from .tensorboard import TensorBoardExtras
 
 Checkpoint = RunCheckpoint
 
@@ -20,9 +22,11 @@ __all__ = [
     "PolicyExport",
     "PredictionWriter",
     "ReferenceSync",
+    "RolloutLogger",
     "RunCheckpoint",
     "RunSummary",
     "StepProgressBar",
     "StopWhen",
+    "TensorBoardExtras",
     "VRAMProfiler",
 ]

@@ -20,6 +20,7 @@ subcommands:
   predict    write completions of the test split with their verdicts to predictions.jsonl
   check      see whether the task's own gold answers satisfy the verifiers
   verify     score the completions of a JSONL file, to try a verifier before training with it
+  samples    show the rollouts of a run as one HTML file
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -27,13 +28,14 @@ examples:
   grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
   grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
   grpo verify --config configs/lfm_gsm8k.yaml --samples predictions.jsonl
+  grpo samples runs/lfm_gsm8k/RUN --open
 
   grpo SUBCOMMAND --help      every key of a subcommand
   grpo --version
 """
 
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify", "samples")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -63,6 +65,11 @@ def main(args: Sequence[str] | None = None) -> None:
     from grpo_lightning.types import ConfigError, RunError
 
     try:
+        if args[0] == "samples":
+            from grpo_lightning.samples.command import samples
+
+            samples(args[1:])
+            return
         from grpo_lightning.cli import run
 
         run(args)

@@ -46,6 +46,8 @@ CALLBACKS = {
     "summary": "RunSummary",
     "export": "PolicyExport",
     "predictions": "PredictionWriter",
+    "rollouts": "RolloutLogger",
+    "tensorboard": "TensorBoardExtras",
 }
 """Callbacks that every run has, by the config key that holds their options."""
 
@@ -113,6 +115,7 @@ class GRPOCLI(LightningCLI):
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
             config.trainer.logger = _tensorboard(run_dir)
+        _into_run_dir(config.trainer.logger, run_dir)
         callbacks = config.trainer.callbacks or []
         if config.trainer.enable_progress_bar is not False and not any(
             "ProgressBar" in c.class_path for c in callbacks
@@ -268,6 +271,14 @@ def _verify(args: list[str]) -> GRPOCLI:
         for line in report(name, verifier, samples):
             print(line)
     return cli
+
+
+def _into_run_dir(loggers: Any, run_dir: Path) -> None:
+    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        options = getattr(logger, "init_args", None)
+        if options is not None and str(options.get("save_dir")) == ".":
+            options.save_dir = str(run_dir)
 
 
 def _tensorboard(run_dir: Path) -> Any:

@@ -270,6 +270,7 @@ class RolloutBatch:
         max_new_tokens: the cap on completions.
         seconds: how long the phases took, by name.
         refinements: rounds of further attempts, if any.
+        keys: one a group: the prompt's place in the run, such as ``train/12/3``.
     """
 
     rollouts: list[Rollout]
@@ -281,6 +282,7 @@ class RolloutBatch:
     max_new_tokens: int
     seconds: Mapping[str, float]
     refinements: tuple[RefinementRound, ...] = ()
+    keys: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -293,3 +295,18 @@ class RolloutBatch:
             rewards_N=self.rewards_N.to(device),
             refinements=tuple(one.to(device) for one in self.refinements),
         )
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a step's attempts were credited with, for those who log it: first attempts, then those of each round.
+
+    Args:
+        advantages: ``[N]``, or ``[N, T]`` where each token has its own; 0 where there is nothing to learn.
+        learned_N: the attempts that contribute to the gradient.
+        reference_NT: the reference's log-probs of those (nats); ``None`` without KL.
+    """
+
+    advantages: Tensor
+    learned_N: Tensor
+    reference_NT: Tensor | None = None

@@ -23,6 +23,7 @@ ORDER = [
     "rollout",
     "algorithms",
     "trial",
+    "samples",
     "parser",
     "runs",
     "cli",

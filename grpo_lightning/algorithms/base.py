@@ -25,7 +25,7 @@ from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.records import record
 from grpo_lightning.rollout.scoring import named
-from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
+from grpo_lightning.types import ConfigError, Credit, Rollout, RunError, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class PolicyModule(EvaluatedModule):
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
         self.totals = Totals()
+        self.credit: Credit | None = None
         self.skipped_steps = 0
         self._skipped_last = False
 

@@ -29,7 +29,7 @@ from grpo_lightning.functional import (
 from grpo_lightning.models.policy import length_mask
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import ConfigError, RolloutBatch, RunError, TokenRows
+from grpo_lightning.types import ConfigError, Credit, RolloutBatch, RunError, TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,7 @@ class OnlineModule(PolicyModule, ABC):
         metrics.add("total/rollout_tokens", rows.tokens.completion_lengths_N.sum())
         counted_N = rows.scored_N & ~rows.truncated_N if self.mask_truncated else rows.scored_N
         targets = self.targets(batch, rows, counted_N, metrics)
+        self.credit = Credit(targets.advantages, targets.learned_N, targets.reference_NT)
         with self.timed(metrics, "update"):
             self._update(targets, metrics)
         self.finish_step(metrics)

@@ -99,6 +99,7 @@ class Collector:
             max_new_tokens=sampling.cap,
             seconds=dict(self.seconds),
             refinements=rounds,
+            keys=batch.keys,
         ).to(self.policy.device)
 
     def refined(

@@ -14,10 +14,11 @@ from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.collector import Collector, EvalBatch
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
+from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.types import ConfigError, TokenRows
+from grpo_lightning.types import ConfigError, Credit, RolloutBatch, TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._prompts: dict[Split, EncodedPrompts] = {}
+        self._characters: TokenCharacters | None = None
         self._validate()
 
     def _validate(self) -> None:
@@ -170,6 +172,18 @@ class RolloutDataModule(pl.LightningDataModule):
     def step_done(self) -> None:
         """Count a step whose batch has been learned from: one that broke off before that is made again on resume."""
         self._train_loader.step += 1
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps that have been learned from, those before a resume included."""
+        return self._train_loader.step
+
+    def records(self, batch: RolloutBatch, credit: Credit | None, tokens: bool = True) -> list[dict[str, Any]]:
+        """The attempts of a training batch as plain records: see :func:`~grpo_lightning.rollout.records.records`."""
+        if self._characters is None:
+            self._characters = TokenCharacters(self._module.policy.tokenizer)
+        distilled = self.refinement is not None and self.refinement.mode == "distill"
+        return records(batch, credit, self._characters if tokens else None, distilled)
 
     @property
     def collector(self) -> Collector:

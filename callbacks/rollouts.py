@@ -1,0 +1,133 @@
+"""Every rollout of training, in files of the run dir."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import ConfigError, RolloutBatch
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 64 * 2**20
+"""A JSONL file of this size is closed, and the next begun."""
+
+
+class RolloutLogger(pl.Callback):
+    """Writes every rollout of training into ``<run dir>/rollouts``; ``grpo samples`` shows them.
+
+    Nothing is ever overwritten. Each start of the run writes into a folder of its own, named by the first step in it,
+    such as ``002-from-step-000040``: what earlier folders hold of that step and those behind it was made again, and
+    readers leave it out. Each rank writes files of its own. A record holds prompt, completion, verdict, reward,
+    advantage, finish reason, attempt, and what the policy thought of its tokens.
+
+    Args:
+        every_n_steps: write the rollouts of each so many steps.
+        format: ``jsonl``, lines appended to a few files; or ``parquet``, a file a step.
+        tokens: write each token's id and log-prob too (and, where there are such, the reference's log-prob and an
+            advantage of its own). It takes the larger part of the space.
+        max_gib: when a rank's files hold more than this, its oldest are deleted; ``None`` keeps all.
+        enabled: ``false`` writes nothing.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1,
+        format: Literal["jsonl", "parquet"] = "jsonl",
+        tokens: bool = True,
+        max_gib: float | None = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(
+                f"rollouts.every_n_steps: must be at least 1, not {every_n_steps}; rollouts.enabled=false writes none"
+            )
+        if max_gib is not None and max_gib <= 0:
+            raise ConfigError(f"rollouts.max_gib: must be above 0, or null for no limit, not {max_gib}")
+        self.every_n_steps = every_n_steps
+        self.format = format
+        self.tokens = tokens
+        self.max_bytes = None if max_gib is None else max_gib * 2**30
+        self.enabled = enabled
+        self._folder: Path | None = None
+        self._shard: Path | None = None
+        self._deleted = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._folder = self._shard = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.datamodule.steps_done - 1
+        wanted = self.enabled and not trainer.fast_dev_run and isinstance(batch, RolloutBatch)
+        if not wanted or step % self.every_n_steps:
+            return
+        if self._folder is None:
+            self._folder = trainer.strategy.broadcast(_new_folder(trainer, step))
+            self._folder.mkdir(parents=True, exist_ok=True)
+        place = {"step": step, "optimizer_step": trainer.global_step, "rank": trainer.global_rank}
+        records = trainer.datamodule.records(batch, pl_module.credit, self.tokens)
+        name = f"rank{trainer.global_rank}-step-{step:06d}.{self.format}"
+        write = _write_parquet if self.format == "parquet" else self._append
+        write(self._folder / name, [place | record for record in records])
+        self._keep_to_limit(self._folder.parent, f"rank{trainer.global_rank}-")
+
+    def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
+        limit = SHARD_BYTES if self.max_bytes is None else min(SHARD_BYTES, self.max_bytes / 8)
+        if self._shard is None or self._shard.stat().st_size > limit:
+            self._shard = path
+        with self._shard.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+    def _keep_to_limit(self, root: Path, prefix: str) -> None:
+        if self.max_bytes is None:
+            return
+        files = sorted(root.glob(f"*/{prefix}*"))
+        total = sum(file.stat().st_size for file in files)
+        while total > self.max_bytes and len(files) > 1:
+            total -= files[0].stat().st_size
+            files.pop(0).unlink()
+            if not self._deleted:
+                self._deleted = True
+                log.warning(
+                    "the rollouts in %s take more than rollouts.max_gib=%g: the oldest are deleted from now on",
+                    root, self.max_bytes / 2**30,
+                )  # fmt: skip
+
+
+def _new_folder(trainer: pl.Trainer, step: int) -> Path:
+    root = Path(trainer.default_root_dir) / "rollouts"
+    numbers = [int(folder.name.split("-")[0]) for folder in root.glob("[0-9]*-from-step-*")]
+    return root / f"{max(numbers, default=0) + 1:03d}-from-step-{step:06d}"
+
+
+def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    whole, real, flag, text = pyarrow.int64(), pyarrow.float64(), pyarrow.bool_(), pyarrow.string()
+    # Named here, for a column that is empty in one step must not change its type. What tasks and verifiers name
+    # themselves is JSON in a string.
+    types = {
+        "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
+        "parent": text, "prompt": text, "completion": text, "answer": text, "metadata": text, "correct": flag,
+        "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text, "tokens": whole,
+        "rewards": text, "advantage": real, "learned": flag, "logprob_mean": real, "logprob_min": real, "kl": real,
+    }  # fmt: skip
+    if "token_ids" in records[0]:
+        types |= {"token_ids": pyarrow.list_(whole), "token_characters": pyarrow.list_(whole)}
+        kinds = ("token_logprobs", "token_reference_logprobs", "token_advantages")
+        types |= {name: pyarrow.list_(pyarrow.float32()) for name in kinds}
+    for record in records:
+        record |= {name: json.dumps(record[name]) for name in ("prompt", "answer", "metadata", "rewards")}
+    table = pyarrow.Table.from_pylist(records, schema=pyarrow.schema(list(types.items())))
+    # Under another name first: a file that is there is whole.
+    unfinished = path.with_suffix(".part")
+    pyarrow.parquet.write_table(table, unfinished, compression="zstd")
+    unfinished.rename(path)

@@ -1,0 +1,236 @@
+"""What makes a run readable in TensorBoard beside its curves: layout, hyper-parameters, samples, histograms."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from grpo_lightning.types import ConfigError, FinishReason, Rollout, RolloutBatch
+
+LAYOUT = {
+    "Reward": {
+        "Reward": [r"^reward/mean$", r"^reward/std$"],
+        "Correct and well formed": [r"^reward/correct", r"^reward/format_valid$"],
+        "Errors, and groups without signal": [r"^reward/errors$", r"^reward/groups_without_signal$"],
+        "Each verifier": [r"^reward/(?!mean$|std$|correct$|correct_after|format_valid$|errors$|groups_without|unsafe)"],
+    },
+    "Policy": {
+        "KL": [r"^policy/kl$", r"^policy/update_kl$"],
+        "Entropy": [r"^policy/entropy$"],
+        "Loss": [r"^policy/loss$", r"^value/loss$"],
+        "Ratio": [r"^policy/clip_fraction$", r"^policy/ratio_max$", r"^policy/sampler_gap$"],
+        "Gradient": [r"^optim/grad_norm$"],
+        "Learning rate": [r"^optim/lr$"],
+        "Advantages": [r"^advantage/"],
+    },
+    "Completions": {
+        "Tokens": [r"^completion/length_"],
+        "Truncated": [r"^completion/truncated$"],
+        "Further attempts": [r"^refinement/"],
+    },
+    "Memory": {"Memory": [r"^memory/"]},
+    "Time": {
+        "Seconds a step": [r"^time/"],
+        "Tokens a second": [r"^throughput/.*_per_s$"],
+        "Padding": [r"^throughput/padding_efficiency$"],
+        "Totals": [r"^total/"],
+    },
+    "Validation": {
+        "Accuracy": [r"^val/accuracy", r"^val/pass@"],
+        "Format": [r"^val/format_valid$"],
+        "Completions": [r"^val/length_mean$"],
+        "Errors and truncated": [r"^val/errors$", r"^val/truncated$"],
+    },
+}
+"""Categories of the custom scalars tab: charts, and the curves in each as regular expressions."""
+
+_WORD, _NUMBER = "", 0.0  # an example of each type
+HYPERPARAMETERS: dict[str, str | float] = {
+    "algorithm": _WORD, "task": _WORD, "lr": _NUMBER, "beta": _NUMBER, "group_size": _NUMBER,
+    "prompts_per_step": _NUMBER, "temperature": _NUMBER, "max_new_tokens": _NUMBER, "epsilon": _NUMBER,
+    "objective": _WORD, "advantage": _WORD, "aggregation": _WORD, "updates_per_rollout": _NUMBER,
+    "minibatches_per_update": _NUMBER, "refinement": _WORD, "verifiers": _WORD, "policy": _WORD, "lora_r": _NUMBER,
+    "optimizer": _WORD, "max_grad_norm": _NUMBER, "precision": _WORD, "seed": _NUMBER,
+}  # fmt: skip
+"""Columns of the hparams tab; a run leaves out what it does not have. All of a run's options are in its config.yaml."""
+
+FINAL = (
+    "val/accuracy", "val/format_valid", "reward/mean", "reward/correct", "policy/kl", "policy/entropy", "policy/loss",
+    "completion/length_mean",
+)  # fmt: skip
+"""Curves whose last value stands beside the hyper-parameters."""
+
+
+class TensorBoardExtras(pl.Callback):
+    """Gives TensorBoard more than curves. With other loggers it does nothing.
+
+    - custom scalars: charts of the curves that belong together;
+    - hparams: the run's options with the last values of its main curves;
+    - text: the best, the worst and random rollouts of a step, as a table;
+    - histograms of rewards, advantages and lengths (of the first rank's rollouts).
+
+    Args:
+        layout: write the layout of the custom scalars tab.
+        hparams: write the hyper-parameters.
+        samples: rollouts of each kind in the table of samples; 0 writes none.
+        every_n_steps: between samples, and between histograms.
+        histograms: write histograms.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    def __init__(
+        self,
+        layout: bool = True,
+        hparams: bool = True,
+        samples: int = 2,
+        every_n_steps: int = 10,
+        histograms: bool = True,
+    ) -> None:
+        if samples < 0:
+            raise ConfigError(f"tensorboard.samples: must be 0 (none) or more, not {samples}")
+        if every_n_steps < 1:
+            raise ConfigError(f"tensorboard.every_n_steps: must be at least 1, not {every_n_steps}")
+        self.layout = layout
+        self.hparams = hparams
+        self.samples = samples
+        self.every_n_steps = every_n_steps
+        self.histograms = histograms
+        self._session_open = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._session_open = False
+        if self.layout:
+            charts = {
+                category: {title: ["Multiline", curves] for title, curves in charts.items()}
+                for category, charts in LAYOUT.items()
+            }
+            for writer in _writers(trainer):
+                writer.add_custom_scalars(charts)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        writers = _writers(trainer)
+        if not writers:
+            return
+        if self.hparams and not self._session_open:
+            self._write_hparams(trainer, pl_module, end=False)
+        step = trainer.datamodule.steps_done - 1
+        if isinstance(batch, RolloutBatch) and step % self.every_n_steps == 0:
+            advantages = None if pl_module.credit is None else pl_module.credit.advantages
+            for writer in writers:
+                if self.histograms:
+                    _write_histograms(writer, batch, advantages, step)
+                if self.samples:
+                    writer.add_text("samples", samples_table(batch, advantages, self.samples, step), step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._session_open:
+            self._write_hparams(trainer, pl_module, end=True)
+
+    def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
+        """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
+        options = hyperparameters(trainer, pl_module)
+        # The tab takes its columns from the first run that it meets, so all runs name the same ones.
+        columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(FINAL, 0.0))
+        _, opened, closed = hparams_summaries(options, {})
+        self._session_open = not end
+        for writer in _writers(trainer):
+            for summary in [closed] if end else [columns, opened]:
+                writer._get_file_writer().add_summary(summary)
+
+
+def _writers(trainer: pl.Trainer) -> list[Any]:
+    """The SummaryWriters to write to: none but on the first rank."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+# -- hyper-parameters -------------------------------------------------------------------------------------------------
+
+
+def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
+    """The options that runs are mostly told apart by, those of :data:`HYPERPARAMETERS` that this run has."""
+    data, policy, optimizer = trainer.datamodule, pl_module.policy_config, trainer.optimizers[0]
+    found = {
+        "algorithm": type(pl_module).__name__,
+        "task": type(data.task).__name__,
+        "verifiers": ", ".join(pl_module.verifiers),
+        "policy": str(policy.path),
+        "lora_r": 0 if policy.lora is None else policy.lora.r,
+        "optimizer": type(optimizer).__name__,
+        "lr": float(optimizer.defaults["lr"]),
+        "prompts_per_step": data.prompts_per_step,
+        "group_size": data.group_size,
+        "temperature": data.sampling.temperature,
+        "max_new_tokens": data.sampling.cap,
+        "refinement": "none" if data.refinement is None else data.refinement.mode,
+        "seed": data.seed,
+        "precision": str(trainer.precision),
+    }
+    options = vars(pl_module) | getattr(pl_module, "clip", {})
+    found |= {name: options[name] for name in HYPERPARAMETERS if name not in found and name in options}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# -- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+def _write_histograms(writer: Any, batch: RolloutBatch, advantages: torch.Tensor | None, step: int) -> None:
+    values = {"rollouts/reward": batch.rewards_N, "rollouts/length": batch.tokens.completion_lengths_N.float()}
+    if advantages is not None:
+        values["rollouts/advantage"] = advantages
+    for name, tensor in values.items():
+        finite = tensor[tensor.isfinite()]
+        if len(finite):
+            writer.add_histogram(name, finite.float().cpu(), step)
+
+
+def samples_table(batch: RolloutBatch, advantages: torch.Tensor | None, count: int, seed: int) -> str:
+    """The best, the worst and random rollouts of a step as a table in Markdown; whatever they say is only shown."""
+    judged = sorted(
+        (row for row, rollout in enumerate(batch.rollouts) if rollout.verdict.error is None),
+        key=lambda row: -batch.rollouts[row].reward,
+    )
+    drawn = random.Random(seed).sample(range(len(batch)), min(count, len(batch)))
+    chosen = [("best", row) for row in judged[:count]]
+    chosen += [("worst", row) for row in judged[::-1][:count]]
+    chosen += [("random", row) for row in drawn]
+    lines = ["| rollout | prompt | completion |", "|---|---|---|"]
+    for kind, row in chosen:
+        rollout = batch.rollouts[row]
+        prompt = rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else ""
+        advantage = None if advantages is None else float(advantages[row].float().mean())
+        facts = "<br>".join([f"**{kind}**", *_facts(rollout, advantage)])
+        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(rollout.completion.text, 800)} |")
+    return "\n".join(lines)
+
+
+def _facts(rollout: Rollout, advantage: float | None) -> Iterator[str]:
+    verdict = rollout.verdict
+    if verdict.error is not None:
+        yield _cell(f"error: {verdict.error}", 200)
+    else:
+        yield "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
+        yield f"reward {rollout.reward:.2f}"
+    if advantage is not None:
+        yield f"advantage {advantage:+.2f}"
+    cut = ", truncated" if rollout.completion.finish_reason is FinishReason.LENGTH else ""
+    yield f"{len(rollout.completion.token_ids)} tokens{cut}"
+    if verdict.feedback:
+        yield _cell(verdict.feedback, 200)
+
+
+def _cell(text: str, limit: int) -> str:
+    """Any text inside a cell: its middle left out if it is long, and no character of it left to Markdown or HTML."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
+    kept = [c if c.isalnum() or c in " .,:;?" else "<br>" if c == "\n" else f"&#{ord(c)};" for c in text.strip()]
+    return "".join(kept)
