@@ -25,6 +25,8 @@ ORDER = [
     "trial",
     "parser",
     "runs",
+    "environment",
+    "compare",
     "cli",
     "__main__",
 ]
