@@ -44,13 +44,16 @@ class Method:
     samples: bool = True
 
 
-UNTIL_CONVERGED = "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, patience: 10}}"
+STOPS = {
+    WARM_START: "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, stopping_threshold: 0.4, "
+    "patience: 1000}}",
+    "sft_converged": "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, patience: 10}}",
+}
+"""What ends the runs that have no budget: the warm start as its config has it, the other when nothing is gained."""
+
 METHODS = (
     Method(WARM_START, "SFT (warm start)", "quickstart_sft", samples=False),
-    Method(
-        "sft_converged", "SFT (converged)", "quickstart_sft",
-        {"trainer.callbacks": f"[{UNTIL_CONVERGED}]", "trainer.max_steps": "3000"}, samples=False,
-    ),
+    Method("sft_converged", "SFT (converged)", "quickstart_sft", {"trainer.max_steps": "3000"}, samples=False),
     Method("ppo", "PPO", "quickstart_ppo"),
     Method("grpo", "GRPO", "quickstart"),
     # Two samples more a prompt, as many as refinement may make: is it the feedback that helps, or the second chance?
@@ -100,10 +103,11 @@ class Plan:
             options["model.init_args.policy.path"] = str(self.folder(WARM_START, seed) / "policy")
             options["model.init_args.policy.init"] = "pretrained"
             options["summary.validate_first"] = "true"
+        stop = STOPS.get(method.name, f"{{class_path: TokenBudget, init_args: {{tokens: {self.tokens}}}}}")
+        options["trainer.callbacks"] = f"[{{class_path: VRAMProfiler}}, {stop}]"
         if method.samples:
             # The budget ends the run, not the number of steps.
-            budget = f"{{class_path: TokenBudget, init_args: {{tokens: {self.tokens}}}}}"
-            options |= {"warm_start": "null", "trainer.max_steps": "10000", "trainer.callbacks": f"[{budget}]"}
+            options |= {"warm_start": "null", "trainer.max_steps": "10000"}
         options |= method.options | (SMOKE if self.smoke else {})
         return ["fit", "--config", f"configs/{method.config}.yaml", *_arguments(options)]
 

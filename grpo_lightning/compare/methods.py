@@ -104,15 +104,11 @@ def label(config: dict[str, Any]) -> str:
     """``GRPO + refinement (distill)``: the algorithm, and what is known to make a method of its own."""
     flat = _flat(config)
     name = str(flat.get("model.class_path", "unknown")).rpartition(".")[2].removesuffix("Module")
-    critic = next((flat[key] for key in (f"{CRITIC}.kind", f"{CRITIC}.class_path", CRITIC) if flat.get(key)), None)
-    if critic is not None:
-        name += f" ({str(critic).rpartition('.')[2]} critic)"
+    if flat.get("model.init_args.critic"):
+        name += f" ({flat['model.init_args.critic']} critic)"
     if flat.get("data.refinement.mode"):
         name += f" + refinement ({flat['data.refinement.mode']})"
     return name
-
-
-CRITIC = "model.init_args.critic"
 
 
 def _names(runs: dict[str, Run], taken: set[str]) -> dict[str, str]:
