@@ -74,6 +74,19 @@ def test_a_warm_start_of_each_seeds_own_does_not_split_a_method(tmp_path: Path) 
     assert len(names(tmp_path / "a", tmp_path / "b")) == 2, "what the policies were trained on differs"
 
 
+def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) -> None:
+    for name, callbacks in {
+        "plain": ["StepProgressBar"],
+        "watched": ["VRAMProfiler"],
+        "stopped": ["TokenBudget"],
+    }.items():
+        run = write_run(tmp_path / name)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{one}"} for one in callbacks]
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert names(tmp_path) == {"GRPO, callbacks none": [1, 1], "GRPO, callbacks TokenBudget": [1]}
+
+
 def test_names_patterns_and_folders_of_runs(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_run(tmp_path / f"runs/seed-{seed}", seed, max_grad_norm=seed)

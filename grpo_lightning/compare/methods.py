@@ -15,12 +15,16 @@ from grpo_lightning.types import ConfigError
 
 PLACES = (
     "seed_everything", "run_dir", "ckpt_path", "warm_start", "weights_only", "predictions", "export", "config",
-    "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "trainer.callbacks", "data.seed",
+    "checkpoint", "health_check", "summary",
+    "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.seed",
     "model.init_args.policy.init",
 )  # fmt: skip
 """Keys of a config that say where and as which seed, or how it is shown; all others say what was done."""
 
 POLICY = "model.init_args.policy.path"
+CALLBACKS = "trainer.callbacks"
+WATCHERS = ("StepProgressBar", "VRAMProfiler")
+"""Callbacks that change nothing about a run."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def what_it_did(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     A policy that a run exported, as a warm start is, stands for what that run did.
     """
     flat = {key: value for key, value in _flat(config).items() if not _is_place(key)}
+    flat[CALLBACKS] = [one for one in flat.get(CALLBACKS) or [] if not _class_name(one).endswith(WATCHERS)]
     path = Path(str(flat.get(POLICY, "")))
     before = path.parent if is_run(path.parent) else folder / "warm_start"
     if path.name == "policy" and is_run(before):
@@ -131,7 +136,13 @@ def _names(runs: dict[str, Run], taken: set[str]) -> dict[str, str]:
     return names
 
 
+def _class_name(value: Any) -> str:
+    return str(value["class_path"] if isinstance(value, dict) and "class_path" in value else value)
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(_class_name(one).rpartition(".")[2] for one in value) or "none"
     return "from another policy" if str(value).startswith("policy of a run") else str(value)
 
 
