@@ -22,8 +22,10 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         device: that the run is on.
         world_size: processes of the run.
     """
+    program = Path(sys.argv[0]).name
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # As `python -m grpo_lightning` it is the same program.
+        "command": ["grpo" if program == "__main__.py" else program, *sys.argv[1:]],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
         "world_size": world_size,

@@ -146,7 +146,7 @@ def test_smoothing_is_for_single_steps_only(tmp_path: Path) -> None:
 
 def table(text: str, heading: str) -> list[dict[str, str]]:
     """A table of the Markdown report, by its header."""
-    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = text.split(f"## {heading}\n\n")[1].split("\n\n")[0]
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
@@ -183,6 +183,8 @@ def test_the_report_has_the_right_numbers(report: Path) -> None:
     assert difference["p"] == difference["p, Holm"]
     runs = table(text, "Runs")
     assert [(row["seed"], row["accuracy"]) for row in runs][:2] == [("1", "70.0 %"), ("2", "90.0 %")]
+    assert "| GRPO | `grpo fit --config 'my config.yaml'` |" in text
+    assert {row["device"] for row in runs} >= {"cpu: a processor, 2 cores"}
     assert "Seeds: 1, 2, 3." in text
     assert "python 3.11, torch 2.13.0" in text
     assert f"--out {report}" in text

@@ -10,7 +10,11 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-ENVIRONMENT = {"device": "cpu: a processor, 2 cores", "versions": {"python": "3.11", "torch": "2.13.0"}}
+ENVIRONMENT = {
+    "command": ["grpo", "fit", "--config", "my config.yaml"],
+    "device": "cpu: a processor, 2 cores",
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+}
 
 
 def write_run(

@@ -70,11 +70,11 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
 
 
 def _folders(argument: str) -> tuple[str | None, list[Path]]:
-    name, equals, rest = argument.partition("=")
-    if not equals or Path(argument).exists():
-        name, rest = "", argument
-    if equals and name == "" and not Path(argument).exists():
-        raise ConfigError(f"RUN_DIR: {argument} has an empty name: write NAME=RUN_DIR")
+    name, rest = None, argument
+    if "=" in argument and not Path(argument).exists():
+        name, _, rest = argument.partition("=")
+        if not name:
+            raise ConfigError(f"RUN_DIR: {argument} has an empty name: write NAME=RUN_DIR")
     matches = sorted(Path(match) for match in glob.glob(rest)) if not Path(rest).exists() else [Path(rest)]
     if not matches:
         raise ConfigError(f"RUN_DIR: there is no folder {rest}")
@@ -87,7 +87,7 @@ def _folders(argument: str) -> tuple[str | None, list[Path]]:
         if not inside:
             raise ConfigError(f"RUN_DIR: {match} is no run, and there is none in it: a run has a config.yaml")
         folders += inside
-    return name or None, folders
+    return name, folders
 
 
 def what_it_did(config: dict[str, Any], folder: Path) -> dict[str, Any]:

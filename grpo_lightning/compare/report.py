@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -272,10 +273,17 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
         if told:
             versions[", ".join(f"{name} {number}" for name, number in told.items())] = None
     table = Table(["method", "run", "device", "checkpoint", "seed", "steps", "accuracy"], rows, caption, left=4)
+    commands = [
+        [method.name, f"`{shlex.join(run.environment['command'])}`"]
+        for method in methods
+        for run in method.runs[:1]
+        if run.environment.get("command")
+    ]
     seeds = sorted({str(run.seed) for method in methods for run in method.runs})
     return [
         Heading("Runs"),
         table,
+        *([Table(["method", "command of its first run"], commands, "", left=2)] if commands else []),
         Text(f"Seeds: {', '.join(seeds)}."),
         Text(f"Versions: {'; '.join(versions) or NOT_MEASURED}."),
         Text(f"This report: `{command}`"),
