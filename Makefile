@@ -1,4 +1,5 @@
 # make quickstart   set up, and train the tiny policy of configs/quickstart.yaml on the CPU
+# make compare      the table and the curves of docs/results: all methods, three seeds each, on the CPU
 # make test         set up, and run the whole test suite
 # make check        what CI runs: lint, types, tests
 
@@ -6,10 +7,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint types check clean
+.PHONY: quickstart compare test lint types check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
+
+compare: $(VENV)/.installed-dev
+	$(BIN)/python scripts/compare.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """Callbacks, installed as ``grpo_lightning.callbacks``. They import the project's types and Lightning, nothing else."""
 
 from .adaptive_kl import AdaptiveKL
+from .budget import TokenBudget
 from .checkpoint import RunCheckpoint
 from .export import PolicyExport
 from .health import HealthCheck
@@ -28,5 +29,6 @@ __all__ = [
     "StepProgressBar",
     "StopWhen",
     "TensorBoardExtras",
+    "TokenBudget",
     "VRAMProfiler",
 ]

@@ -1,26 +1,35 @@
-"""Completions with their verdicts, as JSONL."""
+"""What ``predict`` samples and what ``test`` finds, as JSONL."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from grpo_lightning.types import Prompt, Rollout
+
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what ``predict`` samples to ``<run dir>/predictions.jsonl``, batch by batch; one file a rank.
+    """Writes what ``predict`` samples and what ``test`` finds into the run dir, batch by batch; one file a rank.
+
+    A line of ``predict`` is a completion with its verdict. A line of ``test`` is the verdict on one problem, with a key
+    that the problem has in every run: ``grpo compare`` pairs runs by it.
 
     Args:
-        filename: of the first rank's file; the others put their rank before its ending.
+        filename: of the first rank's predictions; the other ranks put their number before its ending.
+        test_filename: likewise, of the results of a test.
     """
 
-    def __init__(self, filename: str = "predictions.jsonl") -> None:
+    def __init__(self, filename: str = "predictions.jsonl", test_filename: str = "test_results.jsonl") -> None:
         super().__init__(write_interval="batch")
         self.filename = filename
+        self.test_filename = test_filename
 
     def write_on_batch_end(
         self,
@@ -32,15 +41,54 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        path = self._path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if batch_idx == 0 else "a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in prediction)
+        _write(self._path(trainer, self.filename), prediction, batch_idx == 0)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            print(f"completions with their verdicts: {self._path(trainer)}")
+            print(f"completions with their verdicts: {self._path(trainer, self.filename)}")
 
-    def _path(self, trainer: pl.Trainer) -> Path:
-        path = Path(trainer.default_root_dir) / self.filename
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        results = (problem_result(rollout) for rollout in batch.single)
+        _write(self._path(trainer, self.test_filename), results, batch_idx == 0)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(f"the verdict on every problem: {self._path(trainer, self.test_filename)}")
+
+    def _path(self, trainer: pl.Trainer, filename: str) -> Path:
+        path = Path(trainer.default_root_dir) / filename
         return path if trainer.is_global_zero else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
+
+
+def problem_result(rollout: Rollout) -> dict[str, Any]:
+    """What a test found on one problem; ``correct`` is null where a verifier broke."""
+    verdict = rollout.verdict
+    return {
+        "problem": problem_key(rollout.prompt),
+        "correct": verdict.correct if verdict.error is None else None,
+        "format_valid": verdict.format_valid if verdict.error is None else None,
+        "reward": None if math.isnan(rollout.reward) else rollout.reward,
+        "tokens": len(rollout.completion.token_ids),
+        "finish_reason": str(rollout.completion.finish_reason),
+        "error": verdict.error,
+    }
+
+
+def problem_key(prompt: Prompt) -> str:
+    """The same for the same messages, answer and metadata, on every machine."""
+    text = json.dumps([prompt.messages, prompt.answer, dict(prompt.metadata)], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _write(path: Path, records: Iterable[Mapping[str, Any]], first: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w" if first else "a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ subcommands:
   check      see whether the task's own gold answers satisfy the verifiers
   verify     score the completions of a JSONL file, to try a verifier before training with it
   samples    show the rollouts of a run as one HTML file
+  compare    one report of several runs: accuracy, memory, time, curves, significance
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -29,13 +31,16 @@ examples:
   grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
   grpo verify --config configs/lfm_gsm8k.yaml --samples predictions.jsonl
   grpo samples runs/lfm_gsm8k/RUN --open
+  grpo compare runs/quickstart/* "PPO=runs/quickstart_ppo/*" --out report
 
   grpo SUBCOMMAND --help      every key of a subcommand
   grpo --version
 """
 
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify", "samples")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
+LIGHT_SUBCOMMANDS = {"samples": "grpo_lightning.samples.command", "compare": "grpo_lightning.compare.command"}
+"""Those that load what they need themselves: the module whose ``main(args)`` does it."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -57,19 +62,18 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A verifier or task of the user's own, in a file beside the config, as ``python -m`` would find it.
     sys.path.insert(0, os.getcwd())
-    if args[0] not in SUBCOMMANDS:
-        print(f"grpo: error: no subcommand {args[0]!r}: use one of {', '.join(SUBCOMMANDS)}", file=sys.stderr)
+    if args[0] not in (*SUBCOMMANDS, *LIGHT_SUBCOMMANDS):
+        names = ", ".join((*SUBCOMMANDS, *LIGHT_SUBCOMMANDS))
+        print(f"grpo: error: no subcommand {args[0]!r}: use one of {names}", file=sys.stderr)
         raise SystemExit(2)
+    if args[0] in LIGHT_SUBCOMMANDS:
+        _run_light(args)
+        return
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from grpo_lightning.types import ConfigError, RunError
 
     try:
-        if args[0] == "samples":
-            from grpo_lightning.samples.command import samples
-
-            samples(args[1:])
-            return
         from grpo_lightning.cli import run
 
         run(args)
@@ -79,6 +83,16 @@ def main(args: Sequence[str] | None = None) -> None:
     except RunError as error:
         print(f"grpo: stopped: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _run_light(args: list[str]) -> None:
+    from grpo_lightning.types import ConfigError
+
+    try:
+        importlib.import_module(LIGHT_SUBCOMMANDS[args[0]]).main(args[1:])
+    except ConfigError as error:
+        print(f"grpo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

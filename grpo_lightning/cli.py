@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import re
 import warnings
@@ -22,6 +23,7 @@ import grpo_lightning.algorithms
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.environment import environment
 from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
@@ -61,12 +63,16 @@ BESIDE_THE_POINT = (
     ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been reduced over the ranks
     ".*Couldn't infer the batch indices.*",  # the records say what they are
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+    ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a folder of its own
 )
 """Warnings that a user can do nothing about."""
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run dir; a resumed run's goes beside the first, not over it."""
+    """Writes the resolved config into the run dir, with what the run was made with beside it.
+
+    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.already_saved or not trainer.is_global_zero:
@@ -76,6 +82,9 @@ class SaveRunConfig(SaveConfigCallback):
         names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
         path = next(folder / name for name in names if not (folder / name).exists())
         self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        made_with = environment(trainer.strategy.root_device, trainer.world_size)
+        record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
+        record.write_text(json.dumps(made_with, indent=2) + "\n")
         self.already_saved = True
 
 
@@ -106,15 +115,15 @@ class GRPOCLI(LightningCLI):
             config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
         if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
             raise ConfigError(f"ckpt_path: there is no checkpoint {config.ckpt_path}")
-        if config.run_dir is None:
+        if config.run_dir is None or self._evaluates_the_run_in(config.run_dir, config):
             config.run_dir = self._run_dir(config)
         run_dir = Path(config.run_dir)
         if config.warm_start is not None and self.subcommand == "fit":
             self._warm_start(config, run_dir)
         refuse_trainer_options(config.trainer)
-        config.trainer.default_root_dir = str(run_dir)
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger in (None, True) or _is_ours(config.trainer.logger, config.trainer.default_root_dir):
             config.trainer.logger = _tensorboard(run_dir)
+        config.trainer.default_root_dir = str(run_dir)
         _into_run_dir(config.trainer.logger, run_dir)
         callbacks = config.trainer.callbacks or []
         if config.trainer.enable_progress_bar is not False and not any(
@@ -151,12 +160,21 @@ class GRPOCLI(LightningCLI):
         return super()._instantiate_trainer(config, [one for one in callbacks if type(one) not in listed])
 
     def _run_dir(self, config: Any) -> str:
-        if self.subcommand == "fit" and config.get("ckpt_path"):
+        run = run_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
+        if run is not None and self.subcommand == "fit":
             # A resumed run goes on where it was, so that its curves are one.
-            run = run_of_checkpoint(config.ckpt_path)
-            if run is not None:
-                return str(run)
+            return str(run)
+        root = config.trainer.default_root_dir
+        if run is not None and (root is None or self._evaluates_the_run_in(root, config)):
+            # What a checkpoint is found to be worth lies with its run, and apart from its curves.
+            return str(new_run_dir(run, str(self.subcommand)))
         return str(new_run_dir(self._runs_root(config), self._config_name(config)))
+
+    def _evaluates_the_run_in(self, folder: str, config: Any) -> bool:
+        """Whether this validates, tests or predicts with a checkpoint of the run that lies in ``folder``."""
+        if self.subcommand == "fit" or not config.get("ckpt_path"):
+            return False
+        return run_of_checkpoint(config.ckpt_path) == Path(folder).absolute()
 
     def _runs_root(self, config: Any) -> Path:
         return Path(config.trainer.default_root_dir or "runs")
@@ -281,7 +299,15 @@ def _into_run_dir(loggers: Any, run_dir: Path) -> None:
             options.save_dir = str(run_dir)
 
 
-def _tensorboard(run_dir: Path) -> Any:
+def _is_ours(logger: Any, run_dir: str | None) -> bool:
+    """Whether this is the logger that a run in ``run_dir`` was given, as its saved config has it."""
+    ours = _tensorboard(run_dir)
+    if not isinstance(logger, Namespace) or logger.class_path != ours.class_path:
+        return False
+    return all(logger.init_args.get(name) == value for name, value in vars(ours.init_args).items())
+
+
+def _tensorboard(run_dir: str | Path | None) -> Any:
     return Namespace(
         class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
         init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),

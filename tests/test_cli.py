@@ -315,7 +315,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for subcommand in ("fit", "validate", "test", "predict", "check", "verify"):
+    for subcommand in ("fit", "validate", "test", "predict", "check", "verify", "compare"):
         assert f"  {subcommand} " in done.stdout
     version = subprocess.run(
         [sys.executable, "-m", "grpo_lightning", "--version"], capture_output=True, text=True, check=True

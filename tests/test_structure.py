@@ -26,6 +26,8 @@ ORDER = [
     "samples",
     "parser",
     "runs",
+    "environment",
+    "compare",
     "cli",
     "__main__",
 ]

@@ -12,7 +12,7 @@ from grpo_lightning.samples.read import read_rollouts
 from grpo_lightning.types import ConfigError
 
 
-def samples(args: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     """Write a run's rollouts as one HTML file.
 
     Raises:

@@ -1,0 +1,42 @@
+"""Ending a run at a number of generated tokens, so that runs can be compared at equal sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from grpo_lightning.types import ConfigError
+
+COUNTER = "total/rollout_tokens"
+
+
+class TokenBudget(pl.Callback):
+    """Ends training behind the step in which the run has generated so many tokens, as if ``max_steps`` were reached.
+
+    Counted are the tokens of all completions that were sampled to learn from, further attempts among them
+    (``total/rollout_tokens``).
+
+    Args:
+        tokens: the budget.
+
+    Raises:
+        ConfigError: the budget is below 1, or the run generates nothing to learn from.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        if tokens < 1:
+            raise ConfigError(f"TokenBudget.tokens: must be at least 1, not {tokens}")
+        self.tokens = tokens
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not float(trainer.callback_metrics.get(COUNTER, 0.0)) > 0:
+            raise ConfigError(
+                f"TokenBudget: {type(pl_module).__name__} generates nothing to learn from ({COUNTER} is 0): set "
+                "trainer.max_steps instead"
+            )
+        # The same number on every rank, so all of them stop.
+        if float(trainer.callback_metrics[COUNTER]) >= self.tokens:
+            trainer.should_stop = True

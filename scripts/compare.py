@@ -1,0 +1,194 @@
+"""SFT, PPO, GRPO and GRPO with refinement on the quickstart task, from the same warm starts, at equal generated tokens.
+
+    make compare                                     # that is: python scripts/compare.py
+    python scripts/compare.py --smoke --out /tmp/x   # two steps and one seed, to see that everything runs
+
+Per seed one warm start is trained and all methods go on from its policy. Runs go side by side, each on one thread; a
+run that has finished is not made again, so the command can be repeated after a break. Then every policy is tested, and
+`grpo compare` writes its report. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WARM_START = "sft"
+TOKENS = 1_100_000  # what 200 steps of configs/quickstart.yaml generate
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Args:
+        name: of its folder.
+        title: in the report.
+        config: that it is trained by.
+        options: in place of the config's.
+        samples: whether it generates what it learns from, and so has the budget.
+    """
+
+    name: str
+    title: str
+    config: str
+    options: dict[str, str] = field(default_factory=dict)
+    samples: bool = True
+
+
+STOPS = {
+    WARM_START: "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, stopping_threshold: 0.4, "
+    "patience: 1000}}",
+    "sft_converged": "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, patience: 10}}",
+}
+"""What ends the runs that have no budget: the warm start as its config has it, the other when nothing is gained."""
+
+METHODS = (
+    Method(WARM_START, "SFT (warm start)", "quickstart_sft", samples=False),
+    Method("sft_converged", "SFT (converged)", "quickstart_sft", {"trainer.max_steps": "3000"}, samples=False),
+    Method("ppo", "PPO", "quickstart_ppo"),
+    Method("grpo", "GRPO", "quickstart"),
+    # Two samples more a prompt, as many as refinement may make: is it the feedback that helps, or the second chance?
+    Method("grpo_group10", "GRPO, 10 samples a prompt", "quickstart", {"data.group_size": "10"}),
+    Method(
+        "refine_distill", "GRPO + refinement (distill)", "quickstart",
+        {"data.refinement": "{mode: distill, budget: 2}"},
+    ),
+    Method(
+        "refine_in_context", "GRPO + refinement (in_context)", "quickstart",
+        {"data.refinement": "{mode: in_context, budget: 2}"},
+    ),
+)  # fmt: skip
+SMOKE = {
+    "trainer.max_steps": "2", "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1",
+    "data.prompts_per_step": "2", "data.val_batch_size": "4", "data.task.init_args.test_size": "8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Args:
+        runs: the folder of all runs.
+        out: the folder of the report.
+        methods: chosen.
+        seeds: of each.
+        tokens: the budget.
+        smoke: two tiny steps in place of a whole run.
+    """
+
+    runs: Path
+    out: Path
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    tokens: int
+    smoke: bool
+
+    def folder(self, method: str, seed: int) -> Path:
+        return self.runs / method / f"seed-{seed}"
+
+    def fit(self, method: Method, seed: int) -> list[str]:
+        """The arguments of `grpo` that train it."""
+        options = {"seed_everything": str(seed), "run_dir": str(self.folder(method.name, seed))}
+        if method.name != WARM_START:
+            options["model.init_args.policy.path"] = str(self.folder(WARM_START, seed) / "policy")
+            options["model.init_args.policy.init"] = "pretrained"
+            options["summary.validate_first"] = "true"
+        stop = STOPS.get(method.name, f"{{class_path: TokenBudget, init_args: {{tokens: {self.tokens}}}}}")
+        options["trainer.callbacks"] = f"[{{class_path: VRAMProfiler}}, {stop}]"
+        if method.samples:
+            # The budget ends the run, not the number of steps.
+            options |= {"warm_start": "null", "trainer.max_steps": "10000"}
+        options |= method.options | (SMOKE if self.smoke else {})
+        return ["fit", "--config", f"configs/{method.config}.yaml", *_arguments(options)]
+
+    def test(self, method: Method, seed: int) -> list[str]:
+        """The arguments of `grpo` that test its last policy."""
+        folder = self.folder(method.name, seed)
+        options = {"ckpt_path": str(folder / "checkpoints/last.ckpt"), "run_dir": str(folder / "test")}
+        return ["test", "--config", str(folder / "config.yaml"), *_arguments(options)]
+
+    def compare(self) -> list[str]:
+        """The arguments of `grpo` that write the report."""
+        runs = [f"{method.title}={self.runs / method.name}" for method in self.methods]
+        title = f"The quickstart task at {self.tokens:,} generated tokens"
+        return ["compare", *runs, "--out", str(self.out), "--title", title]
+
+
+def _arguments(options: dict[str, str]) -> list[str]:
+    return [text for key, value in options.items() for text in (f"--{key}", value)]
+
+
+def make(plan: Plan, method: Method, seed: int, warm_start: Future[None] | None) -> None:
+    """Train and test one run, unless that has been done."""
+    if warm_start is not None:
+        warm_start.result()
+    folder = plan.folder(method.name, seed)
+    for args, marker in ((plan.fit(method, seed), "fit.done"), (plan.test(method, seed), "test.done")):
+        done = folder / marker
+        if done.is_file():
+            if done.read_text() == shlex.join(args):
+                continue
+            raise SystemExit(f"{folder} was made by another command: remove it, or give another --runs")
+        # What a break left behind is made anew.
+        shutil.rmtree(folder if args[0] == "fit" else folder / "test", ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / f"{args[0]}.log"
+        print(f"{method.title}, seed {seed}: grpo {args[0]} ...", flush=True)
+        with log.open("w") as file:
+            code = _grpo(args, stdout=file)
+        if code:
+            raise SystemExit(f"grpo {args[0]} of {folder} failed with exit code {code}: see {log}")
+        done.write_text(shlex.join(args))
+
+
+def _grpo(args: list[str], stdout: object = None) -> int:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "grpo_lightning", *args]
+    return subprocess.run(command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.STDOUT).returncode  # type: ignore[call-overload,no-any-return]
+
+
+def run(plan: Plan, jobs: int) -> None:
+    """Make all runs, `jobs` at a time, and the report."""
+    with ThreadPoolExecutor(jobs) as pool:
+        # In the order in which they are begun: a run that waits for its warm start waits for one that is running.
+        warm = {seed: pool.submit(make, plan, METHODS[0], seed, None) for seed in plan.seeds}
+        rest = [method for method in plan.methods if method.name != WARM_START]
+        made = [pool.submit(make, plan, method, seed, warm[seed]) for seed in plan.seeds for method in rest]
+        for future in [*warm.values(), *made]:
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    if _grpo(plan.compare()):
+        raise SystemExit("grpo compare failed")
+
+
+def parse(args: list[str] | None = None) -> tuple[Plan, int]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [method.name for method in METHODS]
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="folder of all runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the report")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="the warm start is always made")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="that every run that samples generates")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, at one thread each")
+    parser.add_argument("--smoke", action="store_true", help="two tiny steps of one seed")
+    given = parser.parse_args(args)
+    chosen = tuple(method for method in METHODS if method.name in {WARM_START, *given.methods})
+    seeds = tuple(given.seeds[:1] if given.smoke else given.seeds)
+    return Plan(given.runs, given.out, chosen, seeds, given.tokens, given.smoke), given.jobs
+
+
+if __name__ == "__main__":
+    run(*parse())

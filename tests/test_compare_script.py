@@ -1,0 +1,126 @@
+"""``make compare``: what is run, in which order, what is not run again; and the budget that ends the runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import grpo_lightning.callbacks as callbacks
+from grpo_lightning import cli
+from grpo_lightning.algorithms import SFTModule
+from grpo_lightning.callbacks import TokenBudget
+from grpo_lightning.models import PolicyConfig
+from grpo_lightning.types import ConfigError
+from tests.toy import LetterVerifier, Watch, fit, grpo
+
+ROOT = Path(__file__).parents[1]
+COUNTED = importlib.util.find_spec("grpo_lightning.algorithms.totals") is not None
+needs_totals = pytest.mark.skipif(not COUNTED, reason="the runs do not log total/rollout_tokens yet")
+needs_profiler = pytest.mark.skipif(not hasattr(callbacks, "VRAMProfiler"), reason="VRAMProfiler is not there yet")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_totals
+def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, tmp_path: Path) -> None:
+    free = Watch()
+    fit(tmp_path, grpo(model_path), 6, callbacks=[free])
+    used = [sum(len(rollout.completion.token_ids) for rollout in batch.rollouts) for batch in free.batches]
+    for budget, steps in ((1, 1), (sum(used[:2]), 2), (sum(used[:2]) + 1, 3)):
+        watch = Watch()
+        fit(tmp_path, grpo(model_path), 6, callbacks=[watch, TokenBudget(budget)])
+        assert len(watch.batches) == steps
+
+
+def test_a_budget_needs_something_to_count(model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens: must be at least 1, not 0"):
+        TokenBudget(0)
+    module = SFTModule(PolicyConfig(path=model_path), [LetterVerifier()])
+    with pytest.raises(ConfigError, match="SFTModule generates nothing to learn from"):
+        fit(tmp_path, module, 2, callbacks=[TokenBudget(10)])
+
+
+@needs_profiler
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("name", ["sft", "sft_converged", "ppo", "grpo", "grpo_group10", "refine_distill"])
+def test_every_method_is_a_config_that_can_be_run(
+    script: ModuleType, name: str, smoke: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plan, jobs = script.parse(["--runs", str(tmp_path), "--tokens", "5000", *(["--smoke"] if smoke else [])])
+    method = next(method for method in plan.methods if method.name == name)
+    if not (ROOT / f"configs/{method.config}.yaml").is_file():
+        pytest.skip(f"{method.config}.yaml is not there yet")
+    shutil.copytree(ROOT / "configs/tiny_decoder", plan.folder("sft", 2) / "policy")
+    subcommand, *arguments = plan.fit(method, 2)
+    assert subcommand == "fit"
+    parsed = cli.parse(arguments)
+    assert parsed.config.seed_everything == 2
+    assert parsed.config.run_dir == str(tmp_path / name / "seed-2")
+    assert (parsed.config.warm_start is None) or not method.samples
+    starts_from = parsed.config.model.init_args.policy
+    assert (starts_from.path == "configs/tiny_decoder") is (name == "sft")
+    assert starts_from.init == ("random" if name == "sft" else "pretrained")
+    budgets = [one for one in parsed.trainer.callbacks if isinstance(one, TokenBudget)]
+    assert [budget.tokens for budget in budgets] == ([5000] if method.samples else [])
+    assert parsed.datamodule is not None
+    assert parsed.datamodule.group_size == (10 if name == "grpo_group10" else 8)
+    assert (parsed.datamodule.refinement is not None) is (name == "refine_distill")
+    assert (parsed.trainer.max_steps == 2) is smoke
+    assert jobs == 2
+
+
+def test_options_choose_what_is_run(script: ModuleType, tmp_path: Path) -> None:
+    plan, jobs = script.parse(["--methods", "grpo", "--seeds", "4", "5", "--jobs", "3", "--out", str(tmp_path)])
+    assert [method.name for method in plan.methods] == ["sft", "grpo"]
+    assert (plan.seeds, jobs) == ((4, 5), 3)
+    assert plan.compare()[:3] == ["compare", "SFT (warm start)=runs/compare/sft", "GRPO=runs/compare/grpo"]
+    assert str(tmp_path) in plan.compare()
+    whole, _ = script.parse([])
+    assert len(whole.methods) == 7
+    assert whole.seeds == (1, 2, 3)
+    assert script.parse(["--smoke"])[0].seeds == (1,)
+
+
+def test_the_warm_start_is_stopped_as_its_own_config_says(script: ModuleType) -> None:
+    config = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
+    assert config["trainer"]["callbacks"] == [yaml.safe_load(script.STOPS["sft"])]
+
+
+@needs_profiler
+@needs_totals
+def test_it_runs_whole_and_does_nothing_twice(
+    script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    options = ["--smoke", "--methods", "grpo", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    # What a break left behind goes.
+    left = tmp_path / "runs/grpo/seed-1/config.yaml"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    script.run(*script.parse(options))
+    text = (tmp_path / "out/report.md").read_text()
+    assert "SFT (warm start) | 1 |" in text
+    assert "GRPO vs SFT (warm start)" in text
+    written = left.stat().st_mtime_ns
+    capfd.readouterr()
+    script.run(*script.parse(options))
+    assert left.stat().st_mtime_ns == written
+    assert "grpo fit ..." not in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="was made by another command"):
+        script.run(*script.parse([*options, "--tokens", "7"]))
