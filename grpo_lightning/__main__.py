@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ subcommands:
   predict    write completions of the test split with their verdicts to predictions.jsonl
   check      see whether the task's own gold answers satisfy the verifiers
   verify     score the completions of a JSONL file, to try a verifier before training with it
+  plan       what memory each phase will take, whether it fits, and the largest settings that do
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -27,6 +29,7 @@ examples:
   grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
   grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
   grpo verify --config configs/lfm_gsm8k.yaml --samples predictions.jsonl
+  grpo plan --config configs/lfm_gsm8k.yaml --memory 8GiB
 
   grpo SUBCOMMAND --help      every key of a subcommand
   grpo --version
@@ -34,6 +37,8 @@ examples:
 
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
+LIGHT_SUBCOMMANDS = {"plan": "grpo_lightning.planner.command"}
+"""Those that load what they need themselves: the module whose ``main(args)`` does it."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -55,9 +60,13 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A verifier or task of the user's own, in a file beside the config, as ``python -m`` would find it.
     sys.path.insert(0, os.getcwd())
-    if args[0] not in SUBCOMMANDS:
-        print(f"grpo: error: no subcommand {args[0]!r}: use one of {', '.join(SUBCOMMANDS)}", file=sys.stderr)
+    if args[0] not in (*SUBCOMMANDS, *LIGHT_SUBCOMMANDS):
+        names = ", ".join((*SUBCOMMANDS, *LIGHT_SUBCOMMANDS))
+        print(f"grpo: error: no subcommand {args[0]!r}: use one of {names}", file=sys.stderr)
         raise SystemExit(2)
+    if args[0] in LIGHT_SUBCOMMANDS:
+        _run_light(args)
+        return
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from grpo_lightning.types import ConfigError, RunError
@@ -72,6 +81,16 @@ def main(args: Sequence[str] | None = None) -> None:
     except RunError as error:
         print(f"grpo: stopped: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _run_light(args: list[str]) -> None:
+    from grpo_lightning.types import ConfigError
+
+    try:
+        importlib.import_module(LIGHT_SUBCOMMANDS[args[0]]).main(args[1:])
+    except ConfigError as error:
+        print(f"grpo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

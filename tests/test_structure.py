@@ -26,6 +26,7 @@ ORDER = [
     "parser",
     "runs",
     "cli",
+    "planner",
     "__main__",
 ]
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
