@@ -1,12 +1,17 @@
-"""Models of given shapes with random weights, and tokenizers to go with them: nothing is downloaded."""
+"""Models of given shapes with random weights, their tokenizers, and prompts of given lengths: nothing is downloaded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from grpo_lightning.tasks import Task
+from grpo_lightning.tasks.base import Split
+from grpo_lightning.types import Prompt
 
 TEMPLATE = (
     "{{ '<|startoftext|>' }}{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + "
@@ -63,3 +68,24 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
     fast.chat_template = TEMPLATE
     return fast
+
+
+class FixedLengths(Task):
+    """Prompts of at least so many tokens, to be cut to that many, and solutions of exactly so many."""
+
+    def __init__(self, prompt_tokens: int, solution_tokens: int, rows: int = 256) -> None:
+        super().__init__()
+        self.prompt_tokens = prompt_tokens
+        self.solution_tokens = solution_tokens
+        self.rows = rows
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        # A letter is a token, and the last token is the terminator.
+        solution = "y" * (self.solution_tokens - 1)
+        return [
+            Prompt(self.messages(f"{'x' * self.prompt_tokens} {split} {row}"), answer="1", solution=solution)
+            for row in range(self.rows)
+        ]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        return str(prompt.solution)

@@ -67,8 +67,10 @@ def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Pat
             } | options,
         },
         "data": {
-            # All prompts are cut to the same length.
-            "task": {"class_path": "Arithmetic", "init_args": {"system_prompt": "x" * args.prompt_tokens}},
+            "task": {
+                "class_path": "architectures.FixedLengths",
+                "init_args": {"prompt_tokens": args.prompt_tokens, "solution_tokens": args.tokens},
+            },
             "max_prompt_tokens": args.prompt_tokens, "overlong": "truncate-left",
             "prompts_per_step": args.prompts, "group_size": args.group,
             "sampling": {"temperature": 1.0, "max_new_tokens": args.tokens},
