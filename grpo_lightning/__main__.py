@@ -23,6 +23,7 @@ subcommands:
   verify     score the completions of a JSONL file, to try a verifier before training with it
   samples    show the rollouts of a run as one HTML file
   compare    one report of several runs: accuracy, memory, time, curves, significance
+  plan       what memory each phase will take, whether it fits, and the largest settings that do
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -32,6 +33,7 @@ examples:
   grpo verify --config configs/lfm_gsm8k.yaml --samples predictions.jsonl
   grpo samples runs/lfm_gsm8k/RUN --open
   grpo compare runs/quickstart/* "PPO=runs/quickstart_ppo/*" --out report
+  grpo plan --config configs/lfm_gsm8k.yaml --memory 8GiB
 
   grpo SUBCOMMAND --help      every key of a subcommand
   grpo --version
@@ -39,7 +41,13 @@ examples:
 
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
-LIGHT_SUBCOMMANDS = {"samples": "grpo_lightning.samples.command", "compare": "grpo_lightning.compare.command"}
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
+LIGHT_SUBCOMMANDS = {
+    "plan": "grpo_lightning.planner.command",
+    "samples": "grpo_lightning.samples.command",
+    "compare": "grpo_lightning.compare.command",
+}
+"""Those that load what they need themselves: the module whose ``main(args)`` does it."""
 """Those that load what they need themselves: the module whose ``main(args)`` does it."""
 
 

@@ -238,8 +238,8 @@ def _show_log() -> None:
             handler.addFilter(lambda entry: "Tip: For seamless" not in entry.getMessage())
 
 
-def _cli(args: list[str], run: bool = True) -> GRPOCLI:
-    return GRPOCLI(
+def _cli(args: list[str], run: bool = True, kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:
+    return kind(
         PolicyModule,
         RolloutDataModule,
         subclass_mode_model=True,
@@ -253,9 +253,9 @@ def _cli(args: list[str], run: bool = True) -> GRPOCLI:
     )
 
 
-def parse(args: list[str]) -> GRPOCLI:
+def parse(args: list[str], kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:
     """Module, data and trainer of a config, built but not run; no model is loaded."""
-    return _cli(args, run=False)
+    return _cli(args, run=False, kind=kind)
 
 
 def _check(args: list[str]) -> GRPOCLI:

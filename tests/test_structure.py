@@ -29,6 +29,7 @@ ORDER = [
     "environment",
     "compare",
     "cli",
+    "planner",
     "__main__",
 ]
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])

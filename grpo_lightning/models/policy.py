@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class Policy(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
-        self.model, loaded_adapter = load_model(config)
+        self.tokenizer: PreTrainedTokenizerBase = self._load_tokenizer(chat_template)
+        self.model, loaded_adapter = self._load_model()
         self.reference_form = self._reference_form(with_reference, loaded_adapter)
         self.reference_model: nn.Module | None = None
         if self.reference_form == "copy":
@@ -270,6 +270,12 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     # -- construction -----------------------------------------------------------------------------------------------
+
+    def _load_tokenizer(self, chat_template: str | None) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config.path, self.config.revision, chat_template)
+
+    def _load_model(self) -> tuple[Any, bool]:
+        return load_model(self.config)
 
     def _reference_form(self, wanted: bool, loaded_adapter: bool) -> str:
         if not wanted:

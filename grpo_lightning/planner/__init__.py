@@ -1,0 +1,1 @@
+"""What a config will take of memory, found without any: ``grpo plan``."""

@@ -1,0 +1,139 @@
+"""Tensors without memory, and a meter of the memory they would take."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+REAL_ELEMENTS = 2**20
+"""Integers up to this many are computed: lengths, masks and positions decide what a program does next."""
+
+_READ: dict[torch.dtype, int | bool] = {torch.bool: False, torch.int64: 0, torch.int32: 0}
+
+HOST = "host"
+"""The part of tensors that do not lie on the device."""
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Runs a program for its memory alone: counts the bytes alive, and their peak, without allocating them.
+
+    Within the mode floating-point tensors are fakes (shapes and types, no storage), and so is what is computed from
+    them; small integer tensors are real, so that masks and lengths steer the program as they would. A number read out
+    of a fake is 1.0, 0 or False. Every storage counts from the operation that made it until it is freed, and by the
+    part it belongs to. What an operation takes inside, and gives back before it returns, is
+    not seen, with one exception below.
+
+    Args:
+        vocab_size: tensors with this many columns are the part ``logits``.
+        expands_products: as on the CPU, where a batched product in bfloat16 copies an operand that was expanded.
+    """
+
+    def __init__(self, vocab_size: int | None = None, expands_products: bool = False) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.expands_products = expands_products
+        self.part = "other"
+        self.live: dict[str, int] = {}
+        self.peak: dict[str, int] = {}
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._storages: dict[int, tuple[str, int]] = {}
+        self._total = 0
+        self._peak_total = 0
+
+    # -- what is read off -------------------------------------------------------------------------------------------
+
+    def reset_peak(self) -> None:
+        """Begin a new peak at what is alive now."""
+        self.peak, self._peak_total = dict(self.live), self._total
+
+    @contextmanager
+    def counting_as(self, part: str) -> Iterator[None]:
+        """What is made inside belongs to ``part``."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
+
+    def assign(self, tensor: Tensor, part: str) -> None:
+        """Move a tensor that is alive to another part."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._storages:
+            old, size = self._storages[key]
+            self._storages[key] = (part, size)
+            self._add(old, -size)
+            self._add(part, size)
+
+    # -- the mode ---------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return _READ.get(args[0].dtype, 1.0)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+            out = func(*args, **kwargs)
+        else:
+            with self._fake:
+                out = func(*args, **kwargs)
+            if isinstance(out, Tensor) and out.numel() <= (1 if out.is_floating_point() else REAL_ELEMENTS):
+                out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        if func is torch.ops.aten.bmm.default and self.expands_products:
+            copies = [one for one in args if one.dtype is torch.bfloat16 and one.stride(0) == 0]
+            taken = sum(one.numel() * one.element_size() for one in copies)
+            self._add(self.part, taken)
+            self._add(self.part, -taken)
+        return out
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        columns = tensor.shape[-1] if tensor.dim() > 1 else None
+        part = "logits" if columns is not None and columns == self.vocab_size else self.part
+        self._storages[key] = (part, storage.nbytes())
+        self._add(part, storage.nbytes())
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        part, size = self._storages.pop(key)
+        self._add(part, -size)
+
+    def _add(self, part: str, size: int) -> None:
+        self.live[part] = self.live.get(part, 0) + size
+        if part == HOST:
+            return
+        self._total += size
+        if self._total > self._peak_total:
+            self._peak_total, self.peak = self._total, dict(self.live)
+
+    # -- modules ----------------------------------------------------------------------------------------------------
+
+    def adopt(self, module: nn.Module) -> None:
+        """Put fakes in the place of a module's parameters and buffers on the meta device, ties kept."""
+        adopted: dict[Tensor, Tensor] = {}
+        with self:
+            for part in module.modules():
+                for tensors in (part._parameters, part._buffers):
+                    for name, tensor in tensors.items():
+                        if tensor is not None and tensor.is_meta:
+                            if tensor not in adopted:
+                                adopted[tensor] = self._like(tensor)
+                            tensors[name] = adopted[tensor]  # type: ignore[assignment]
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        with self._fake:
+            fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._see(fake)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake

@@ -1,0 +1,104 @@
+"""The policy of a config without its weights: every tensor has a shape, and none has memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.models.loading import load_model
+from grpo_lightning.planner.meter import HOST, MemoryMeter
+
+TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
+
+
+class WeightlessPolicy(Policy):
+    """A policy for rehearsals under a :class:`MemoryMeter`. Of its path it reads the architecture, no weights.
+
+    Args:
+        config: as for :class:`Policy`.
+        with_reference: as for :class:`Policy`.
+        on_cuda: for a GPU, where weights that are kept in host memory do not count.
+    """
+
+    def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
+        with torch.device("meta"):
+            super().__init__(config, with_reference=with_reference)
+        self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
+        self.meter.adopt(self)
+        for name, parameter in self.named_parameters():
+            self.meter.assign(parameter, self._part_of(name))
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._sort_gradient)
+        self._mark_passes()
+        self._keep_pristine_weights(HOST if on_cuda else "merge copy")
+
+    def _load_tokenizer(self, chat_template: str | None) -> PreTrainedTokenizerBase:
+        """A vocabulary of two: a rehearsal has lengths and no texts, and needs no download."""
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+        tokenizer.chat_template = TEMPLATE
+        return tokenizer
+
+    def _load_model(self) -> tuple[Any, bool]:
+        config, adapter = replace(self.config, init="random"), None
+        if (Path(config.path) / "adapter_config.json").is_file():
+            from peft import LoraConfig
+
+            adapter = LoraConfig.from_pretrained(config.path)
+            config = replace(config, path=str(adapter.base_model_name_or_path))
+        model, _ = load_model(config)
+        if adapter is not None:
+            from peft import get_peft_model
+
+            adapter.inference_mode = False
+            model = get_peft_model(model, adapter)
+        return model, adapter is not None
+
+    def _check_head(self) -> None:
+        """Nothing to compare without weights."""
+
+    # -- whose memory it is -----------------------------------------------------------------------------------------
+
+    def _part_of(self, name: str) -> str:
+        if name.startswith("reference_model.") or ".reference." in name:
+            return "reference"
+        return "adapter" if ".lora_" in name else "weights"
+
+    def _sort_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.meter.assign(parameter.grad, "gradients")
+
+    def _mark_passes(self) -> None:
+        """What the language model finds or leaves in its cache is the part ``cache``."""
+
+        def before(lm: Any, args: Any, kwargs: Any) -> None:
+            for tensor in _tensors_in(kwargs.get("past_key_values")):
+                self.meter.assign(tensor, "cache")
+
+        def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
+            for tensor in _tensors_in(getattr(output, "past_key_values", None)):
+                self.meter.assign(tensor, "cache")
+
+        self.lm.register_forward_pre_hook(before, with_kwargs=True)
+        self.lm.register_forward_hook(after, with_kwargs=True)
+
+    def _keep_pristine_weights(self, part: str) -> None:
+        """Merge the adapter once, so that the copies of the weights it goes into exist, as after a first rollout."""
+        with self.meter, self.rollout_mode():
+            for tensor in self._pristine.values():
+                self.meter.assign(tensor, part)
+
+
+def _tensors_in(cache: Any) -> Iterator[Tensor]:
+    for layer in getattr(cache, "layers", []):
+        for value in vars(layer).values():
+            if isinstance(value, Tensor):
+                yield value

@@ -1,0 +1,176 @@
+"""One iteration of training, run for its memory alone: the project's own code on tensors that have none."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.models import PolicyConfig
+from grpo_lightning.planner.meter import HOST
+from grpo_lightning.planner.policy import WeightlessPolicy
+from grpo_lightning.rollout.engine import generate
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.types import TokenRows
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """The bytes of a phase's parts at the moment when they are most.
+
+    Args:
+        name: of the phase.
+        parts: bytes on the device by part.
+        host: bytes that are kept in host memory beside them.
+    """
+
+    name: str
+    parts: dict[str, int]
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+class _EnoughError(Exception):
+    """Ends a rehearsal whose rest would repeat itself."""
+
+
+class Rehearsal:
+    """Runs the phases of a training step, and says what each takes.
+
+    The optimizer has made a step before, so that its state and the last gradients are there, as they are in every
+    iteration but the first. Each phase is the worst case of its shapes: every completion runs to the cap.
+
+    Args:
+        module: of the config; its own policy is never loaded.
+        policy: of the config.
+        precision: ``trainer.precision``.
+        on_cuda: the run is on a GPU: host copies are not on the device, and the optimizer works on all tensors at once.
+    """
+
+    def __init__(self, module: PolicyModule, policy: PolicyConfig, precision: str, on_cuda: bool) -> None:
+        self.module = module
+        self.precision = precision
+        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda=on_cuda)
+        self.meter = self.policy.meter
+        self.optimizer = module.make_optimizer(self.policy.trainable_parameters())
+        for group in self.optimizer.param_groups:
+            if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
+                group["foreach"] = True  # what torch chooses on CUDA where nothing is said
+        self.update([step_rows([2], [1])])
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    self.meter.assign(value, "optimizer")
+
+    # -- phases -----------------------------------------------------------------------------------------------------
+
+    def rollout(self, prompts: int, group_size: int, width: int, sampling: SamplingParams) -> PhaseMemory:
+        """``group_size`` completions of each of some prompts of ``width`` tokens, all decoding at once.
+
+        The first steps hold the pass over the prompts, the last ones the longest cache.
+        """
+        with self._phase("rollout") as first, _forwards(self.policy, stop_at=2):
+            self._generate(prompts, group_size, width, sampling, sampling.cap)
+        with self._phase("rollout") as last, _forwards(self.policy, on_decoding=self.meter.reset_peak):
+            self._generate(prompts, group_size, max(1, width + sampling.cap - 2), sampling, min(2, sampling.cap))
+        return max(first.taken, last.taken, key=lambda phase: phase.total)
+
+    def reference(self, tokens: TokenRows, temperature: float = 1.0) -> PhaseMemory:
+        """The reference's log-probs of one micro-batch."""
+        with self._phase("reference") as phase, torch.no_grad(), self.meter.counting_as("activations"):
+            self.policy.logprobs(tokens, temperature, reference=True)
+        return phase.taken
+
+    def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
+        """An optimizer step on some micro-batches."""
+        self.optimizer.zero_grad()
+        with self._phase("update") as phase:
+            for tokens in microbatches:
+                with self.meter.counting_as("activations"):
+                    logprobs_NT, _ = self.policy.logprobs(tokens, temperature)
+                    logprobs_NT.sum().backward()
+                del logprobs_NT
+            with self.meter.counting_as("optimizer scratch"):
+                if self.module.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), self.module.max_grad_norm)
+                self.optimizer.step()
+        return phase.taken
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _generate(self, prompts: int, group_size: int, width: int, sampling: SamplingParams, cap: int) -> None:
+        # One prompt is shorter, as some always is: rows are padded, and take a mask.
+        rows = [[0] * max(1, width - (row == 0)) for row in range(prompts)]
+        params = SamplingParams(**vars(sampling) | {"max_new_tokens": cap, "stop": None})
+        with self.meter.counting_as("activations"):
+            generate(self.policy, rows, group_size, params, list(range(prompts * group_size)))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[_Taken]:
+        """Meter what runs inside, in the precision of the run; ends where :func:`_forwards` says so."""
+        gc.collect()
+        taken = _Taken(name)
+        with self.meter:
+            self.meter.reset_peak()
+            with self._autocast():
+                yield taken
+            parts = {part: size for part, size in self.meter.peak.items() if size and part != HOST}
+        taken.taken = PhaseMemory(name, parts, self.meter.live.get(HOST, 0))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
+        return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"))
+
+
+class _Taken:
+    """Where a phase puts what it took."""
+
+    taken: PhaseMemory
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@contextmanager
+def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding: Any = None) -> Iterator[None]:
+    """Watch the model's forward passes: end after the ``stop_at``-th, or be told of each that decodes one token."""
+    count = 0
+
+    def before(lm: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if on_decoding is not None and ids.shape[1] == 1:
+            on_decoding()
+
+    def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            raise _EnoughError
+
+    handles = [
+        policy.lm.register_forward_pre_hook(before, with_kwargs=True),
+        policy.lm.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
+    except _EnoughError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def step_rows(prompts: list[int], completions: list[int]) -> TokenRows:
+    """Rows of prompts and completions of the given lengths; which tokens they are changes no memory."""
+    prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
+    width = int((prompts_N + completions_N).max())
+    return TokenRows(torch.zeros(len(prompts), width, dtype=torch.long), prompts_N, completions_N)
