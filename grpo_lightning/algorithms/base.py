@@ -25,8 +25,9 @@ from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.collector import EvalBatch
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
+from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import ConfigError, Rollout, RunError, TokenRows
-from grpo_lightning.verifiers.base import Verifier
+from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class PolicyModule(pl.LightningModule):
             raise ConfigError(f"model.max_grad_norm: must be above 0, or null for no clipping, not {max_grad_norm}")
         self.policy_config = policy
         self.policy: Policy
-        self.verifiers = _named(verifiers)
+        self.verifiers = by_class_name(verifiers)
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
@@ -280,7 +281,7 @@ class PolicyModule(pl.LightningModule):
         if refinement is not None and refinement.val_feedback != "none":
             told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
             refined = f"accuracy_after_{told}"
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
+        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined, reward_names(self.verifiers))
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self._evaluation.update(batch)
@@ -330,13 +331,3 @@ class PolicyModule(pl.LightningModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-def _named(verifiers: list[Verifier]) -> dict[str, Verifier]:
-    """Verifiers by the name of their class, numbered where it repeats, so that no two share a curve."""
-    names: dict[str, Verifier] = {}
-    for verifier in verifiers:
-        name = type(verifier).__name__
-        same = sum(type(other).__name__ == name for other in names.values())
-        names[f"{name}{same + 1}" if same else name] = verifier
-    return names

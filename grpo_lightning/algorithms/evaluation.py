@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,15 +22,19 @@ class Evaluation:
         ks: the k of each pass@k.
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
+        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no rollout had is left out.
     """
 
-    def __init__(self, ks: Sequence[int], device: torch.device, refined: str | None = None) -> None:
+    def __init__(
+        self, ks: Sequence[int], device: torch.device, refined: str | None = None, rewards: Sequence[str] = ()
+    ) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
         self.refined = refined
         self.means = {
             name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
         }
+        self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
 
     def update(self, batch: EvalBatch) -> None:
         for rollout in batch.single:
@@ -40,6 +45,10 @@ class Evaluation:
                 self._see("accuracy", rollout.verdict.correct)
                 self._see("format_valid", rollout.verdict.format_valid)
                 self._see("reward", rollout.reward)
+            for name, mean in self.rewards.items():
+                reward = rollout.rewards_by_verifier[name]
+                # Every rank adds up every name, also where no row of its own had that reward.
+                mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
         for rollout in batch.refined or []:
             if self.refined and rollout.verdict.error is None:
                 self._see(self.refined, rollout.verdict.correct)
@@ -49,7 +58,9 @@ class Evaluation:
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
-        return {name: mean.compute() for name, mean in self.means.items()}
+        rewards = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
+        rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
+        return {name: mean.compute() for name, mean in self.means.items()} | rewards
 
     def _see_group(self, group: Sequence[Rollout]) -> None:
         judged = [rollout.verdict for rollout in group if rollout.verdict.error is None]

@@ -18,12 +18,18 @@ def record(rollout: Rollout) -> dict[str, Any]:
         "metadata": _plain(dict(rollout.prompt.metadata)),
         "correct": verdict.correct,
         "format_valid": verdict.format_valid,
-        "reward": None if math.isnan(rollout.reward) else rollout.reward,
+        "reward": _or_none(rollout.reward),
+        "rewards_by_verifier": {name: _or_none(reward) for name, reward in rollout.rewards_by_verifier.items()},
         "feedback": verdict.feedback,
         "error": verdict.error,
         "finish_reason": str(completion.finish_reason),
         "tokens": len(completion.token_ids),
     }
+
+
+def _or_none(reward: float) -> float | None:
+    """NaN is no JSON."""
+    return None if math.isnan(reward) else reward
 
 
 def _plain(value: Any) -> Any:
