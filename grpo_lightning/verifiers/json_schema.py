@@ -14,7 +14,7 @@ from grpo_lightning.verifiers.json_compare import Equality, TooManyPairs, field_
 from grpo_lightning.verifiers.json_documents import read_documents
 from grpo_lightning.verifiers.json_extract import Json, NotJSON, find_documents, parse
 from grpo_lightning.verifiers.json_rules import Problem, Schema, compile_schema
-from grpo_lightning.verifiers.math_extract import visible_text
+from grpo_lightning.verifiers.visible import visible_text
 
 # None of these shows a value, neither of the gold document nor of the schema.
 _CORRECT = Verdict(correct=True, format_valid=True)
