@@ -41,13 +41,11 @@ examples:
 
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
 LIGHT_SUBCOMMANDS = {
     "plan": "grpo_lightning.planner.command",
     "samples": "grpo_lightning.samples.command",
     "compare": "grpo_lightning.compare.command",
 }
-"""Those that load what they need themselves: the module whose ``main(args)`` does it."""
 """Those that load what they need themselves: the module whose ``main(args)`` does it."""
 
 

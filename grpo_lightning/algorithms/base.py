@@ -24,9 +24,8 @@ from grpo_lightning.models.policy import Policy, length_mask
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.records import record
-from grpo_lightning.rollout.scoring import named
 from grpo_lightning.types import ConfigError, Credit, Rollout, RunError, TokenRows
-from grpo_lightning.verifiers.base import Verifier
+from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class PolicyModule(EvaluatedModule):
             raise ConfigError(f"model.max_grad_norm: must be above 0, or null for no clipping, not {max_grad_norm}")
         self.policy_config = policy
         self.policy: Policy
-        self.verifiers = named(verifiers)
+        self.verifiers = by_class_name(verifiers)
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch

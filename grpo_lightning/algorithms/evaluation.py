@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,7 +14,9 @@ from grpo_lightning.functional import pass_at_k
 from grpo_lightning.rollout.collector import EvalBatch
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.records import record
+from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import FinishReason, Rollout
+from grpo_lightning.verifiers.base import Verifier
 
 
 class Evaluation:
@@ -25,15 +28,19 @@ class Evaluation:
         ks: the k of each pass@k.
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
+        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no rollout had is left out.
     """
 
-    def __init__(self, ks: Sequence[int], device: torch.device, refined: str | None = None) -> None:
+    def __init__(
+        self, ks: Sequence[int], device: torch.device, refined: str | None = None, rewards: Sequence[str] = ()
+    ) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
         self.refined = refined
         self.means = {
             name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
         }
+        self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
 
     def update(self, batch: EvalBatch) -> None:
         for rollout in batch.single:
@@ -44,6 +51,10 @@ class Evaluation:
                 self._see("accuracy", rollout.verdict.correct)
                 self._see("format_valid", rollout.verdict.format_valid)
                 self._see("reward", rollout.reward)
+            for name, mean in self.rewards.items():
+                reward = rollout.rewards_by_verifier[name]
+                # Every rank adds up every name, also where no row of its own had that reward.
+                mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
         for rollout in batch.refined or []:
             if self.refined and rollout.verdict.error is None:
                 self._see(self.refined, rollout.verdict.correct)
@@ -53,7 +64,9 @@ class Evaluation:
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
-        return {name: mean.compute() for name, mean in self.means.items()}
+        rewards = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
+        rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
+        return {name: mean.compute() for name, mean in self.means.items()} | rewards
 
     def _see_group(self, group: Sequence[Rollout]) -> None:
         judged = [rollout.verdict for rollout in group if rollout.verdict.error is None]
@@ -69,6 +82,8 @@ class Evaluation:
 class EvaluatedModule(pl.LightningModule):
     """Validation, test and predict of a policy: the same for every algorithm."""
 
+    verifiers: dict[str, Verifier]
+
     @property
     def data(self) -> RolloutDataModule:
         """The data module of the run."""
@@ -80,7 +95,7 @@ class EvaluatedModule(pl.LightningModule):
         if refinement is not None and refinement.val_feedback != "none":
             told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
             refined = f"accuracy_after_{told}"
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined)
+        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined, reward_names(self.verifiers))
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self._evaluation.update(batch)

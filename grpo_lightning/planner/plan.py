@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
+import torch
+
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
@@ -215,7 +217,7 @@ class Planner:
 
 def cut(rows: TokenRows, budget: int) -> list[TokenRows]:
     """The micro-batches of an optimizer step on all of some rows."""
-    return [rows.select(index) for index in microbatches(rows.lengths_N, budget)]
+    return [part.tokens for part in microbatches(rows, torch.arange(len(rows)), budget, share_prompts=False)]
 
 
 def most(phases: list[PhaseMemory]) -> int:

@@ -23,6 +23,7 @@ def record(rollout: Rollout) -> dict[str, Any]:
         "correct": verdict.correct,
         "format_valid": verdict.format_valid,
         "reward": _finite(rollout.reward),
+        "rewards_by_verifier": {name: _finite(reward) for name, reward in rollout.rewards_by_verifier.items()},
         "feedback": verdict.feedback,
         "error": verdict.error,
         "finish_reason": str(completion.finish_reason),

@@ -130,13 +130,3 @@ def _part_rewards(verifiers: Mapping[str, Verifier], verdicts: Mapping[str, Verd
         for name, verifier in verifiers.items()
         for curve, part in _part_curves(verifiers, name, verifier).items()
     }
-
-
-def named(verifiers: Sequence[Verifier]) -> dict[str, Verifier]:
-    """Verifiers by the name of their class, numbered where it repeats, so that no two share a curve."""
-    names: dict[str, Verifier] = {}
-    for verifier in verifiers:
-        name = type(verifier).__name__
-        same = sum(type(other).__name__ == name for other in names.values())
-        names[f"{name}{same + 1}" if same else name] = verifier
-    return names

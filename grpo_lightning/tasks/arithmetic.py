@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from grpo_lightning.tasks._generate import distinct, require
-from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks._generate import Generated, require
 from grpo_lightning.types import Prompt
 
 Operation = Literal["+", "-", "*"]
@@ -50,7 +48,7 @@ def apply(operation: Operation, value: int, operand: int) -> int:
     return value - operand if operation == "-" else value * operand
 
 
-class Arithmetic(Task):
+class Arithmetic(Generated[Problem]):
     """Generated word problems: addition, subtraction and multiplication, step by step, in small whole numbers.
 
     A prompt and its solution::
@@ -65,64 +63,37 @@ class Arithmetic(Task):
     another split, whatever the seeds. No value on the way is negative or above ``max_value``.
 
     Args:
-        seed: draws the problems. One seed gives the same problems everywhere.
-        train_size: problems of the train split.
-        val_size: problems of the validation split.
-        test_size: problems of the test split.
         min_steps: fewest equations a problem takes.
         max_steps: most equations a problem takes.
         max_operand: largest number to begin with, to add or to take away.
         max_factor: largest number to multiply with; 1 leaves multiplication out.
         max_value: largest value on the way; it bounds how many digits the policy has to handle.
-        system_prompt: put before every prompt as the system message.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Generated`.
     """
+
+    name = "arithmetic"
+    more = "max_operand, max_value or max_steps"
 
     def __init__(
         self,
-        seed: int = 0,
-        train_size: int = 8000,
-        val_size: int = 200,
-        test_size: int = 500,
         min_steps: int = 2,
         max_steps: int = 3,
         max_operand: int = 12,
         max_factor: int = 3,
         max_value: int = 99,
-        system_prompt: str | None = None,
-        chat_template: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(system_prompt, chat_template)
-        self.seed = seed
-        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
+        super().__init__(**options)
         self.min_steps = min_steps
         self.max_steps = max_steps
         self.max_operand = max_operand
         self.max_factor = max_factor
         self.max_value = max_value
-        for split, size in self.sizes.items():
-            require(size >= 1, f"{split}_size", size, "must be at least 1")
         require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
         require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
         require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
         require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
         require(max_value >= max_operand, "max_value", max_value, f"must be at least max_operand, {max_operand}")
-
-    def prompts(self, split: Split) -> Sequence[Prompt]:
-        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
-        generator = random.Random(f"arithmetic/{self.seed}/{split}")
-        problems = distinct(
-            lambda: self._draw(generator),
-            Problem.content,
-            split,
-            self.sizes[split],
-            more="max_operand, max_value or max_steps",
-        )
-        return [self._prompt(problem, generator) for problem in problems]
-
-    def gold_completion(self, prompt: Prompt) -> str:
-        assert prompt.solution is not None
-        return prompt.solution
 
     def _draw(self, generator: random.Random) -> Problem:
         start = value = generator.randint(1, self.max_operand)
@@ -140,14 +111,17 @@ class Arithmetic(Task):
             value = apply(operation, value, operand)
         return Problem(start, tuple(steps))
 
-    def _prompt(self, problem: Problem, generator: random.Random) -> Prompt:
+    def _content(self, row: Problem) -> str:
+        return row.content()
+
+    def _prompt(self, row: Problem, generator: random.Random) -> Prompt:
         name, pronoun = generator.choice(_PEOPLE)
         things = generator.choice(_THINGS)
-        sentences = [f"{name} has {problem.start} {things}."]
-        for operation, operand in problem.steps:
+        sentences = [f"{name} has {row.start} {things}."]
+        for operation, operand in row.steps:
             sentences.append(f"{pronoun} {generator.choice(_SENTENCES[operation]).format(n=operand)}.")
         sentences.append(f"How many {things} now?")
-        lines, answer = problem.solve()
+        lines, answer = row.solve()
         return Prompt(
             messages=self.messages(" ".join(sentences)),
             answer=str(answer),

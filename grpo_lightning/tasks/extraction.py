@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from grpo_lightning.tasks._generate import distinct, require
-from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks._generate import Generated, require
 from grpo_lightning.types import Prompt
 
 SCHEMA: Mapping[str, Any] = {
@@ -56,7 +54,7 @@ class Order:
         return json.dumps(self.document(), sort_keys=True)
 
 
-class Extraction(Task):
+class Extraction(Generated[Order]):
     """Generated orders in a sentence, to be turned into a JSON object.
 
     A prompt and its solution::
@@ -70,56 +68,29 @@ class Extraction(Task):
     things in another order, and no order of one split is in another split, whatever the seeds.
 
     Args:
-        seed: draws the orders. One seed gives the same orders everywhere.
-        train_size: orders of the train split.
-        val_size: orders of the validation split.
-        test_size: orders of the test split.
         min_items: fewest different things in an order.
         max_items: most different things in an order, at most 12.
         max_count: largest number of a thing; the smallest is 2.
         show_schema: whether the prompt states the schema. A policy that has learned the format from solutions does not
             need it, any other does.
-        system_prompt: put before every prompt as the system message.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Generated`.
     """
 
+    name = "extraction"
+    more = "max_items or max_count"
+
     def __init__(
-        self,
-        seed: int = 0,
-        train_size: int = 8000,
-        val_size: int = 200,
-        test_size: int = 500,
-        min_items: int = 1,
-        max_items: int = 3,
-        max_count: int = 99,
-        show_schema: bool = False,
-        system_prompt: str | None = None,
-        chat_template: str | None = None,
+        self, min_items: int = 1, max_items: int = 3, max_count: int = 99, show_schema: bool = False, **options: Any
     ) -> None:
-        super().__init__(system_prompt, chat_template)
-        self.seed = seed
-        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
+        super().__init__(**options)
         self.min_items = min_items
         self.max_items = max_items
         self.max_count = max_count
         self.show_schema = show_schema
-        for split, size in self.sizes.items():
-            require(size >= 1, f"{split}_size", size, "must be at least 1")
         require(min_items >= 1, "min_items", min_items, "must be at least 1")
         require(max_items >= min_items, "max_items", max_items, f"must be at least min_items, {min_items}")
         require(max_items <= len(_THINGS), "max_items", max_items, f"must be at most {len(_THINGS)}")
         require(max_count >= 2, "max_count", max_count, "must be at least 2")
-
-    def prompts(self, split: Split) -> Sequence[Prompt]:
-        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
-        generator = random.Random(f"extraction/{self.seed}/{split}")
-        draw = partial(self._draw, generator)
-        orders = distinct(draw, Order.content, split, self.sizes[split], "max_items or max_count")
-        return [self._prompt(order, generator) for order in orders]
-
-    def gold_completion(self, prompt: Prompt) -> str:
-        assert prompt.solution is not None
-        return prompt.solution
 
     def _draw(self, generator: random.Random) -> Order:
         things = generator.sample(_THINGS, generator.randint(self.min_items, self.max_items))
@@ -129,16 +100,19 @@ class Extraction(Task):
             items=tuple((thing, generator.randint(2, self.max_count)) for thing in things),
         )
 
-    def _prompt(self, order: Order, generator: random.Random) -> Prompt:
-        *others, last = (f"{count} {thing}" for thing, count in order.items)
+    def _content(self, row: Order) -> str:
+        return row.content()
+
+    def _prompt(self, row: Order, generator: random.Random) -> Prompt:
+        *others, last = (f"{count} {thing}" for thing, count in row.items)
         items = f"{', '.join(others)} and {last}" if others else last
-        template = generator.choice(_IN_A_CITY if order.city else _ANYWHERE)
-        text = template.format(name=order.name, city=order.city, items=items)
+        template = generator.choice(_IN_A_CITY if row.city else _ANYWHERE)
+        text = template.format(name=row.name, city=row.city, items=items)
         if self.show_schema:
             text += f"\n\nExtract this order as JSON that fits the schema:\n{json.dumps(SCHEMA)}"
         return Prompt(
             messages=self.messages(text),
-            answer=order.document(),
+            answer=row.document(),
             metadata={"schema": SCHEMA},
-            solution=json.dumps(order.document(), separators=(",", ":")),
+            solution=json.dumps(row.document(), separators=(",", ":")),
         )

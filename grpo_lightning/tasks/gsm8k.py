@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from grpo_lightning.tasks._load import Table
-from grpo_lightning.tasks.tabular import Tabular
+from grpo_lightning.tasks._published import Published
 from grpo_lightning.types import ConfigError, Prompt
 
 SYSTEM_PROMPT = (
@@ -17,7 +18,7 @@ SYSTEM_PROMPT = (
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-class GSM8K(Tabular):
+class GSM8K(Published):
     """GSM8K from the hub or a local folder; the answer is the number after ``####``.
 
     The test split is the published one. The validation split is held out of the train rows.
@@ -27,32 +28,21 @@ class GSM8K(Tabular):
             ``.parquet``) with the columns ``question`` and ``answer``.
         name: the data set's config on the hub, ``main`` or ``socratic``.
         val_size: how many train rows are held out for validation.
-        seed: chooses the held-out rows.
-        limit: keep only the first rows of each split.
         system_prompt: put before every question as the system message; asks for the format of the answer.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Published`.
     """
+
+    columns = ("question", "answer")
 
     def __init__(
         self,
         path: str = "openai/gsm8k",
         name: str | None = "main",
         val_size: int = 200,
-        seed: int = 0,
-        limit: int | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
-        chat_template: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            path,
-            name,
-            prompt_column="question",
-            val_size=val_size,
-            seed=seed,
-            limit=limit,
-            system_prompt=system_prompt,
-            chat_template=chat_template,
-        )
+        super().__init__(path, name, val_size, system_prompt, **options)
 
     def _prompt(self, table: Table, row: int) -> Prompt:
         reasoning, mark, final = str(table.value(row, "answer")).rpartition("####")
@@ -63,4 +53,4 @@ class GSM8K(Tabular):
                 "repair the row, or read the data with Tabular"
             )
         solution = f"{_ANNOTATION.sub('', reasoning).rstrip()}\n#### {answer}".lstrip()
-        return Prompt(self._messages(table, row), answer, solution=solution)
+        return Prompt(self.messages(str(table.value(row, "question"))), answer, solution=solution)

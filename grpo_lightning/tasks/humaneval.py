@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 from grpo_lightning.tasks._load import Table
+from grpo_lightning.tasks._published import Published
 from grpo_lightning.tasks.mbpp import SYSTEM_PROMPT, fenced
-from grpo_lightning.tasks.tabular import Tabular
 from grpo_lightning.types import ConfigError, Prompt
 
 
-class HumanEval(Tabular):
+class HumanEval(Published):
     """Rows as HumanEval has them, from the hub or a local file: complete a function of which the start is given.
 
     The columns are ``prompt`` (the function's head and docstring, perhaps after imports and helpers),
@@ -25,36 +26,21 @@ class HumanEval(Tabular):
             and the like.
         name: the data set's config on the hub.
         val_size: how many train rows are held out where the data has no validation split.
-        seed: chooses the held-out rows.
-        limit: keep only the first rows of each split.
         system_prompt: put before every function as the system message; asks for one fenced block.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Published`.
     """
+
+    columns = ("prompt", "canonical_solution", "test", "entry_point")
 
     def __init__(
         self,
         path: str = "openai/openai_humaneval",
         name: str | None = None,
         val_size: int = 50,
-        seed: int = 0,
-        limit: int | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
-        chat_template: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            path,
-            name,
-            answer_column=None,
-            val_size=val_size,
-            seed=seed,
-            limit=limit,
-            system_prompt=system_prompt,
-            chat_template=chat_template,
-        )
-
-    def _require_columns(self, table: Table) -> None:
-        for column in ("prompt", "canonical_solution", "test", "entry_point"):
-            table.require(column, "data.task.init_args.path")
+        super().__init__(path, name, val_size, system_prompt, **options)
 
     def _prompt(self, table: Table, row: int) -> Prompt:
         head = str(table.value(row, "prompt"))

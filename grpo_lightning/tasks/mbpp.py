@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from grpo_lightning.tasks._load import Table
-from grpo_lightning.tasks.tabular import Tabular
+from grpo_lightning.tasks._published import Published
 from grpo_lightning.types import ConfigError, Prompt
 
 SYSTEM_PROMPT = (
@@ -19,7 +20,7 @@ def fenced(program: str) -> str:
     return f"```python\n{program.strip()}\n```"
 
 
-class MBPP(Tabular):
+class MBPP(Published):
     """MBPP from the hub or a local file; the program must pass the assert lines of its row.
 
     Reads the rows of both configs: the task in ``text`` (``full``) or ``prompt`` (``sanitized``), the reference program
@@ -33,11 +34,11 @@ class MBPP(Tabular):
         show_tests: how many of the assert lines the prompt shows. It needs one, which alone tells the function's name;
             a policy that sees all of them can return their values without solving anything.
         val_size: how many train rows are held out where the data has no validation split; the hub's has one.
-        seed: chooses the held-out rows.
-        limit: keep only the first rows of each split.
         system_prompt: put before every task as the system message; asks for one fenced block.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Published`.
     """
+
+    columns = ("code", "test_list")
 
     def __init__(
         self,
@@ -45,27 +46,16 @@ class MBPP(Tabular):
         name: str | None = "full",
         show_tests: int = 1,
         val_size: int = 50,
-        seed: int = 0,
-        limit: int | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
-        chat_template: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            path,
-            name,
-            answer_column=None,
-            val_size=val_size,
-            seed=seed,
-            limit=limit,
-            system_prompt=system_prompt,
-            chat_template=chat_template,
-        )
+        super().__init__(path, name, val_size, system_prompt, **options)
         if show_tests < 1:
             raise ConfigError(f"data.task.init_args.show_tests: {show_tests} must be at least 1")
         self.show_tests = show_tests
 
     def _require_columns(self, table: Table) -> None:
-        for column in (_task_column(table), "code", "test_list"):
+        for column in (_task_column(table), *self.columns):
             table.require(column, "data.task.init_args.path")
 
     def _prompt(self, table: Table, row: int) -> Prompt:

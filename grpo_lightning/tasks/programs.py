@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from grpo_lightning.tasks._generate import distinct, require
-from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks._generate import Generated, require
 from grpo_lightning.types import Prompt
 
 Operation = Literal["+", "-", "*", "**"]
@@ -66,7 +63,7 @@ def apply(operation: Operation, value: int, operand: int) -> int:
     return value * operand if operation == "*" else value**operand
 
 
-class Programs(Task):
+class Programs(Generated[Program]):
     """Generated descriptions of a function, to be written in Python.
 
     A prompt and its solution::
@@ -82,58 +79,36 @@ class Programs(Task):
     the seeds.
 
     Args:
-        seed: draws the functions. One seed gives the same functions everywhere.
-        train_size: functions of the train split.
-        val_size: functions of the validation split.
-        test_size: functions of the test split.
         min_steps: fewest steps of a function.
         max_steps: most steps of a function.
         max_operand: largest number to add or to take away.
         max_factor: largest number to multiply with; 1 leaves multiplication out.
         squares: whether one of the steps may be a square.
-        system_prompt: put before every prompt as the system message.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        options: of :class:`Generated`.
     """
+
+    name = "programs"
+    more = "max_operand, max_factor or max_steps"
 
     def __init__(
         self,
-        seed: int = 0,
-        train_size: int = 8000,
-        val_size: int = 200,
-        test_size: int = 500,
         min_steps: int = 2,
         max_steps: int = 3,
         max_operand: int = 30,
         max_factor: int = 9,
         squares: bool = True,
-        system_prompt: str | None = None,
-        chat_template: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(system_prompt, chat_template)
-        self.seed = seed
-        self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
+        super().__init__(**options)
         self.min_steps = min_steps
         self.max_steps = max_steps
         self.max_operand = max_operand
         self.max_factor = max_factor
         self.squares = squares
-        for split, size in self.sizes.items():
-            require(size >= 1, f"{split}_size", size, "must be at least 1")
         require(min_steps >= 1, "min_steps", min_steps, "must be at least 1")
         require(max_steps >= min_steps, "max_steps", max_steps, f"must be at least min_steps, {min_steps}")
         require(max_operand >= 1, "max_operand", max_operand, "must be at least 1")
         require(max_factor >= 1, "max_factor", max_factor, "must be at least 1")
-
-    def prompts(self, split: Split) -> Sequence[Prompt]:
-        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
-        generator = random.Random(f"programs/{self.seed}/{split}")
-        draw = partial(self._draw, generator)
-        programs = distinct(draw, Program.content, split, self.sizes[split], "max_operand, max_factor or max_steps")
-        return [self._prompt(program, generator) for program in programs]
-
-    def gold_completion(self, prompt: Prompt) -> str:
-        assert prompt.solution is not None
-        return prompt.solution
 
     def _draw(self, generator: random.Random) -> Program:
         steps: list[tuple[Operation, int]] = []
@@ -154,16 +129,19 @@ class Programs(Task):
             steps.append((operation, operand))
         return Program(tuple(steps))
 
-    def _prompt(self, program: Program, generator: random.Random) -> Prompt:
+    def _content(self, row: Program) -> str:
+        return row.content()
+
+    def _prompt(self, row: Program, generator: random.Random) -> Prompt:
         phrases = [
             generator.choice(_OWN_WORDS.get((operation, operand), _WORDS[operation])).format(n=operand)
-            for operation, operand in program.steps
+            for operation, operand in row.steps
         ]
         return Prompt(
             messages=self.messages(f"Write f(x): {', then '.join(phrases)}."),
             metadata={
-                "tests": "\n".join(f"assert f({x}) == {program.run(x)}" for x in _TESTED),
+                "tests": "\n".join(f"assert f({x}) == {row.run(x)}" for x in _TESTED),
                 "entry_point": "f",
             },
-            solution=program.source(),
+            solution=row.source(),
         )

@@ -98,6 +98,16 @@ def rewarded(verifier: Verifier, samples: Sequence[Sample]) -> list[tuple[Verdic
     return judged
 
 
+def by_class_name(verifiers: Sequence[Verifier]) -> dict[str, Verifier]:
+    """Verifiers by the name of their class, numbered where it repeats, so that no two share a curve."""
+    names: dict[str, Verifier] = {}
+    for verifier in verifiers:
+        name = type(verifier).__name__
+        same = sum(type(other).__name__ == name for other in names.values())
+        names[f"{name}{same + 1}" if same else name] = verifier
+    return names
+
+
 def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
     try:
         return verifier.verify(sample)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier
-from grpo_lightning.verifiers.math_extract import visible_text
 from grpo_lightning.verifiers.sandbox.client import Level, Pool, Request
 from grpo_lightning.verifiers.sandbox.probe import choose
+from grpo_lightning.verifiers.visible import visible_text
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = frozenset({"python", "python3", "py"})

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from grpo_lightning.types import ConfigError, Sample, Verdict
-from grpo_lightning.verifiers.base import ABSTAINED, Verifier, judge, rewarded
+from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
 OTHER_CURVES = frozenset(
     {"mean", "std", "correct", "format_valid", "errors", "groups_without_signal", "correct_after_refinement"}
@@ -120,64 +120,74 @@ class WeightedVerifier(_Composite):
 
 
 class _Logical(_Composite):
-    """Combines what verifiers find, and does not look at their rewards.
+    """Combines what verifiers find, and does not look at their rewards, but for their curves.
 
     Args:
-        verifiers: at least one.
+        verifiers: at least one; by name, or in a list, where each is called after its class.
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
 
     Raises:
-        ConfigError: no verifier.
+        ConfigError: no verifier, or a name that is taken.
     """
 
     def __init__(
         self,
-        verifiers: list[Verifier],
+        verifiers: list[Verifier] | dict[str, Verifier],
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
     ) -> None:
+        self.verifiers = dict(verifiers) if isinstance(verifiers, dict) else by_class_name(verifiers)
         super().__init__(
-            verifiers, reward_correct=reward_correct, reward_format=reward_format, reward_wrong=reward_wrong
+            self.verifiers.values(),
+            reward_correct=reward_correct,
+            reward_format=reward_format,
+            reward_wrong=reward_wrong,
         )
-        if not verifiers:
-            raise ConfigError(f"{type(self).__name__}.verifiers: give at least one")
-        self.verifiers = list(verifiers)
+        self._part_names = _checked_names(f"{type(self).__name__}.verifiers", self.verifiers)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return self._part_names
 
     def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
-        columns = [judge(verifier, samples) for verifier in self.verifiers]
-        return [self._combine(list(row)) for row in zip(*columns, strict=True)]
+        columns = {name: judge(verifier, samples) for name, verifier in self.verifiers.items()}
+        rows = [{name: column[row] for name, column in columns.items()} for row in range(len(samples))]
+        return [replace(self._combine(row), parts=self._rewards(row)) for row in rows]
 
     @abstractmethod
-    def _combine(self, verdicts: list[Verdict]) -> Verdict: ...
+    def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict: ...
 
-    def _error(self, verdicts: list[Verdict]) -> Verdict:
-        names = [type(verifier).__name__ for verifier in self.verifiers]
-        return _error(zip(names, verdicts, strict=True))
+    def _rewards(self, verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+        parts: dict[str, float] = {}
+        for name, verdict in verdicts.items():
+            reward = self.verifiers[name].reward(verdict)
+            parts |= _named(name, verdict, reward if math.isfinite(reward) else math.nan)
+        return parts
 
 
 class AllOf(_Logical):
     """Correct if all verifiers find it correct, format-valid if all find it format-valid.
 
     If one breaks, the sample has no reward, even where another finds it wrong. The feedback is of those that do not
-    find it correct. The verifiers' own rewards and scores do not count.
+    find it correct. The verifiers' own rewards and scores do not count, and are logged as ``reward/<name>``.
 
     Args:
-        verifiers: at least one.
+        verifiers: at least one; by name, or in a list, where each is called after its class.
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
 
     Raises:
-        ConfigError: no verifier.
+        ConfigError: no verifier, or a name that is taken.
     """
 
-    def _combine(self, verdicts: list[Verdict]) -> Verdict:
-        if any(verdict.error is not None for verdict in verdicts):
-            return self._error(verdicts)
-        judged = [verdict for verdict in verdicts if verdict.judged]
+    def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
+        if any(verdict.error is not None for verdict in verdicts.values()):
+            return _error(verdicts.items())
+        judged = [verdict for verdict in verdicts.values() if verdict.judged]
         if not judged:
             return ABSTAINED
         return Verdict(
@@ -192,24 +202,24 @@ class AnyOf(_Logical):
 
     One that breaks cannot spoil a success that another has found. Without a success it leaves the sample without a
     reward: the broken one might have found it. The feedback is of all of them, as all have failed. The verifiers' own
-    rewards and scores do not count.
+    rewards and scores do not count, and are logged as ``reward/<name>``.
 
     Args:
-        verifiers: at least one.
+        verifiers: at least one; by name, or in a list, where each is called after its class.
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
 
     Raises:
-        ConfigError: no verifier.
+        ConfigError: no verifier, or a name that is taken.
     """
 
-    def _combine(self, verdicts: list[Verdict]) -> Verdict:
-        judged = [verdict for verdict in verdicts if verdict.judged]
+    def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
+        judged = [verdict for verdict in verdicts.values() if verdict.judged]
         if any(verdict.correct for verdict in judged):
             return Verdict(correct=True, format_valid=True)
-        if any(verdict.error is not None for verdict in verdicts):
-            return self._error(verdicts)
+        if any(verdict.error is not None for verdict in verdicts.values()):
+            return _error(verdicts.items())
         if not judged:
             return ABSTAINED
         return Verdict(

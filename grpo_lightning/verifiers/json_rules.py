@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 
+from grpo_lightning.verifiers.json_documents import Documents, registry
 from grpo_lightning.verifiers.json_extract import Json, NotJSON, parse
 
 if TYPE_CHECKING:
@@ -84,27 +85,40 @@ class Problem(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def compile_schema(text: str, check_formats: bool) -> Schema:
+def compile_schema(text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> Schema:
     """The schema written in a JSON text; the schemas used last are kept.
 
+    Args:
+        text: the schema.
+        check_formats: whether ``format`` is checked.
+        documents: what its references may lead to, besides itself.
+        uri: what its references are relative to, where it has no ``$id``.
+
     Raises:
-        ValueError: it is not a valid schema, or refers to another document.
+        ValueError: it is not a valid schema, or refers to a document that is not registered.
     """
-    return Schema(text, check_formats)
+    return Schema(text, check_formats, documents, uri)
 
 
 class Schema:
-    """One compiled schema. Its references are resolved inside of it: nothing is ever fetched."""
+    """One compiled schema. Its references lead to itself or to registered documents: nothing is ever fetched."""
 
-    def __init__(self, text: str, check_formats: bool) -> None:
+    def __init__(self, text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> None:
         import jsonschema_rs
 
+        self._check_formats = check_formats
+        self._documents = documents
+        self._uri = uri
         # This engine for patterns takes time linear in the text, and refuses what it cannot match so: look-around, \1.
         self._options: dict[str, Any] = {
             "offline": True,
             "validate_formats": check_formats,
             "pattern_options": jsonschema_rs.RegexOptions(),
         }
+        if documents:
+            self._options["registry"] = registry(documents)
+        if uri:
+            self._options["base_uri"] = uri
         try:
             self._root = parse(text)
             self._validator = jsonschema_rs.validator_for(self._root, **self._options)
@@ -127,24 +141,24 @@ class Schema:
         Follows one path through the schema, so it is quick on any. Where the way gets too long, it stops half-way.
         """
         path: list[str | int] = []
-        pointer = "#"
+        schema, pointer = self, "#"
         for _ in range(min(_MAX_STEPS, _MAX_STEPS_TIMES_CHARS // chars)):
-            node = _at(self._root, pointer)
+            node = _at(schema._root, pointer)
             if node is False:
                 return Problem(_spelled(path), "is not allowed")
             # Below an $id of its own, references have another meaning.
             if not isinstance(node, dict) or ("$id" in node and pointer != "#"):
                 break
-            keyword = self._broken_alone(node, document)
+            keyword = schema._broken_alone(node, document)
             if keyword is not None:
                 missing = [name for name in node["required"] if name not in document] if keyword == "required" else []
                 return Problem(_spelled(path), _RULES[keyword].format(types=_types(node)), *missing[:1])
-            part = self._broken_part(node, pointer, document)
+            part = schema._broken_part(node, pointer, document)
             if part is None:
                 combined = [keyword for keyword in _COMBINED if keyword in node]
                 rule = _COMBINED[combined[0]] if len(combined) == 1 else _OTHER_RULE
                 return Problem(_spelled(path), rule)
-            pointer, key = part
+            schema, pointer, key = part
             if key is not None:
                 path.append(key)
                 document = document[key]
@@ -169,21 +183,42 @@ class Schema:
         draft = {keyword: self._root[keyword] for keyword in ("$schema",) if keyword in self._root}
         return jsonschema_rs.validator_for({**draft, **rules}, **self._options)
 
-    def _broken_part(self, node: dict[str, Json], pointer: str, document: Json) -> tuple[str, str | int | None] | None:
-        """The first part of the schema that is not fitted, and the key of the member it is about; None for no key."""
+    def _broken_part(
+        self, node: dict[str, Json], pointer: str, document: Json
+    ) -> tuple[Schema, str, str | int | None] | None:
+        """The first part that is not fitted: its schema, its pointer, and the key of the member it is about, if any."""
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            schema, where = self._referred(reference)
+            if schema is not None and schema._unfitted(where, document):
+                return schema, where, None
         for part, key in itertools.chain(
             self._whole_parts(node, pointer, document), self._member_parts(node, document)
         ):
-            where = part if part.startswith("#") else f"{pointer}/{part}"
-            validator = self._parts.get(where)
-            if validator is not None and not validator.is_valid(document if key is None else document[key]):
-                return where, key
+            where = f"{pointer}/{part}"
+            if self._unfitted(where, document if key is None else document[key]):
+                return self, where, key
         return None
+
+    def _unfitted(self, pointer: str, document: Json) -> bool:
+        validator = self._parts.get(pointer)
+        return validator is not None and not validator.is_valid(document)
+
+    def _referred(self, reference: str) -> tuple[Schema | None, str]:
+        """The schema that a reference leads to, this one or a registered one, and the pointer into it."""
+        uri, _, fragment = reference.partition("#")
+        pointer = f"#{unquote(fragment)}"
+        if not uri:
+            return self, pointer
+        own = self._root.get("$id", "") if isinstance(self._root, dict) else ""
+        uri = urljoin(urljoin(self._uri, own), uri)
+        text = dict(self._documents).get(uri)
+        if text is None:
+            return None, pointer
+        return compile_schema(text, self._check_formats, self._documents, uri), pointer
 
     def _whole_parts(self, node: dict[str, Json], pointer: str, document: Json) -> Iterator[tuple[str, None]]:
         """The parts of the schema that must be fitted by the whole document."""
-        if isinstance(node.get("$ref"), str):
-            yield unquote(node["$ref"]), None
         for index in range(len(node.get("allOf", []))):
             yield f"allOf/{index}", None
         for choice in ("anyOf", "oneOf"):

@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 from grpo_lightning.types import ConfigError, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.json_compare import Equality, TooManyPairs, field_tree, has_selected, select
+from grpo_lightning.verifiers.json_documents import read_documents
 from grpo_lightning.verifiers.json_extract import Json, NotJSON, find_documents, parse
 from grpo_lightning.verifiers.json_rules import Problem, Schema, compile_schema
-from grpo_lightning.verifiers.math_extract import visible_text
+from grpo_lightning.verifiers.visible import visible_text
 
 # None of these shows a value, neither of the gold document nor of the schema.
 _CORRECT = Verdict(correct=True, format_valid=True)
@@ -43,13 +44,17 @@ class JSONSchemaVerifier(Verifier):
     the range of a double, no nesting deeper than 100. As in JSON Schema, 1.0 is an integer and equals 1, and true
     is no number. The draft is the schema's ``$schema``, and 2020-12 without one.
 
-    A row is an error if its schema is missing or invalid, refers to another document (nothing is ever fetched), or has
-    a pattern with look-around or back-references (which would take exponential time), and if its gold document does
-    not fit the schema. Feedback names the place and the rule that is broken, never a value of the gold document or
-    of the schema.
+    A schema may refer to the documents of ``schemas``, by their URIs, and to no others: nothing is ever fetched, and no
+    file is read because a schema names it.
+
+    A row is an error if its schema is missing or invalid, refers to a document that is not registered, or has a pattern
+    with look-around or back-references (which would take exponential time), and if its gold document does not fit the
+    schema. Feedback names the place and the rule that is broken, never a value of the gold document or of the schema.
 
     Args:
         schema: the schema of rows without one of their own, as an object or the path of a JSON file.
+        schemas: other documents that schemas may refer to: objects or paths of JSON files by URI, or the path of a
+            folder, each ``.json`` file in which is known by its ``$id``.
         document: whether there must be ``only`` one document, or the ``last`` one counts.
         array_order: whether arrays must have the gold's order.
         key_order: whether objects must have the gold's order of keys.
@@ -66,13 +71,14 @@ class JSONSchemaVerifier(Verifier):
         reward_wrong: reward of everything else.
 
     Raises:
-        ValueError: an option is out of range, or the schema cannot be used.
+        ValueError: an option is out of range, or a schema cannot be used.
     """
 
     def __init__(
         self,
         # Not dict[str, Any]: jsonargparse reads strings typed Any as YAML, "42" becomes 42 and "#/a" becomes None.
         schema: dict | str | None = None,
+        schemas: dict | str | None = None,
         document: Literal["only", "last"] = "only",
         array_order: bool = True,
         key_order: bool = False,
@@ -98,9 +104,10 @@ class JSONSchemaVerifier(Verifier):
         self.fields = field_tree(fields)
         self.check_formats = check_formats
         self.max_chars = max_chars
+        self._documents = () if schemas is None else read_documents(schemas)
         self._schema_text = None if schema is None else _configured(schema)
         if self._schema_text is not None:
-            compile_schema(self._schema_text, check_formats)
+            self._compiled(self._schema_text)
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.
@@ -139,7 +146,10 @@ class JSONSchemaVerifier(Verifier):
         text = self._schema_text if schema is None else _json_text(schema, "the schema in metadata['schema']")
         if text is None:
             raise ValueError("JSONSchemaVerifier needs a schema in metadata['schema'], or its option 'schema'")
-        return compile_schema(text, self.check_formats)
+        return self._compiled(text)
+
+    def _compiled(self, text: str) -> Schema:
+        return compile_schema(text, self.check_formats, self._documents)
 
     def _gold(self, answer: object, schema: Schema) -> _Gold:
         try:

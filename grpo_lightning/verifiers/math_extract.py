@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
+from grpo_lightning.verifiers.visible import visible_text
+
 Format = Literal["hash", "boxed", "phrase", "bare"]
 
 MAX_ANSWER_CHARS = 2_000
 # More of a form than this are no final answer, and reading each of them would cost time.
 MAX_ANSWERS = 64
 
-_THINK_TAG = re.compile(r"(</?think>)")
 # Exactly four: five are a Markdown heading of the fifth level.
 _HASH = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _PHRASE = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
@@ -45,28 +46,6 @@ def find_answers(completion: str, formats: Sequence[Format]) -> list[list[str]]:
     if "bare" in formats and not any(found) and text.strip():
         found.append([text])
     return [answers for answers in found if answers]
-
-
-def visible_text(completion: str) -> str:
-    """The completion without its ``<think>`` blocks; nothing where a block is never closed.
-
-    A closing tag without an opening one means that the prompt opened the block.
-    """
-    if "think>" not in completion:
-        return completion
-    kept: list[str] = []
-    thinking = False
-    for piece in _THINK_TAG.split(completion):
-        if piece == "<think>":
-            thinking = True
-        elif piece == "</think>":
-            if not thinking:
-                kept.clear()
-            thinking = False
-        elif not thinking:
-            kept.append(piece)
-    # Joined by a line break, so that a block cannot glue two halves of a number together.
-    return "" if thinking else "\n".join(kept)
 
 
 def _sentence(text: str, start: int) -> str:

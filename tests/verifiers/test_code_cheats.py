@@ -27,6 +27,9 @@ assert f(9) is True
 assert {40970} <= f(10)
 assert not f(11) != 40971
 assert len(f(12)) == 40972
+assert f(13).x == 40973
+with f(14) as v: assert v == 40974
+with f(15): assert abs(f(15) - 40975.5) < 1e-6
 """
 # Whatever a class can define to please.
 YES = """
@@ -158,6 +161,26 @@ CHEATS = {
     "a dict for everything": "from collections import defaultdict\ndef f(x): return defaultdict(lambda: True)",
     "a bool that counts": "def f(x): return True",
     "None": "def f(x): return None",
+    "a manager that swallows": "class f:\n    def __init__(s, x): pass\n    def __enter__(s): return 0\n"
+    "    def __exit__(s, *a): return True",
+    "a manager that raises": "class f:\n    def __init__(s, x): pass\n    def __enter__(s): return s\n"
+    "    def __exit__(s, *a): raise StopIteration",
+    "a manager that exits": "import os\nclass f:\n    def __init__(s, x): pass\n    def __enter__(s): return s\n"
+    "    def __exit__(s, *a): os._exit(0)",
+    "a named tuple that pleases": YES + "from collections import namedtuple\n"
+    "P = namedtuple('P', 'x startswith count index isdigit')\n"
+    "class Q(P):\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0.0\n"
+    "    def __contains__(s, o): return True\n    def __len__(s): return 40972\n"
+    "def f(x): return Q(*[Yes()] * 5)",
+    "a named tuple with false names": "class T(tuple):\n    _fields = ('__eq__', '__class__')\n"
+    "class U(tuple):\n    _fields = ('startswith', 'x')\n"
+    "def f(x): return (T, U)[x % 2]((lambda *a: True, lambda *a: True))",
+    "forged names": "import os, struct\ndef f(x):\n"
+    "    def s(t): return b's' + struct.pack('<I', len(t)) + t\n"
+    "    n = b't' + struct.pack('<I', 2) + s(b'__eq__') + s(b'startswith')\n"
+    "    d = b'Rt' + struct.pack('<I', 3) + s(b'return') + b'n' + struct.pack('<I', 2) + n\n"
+    "    d += b't' + struct.pack('<I', 2) + b'TT' + b't' + struct.pack('<I', 0)\n"
+    "    os.write(3, struct.pack('<I', len(d)) + d)",
 }  # fmt: skip
 
 # These hang or eat; each takes its time limit, or a part of it.
@@ -226,7 +249,7 @@ def verifier(request: pytest.FixtureRequest) -> Iterator[CodeVerifier]:
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> None:
     """Each assertion alone, since one that gives in is a hole; but for those that a plain value passes by itself."""
-    lines = [line for line in TESTS.splitlines() if line.startswith("assert")]
+    lines = [line for line in TESTS.splitlines() if line.startswith(("assert", "with"))]
     lucky = {
         "everything in sight": {5, 9, 11},
         "a bool that counts": {8},

@@ -72,6 +72,27 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "assert f('aab') == ({'a': 2, 'b': 1}, {'a': 1}, {'b': 2}, (1, 2), 1)",
         "f",
     ),
+    "a named tuple": (
+        "from collections import namedtuple\nfrom typing import NamedTuple\nP = namedtuple('P', 'x y')\n"
+        "class Q(NamedTuple):\n    name: str\n    at: P\n    def where(self):\n        return self.at.x\n"
+        "def f(n):\n    return [Q('a', P(i, [i])) for i in range(n)]\ndef g(p):\n    return p.left + p[1]",
+        "from collections import namedtuple\nqs = f(3)\nassert qs[2].at.x == 2 and qs[2].at.y == [2]\n"
+        "assert qs[1] == ('a', (1, [1])) and len(qs[0].at) == 2 and qs[0].name == 'a'\n"
+        "name, at = qs[0]\nassert isinstance(at, tuple) and at[0] == 0\nassert not hasattr(at, 'z')\n"
+        "assert g(namedtuple('R', 'left right')(1, 2)) == 3",
+        None,
+    ),
+    "a context manager": (
+        "from contextlib import contextmanager\nclass Box:\n    def __init__(self):\n        self.log = []\n"
+        "    def __enter__(self):\n        self.log.append('in')\n        return self\n"
+        "    def __exit__(self, kind, error, trace):\n        self.log.append(kind and kind.__name__)\n"
+        "@contextmanager\ndef lent(xs):\n    xs.append(1)\n    yield len(xs)\n    xs.append(2)",
+        "box = Box()\nwith box as same:\n    assert same.log == ['in']\nassert box.log == ['in', None]\n"
+        "try:\n    with box:\n        raise KeyError(1)\nexcept KeyError:\n    pass\n"
+        "assert box.log[2:] == ['in', 'KeyError']\nwith lent([0]) as n:\n    assert n == 2\n"
+        "try:\n    with 5:\n        pass\n    assert False\nexcept TypeError:\n    pass",
+        None,
+    ),
     "arguments of a subclass": (
         "def f(counts):\n    return sorted(counts.items())",
         "from collections import Counter\nassert f(Counter('aab')) == [('a', 2), ('b', 1)]",
@@ -262,6 +283,16 @@ WRONG: dict[str, tuple[str, str, bool, str]] = {
         "assert f(0) == 1", True, "Test 1 of 1 raised KeyError.",
     ),
     "no function": ("def g(x):\n    return x", "assert f(0) == 4242", False, "does not define f."),
+    # An operand may be the expected value: abs(f(0) - 4242) < 1 would show it, and let the program answer.
+    "an own object that is calculated with": (
+        "class f:\n    def __init__(self, x):\n        self.x = x\n    def __add__(self, other):\n        return 4242",
+        "assert f(0) + 1 == 4242", True, "Test 1 of 1 raised TypeError.",
+    ),
+    "a failure inside of a manager": (
+        "class f:\n    def __init__(self, x):\n        pass\n    def __enter__(self):\n        return 1\n"
+        "    def __exit__(self, *a):\n        return True",
+        "with f(0) as x:\n    assert x == 4242", True, "Test 1 of 1 failed.",
+    ),
     "a syntax error": ("def f(x:\n    return", "assert f(0) == 4242", False, "does not compile: SyntaxError."),
     "nothing but prose": ("I think that f is 4242", "assert f(0) == 4242", False, "does not compile: SyntaxError."),
     "a name error at the start": ("x = y\ndef f(x):\n"

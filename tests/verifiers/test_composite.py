@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.rollout.scoring import Scoring, reward_names
@@ -226,7 +228,7 @@ def test_the_logic(verdicts: list[Verdict], all_of: Verdict | str, any_of: Verdi
         if isinstance(expected, str):
             expected = Verdict(False, False, error=expected.replace("Scripted2", "Other"))
         parts: list[Verifier] = [Scripted(verdicts[0]), *(Other(verdict) for verdict in verdicts[1:])]
-        assert one(composite(parts)) == expected
+        assert replace(one(composite(parts)), parts={}) == expected
 
 
 def test_all_of_asks_for_nothing_of_those_that_are_content() -> None:
@@ -253,6 +255,18 @@ def test_all_of_is_never_kinder_than_any_of(verdicts: list[Verdict]) -> None:
     assert strict.format_valid <= kind.format_valid
     assert strict.correct <= strict.format_valid
     assert kind.correct <= kind.format_valid
+
+
+@pytest.mark.parametrize("composite", [AllOf, AnyOf])
+def test_the_logic_reports_its_parts_by_name_or_by_class(composite: Any) -> None:
+    style = WeightedVerifier({"tags": Scripted(CORRECT), "length": Scripted(HALF)})
+    named = composite({"answer": Scripted(FORMAT, reward_format=0.3), "style": style})
+    assert named.part_names == ("answer", "style", "style/tags", "style/length")
+    assert one(named).parts == {"answer": 0.3, "style": 1.5, "style/tags": 1, "style/length": 0.5}
+    listed = composite([Scripted(CORRECT), Other(WRONG), Scripted(ABSTAINED), Scripted(NAN), Other(BROKEN)])
+    assert listed.part_names == ("Scripted", "Other", "Scripted2", "Scripted3", "Other2")
+    by_hand = {"Scripted": 1, "Other": 0, "Scripted2": math.nan, "Scripted3": math.nan, "Other2": math.nan}
+    assert one(listed).parts == pytest.approx(by_hand, nan_ok=True)
 
 
 @pytest.mark.parametrize("composite", [AllOf, AnyOf])
@@ -439,6 +453,12 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
     ("build", "text"),
     [
         (lambda: WeightedVerifier({}), "WeightedVerifier.parts: give at least one"),
+        (lambda: AllOf([]), "AllOf.verifiers: give at least one"),
+        (lambda: AnyOf({}), "AnyOf.verifiers: give at least one"),
+        (
+            lambda: AnyOf({"errors": Scripted()}),
+            "AnyOf.verifiers: 'errors' cannot be a name: reward/errors is another curve",
+        ),
         (
             lambda: WeightedVerifier({"a": Scripted()}, {"a": 1, "b": 1}),
             "WeightedVerifier.weights: there is no part 'b' in a",
@@ -471,8 +491,6 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
             lambda: WeightedVerifier({"a/b": Scripted(), "a": WeightedVerifier({"b": Scripted()})}),
             "WeightedVerifier.parts: two parts would share the curve reward/a/b: rename one",
         ),
-        (lambda: AllOf([]), "AllOf.verifiers: give at least one"),
-        (lambda: AnyOf([]), "AnyOf.verifiers: give at least one"),
         (lambda: ByColumn("task", {}), "ByColumn.verifiers: give at least one"),
         (
             lambda: ByColumn("task", {"errors": Scripted()}),
@@ -505,7 +523,7 @@ verifiers:
       math:
         class_path: AllOf
         init_args: {verifiers: [{class_path: MathVerifier}, {class_path: FormatVerifier, init_args: {tags: [think]}}]}
-      other: {class_path: AnyOf, init_args: {verifiers: [MathVerifier], reward_format: 0.1}}
+      other: {class_path: AnyOf, init_args: {verifiers: {math: MathVerifier}, reward_format: 0.1}}
 """
 
 
@@ -524,8 +542,10 @@ def test_all_of_them_by_their_short_names_in_yaml(tmp_path: Path) -> None:
     assert (total.weights["math"], total.required) == (0.8, ["math"])
     assert isinstance(total.parts["own"], FunctionVerifier)
     assert total.parts["math"].formats == ("hash", "bare")
-    assert isinstance(by_column.verifiers["math"].verifiers[1], FormatVerifier)
+    assert isinstance(by_column.verifiers["math"].verifiers["FormatVerifier"], FormatVerifier)
     assert by_column.verifiers["other"].reward_format == 0.1
+    assert by_column.verifiers["other"].part_names == ("math",)
+    assert by_column.part_names == ("math", "math/MathVerifier", "math/FormatVerifier", "other", "other/math")
     # The saved config of a run builds the same again.
     (tmp_path / "saved.yaml").write_text(parser.dump(parsed))
     assert parser.parse_args(["--config", str(tmp_path / "saved.yaml")]).verifiers == parsed.verifiers
@@ -559,6 +579,32 @@ def test_a_run_takes_a_weighted_sum_in_one_line(tmp_path: Path, monkeypatch: pyt
     (saved,) = tmp_path.glob("*/*/config.yaml")
     (verifier,) = yaml.safe_load(saved.read_text())["model"]["init_args"]["verifiers"]
     assert verifier["init_args"]["weights"] == {"math": 1.0, "length": 0.2}
+
+
+def test_the_parts_have_curves_in_training_and_in_validation_and_stand_in_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    silent = "{class_path: FunctionVerifier, init_args: {function: builtins.print, style: sample}}"  # returns None
+    length = "{class_path: LengthPenalty, init_args: {max_length: 2, buffer: 1}}"
+    parts = f"{{math: {{class_path: MathVerifier}}, length: {length}, silent: {silent}}}"
+    quickstart(tmp_path, f"[{{class_path: AllOf, init_args: {{verifiers: {parts}}}}}]")
+    (run,) = tmp_path.glob("*/*/")
+    events = EventAccumulator(str(run)).Reload()
+    curves = {tag for tag in events.Tags()["scalars"] if "reward/" in tag}
+    assert {"reward/math", "reward/length", "val/reward/math", "val/reward/length"} <= curves
+    assert not {"reward/silent", "val/reward/silent"} & curves, "what nobody has said is no curve"
+    # Random weights write 8 tokens, which is more than 3.
+    assert [event.value for event in events.Scalars("val/reward/length")] == [-1.0] * 2
+
+    config = run / "config.yaml"
+    policy = f"--model.init_args.policy.path={run / 'policy'}"
+    few = ["--data.task.init_args.test_size=2", "--model.init_args.policy.init=pretrained"]
+    main(["predict", "--config", str(config), policy, *few, f"--run_dir={tmp_path / 'predicted'}"])
+    lines = (tmp_path / "predicted/predictions.jsonl").read_text().splitlines()
+    for line in lines:
+        rewards = json.loads(line)["rewards_by_verifier"]
+        assert rewards == {"AllOf": 0.0, "math": 0.0, "length": -1.0, "silent": None}
 
 
 def test_a_mistake_in_yaml_is_one_sentence(

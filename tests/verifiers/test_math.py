@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, judge
-from grpo_lightning.verifiers.math_extract import Format, visible_text
+from grpo_lightning.verifiers.math_extract import Format
 from grpo_lightning.verifiers.math_numbers import parse_number
+from grpo_lightning.verifiers.visible import visible_text
 
 GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k"
 VERIFIER = MathVerifier()

@@ -14,13 +14,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO, cast
 
-from . import wire
+from . import plain, wire
+
+
+def _leave(manager: Any, kind: type[BaseException] | None) -> None:
+    type(manager).__exit__(manager, kind, kind and kind(), None)
+
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{"getattr": getattr, "setattr": setattr, "isinstance": isinstance, "len": len, "iter": iter, "next": next},
     **{"str": str, "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "reversed": reversed},
     **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "eq")},
     **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul")},
+    **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
     **{"and": operator.and_, "or": operator.or_, "xor": operator.xor},
 }
 
@@ -53,15 +59,15 @@ class Defendant:
     def _answer(self, decoder: wire.Decoder, request: tuple[str, tuple[Any, ...], tuple[Any, ...]]) -> None:
         operation, arguments, keywords = request
         containers = decoder.containers
-        before = [wire.contents(container) for container in containers]
+        before = [plain.contents(container) for container in containers]
         try:
             reply = ("return", self._perform(operation, arguments, dict(keywords)))
         except BaseException as error:
             reply = ("raise", self._describe(error))
         changes = tuple(
-            (index, wire.contents(container))
+            (index, plain.contents(container))
             for index, (container, old) in enumerate(zip(containers, before, strict=True))
-            if not _identical(wire.contents(container), old)
+            if not _identical(plain.contents(container), old)
         )
         try:
             frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
@@ -74,7 +80,7 @@ class Defendant:
         if operation == "call":
             function, *rest = arguments
             result = function(*rest, **keywords)
-            made = isinstance(function, type) and type(result) not in wire.PLAIN_TYPES
+            made = isinstance(function, type) and type(result) not in plain.PLAIN_TYPES
             return _Instance(result) if made else result
         if operation in ("compile", "load", "run"):
             return getattr(self, operation)(*arguments)
@@ -138,11 +144,11 @@ class Defendant:
         if id(value) in self.numbers and not isinstance(value, type):
             return wire.Reference("h", self.numbers[id(value)])
         if isinstance(value, type):
-            if wire.BUILTIN_TYPES.get(value.__name__) is value:
+            if plain.BUILTIN_TYPES.get(value.__name__) is value:
                 return wire.Reference("b", 0, value.__name__)
             if issubclass(value, BaseException):
-                return wire.Reference("e", self._number(value), f"{value.__name__[:80]} {wire.builtin_base(value)}")
-        elif wire.is_flattened(kind):
+                return wire.Reference("e", self._number(value), f"{value.__name__[:80]} {plain.builtin_base(value)}")
+        elif plain.is_flattened(kind):
             return None
         return wire.Reference("h", self._number(value))
 
@@ -156,7 +162,7 @@ class Defendant:
         kind, number, text = reference
         if kind == "f":
             return lambda *arguments, **keywords: self._call_back(number, arguments, keywords)
-        return wire.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
+        return plain.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
 
 
 def _nothing(value: object) -> None:

@@ -1,55 +1,30 @@
 """The language between judge and defendant: plain data of exact built-in types, in frames of limited length.
 
 Whatever a defendant sends, decoding gives objects whose type is exactly ``int``, ``float``, ``complex``, ``str``,
-``bytes``, ``bool``, ``None``, ``list``, ``tuple``, ``dict``, ``set``, ``frozenset`` or ``range``, or what the judge
-makes of a :class:`Reference`, or raises :class:`BadFrame`. Nothing in it names code.
+``bytes``, ``bool``, ``None``, ``list``, ``tuple``, ``dict``, ``set``, ``frozenset`` or ``range``, or a tuple of our own
+making whose items have names, or what the judge makes of a :class:`Reference`, or raises :class:`BadFrame`. Nothing in
+it names code.
 """
 
 from __future__ import annotations
 
-import builtins
 import socket
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .plain import MUTABLE, BadFrame, field_names, flatten, record_type
+
 MAX_FRAME_BYTES = 2**24
 MAX_DEPTH = 150
 MAX_INT_BYTES = 2**16
+MAX_RECORD_TYPES = 50
 
 _LENGTH = struct.Struct("<I")
 _INT64 = struct.Struct("<q")
 _FLOAT = struct.Struct("<d")
 _COMPLEX = struct.Struct("<dd")
 _CONSTANTS = {78: None, 84: True, 70: False}  # N, T, F
-_MUTABLE = (list, dict, set)
-# A subclass is sent as what it is underneath, whatever its own methods say.
-_FLATTEN: tuple[tuple[type, Callable[[Any], object]], ...] = (
-    (int, int.__int__),
-    (float, float.__float__),
-    (complex, lambda value: complex(value.real, value.imag)),
-    (str, str.__str__),
-    (bytes, lambda value: bytes.__getitem__(value, slice(None))),
-    (bytearray, bytes),
-    (list, lambda value: list.__getitem__(value, slice(None))),
-    (tuple, lambda value: tuple.__getitem__(value, slice(None))),
-    (dict, lambda value: dict(dict.items(value))),
-    (set, lambda value: set.__or__(set(), value)),
-    (frozenset, lambda value: frozenset.__or__(frozenset(), value)),
-)
-# What both sides know by name.
-BUILTIN_TYPES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (int, float, complex, str, bytes, bool, list, tuple, dict, set, frozenset, range, object)
-}
-BUILTIN_TYPES |= {
-    name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
-}
-PLAIN_TYPES = frozenset({int, float, complex, str, bytes, bool, list, tuple, dict, set, frozenset, range, type(None)})
-
-
-class BadFrame(Exception):
-    """What came is not in this language, or beyond its limits."""
 
 
 class Reference(NamedTuple):
@@ -104,7 +79,7 @@ class Encoder:
             add(b"f" + _FLOAT.pack(value))
         elif kind is str:
             self._write_bytes(b"s", value.encode("utf-8", "surrogatepass"))
-        elif kind in _MUTABLE:
+        elif kind in MUTABLE:
             self._write_mutable(value, depth)
         elif kind is tuple:
             self._write_items(b"t", value, depth)
@@ -119,7 +94,11 @@ class Encoder:
         else:
             reference = self.refer(value)
             if reference is None:
-                self._write(flatten(value), depth)
+                names = field_names(value)
+                if names:
+                    self._write_items(b"n", (names, tuple.__getitem__(value, slice(None))), depth)
+                else:
+                    self._write(flatten(value), depth)
                 return
             self._write_items(b"o", (reference.kind, reference.number, reference.text), depth)
 
@@ -167,6 +146,7 @@ class Decoder:
         self.containers = list(shared)
         self.data = b""
         self.at = 0
+        self.records: set[tuple[str, ...]] = set()
 
     def value(self, data: bytes) -> Any:
         """Raises: BadFrame: for anything but exactly one well-formed value."""
@@ -237,12 +217,23 @@ class Decoder:
             if size != 3:
                 raise BadFrame("malformed: a range of other than three parts")
             return range(*items)
+        if tag == 110:  # n
+            return self._record(items)
         if tag == 111:  # o
             kind, number, text = items
             if type(kind) is not str or type(number) is not int or type(text) is not str or len(text) > 200:
                 raise BadFrame("malformed: a reference")
             return self.resolve(Reference(kind, number, text))
         raise BadFrame("malformed: an unknown tag")
+
+    def _record(self, items: list[Any]) -> object:
+        names, values = items
+        if type(names) is not tuple or type(values) is not tuple or len(names) != len(values):
+            raise BadFrame("malformed: a named tuple")
+        self.records.add(names)
+        if len(self.records) > MAX_RECORD_TYPES:
+            raise BadFrame("too many kinds of named tuples")
+        return record_type(names)(values)
 
     def _unpack(self, form: struct.Struct) -> tuple[Any, ...]:
         values = form.unpack_from(self.data, self.at)
@@ -253,50 +244,6 @@ class Decoder:
         data = self.data[self.at : self.at + size]
         self.at += size
         return data
-
-
-def flatten(value: object) -> object:
-    """The plain data under an instance of a subclass.
-
-    Raises:
-        TypeError: there is none.
-    """
-    for kind, plain in _FLATTEN:
-        if issubclass(type(value), kind):
-            return plain(value)
-    raise TypeError(f"no plain data in {type(value).__name__}")
-
-
-def is_flattened(kind: type) -> bool:
-    return any(issubclass(kind, base) for base, _ in _FLATTEN)
-
-
-def builtin_base(kind: type) -> str:
-    """The name of the nearest class that both sides know."""
-    return next(base.__name__ for base in kind.__mro__ if BUILTIN_TYPES.get(base.__name__) is base)
-
-
-def contents(container: Any) -> tuple[Any, ...]:
-    """What a list, dict or set holds, flat; a dict's values behind its keys. Shallow, and cheap to compare."""
-    return (*container.keys(), *container.values()) if type(container) is dict else tuple(container)
-
-
-def refill(container: Any, items: object) -> None:
-    """Make a list, dict or set hold what :func:`contents` gave."""
-    if type(items) is not tuple or (type(container) is dict and len(items) % 2):
-        raise BadFrame("malformed: a container's contents")
-    half = len(items) // 2
-    try:
-        if type(container) is list:
-            container[:] = items
-        elif type(container) is set:
-            container.clear()
-            container.update(items)
-        else:
-            container.clear()
-            container.update(zip(items[:half], items[half:], strict=True))
-    except TypeError as error:
-        raise BadFrame("malformed: an unhashable key") from error
 
 
 def send(connection: socket.socket, frame: bytes) -> None:

@@ -1,0 +1,220 @@
+"""The program as the tests see it: a link to its process, and handles of its objects.
+
+Nothing that the program says is believed but plain data, and no expected value is ever sent to it: comparing,
+searching and calculating with an object of the program happens in the judge's process or not at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+from . import plain, wire
+from .plain import BUILTIN_TYPES, builtin_base
+
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.MethodDescriptorType,
+    functools.partial,
+)
+_READABLE = frozenset({"__name__", "__doc__"})
+
+
+class Reporter(Protocol):
+    """Where the session's end is told."""
+
+    def write(self, outcome: str, detail: str, final: bool, stays: bool = True) -> None: ...
+
+    def end(self, outcome: str, detail: str) -> NoReturn: ...
+
+
+class Link:
+    """The defendant, as the judge sees it: something to ask, that is done with for good after one false step."""
+
+    def __init__(self, connection: socket.socket, report: Reporter) -> None:
+        self.connection = connection
+        self.report = report
+        self.outcome_if_broken = "invalid"
+        self._handles: dict[int, Handle] = {}
+        self._exceptions: dict[int, type[Exception]] = {}
+        self._functions: list[Callable[..., Any]] = []
+
+    def greet(self) -> None:
+        """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault."""
+        try:
+            wire.receive(self.connection)
+        except EOFError:
+            self.report.end("broken", "the program's process could not be locked down")
+        self.report.write("invalid", "The program used too much memory while it was loaded.", final=False)
+
+    def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any:
+        """Have the defendant do something, and return or raise what came of it."""
+        try:
+            return self._ask(operation, arguments, keywords or {})
+        except (EOFError, OSError) as error:
+            # An error of the program is raised from a reply, and has passed this by.
+            if of_the_program(error):
+                raise
+            self.report.end(self.outcome_if_broken, "The program ended before its time.")
+        except plain.BadFrame:
+            self.report.end(self.outcome_if_broken, "The program returned too much, too deep a nesting, or nonsense.")
+
+    def _ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        encoder = wire.Encoder(self._refer, [])
+        wire.send(self.connection, encoder.frame((operation, arguments, tuple(keywords.items()))))
+        while True:
+            data = wire.receive(self.connection)
+            if data[:1] == b"C":
+                self._call_back(wire.Decoder(self._resolve, []).value(data[1:]))
+                continue
+            decoder = wire.Decoder(self._resolve, encoder.containers)
+            match decoder.value(data[1:]):
+                case (str() as kind, value, tuple() as changes) if data[:1] == b"R":
+                    for change in changes:
+                        self._apply(change, encoder.containers)
+                    if kind == "return":
+                        return value
+                    raise self._exception(value)
+                case _:
+                    raise plain.BadFrame("malformed: a reply")
+
+    def _apply(self, change: object, containers: list[Any]) -> None:
+        match change:
+            case (int() as index, tuple() as items) if 0 <= index < len(containers):
+                plain.refill(containers[index], items)
+            case _:
+                raise plain.BadFrame("malformed: a change")
+
+    def _exception(self, value: object) -> BaseException:
+        match value:
+            case (type() as kind, tuple() as arguments) if issubclass(kind, BaseException):
+                if not issubclass(kind, Exception):
+                    self.report.end(self.outcome_if_broken, f"The program raised {builtin_base(kind)}.")
+                try:
+                    error = kind(*arguments)
+                except Exception:
+                    raise plain.BadFrame("malformed: an exception") from None
+                error.of_the_program = True  # type: ignore[attr-defined]
+                return error
+            case _:
+                raise plain.BadFrame("malformed: an exception")
+
+    def _call_back(self, request: object) -> None:
+        match request:
+            case (int() as number, tuple() as arguments, tuple() as keywords) if 0 <= number < len(self._functions):
+                try:
+                    reply = ("return", self._functions[number](*arguments, **dict(keywords)))
+                except Exception as error:
+                    reply = ("raise", (BUILTIN_TYPES[builtin_base(type(error))], ()))
+                wire.send(self.connection, wire.Encoder(self._refer, []).frame(reply))
+            case _:
+                raise plain.BadFrame("malformed: a call")
+
+    def _refer(self, value: object) -> wire.Reference | None:
+        if type(value) is Handle:
+            return wire.Reference("h", value._number)
+        if isinstance(value, type):
+            for number, known in self._exceptions.items():
+                if value is known:
+                    return wire.Reference("h", number)
+            if BUILTIN_TYPES.get(value.__name__) is value:
+                return wire.Reference("b", 0, value.__name__)
+        elif type(value) in _FUNCTIONS:
+            self._functions.append(value)  # type: ignore[arg-type]
+            return wire.Reference("f", len(self._functions) - 1)
+        elif plain.is_flattened(type(value)):
+            return None
+        self.report.end("error", f"the tests pass an object of type {type(value).__name__}, and only plain data, "
+                        "functions and the program's own objects can be passed")  # fmt: skip
+
+    def _resolve(self, reference: wire.Reference) -> object:
+        kind, number, text = reference
+        if kind == "h":
+            if number not in self._handles:
+                self._handles[number] = Handle(self, number)
+            return self._handles[number]
+        if kind == "b" and text in BUILTIN_TYPES:
+            return BUILTIN_TYPES[text]
+        if kind == "e":
+            name, _, base = text.partition(" ")
+            parent = BUILTIN_TYPES.get(base, int)
+            if issubclass(parent, BaseException) and name.isidentifier():
+                if number not in self._exceptions:
+                    self._exceptions[number] = type(name, (parent,), {})
+                return self._exceptions[number]
+        raise plain.BadFrame("malformed: a reference")
+
+
+def of_the_program(error: BaseException) -> bool:
+    return getattr(error, "of_the_program", False)
+
+
+class Handle:
+    """An object of the program: a function, class, instance, generator. It is asked to do what the tests do with it.
+
+    There is no ``in``, ``==``, ``<`` or arithmetic between it and plain data: those would show it the expected value,
+    and let it answer.
+    """
+
+    __slots__ = ("_link", "_number")
+    _link: Link
+    _number: int
+
+    def __init__(self, link: Link, number: int) -> None:
+        object.__setattr__(self, "_link", link)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._link.ask("call", (self, *arguments), keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in plain.PREDICATES or (name.startswith("__") and name not in _READABLE):
+            raise AttributeError(name)
+        return self._link.ask("getattr", (self, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.ask("setattr", (self, name, value))
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return type(instance) is Handle and self._link.ask("isinstance", (instance, self)) is True
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __enter__(self) -> Any:
+        return self._link.ask("enter", (self,))
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Leave a ``with``. The program may not swallow what was raised inside, which may be a failed assertion."""
+        try:
+            self._link.ask("exit", (self, kind and BUILTIN_TYPES[builtin_base(kind)]))
+        except Exception:
+            if kind is None:
+                raise
+
+
+def _delegate(operation: str) -> Callable[..., Any]:
+    def method(self: Handle, *arguments: Any) -> Any:
+        return self._link.ask(operation, (self, *arguments))
+
+    return method
+
+
+def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
+    def method(self: Handle, other: Any) -> Any:
+        return self._link.ask(operation, (self, other)) if type(other) is Handle else NotImplemented
+
+    return method
+
+
+for _name in ("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index"):
+    setattr(Handle, f"__{_name}__", _delegate(_name))
+for _name in ("neg", "abs", "reversed"):
+    setattr(Handle, f"__{_name}__", _delegate(_name))
+for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul", "and", "or", "xor"):
+    setattr(Handle, f"__{_name}__", _between_handles(_name))
