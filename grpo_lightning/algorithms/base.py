@@ -73,7 +73,9 @@ class PolicyModule(EvaluatedModule):
         self,
         policy: PolicyConfig,
         verifiers: list[Verifier],
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
+            parameters, lr=1e-5, weight_decay=0.0, fused=True
+        ),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_tokens_per_microbatch: int = 8192,
         max_grad_norm: float | None = 1.0,
