@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from typing import Any, TextIO
@@ -133,7 +134,7 @@ class StepProgressBar(ProgressBar):
     # -- bars -------------------------------------------------------------------------------------------------------
 
     def _new(self, name: str, total: int | None, done: int = 0) -> tqdm:
-        terminal, notebook = sys.stderr.isatty(), any("notebook" in base.__module__ for base in tqdm.__mro__)
+        terminal, notebook = _has_terminal(), any("notebook" in base.__module__ for base in tqdm.__mro__)
         options: dict[str, Any] = {"dynamic_ncols": True}
         if not terminal and not notebook:
             options = {
@@ -166,3 +167,8 @@ class StepProgressBar(ProgressBar):
             for name, label in SHOWN.items()
             if name in metrics and not (label == "loss" and "reward/mean" in metrics)
         }
+
+
+def _has_terminal() -> bool:
+    """Whether there is a terminal with room for a bar: some that are no user's say that they have no columns."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0

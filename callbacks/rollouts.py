@@ -118,14 +118,14 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
         "parent": text, "prompt": text, "completion": text, "answer": text, "metadata": text, "correct": flag,
         "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text, "tokens": whole,
-        "rewards": text, "advantage": real, "learned": flag, "logprob_mean": real, "logprob_min": real, "kl": real,
+        "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real, "logprob_min": real, "kl": real,
     }  # fmt: skip
     if "token_ids" in records[0]:
         types |= {"token_ids": pyarrow.list_(whole), "token_characters": pyarrow.list_(whole)}
         kinds = ("token_logprobs", "token_reference_logprobs", "token_advantages")
         types |= {name: pyarrow.list_(pyarrow.float32()) for name in kinds}
     for record in records:
-        record |= {name: json.dumps(record[name]) for name in ("prompt", "answer", "metadata", "rewards")}
+        record |= {name: json.dumps(record[name]) for name in ("prompt", "answer", "metadata", "rewards_by_verifier")}
     table = pyarrow.Table.from_pylist(records, schema=pyarrow.schema(list(types.items())))
     # Under another name first: a file that is there is whole.
     unfinished = path.with_suffix(".part")

@@ -57,7 +57,7 @@ def test_every_rollout_is_written_with_what_the_step_made_of_it(path: str, tmp_p
             assert row["finish_reason"] == rollout.completion.finish_reason.value
             assert row["reward"] == (None if math.isnan(rollout.reward) else rollout.reward)
             assert row["error"] == rollout.verdict.error
-            assert row["rewards"].keys() == {"LetterVerifier", "BrokenVerifier"}
+            assert row["rewards_by_verifier"].keys() == {"LetterVerifier", "BrokenVerifier"}
             assert row["advantage"] == pytest.approx(advantage, abs=1e-4)
             assert row["learned"] is (advantage != 0)
             assert row["token_ids"] == rollout.completion.token_ids

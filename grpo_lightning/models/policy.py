@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import token_logprobs
 from grpo_lightning.models.loading import PolicyConfig, load_model
-from grpo_lightning.models.reference import SNAPSHOT, adapter_tensors, add_snapshot, mix
+from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
 from grpo_lightning.models.shared_prompt import PredictingStates, predicting_states, why_not_shared
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.types import ConfigError, TokenRows
@@ -27,7 +27,7 @@ VALUE = "value"
 """The name of the adapter that belongs to a critic."""
 
 
-class Policy(nn.Module):
+class Policy(MovableReference, nn.Module):
     """A causal language model that can be sampled from, trained, and compared with its frozen reference.
 
     Args:
@@ -52,7 +52,6 @@ class Policy(nn.Module):
         if self.reference_form == "snapshot":
             add_snapshot(self.model)
         self.terminators = terminators(self.tokenizer, self.lm)
-        self._reference_moved = False
         self._pristine: dict[str, Tensor] = {}
         self._check_head()
         if config.gradient_checkpointing:
@@ -164,48 +163,6 @@ class Policy(nn.Module):
             yield restore
         finally:
             restore()
-
-    def sync_reference(self, alpha: float = 1.0) -> None:
-        """Move the reference: ``reference <- alpha * policy + (1 - alpha) * reference`` (arXiv 2404.09656).
-
-        A copy moves in its weights. Under LoRA a second, frozen adapter moves and the base stays untouched; where the
-        reference was the base itself (``adapter-off``), the first move adds that adapter. With ``alpha`` 1 the
-        reference then equals the policy bit for bit; below 1 an adapter is the nearest of its rank to the mix.
-
-        Raises:
-            RuntimeError: the policy keeps no reference.
-        """
-        with torch.no_grad():
-            mix(self._movable_reference(), self._reference_tensors(of_policy=True), alpha)
-        self._reference_moved = True
-
-    def reference_state(self) -> dict[str, Tensor]:
-        """The reference's tensors if it has moved, for a checkpoint; else nothing: it is what was loaded."""
-        return self._reference_tensors() if self._reference_moved else {}
-
-    def load_reference_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a reference that had moved; an empty state, or a policy without a reference, is left as it is."""
-        if state and self.reference_form != "none":
-            with torch.no_grad():
-                for name, tensor in self._movable_reference().items():
-                    tensor.copy_(state[name])
-            self._reference_moved = True
-
-    def _movable_reference(self) -> dict[str, Tensor]:
-        if self.reference_form == "none":
-            raise RuntimeError("this policy keeps no reference: model.policy.reference is none, or beta is 0")
-        if self.reference_form == "adapter-off":
-            with self._staying_trained():
-                add_snapshot(self.model, of_base=True)
-            self.reference_form = "snapshot"
-        return self._reference_tensors()
-
-    def _reference_tensors(self, of_policy: bool = False) -> dict[str, Tensor]:
-        """The reference's tensors, or those of the policy that they move to, under the same names."""
-        if self.reference_form == "copy":
-            model = self.lm if of_policy else cast(nn.Module, self.reference_model)
-            return {name: parameter.data for name, parameter in model.named_parameters()}
-        return adapter_tensors(self.model, "default" if of_policy else SNAPSHOT)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,66 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SNAPSHOT = "reference"
 """The name of the adapter that is the reference."""
+
+
+class MovableReference:
+    """The part of a policy that moves its reference, and saves one that has moved."""
+
+    model: Any
+    reference_form: str
+    reference_model: nn.Module | None
+    _reference_moved = False
+
+    @property
+    def lm(self) -> Any:
+        """The causal LM itself."""
+        raise NotImplementedError
+
+    def sync_reference(self, alpha: float = 1.0) -> None:
+        """Move the reference: ``reference <- alpha * policy + (1 - alpha) * reference`` (arXiv 2404.09656).
+
+        A copy moves in its weights. Under LoRA a second, frozen adapter moves and the base stays untouched; where the
+        reference was the base itself (``adapter-off``), the first move adds that adapter. With ``alpha`` 1 the
+        reference then equals the policy bit for bit; below 1 an adapter is the nearest of its rank to the mix.
+
+        Raises:
+            RuntimeError: the policy keeps no reference.
+        """
+        with torch.no_grad():
+            mix(self._movable_reference(), self._reference_tensors(of_policy=True), alpha)
+        self._reference_moved = True
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """The reference's tensors if it has moved, for a checkpoint; else nothing: it is what was loaded."""
+        return self._reference_tensors() if self._reference_moved else {}
+
+    def load_reference_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a reference that had moved; an empty state, or a policy without a reference, is left as it is."""
+        if state and self.reference_form != "none":
+            with torch.no_grad():
+                for name, tensor in self._movable_reference().items():
+                    tensor.copy_(state[name])
+            self._reference_moved = True
+
+    def _movable_reference(self) -> dict[str, Tensor]:
+        if self.reference_form == "none":
+            raise RuntimeError("this policy keeps no reference: model.policy.reference is none, or beta is 0")
+        if self.reference_form == "adapter-off":
+            add_snapshot(self.model, of_base=True)
+            self.reference_form = "snapshot"
+        return self._reference_tensors()
+
+    def _reference_tensors(self, of_policy: bool = False) -> dict[str, Tensor]:
+        """The reference's tensors, or those of the policy that they move to, under the same names."""
+        if self.reference_form == "copy":
+            model = self.lm if of_policy else self.reference_model
+            assert model is not None
+            return {name: parameter.data for name, parameter in model.named_parameters()}
+        return adapter_tensors(self.model, "default" if of_policy else SNAPSHOT)
 
 
 def add_snapshot(model: Any, of_base: bool = False) -> None:
@@ -18,6 +74,7 @@ def add_snapshot(model: Any, of_base: bool = False) -> None:
         model: with an adapter ``default``, which stays the active one.
         of_base: the new adapter does nothing; otherwise it has the values of the first.
     """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.add_adapter(SNAPSHOT, model.peft_config["default"])
     values = adapter_tensors(model, "default")
     with torch.no_grad():
@@ -26,9 +83,10 @@ def add_snapshot(model: Any, of_base: bool = False) -> None:
             if of_base and ("lora_B" in name or "lora_embedding_B" in name):
                 tensor.zero_()
     model.base_model.set_adapter("default")
-    for name, parameter in model.named_parameters():
-        if f".{SNAPSHOT}." in f"{name}.":
-            parameter.requires_grad_(False)
+    # peft freezes every adapter that it turns off, a critic's too.
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def adapter_tensors(model: Any, adapter: str) -> dict[str, Tensor]:

@@ -53,8 +53,7 @@ def records(
     made = []
     for (place, rollout), own in zip(attempts, _credited(credit, lengths), strict=True):
         reference = None if distilled and place["attempt"] > 1 else own.reference
-        rewards = {name: _finite(reward) for name, reward in rollout.rewards_by_verifier.items()}
-        one = place | record(rollout) | {"rewards": rewards, "advantage": own.advantage, "learned": own.learned}
+        one = place | record(rollout) | {"advantage": own.advantage, "learned": own.learned}
         one |= _likelihood(rollout.completion.logprobs, reference)
         if characters is not None:
             one |= {

@@ -105,7 +105,7 @@ class _Encoded:
             "feedback": record["error"] if record["error"] is not None else record["feedback"],
             "logprob": record["logprob_mean"],
             "kl": record["kl"],
-            "rewards": record["rewards"] if len(record["rewards"]) > 1 else None,
+            "rewards": record["rewards_by_verifier"] if len(record["rewards_by_verifier"]) > 1 else None,
         }
         self.tokens = _json(_tokens(record))
         self.size = len(self.tokens) + len(_json(list(self.fields.values())))

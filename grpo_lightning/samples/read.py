@@ -11,7 +11,7 @@ from typing import Any
 from grpo_lightning.types import ConfigError
 
 FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
-JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards")
+JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier")
 """Written as JSON in a string by the Parquet format."""
 
 
