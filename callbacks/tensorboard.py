@@ -73,7 +73,7 @@ class TensorBoardExtras(pl.Callback):
     - custom scalars: charts of the curves that belong together;
     - hparams: the run's options with the last values of its main curves;
     - text: the best, the worst and random rollouts of a step, as a table;
-    - histograms of rewards, advantages and lengths (of the first rank's rollouts).
+    - histograms of rewards, advantages and lengths (of the first attempts on the first rank).
 
     Args:
         layout: write the layout of the custom scalars tab.
@@ -166,7 +166,7 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
         "policy": str(policy.path),
         "lora_r": 0 if policy.lora is None else policy.lora.r,
         "optimizer": type(optimizer).__name__,
-        "lr": float(optimizer.defaults["lr"]),
+        "lr": optimizer.defaults.get("lr"),
         "prompts_per_step": data.prompts_per_step,
         "group_size": data.group_size,
         "temperature": data.sampling.temperature,
@@ -177,7 +177,7 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
     }
     options = vars(pl_module) | getattr(pl_module, "clip", {})
     found |= {name: options[name] for name in HYPERPARAMETERS if name not in found and name in options}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
 
 
 # -- rollouts ---------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
 def _write_histograms(writer: Any, batch: RolloutBatch, advantages: torch.Tensor | None, step: int) -> None:
     values = {"rollouts/reward": batch.rewards_N, "rollouts/length": batch.tokens.completion_lengths_N.float()}
     if advantages is not None:
-        values["rollouts/advantage"] = advantages
+        values["rollouts/advantage"] = torch.cat([_own(advantages, batch, row) for row in range(len(batch))])
     for name, tensor in values.items():
         finite = tensor[tensor.isfinite()]
         if len(finite):
@@ -207,10 +207,16 @@ def samples_table(batch: RolloutBatch, advantages: torch.Tensor | None, count: i
     for kind, row in chosen:
         rollout = batch.rollouts[row]
         prompt = rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else ""
-        advantage = None if advantages is None else float(advantages[row].float().mean())
+        advantage = None if advantages is None else float(_own(advantages, batch, row).float().mean())
         facts = "<br>".join([f"**{kind}**", *_facts(rollout, advantage)])
         lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(rollout.completion.text, 800)} |")
     return "\n".join(lines)
+
+
+def _own(advantages: torch.Tensor, batch: RolloutBatch, row: int) -> torch.Tensor:
+    """The advantage of a first attempt, or, where each token has its own, those of its tokens."""
+    length = len(batch.rollouts[row].completion.token_ids)
+    return advantages[row, :length] if advantages.dim() == 2 else advantages[row : row + 1]
 
 
 def _facts(rollout: Rollout, advantage: float | None) -> Iterator[str]:

@@ -188,7 +188,8 @@ def test_a_file_of_full_size_is_followed_by_another(path: str, tmp_path: Path, m
     assert files == ["rank0-step-000000.jsonl", "rank0-step-000001.jsonl"]
 
 
-def test_nothing_is_written_of_demonstrations(path: str, tmp_path: Path) -> None:
+def test_nothing_is_written_of_demonstrations_and_trials(path: str, tmp_path: Path) -> None:
+    fit(tmp_path, grpo(path), 1, callbacks=[RolloutLogger()], fast_dev_run=True)
     module = SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam)
     fit(tmp_path, module, 1, callbacks=[RolloutLogger()])
     assert not (tmp_path / "rollouts").exists()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import webbrowser
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ def said(page: str, name: str) -> str:
     return html.unescape(text)
 
 
+class Elements(HTMLParser):
+    """The kinds of elements and attributes in a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
 @browser
 def test_the_rollouts_of_a_real_run_are_shown(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     data = rollouts(refinement=RefinementConfig(budget=2))
@@ -116,8 +131,9 @@ def test_nothing_that_a_model_writes_is_executed(tmp_path: Path) -> None:
     page = dom(run)
     title = re.findall("<title>(.*?)</title>", page)[0]
     assert html.unescape(title).endswith("/<img src=x onerror=document.title=1>")
-    for tag in ("<img", "<iframe", "<svg onload", 'onerror="', "srcdoc="):
-        assert tag not in page
+    elements = Elements(page)
+    assert elements.tags.isdisjoint({"img", "iframe", "script"})
+    assert not [name for name in elements.attributes if name.startswith(("on", "src"))]
     shown = " ".join(cards(page))
     assert all(attack in shown for attack in attacks[:6])
     # A text without tokens is shown as a whole; an unprintable half of a character is shown as a question mark.

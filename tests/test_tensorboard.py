@@ -193,6 +193,14 @@ def test_what_a_model_says_stays_text_in_the_table() -> None:
     assert "error: <script>" in shown
 
 
+def test_where_each_token_has_its_own_advantage_the_table_has_their_mean() -> None:
+    batch = batch_of([(1.0, FinishReason.STOP), (0.0, FinishReason.STOP)])
+    own_NT = torch.tensor([[3.0, 99.0, 99.0], [1.0, -2.0, 99.0]])  # of one token, and of two
+    table = samples_table(batch, own_NT, 1, 0)
+    assert "advantage +3.00" in table
+    assert "advantage -0.50" in table
+
+
 def test_long_texts_lose_their_middle() -> None:
     batch = batch_of([(1.0, FinishReason.STOP)])
     long = Completion([1], "x" * 5000 + "the end", FinishReason.STOP, [0.0], [0.0])
