@@ -271,7 +271,8 @@ def test_every_shipped_config_can_be_planned(
 
 @pytest.mark.usefixtures("_in_the_repository")
 def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--config", "configs/quickstart.yaml", "--memory", "40MB", "--prompt_tokens", "100"]
+    base = ["--config", "configs/quickstart.yaml", "--memory", "20MB", "--prompt_tokens", "60"]
+    base += ["--data.prompts_per_step", "4", "--data.val_batch_size", "16", "--data.sampling.max_new_tokens", "16"]
     code, out = run(capsys, *base)
     assert code == 1
     assert "does not fit" in out
