@@ -23,7 +23,7 @@ PLACES = (
 
 POLICY = "model.init_args.policy.path"
 CALLBACKS = "trainer.callbacks"
-WATCHERS = ("StepProgressBar", "VRAMProfiler")
+WATCHERS = ("StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras")
 """Callbacks that change nothing about a run."""
 
 
