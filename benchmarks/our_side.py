@@ -33,7 +33,9 @@ class Step:
             that is neither rollout nor scoring, so ``old`` and bookkeeping too) and ``step``.
         lengths: tokens of each completion, the end of sequence included.
         prompt_tokens: of each row.
-        completions: their token ids.
+        completions: their token ids, one list a row.
+        texts: their prompts.
+        loss: the mean over the optimizer steps.
         peaks: MiB over the loaded model, by phase.
     """
 
@@ -41,6 +43,8 @@ class Step:
     lengths: list[int]
     prompt_tokens: list[int]
     completions: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    loss: float = float("nan")
     peaks: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -83,6 +87,7 @@ class _Probe(pl.Callback):
     ) -> None:
         self.seconds["step"] = now(self.device) - self.started["step"]
         self.batch = batch
+        self.loss = float(trainer.callback_metrics["policy/loss"])
 
 
 class OurSide:
@@ -112,7 +117,6 @@ class OurSide:
         )
         self.peak = Peak(device)
         self.base = 0.0
-        self.gradients: list[dict[str, torch.Tensor]] = []
 
     def _one_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The same in every step, with its state."""
@@ -157,6 +161,8 @@ class OurSide:
             lengths=[len(one.completion.token_ids) for one in batch.rollouts],
             prompt_tokens=batch.tokens.prompt_lengths_N.tolist(),
             completions=[one.completion.token_ids for one in batch.rollouts],
+            texts=[one.prompt.messages[0]["content"] for one in batch.rollouts],
+            loss=probe.loss,
             peaks=probe.peaks,
         )
 

@@ -135,7 +135,7 @@ def smoke(shape: Shape) -> Shape:
     )  # fmt: skip
 
 
-# -- model and tokenizer ------------------------------------------------------------------------------------------------
+# -- model and tokenizer ----------------------------------------------------------------------------------------------
 
 
 def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
@@ -196,7 +196,7 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-# -- prompts and rewards --------------------------------------------------------------------------------------------------
+# -- prompts and rewards ----------------------------------------------------------------------------------------------
 
 
 def texts(shape: Shape) -> list[str]:
