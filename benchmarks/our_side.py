@@ -97,12 +97,15 @@ class OurSide:
         shape: what it runs.
         folder: of the model.
         device: to run on.
+        memory: measure it, in place of time.
         module_options: of :class:`GRPOModule`, over the defaults that its users get.
     """
 
     name = "ours"
 
-    def __init__(self, shape: Shape, folder: Path, device: torch.device, **module_options: Any) -> None:
+    def __init__(
+        self, shape: Shape, folder: Path, device: torch.device, memory: bool = False, **module_options: Any
+    ) -> None:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
         self.shape, self.device = shape, device
@@ -115,7 +118,7 @@ class OurSide:
             updates_per_rollout=shape.updates,
             **options | module_options,
         )
-        self.peak = Peak(device)
+        self.peak = Peak(device, memory)
         self.base = 0.0
 
     def _one_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -4,7 +4,8 @@
     python benchmarks/scaling.py --axis completion --repeats 5
 
 One quantity is doubled while the others stay. Every point is a process of its own; its first step warms up, and the
-second is measured: seconds of the processor on the CPU, of the wall on CUDA; memory as the peak over the loaded model.
+second is measured: seconds of the processor on the CPU, of the wall on CUDA. Memory is the peak over the loaded model,
+in one more process a point.
 The exponent is the slope of a least-squares line through the logarithms, with its standard error: 1 is linear, 0 flat.
 Fixed costs make small sizes cheap and exponents low, so the slope between the two largest sizes stands beside it.
 Attention makes the lengths grow a little faster than linearly at last; nothing else may. All completions run to the
@@ -75,19 +76,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure_point(axis: str, value: int, device: torch.device) -> dict[str, float]:
-    """Seconds and MiB of rollout and update, in this process."""
+def measure_point(axis: str, value: int, device: torch.device, memory: bool) -> dict[str, float]:
+    """Seconds, or MiB, of rollout and update, in this process."""
     shape = shape_at(axis, value)
     with tempfile.TemporaryDirectory() as folder:
-        side = OurSide(shape, build(shape, Path(folder) / "model"), device, max_tokens_per_microbatch=BUDGET)
+        model = build(shape, Path(folder) / "model")
+        side = OurSide(shape, model, device, memory, max_tokens_per_microbatch=BUDGET)
         side.step(1)
         step = side.step(2)
-    return {
-        "rollout s": step.seconds["rollout"],
-        "update s": step.seconds["update"],
-        "rollout MiB": step.peaks["rollout"],
-        "update MiB": step.peaks["update"],
-    }
+    if memory:
+        return {"rollout MiB": step.peaks["rollout"], "update MiB": step.peaks["update"]}
+    return {"rollout s": step.seconds["rollout"], "update s": step.seconds["update"]}
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     if args.point:
         job = json.loads(args.point)
-        print(json.dumps(measure_point(job["axis"], job["value"], device)))
+        print(json.dumps(measure_point(device=device, **job)))
         return
     base = {key: value for key, value in asdict(BASE).items() if key in ("prompts", "group_size", "cap", "dims")}
     lines = [f"`{shlex.join(['python', *sys.argv])}`", "", machine(device), ""]
@@ -144,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes = AXES[axis][:2] if args.smoke else AXES[axis]
         found: dict[str, list[list[float]]] = {}
         for value in sizes:
-            runs = [_in_process(axis, value, args) for _ in range(1 if args.smoke else args.repeats)]
-            for quantity in runs[0]:
-                found.setdefault(quantity, []).append([run[quantity] for run in runs])
+            runs = [_in_process(axis, value, args, memory=False) for _ in range(1 if args.smoke else args.repeats)]
+            for measured in (runs, [_in_process(axis, value, args, memory=True)]):
+                for quantity in measured[0]:
+                    found.setdefault(quantity, []).append([run[quantity] for run in measured])
             print(f"{axis} {value}: {runs[-1]}", file=sys.stderr, flush=True)
         for quantity, costs in found.items():
             if min(map(min, costs)) <= 0:
@@ -163,10 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.write_text(table + "\n")
 
 
-def _in_process(axis: str, value: int, args: argparse.Namespace) -> dict[str, float]:
-    point = json.dumps({"axis": axis, "value": value})
+def _in_process(axis: str, value: int, args: argparse.Namespace, memory: bool) -> dict[str, float]:
+    point = json.dumps({"axis": axis, "value": value, "memory": memory})
     command = [sys.executable, __file__, "--threads", str(args.threads), "--device", args.device, "--point", point]
-    done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True)
+    environment = os.environ | MALLOC if memory else None
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{axis} = {value} could not be measured:\n{done.stderr[-2000:]}")
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

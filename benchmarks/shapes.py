@@ -67,7 +67,7 @@ class Shape:
     lora: int | None = None
     dtype: str = "float32"
     precision: str = "32-true"
-    trl_microbatches: tuple[int, ...] = (64, 16)
+    trl_microbatches: tuple[int, ...] = (16, 8, 4)
     cuda_only: bool = False
 
     @property

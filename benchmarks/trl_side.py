@@ -101,6 +101,8 @@ class TRLSide:
         microbatch: rows of a micro-batch.
         optimizer: of the model's parameters; left out, AdamW.
         rollout_func: in place of generation, for the check of correctness.
+        steps: rollouts of the run.
+        memory: measure it, in place of time.
         options: of GRPOConfig.
     """
 
@@ -113,11 +115,12 @@ class TRLSide:
         optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
         rollout_func: Any = None,
         steps: int = 1,
+        memory: bool = False,
         **options: Any,
     ) -> None:
         warnings.filterwarnings("ignore", module="trl|transformers|torch")
         self.shape, self.device, self.steps = shape, device, steps
-        self.peak = Peak(device)
+        self.peak = Peak(device, memory)
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.losses: list[Tensor] = []
@@ -207,8 +210,8 @@ class TRLSide:
 
     # -- the forward and backward passes alone ----------------------------------------------------------------------
 
-    def passes(self, rows: int | None = None) -> float:
-        """Seconds of the forward and backward passes over the last rollout, in micro-batches of other sizes too."""
+    def passes(self, rows: int | None = None, backward: bool = True) -> float:
+        """Seconds of the passes over the last rollout, in micro-batches of other sizes too."""
         trainer = self.trainer
         whole: dict[str, Any] = {}
         for part in trainer._buffered_inputs:
@@ -227,8 +230,10 @@ class TRLSide:
         start = now(self.device)
         for first in range(0, self.shape.rows, size):
             inputs = {key: value[first : first + size] for key, value in tensors.items()}
-            loss = trainer.compute_loss(trainer.model, inputs)
-            trainer.accelerator.backward(loss)
+            with torch.set_grad_enabled(backward):
+                loss = trainer.compute_loss(trainer.model, inputs)
+            if backward:
+                trainer.accelerator.backward(loss)
         seconds = now(self.device) - start
         trainer.current_gradient_accumulation_steps = accumulation
         for parameter, grad in zip(trainer.model.parameters(), saved, strict=True):

@@ -56,17 +56,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # -- memory, in a process of its own -----------------------------------------------------------------------------------
 
 
-def peak_of_update(side: str, shape: Shape, folder: Path, device: torch.device, lengths: list[int], rows: int) -> float:
+def peak_of_update(name: str, shape: Shape, folder: Path, device: torch.device, lengths: list[int], rows: int) -> float:
     """MiB over the loaded model, of the second step: the optimizer's state is there by then."""
-    if side == "ours":
-        ours = OurSide(shape, folder, device)
+    if name == "ours":
+        ours = OurSide(shape, folder, device, memory=True)
         ours.step(1)
         peaks = ours.step(1).peaks
         return max(peaks["reference"], peaks["update"])
     from trl_side import TRLSide
 
     steps: list[Step] = []
-    TRLSide(shape, folder, device, rows, steps=2).run(lambda _: lengths, lambda _, step: steps.append(step))
+    side = TRLSide(shape, folder, device, rows, steps=2, memory=True)
+    side.run(lambda _: lengths, lambda _, step: steps.append(step))
     return steps[-1].peaks["update"]
 
 
@@ -104,8 +105,9 @@ def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
             assert step.lengths == mine[-1].lengths, "the two sides generated different lengths"
             theirs.append(step)
             if device.type == "cpu":
+                without_grad = (shape.updates > 1) + (shape.beta > 0)
                 with head_on_completions():
-                    compact.append(shape.updates * trl.passes())
+                    compact.append(shape.updates * trl.passes() + without_grad * trl.passes(backward=False))
             note(f"{shape.name}: turn {turn} ours {mine[-1].seconds['step']:.2f} s, TRL {step.seconds['step']:.2f} s")
 
         trl = TRLSide(shape, folder, device, rows, steps=args.repeats + 1)
@@ -113,7 +115,7 @@ def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
         mine, theirs, compact = mine[1:], theirs[1:], compact[1:]
         if compact:
             for step, passes in zip(theirs, compact, strict=True):
-                saved = step.seconds["passes"] - passes
+                saved = step.seconds["passes"] + step.seconds["old"] - passes
                 step.seconds |= {
                     "update, compact": step.seconds["update"] - saved,
                     "step, compact": step.seconds["step"] - saved,
