@@ -33,8 +33,8 @@ def row(step: int = 0, group: int = 0, member: int = 0, text: str = "fine", **ch
         "group": f"train/{step}/{group}", "attempt": 1, "parent": None, "answer": "4", "metadata": {},
         "prompt": [{"role": "user", "content": f"prompt {step}.{group}"}], "completion": text, "correct": False,
         "format_valid": False, "reward": 0.0, "feedback": "", "error": None, "finish_reason": "stop", "tokens": 1,
-        "rewards_by_verifier": {"One": 0.0}, "advantage": 0.0, "learned": True, "logprob_mean": -0.5, "logprob_min": -0.5,
-        "kl": None, "token_ids": [1], "token_characters": [len(text)], "token_logprobs": [-0.5],
+        "rewards_by_verifier": {"One": 0.0}, "advantage": 0.0, "learned": True, "logprob_mean": -0.5,
+        "logprob_min": -0.5, "kl": None, "token_ids": [1], "token_characters": [len(text)], "token_logprobs": [-0.5],
         "token_reference_logprobs": None, "token_advantages": None,
     } | changes  # fmt: skip
 

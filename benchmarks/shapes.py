@@ -1,0 +1,236 @@
+"""What the benchmarks run on: models of random weights with a tokenizer, prompts of given lengths, and rewards.
+
+A completion's length is drawn, not scripted: the end of sequence has the same probability at every place (the row of
+the output head that belongs to it is set so), which makes lengths geometric up to the cap. So our side runs exactly as
+its users run it; the other side is then held to the very lengths that ours drew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from grpo_lightning.tasks import Task
+from grpo_lightning.tasks.base import Split
+from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers import Verifier
+
+PAD, BOS, EOS = 0, 1, 2
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One configuration of a benchmark.
+
+    Args:
+        name: on the command line and in the table.
+        about: a few words for the table.
+        kind: ``llama`` or ``lfm2``.
+        dims: of the model, as its config calls them.
+        prompts: of one step, ``B``.
+        group_size: completions a prompt, ``G``.
+        prompt_tokens: the shortest and the longest prompt; they are spread evenly between.
+        cap: the most tokens of a completion, ``T``.
+        mean: of the lengths without the cap; ``None`` lets every completion run to the cap.
+        updates: optimizer steps a rollout (mu).
+        beta: weight of the KL to the reference.
+        lora: rank of the adapter; ``None`` trains all weights.
+        dtype: of the weights.
+        precision: ``32-true``, or ``bf16-mixed``.
+        trl_microbatches: rows of a micro-batch that TRL tries, to keep the fastest.
+        cuda_only: too large for a CPU.
+    """
+
+    name: str
+    about: str
+    kind: str
+    dims: dict[str, Any] = field(hash=False)
+    prompts: int = 8
+    group_size: int = 8
+    prompt_tokens: tuple[int, int] = (24, 40)
+    cap: int = 128
+    mean: float | None = 52.0
+    updates: int = 1
+    beta: float = 0.0
+    lora: int | None = None
+    dtype: str = "float32"
+    precision: str = "32-true"
+    trl_microbatches: tuple[int, ...] = (16, 8, 4)
+    cuda_only: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group_size
+
+    @property
+    def vocab(self) -> int:
+        return int(self.dims["vocab_size"])
+
+
+TINY = {
+    "vocab_size": 160, "hidden_size": 192, "intermediate_size": 560, "num_hidden_layers": 6,
+    "num_attention_heads": 6, "num_key_value_heads": 2,
+}  # fmt: skip
+SMALL = {
+    "vocab_size": 65_536, "hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 8,
+    "num_attention_heads": 6, "num_key_value_heads": 2,
+    "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"],
+}  # fmt: skip
+LFM25 = {
+    "vocab_size": 65_536, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8,
+    "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
+}  # fmt: skip
+
+_tiny = Shape("tiny", "2.5 M Llama-like, V=160", "llama", TINY)
+_small = Shape("small", "42 M LFM2-shaped, V=65,536", "lfm2", SMALL, prompts=2, trl_microbatches=(16, 8, 4))
+_LISTED = (
+    _tiny,
+    _small,
+    replace(_tiny, name="tiny-cap", about="tiny, all rows to the cap", mean=None),
+    replace(_small, name="small-cap", about="small, all rows to the cap", mean=None),
+    replace(_tiny, name="tiny-mu2", about="tiny, mu=2", updates=2),
+    replace(_small, name="small-mu2", about="small, mu=2", updates=2),
+    replace(_tiny, name="tiny-kl", about="tiny, beta=0.04", beta=0.04),
+    replace(_small, name="small-lora", about="small, LoRA r=16", lora=16),
+    replace(
+        _tiny, name="long", about="tiny, long completions, wide spread", prompts=4, cap=1024, mean=300.0,
+        trl_microbatches=(32, 8, 4),
+    ),
+    Shape(
+        "long-prompts", "18 M LFM2-shaped, V=4,096, P=1,000", "lfm2", SMALL | {"vocab_size": 4096}, prompts=1,
+        prompt_tokens=(1000, 1000), mean=None, trl_microbatches=(8, 4, 2),
+    ),
+    Shape(
+        "lfm2.5-1.2b", "1.2 B LFM2.5, LoRA r=16, bf16", "lfm2", LFM25, cap=512, mean=220.0, lora=16, dtype="bfloat16",
+        precision="bf16-mixed", prompt_tokens=(100, 160), trl_microbatches=(64, 32, 16), cuda_only=True,
+    ),
+)  # fmt: skip
+SHAPES: dict[str, Shape] = {shape.name: shape for shape in _LISTED}
+
+
+def smoke(shape: Shape) -> Shape:
+    """The same shape, small enough to run in seconds."""
+    dims = shape.dims | {
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    if "layer_types" in dims:
+        dims["layer_types"] = ["conv", "full_attention"]
+    return replace(
+        shape, dims=dims, prompts=min(shape.prompts, 2), group_size=4, cap=12, prompt_tokens=(6, 9),
+        mean=shape.mean and 6.0, trl_microbatches=(8, 4), dtype="float32", precision="32-true",
+    )  # fmt: skip
+
+
+# -- model and tokenizer ----------------------------------------------------------------------------------------------
+
+
+def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
+    """Write a Hugging Face folder with random weights and a tokenizer of one token a letter."""
+    torch.manual_seed(seed)
+    common = {
+        "max_position_embeddings": 4096, "tie_word_embeddings": True, "pad_token_id": PAD, "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }  # fmt: skip
+    config: LlamaConfig | Lfm2Config
+    if shape.kind == "llama":
+        config = LlamaConfig(**shape.dims | common)
+    else:
+        config = Lfm2Config(**shape.dims | common, block_auto_adjust_ff_dim=False)
+    lm = AutoModelForCausalLM.from_config(config)
+    _set_end_probability(lm, 0.0 if shape.mean is None else 1 / shape.mean)
+    lm.to(getattr(torch, shape.dtype)).save_pretrained(folder)
+    tokenizer(shape.vocab).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _set_end_probability(lm: PreTrainedModel, probability: float) -> None:
+    """Make the end of sequence about equally probable at every place.
+
+    All embeddings share their first coordinate, which the residual stream carries to the tied head: with a first
+    coordinate of its own, the end's row gets the same logit everywhere.
+    """
+    weight_VD = lm.get_input_embeddings().weight
+    assert lm.get_output_embeddings().weight is weight_VD
+    weight_VD[:, 0] = 0.5
+    ids = torch.randint(EOS + 1, len(weight_VD), (8, 48))
+    hidden_MD = lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    others_M = (hidden_MD @ weight_VD.T).index_fill(1, torch.tensor([EOS]), -torch.inf).logsumexp(1)
+    weight_VD[EOS, 1:] = 0
+    low, high = -200.0, 200.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if torch.sigmoid(hidden_MD[:, 0] * middle - others_M).mean() < max(probability, 1e-9):
+            low = middle
+        else:
+            high = middle
+    weight_VD[EOS, 0] = low
+
+
+def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
+    """One token a letter; the rest of the vocabulary are tokens that no prompt holds."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    tokens = [*special, *LETTERS]
+    tokens += [f"<{index}>" for index in range(len(tokens), vocab)]
+    words = models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>")
+    fast = Tokenizer(words)
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    fast.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        chat_template=TEMPLATE, clean_up_tokenization_spaces=False, padding_side="left",
+    )  # fmt: skip
+
+
+# -- prompts and rewards ----------------------------------------------------------------------------------------------
+
+
+def texts(shape: Shape) -> list[str]:
+    """The prompts of one step: with BOS before them, as many tokens as the shape says."""
+    draw = random.Random(0)
+    low, high = shape.prompt_tokens
+    span = max(1, shape.prompts - 1)
+    lengths = [low + round((high - low) * index / span) for index in range(shape.prompts)]
+    return ["".join(draw.choices(LETTERS, k=length - 1)) for length in lengths]
+
+
+class Letters(Task):
+    """The same prompts every step."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return [Prompt(self.messages(text)) for text in texts(self.shape)]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        raise NotImplementedError("these prompts have no right answer")
+
+
+def reward(token_ids: Sequence[int]) -> float:
+    """A reward that differs between nearly all completions: no group is without signal, on either side."""
+    return (0.618 * sum(token_ids[:4]) + 0.377 * len(token_ids)) % 1.0
+
+
+class TokenVerifier(Verifier):
+    """:func:`reward` as a verifier."""
+
+    def verify(self, sample: Sample) -> Verdict:
+        assert sample.token_ids is not None
+        score = reward(sample.token_ids)
+        return Verdict(correct=score > 0.5, format_valid=True, score=score)

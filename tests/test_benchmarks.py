@@ -1,0 +1,120 @@
+"""The benchmarks run from end to end in a smoke size, and what they compute around their measurements is right."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e .[bench]"
+)
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks, which see each other as scripts do."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@needs_trl
+def test_vs_trl_prints_one_table(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    text = run("vs_trl.py", "--smoke", "--config", "tiny-mu2", "--repeats", "1", "--out", str(out))
+    assert out.read_text() == text
+    for row in ("rollout, s", "scoring, s", "update, s", "step, s", "peak memory of the update", "trained tokens/s"):
+        assert row in text
+    assert "Same batch, llama" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {8}
+
+
+@needs_trl
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_both_sides_compute_the_same_loss_and_gradient(benchmark_module: Any, tmp_path: Path, name: str) -> None:
+    shapes = benchmark_module("shapes")
+    compare_one = benchmark_module("agreement").compare_one
+    found = compare_one(shapes.smoke(shapes.SHAPES[name]), tmp_path, torch.device("cpu"))
+    assert found.losses[0] == pytest.approx(found.losses[1], abs=1e-6)
+    assert abs(found.losses[0]) > 1e-4
+    assert max(found.gradient_errors) < 1e-5
+
+
+def test_logprobs_runs() -> None:
+    assert "naive / chunked, memory" in run(
+        "logprobs.py", "--n", "2", "--t", "16", "--vocab", "256", "--hidden", "16", "--repeats", "1"
+    )
+
+
+def test_scaling_prints_exponents() -> None:
+    text = run("scaling.py", "--smoke", "--axis", "completion")
+    assert "| completion | rollout s | 32, 64 |" in text
+    assert "| completion | update s | 32, 64 |" in text
+
+
+def test_a_fit_finds_the_exponent_and_its_verdict(benchmark_module: Any) -> None:
+    scaling = benchmark_module("scaling")
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    square = scaling.fit(sizes, [[3 * size**2, 3 * size**2] for size in sizes])
+    assert (square.exponent, square.last) == pytest.approx((2.0, 2.0))
+    assert square.error == pytest.approx(0.0, abs=1e-6)
+    assert "not at most linear" in scaling.verdict("group", "update s", square)
+    linear = scaling.fit(sizes, [[5 * size] for size in sizes])
+    assert scaling.verdict("group", "update s", linear) == "at most linear"
+    assert "not flat" in scaling.verdict("group", "update MiB", linear)
+    # A fixed cost hides the growth from the fit, but not from the last doubling.
+    late = scaling.fit(sizes, [[100.0], [100.0], [100.0], [800.0]])
+    assert late.last == pytest.approx(3.0)
+    assert late.error > 0
+
+
+def test_floors_by_hand(benchmark_module: Any) -> None:
+    shapes, floors = benchmark_module("shapes"), benchmark_module("floors")
+    dims = {
+        "vocab_size": 10, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }  # fmt: skip
+    shape = shapes.Shape("hand", "", "llama", dims, prompts=1, group_size=2)
+    work = floors.Work.of(shape)
+    # q and o 4 x 4 each, k and v 2 x 4 each; gate, up and down 8 x 4 each; head 10 x 4.
+    assert (work.body, work.head, work.cache_width) == (16 + 16 + 8 + 8 + 96, 40, 4)
+    # One prompt of 1 token, 2 rows of 1 token: 3 tokens through the body, 2 through the head, attending to 1 + 2 + 2.
+    attention = 3 * 4 * 4 * (1 + 2 + 2)
+    compute = 6 * (144 * 3 + 40 * 2) + attention
+    endless = floors.Rates(1.0, float("inf"))
+    assert floors.update_floor(shape, [1, 1], [1, 1], endless) == pytest.approx(compute)
+    assert floors.update_floor(shape, [1, 1], [1, 1], floors.Rates(float("inf"), 1.0)) == 7 * 4 * 184
+    # Decoding: all weights and the cache of 1 token of 2 rows are read once, in float32.
+    assert floors.rollout_floor(shape, [1, 1], [1, 1], floors.Rates(float("inf"), 1.0)) == (184 + 4 * 2) * 4
+
+
+def test_lengths_are_about_as_asked_for(benchmark_module: Any, tmp_path: Path) -> None:
+    shapes, our_side = benchmark_module("shapes"), benchmark_module("our_side")
+    from dataclasses import replace
+
+    shape = replace(shapes.smoke(shapes.SHAPES["tiny"]), group_size=64, cap=40, mean=10.0)
+    step = our_side.OurSide(shape, shapes.build(shape, tmp_path / "ends"), torch.device("cpu")).step(1)
+    # Geometric of mean 10, cut at 40: mean 9.85; the standard error over 128 rows is 0.8.
+    assert 6.5 < sum(step.lengths) / len(step.lengths) < 13.5
+    assert len(set(step.lengths)) > 10
+    capped = replace(shape, mean=None)
+    step = our_side.OurSide(capped, shapes.build(capped, tmp_path / "cap"), torch.device("cpu")).step(1)
+    assert set(step.lengths) == {40}
+    assert step.seconds["step"] >= step.seconds["rollout"] + step.seconds["update"] > 0
