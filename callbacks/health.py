@@ -58,7 +58,7 @@ class HealthCheck(pl.Callback):
         self._silent_steps += 1
         if metrics["completion/truncated"] <= self.truncated:
             self._truncated_steps = 0
-        if metrics["reward/groups_without_signal"] < 1:
+        if metrics.get("reward/groups_without_signal", 0) < 1:  # logged where groups are what is learned from
             self._silent_steps = 0
         if self._truncated_steps == self.patience:
             log.warning(

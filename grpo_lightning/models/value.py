@@ -55,7 +55,8 @@ class Critic(nn.Module):
         self._policy = (policy,)  # in a tuple, where torch does not look for submodules
         self.backbone: nn.Module | None = None
         if form == "separate":
-            self.backbone = _backbone(replace(policy.config, path=path or policy.config.path), policy)
+            own = policy.config
+            self.backbone = _backbone(own if path is None else replace(own, path=path, revision=None), policy)
             if frozen:
                 self.backbone.requires_grad_(False)
         elif form == "adapter":
