@@ -328,7 +328,7 @@ class PolicyModule(pl.LightningModule):
                 f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
         self.skipped_steps = checkpoint["skipped_steps"]
-        self.policy.load_reference_state(checkpoint["reference"])
+        self.policy.load_reference_state(checkpoint.get("reference", {}))
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
