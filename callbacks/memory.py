@@ -68,19 +68,18 @@ class ResidentMeter:
     how = "CPU, resident memory of the process (VmHWM, reset at every phase)"
 
     def now(self) -> Memory:
-        return self._status("VmRSS")
+        return self._status(b"VmRSS:")
 
     def peak(self) -> Memory:
-        return self._status("VmHWM")
+        return self._status(b"VmHWM:")
 
     def reset_peak(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
-    def _status(self, name: str) -> Memory:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return Memory(int(line.split()[1]) * 1024)
-        raise OSError(f"/proc/self/status has no {name}")
+    def _status(self, name: bytes) -> Memory:
+        text = Path("/proc/self/status").read_bytes()
+        start = text.index(name) + len(name)
+        return Memory(int(text[start : text.index(b"kB", start)]) * 1024)
 
 
 class HighWaterMeter:
@@ -109,7 +108,7 @@ def meter_of(device: torch.device) -> Meter:
     try:
         meter.reset_peak()
         meter.peak()
-    except OSError:
+    except (OSError, ValueError):
         return HighWaterMeter()
     return meter
 
