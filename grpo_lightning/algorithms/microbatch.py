@@ -130,7 +130,7 @@ class _SharedPlan:
         padded = sum(len(run) * lengths[run[0]] for run in runs)
         return _Part(
             rows=list(rows),
-            real=sum(heads) + sum(lengths),
+            real=sum(heads) + sum(lengths[row] for run in runs for row in run),
             padded=len(heads) * max(heads) + padded,
             forked=max(heads) * sum(len(run) for run in runs),
             passes=1 + len(runs),
