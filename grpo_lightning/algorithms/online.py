@@ -204,7 +204,9 @@ class OnlineModule(PolicyModule, ABC):
         targets = self.targets(batch, rows, counted_N, metrics)
         self.credit = Credit(targets.advantages, targets.learned_N, targets.reference_NT)
         with self.timed(metrics, "update"):
-            self._update(targets, metrics)
+            measured = self._update(targets, metrics)
+        kl, tokens = measured or self._update_kl(targets)
+        metrics.add("policy/update_kl", kl, tokens)
         self.finish_step(metrics)
 
     def _check_errors(self, batch: RolloutBatch) -> None:
@@ -217,7 +219,9 @@ class OnlineModule(PolicyModule, ABC):
                 f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
             )
 
-    def _update(self, targets: Targets, metrics: StepMetrics) -> None:
+    def _update(self, targets: Targets, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
+        """All optimizer steps of a rollout; gives :meth:`_update_kl` where it was measured on the way."""
+        measured = None
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
         generator = torch.Generator().manual_seed(row_seed(self.data.seed, "minibatches", self.global_step))
         for epoch in range(self.updates_per_rollout):
@@ -226,15 +230,14 @@ class OnlineModule(PolicyModule, ABC):
                 order_N = torch.randperm(len(targets.rows), generator=generator)
             for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
                 self._optimizer_step(targets, rows, metrics, first=epoch == part == 0)
-            if epoch + 1 == self.updates_per_rollout or self.target_kl is not None:
-                kl, tokens = self._update_kl(targets)
-                if self.target_kl is not None:
-                    # Over all ranks, so that all of them decide alike.
-                    all_kl, all_tokens = self.all_ranks_sum(kl, tokens)
-                    if all_kl > self.target_kl * all_tokens:
-                        break
-        metrics.add("policy/update_kl", kl, tokens)
+            if self.target_kl is not None:
+                measured = self._update_kl(targets)
+                # Over all ranks, so that all of them decide alike.
+                kl, tokens = self.all_ranks_sum(*measured)
+                if kl > self.target_kl * tokens:
+                    break
         metrics.add("policy/epochs", epoch + 1, 1)
+        return measured
 
     def _optimizer_step(self, targets: Targets, rows_N: Tensor, metrics: StepMetrics, first: bool) -> None:
         tokens = targets.rows.tokens

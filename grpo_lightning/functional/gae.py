@@ -118,11 +118,12 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """``values``, ``returns``, ``mask`` of one shape -> a scalar.
 
     ``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for one that knows no more than the mean,
-    below 0 for one that is worse. 0 where the returns do not vary.
+    below 0 for one that is worse. 0 where the returns do not vary, rounding (a std of 1e-5) aside.
     """
     total = masked_std(returns, mask).square()
     left = masked_std(returns - values, mask).square()
-    return torch.where(total > 0, 1 - left / torch.where(total > 0, total, 1), 0)
+    varies = total > 1e-10
+    return torch.where(varies, 1 - left / torch.where(varies, total, 1), 0)
 
 
 def adapted_kl_coef(coef: float, kl: float, *, target: float, horizon: float, samples: float) -> float:

@@ -146,6 +146,7 @@ def test_explained_variance_of_critics_known_by_hand() -> None:
     assert explained_variance(torch.ones(1, 4), returns, mask) == 0
     assert explained_variance(-returns, returns, mask) == -3
     assert explained_variance(returns, torch.ones(1, 4), mask) == 0, "nothing to explain"
+    assert explained_variance(returns, torch.tensor([[1.0, 1.0 + 2e-7, 1.0, 9.0]]), mask) == 0, "nor in rounding"
 
 
 @pytest.mark.parametrize(
