@@ -15,7 +15,7 @@ from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, TrainLoader
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import ConfigError, Prompt
-from tests.conftest import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tests.toy import ToyTask, fit, grpo, rollouts
 
 TOKENIZER = tiny_tokenizer()

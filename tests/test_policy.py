@@ -16,8 +16,8 @@ from grpo_lightning.models.policy import dithered
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import ConfigError, TokenRows
-from tests.conftest import save_tiny_model, tiny_tokenizer
 from tests.test_engine import transformers_greedy, with_adapter
+from tests.tiny import save_tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
 COMPLETIONS = [[100, 101, 7], [110, 111, 112, 113, 114], [120, 7]]

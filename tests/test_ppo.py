@@ -20,9 +20,9 @@ from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import ConfigError, FinishReason
 from grpo_lightning.verifiers import Verdict, Verifier
-from tests.conftest import save_tiny_model
 from tests.test_cli import ROOT, few, only_run
 from tests.test_refinement import Parity
+from tests.tiny import save_tiny_model
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, rollouts, same, sgd, trainer
 
 LORA = LoRAConfig(r=4, alpha=8)

@@ -18,7 +18,7 @@ from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.refinement import NO_FEEDBACK, choose, next_turn
 from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Rollout, RolloutBatch, Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, Verifier
-from tests.conftest import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same, sgd, trainer
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH

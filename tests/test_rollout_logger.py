@@ -25,7 +25,7 @@ from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.records import TokenCharacters, record
 from grpo_lightning.samples.read import read_rollouts
 from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Rollout, Verdict
-from tests.conftest import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts
 
 TOKENIZER = tiny_tokenizer()

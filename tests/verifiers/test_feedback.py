@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from code_cases import verifier_or_skip
-from conftest import tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ from grpo_lightning.verifiers import (
     Verifier,
     WeightedVerifier,
 )
+from tests.tiny import tiny_tokenizer
 
 # Attempts of all kinds; every verifier sees all of them.
 ATTEMPTS = [
