@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.metrics import StepMetrics
-from grpo_lightning.algorithms.online import Minibatch, OnlineModule, Targets
-from grpo_lightning.algorithms.rows import LearningRows, row_advantages
+from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, row_advantages
 from grpo_lightning.functional import AdvantageKind, Objective, RatioLevel, has_signal, masked_std, policy_loss
 from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
 

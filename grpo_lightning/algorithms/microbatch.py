@@ -36,7 +36,9 @@ class Microbatch(NamedTuple):
     padded_tokens: int
 
 
-def microbatches(tokens: TokenRows, rows: Tensor, max_tokens: int, share_prompts: bool = True) -> list[Microbatch]:
+def microbatches(
+    tokens: TokenRows, rows: Tensor, max_tokens: int, share_prompts: bool = True, device_type: str | None = None
+) -> list[Microbatch]:
     """The micro-batches of an optimizer step, together naming every row once.
 
     Two plans are made, and the cheaper is taken, by the count of tokens with padding and the overhead of each pass:
@@ -53,11 +55,12 @@ def microbatches(tokens: TokenRows, rows: Tensor, max_tokens: int, share_prompts
         max_tokens: the budget: tokens that run through the model at once, padding included. A shared prompt counts
             once, and an eighth for each of its rows, which keep its keys and values.
         share_prompts: whether the second plan is to be considered.
+        device_type: where they will run, if not where the tokens are.
     """
     if not len(rows):
         return []
     chosen = tokens.select(rows)
-    overhead = pass_overhead(tokens.ids_NL.device.type)
+    overhead = pass_overhead(device_type or tokens.ids_NL.device.type)
     prompts, completions = chosen.prompt_lengths_N.tolist(), chosen.completion_lengths_N.tolist()
     parts = _plain_parts(prompts, completions, max_tokens, overhead)
     numbers_N: Tensor | None = None

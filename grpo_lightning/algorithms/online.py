@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +15,7 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
-from grpo_lightning.algorithms.rows import LearningRows, learning_rows
+from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, learning_rows
 from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,
@@ -36,48 +35,6 @@ log = logging.getLogger(__name__)
 
 class VerifierError(RunError):
     """A verifier broke on too many completions of one step."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the update works towards; all of it is fixed before the first optimizer step.
-
-    Args:
-        rows: the attempts.
-        advantages: ``[N]``, one a row, or ``[N, T]``, one a token.
-        counted_N: rows that the loss is divided by: scored ones, with or without signal.
-        learned_N: those of them that contribute a gradient.
-        old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
-        reference_NT: the reference's log-probs; ``None`` without KL.
-        temperature: of the log-probs.
-        max_new_tokens: the cap on completions.
-    """
-
-    rows: LearningRows
-    advantages: Tensor
-    counted_N: Tensor
-    learned_N: Tensor
-    old_NT: Tensor | None
-    reference_NT: Tensor | None
-    temperature: float
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """One optimizer step's part of a rollout.
-
-    Args:
-        targets: of the whole rollout.
-        sequences: completions that the loss is divided by, over all ranks.
-        tokens: their tokens; under ``bnpo`` those of this rank.
-        first: whether the policy is still the one that sampled.
-    """
-
-    targets: Targets
-    sequences: float
-    tokens: float
-    first: bool
 
 
 class OnlineModule(PolicyModule, ABC):

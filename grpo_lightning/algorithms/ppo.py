@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.algorithms.metrics import StepMetrics
-from grpo_lightning.algorithms.online import Minibatch, OnlineModule, Targets
-from grpo_lightning.algorithms.rows import LearningRows
+from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets
 from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,

@@ -1,4 +1,4 @@
-"""From rollouts to what is learned from: credit between attempts, and one row a completion."""
+"""From rollouts to what is learned from: one row a completion, credit between attempts, the targets of an update."""
 
 from __future__ import annotations
 
@@ -39,6 +39,48 @@ class LearningRows:
 
     def __len__(self) -> int:
         return len(self.rollouts)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the update works towards; all of it is fixed before the first optimizer step.
+
+    Args:
+        rows: the attempts.
+        advantages: ``[N]``, one a row, or ``[N, T]``, one a token.
+        counted_N: rows that the loss is divided by: scored ones, with or without signal.
+        learned_N: those of them that contribute a gradient.
+        old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
+        reference_NT: the reference's log-probs; ``None`` without KL.
+        temperature: of the log-probs.
+        max_new_tokens: the cap on completions.
+    """
+
+    rows: LearningRows
+    advantages: Tensor
+    counted_N: Tensor
+    learned_N: Tensor
+    old_NT: Tensor | None
+    reference_NT: Tensor | None
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """One optimizer step's part of a rollout.
+
+    Args:
+        targets: of the whole rollout.
+        sequences: completions that the loss is divided by, over all ranks.
+        tokens: their tokens; under ``bnpo`` those of this rank.
+        first: whether the policy is still the one that sampled.
+    """
+
+    targets: Targets
+    sequences: float
+    tokens: float
+    first: bool
 
 
 def learning_rows(batch: RolloutBatch, refinement: RefinementConfig | None = None) -> LearningRows:

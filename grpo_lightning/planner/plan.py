@@ -9,12 +9,13 @@ from math import ceil
 
 import torch
 
+from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.types import TokenRows
+from grpo_lightning.types import ConfigError, TokenRows
 
 FEEDBACK_TOKENS = 64
 """What the turn between two attempts is taken to hold."""
@@ -56,6 +57,9 @@ class Planner:
         on_cuda: the run is on a GPU.
         prompt_tokens: of the longest prompt.
         devices: over which a step's prompts are dealt out.
+
+    Raises:
+        ConfigError: the module is one whose memory is not known.
     """
 
     def __init__(
@@ -67,6 +71,11 @@ class Planner:
         prompt_tokens: int,
         devices: int = 1,
     ) -> None:
+        if isinstance(module, PPOModule):
+            raise ConfigError(
+                "model: grpo plan knows no critic, so for PPOModule it would promise too little: plan the same config "
+                "with GRPOModule, and measure the critic with benchmarks/memory.py"
+            )
         self.module = module
         self.data = data
         self.precision = precision
@@ -102,7 +111,7 @@ class Planner:
         rows = self._step_rows()
         # A minibatch may draw the longest rows of all.
         longest = rows.lengths_N.argsort(descending=True, stable=True)[: ceil(len(rows) / parts)]
-        cuts = cut(rows.select(longest), settings.max_tokens_per_microbatch)
+        cuts = cut(rows.select(longest), settings.max_tokens_per_microbatch, "cuda" if self.on_cuda else "cpu")
         heaviest = max(cuts, key=lambda part: part.ids_NL.numel())
         # The second micro-batch finds the gradients of the first.
         work = [heaviest] * min(2, len(cuts))
@@ -215,9 +224,12 @@ class Planner:
         return self._phases[key]
 
 
-def cut(rows: TokenRows, budget: int) -> list[TokenRows]:
-    """The micro-batches of an optimizer step on all of some rows."""
-    return [part.tokens for part in microbatches(rows, torch.arange(len(rows)), budget, share_prompts=False)]
+def cut(rows: TokenRows, budget: int, device_type: str) -> list[TokenRows]:
+    """The micro-batches of an optimizer step on all of some rows, each with its own prompt.
+
+    Where groups share their prompts, the budget bounds the same memory.
+    """
+    return [part.tokens for part in microbatches(rows, torch.arange(len(rows)), budget, False, device_type)]
 
 
 def most(phases: list[PhaseMemory]) -> int:

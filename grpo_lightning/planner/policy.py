@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.loading import load_model
+from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.planner.meter import HOST, MemoryMeter
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
@@ -65,6 +66,9 @@ class WeightlessPolicy(Policy):
     def _check_head(self) -> None:
         """Nothing to compare without weights."""
 
+    def _can_share_prompts(self) -> bool:
+        return False
+
     # -- whose memory it is -----------------------------------------------------------------------------------------
 
     def _part_of(self, name: str) -> str:
@@ -87,8 +91,9 @@ class WeightlessPolicy(Policy):
             for tensor in _tensors_in(getattr(output, "past_key_values", None)):
                 self.meter.assign(tensor, "cache")
 
-        self.lm.register_forward_pre_hook(before, with_kwargs=True)
-        self.lm.register_forward_hook(after, with_kwargs=True)
+        decoder = decoder_of(self.lm)
+        decoder.register_forward_pre_hook(before, with_kwargs=True)
+        decoder.register_forward_hook(after, with_kwargs=True)
 
     def _keep_pristine_weights(self, part: str) -> None:
         """Merge the adapter once, so that the copies of the weights it goes into exist, as after a first rollout."""
