@@ -14,11 +14,8 @@ from .stopping import StopWhen
 from .summary import RunSummary
 from .tensorboard import TensorBoardExtras
 
-Checkpoint = RunCheckpoint
-
 __all__ = [
     "AdaptiveKL",
-    "Checkpoint",
     "HealthCheck",
     "PolicyExport",
     "PredictionWriter",

@@ -23,7 +23,7 @@ class AdaptiveKL(pl.Callback):
         gain: how fast the weight follows.
 
     Raises:
-        ConfigError: an option is out of its range, or the run has no KL.
+        ConfigError: an option is out of its range, the run has no KL, or it is PPO's.
     """
 
     def __init__(self, target: float = 0.02, gain: float = 0.1) -> None:
@@ -36,6 +36,8 @@ class AdaptiveKL(pl.Callback):
         self._beta: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if hasattr(pl_module, "adaptive_kl"):
+            raise ConfigError("AdaptiveKL: PPO takes its KL out of the rewards: set model.adaptive_kl instead")
         if stage == "fit" and not getattr(pl_module, "beta", 0):
             raise ConfigError(
                 "AdaptiveKL: there is no KL in this run's loss to hold: set model.beta above 0, from where it begins"

@@ -51,7 +51,7 @@ class StopWhen(pl.Callback):
             return
         seen = trainer.callback_metrics
         if self.no_signal_steps is not None:
-            holds = float(seen["reward/groups_without_signal"]) == 1
+            holds = float(seen.get("reward/groups_without_signal", 0)) == 1
             self._count("no_signal_steps", holds, self.no_signal_steps, trainer, "no group had a signal to learn from")
         if self.max_kl is not None and "policy/kl" in seen:
             kl = float(seen["policy/kl"])

@@ -16,10 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.callbacks import (
-    Checkpoint,
     HealthCheck,
     PolicyExport,
     PredictionWriter,
+    RunCheckpoint,
     RunSummary,
     StepProgressBar,
 )
@@ -197,8 +197,8 @@ def test_the_policy_of_the_best_validation_is_exported_whole(
             value = torch.tensor(accuracies[trainer.global_step - 1])
             pl_module._evaluation.compute = lambda: {"accuracy": value}
 
-    def run(steps: int, **options: Any) -> Checkpoint:
-        keep = Checkpoint()
+    def run(steps: int, **options: Any) -> RunCheckpoint:
+        keep = RunCheckpoint()
         callbacks = [Accuracies(), PolicyExport(best=True), keep]
         fit(
             tmp_path, grpo(tiny_model("llama")), steps, callbacks=callbacks, enable_checkpointing=True,

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import grpo_lightning.callbacks
 from grpo_lightning.__main__ import main
 
-SHIPPED = sorted(set(grpo_lightning.callbacks.__all__) - {"Checkpoint"})
+SHIPPED = sorted(grpo_lightning.callbacks.__all__)
 DESIGN = """
 seed_everything: 42
 trainer:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import AdaptiveKL, PPOModule
-from grpo_lightning.callbacks import Checkpoint
+from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.value import VALUE
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
@@ -202,7 +202,7 @@ def test_values_are_those_of_the_text_before_each_token(model_path: str) -> None
 @pytest.mark.parametrize("reference", ["adapter-off", "snapshot"])
 def test_the_critics_adapter_stays_out_of_the_policys_way(model_path: str, tmp_path: Path, reference: Any) -> None:
     module = ppo(model_path, lora=LORA, reference=reference, critic="adapter", beta=0.1)
-    fit(tmp_path, module, 4, callbacks=[Checkpoint()], enable_checkpointing=True)
+    fit(tmp_path, module, 4, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     policy = module.policy
     names = {id(p): name for name, p in module.named_parameters()}
     assert all(".default." in names[id(p)] for p in policy.trainable_parameters())
@@ -454,7 +454,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
     run: dict[str, Any] = {"enable_checkpointing": True}
     whole, part = Watch(), Watch()
     one = fit(tmp_path / "whole", ppo(model_path, **options), 20, rollouts(**data), callbacks=[whole])
-    fit(tmp_path / "part", ppo(model_path, **options), 12, rollouts(**data), callbacks=[Checkpoint()], **run)
+    fit(tmp_path / "part", ppo(model_path, **options), 12, rollouts(**data), callbacks=[RunCheckpoint()], **run)
     last = tmp_path / "part/checkpoints/last.ckpt"
     torch.load(last, weights_only=True)
     two = fit(tmp_path / "part", ppo(model_path, **options), 20, rollouts(**data), ckpt_path=last, callbacks=[part])
@@ -469,7 +469,7 @@ def test_evaluation_needs_no_critic(tiny_model: Callable[[str], str], tmp_path: 
     module = ppo(tiny_model("llama"))
     trainer(tmp_path, 1, limit_val_batches=1).validate(module, datamodule=rollouts())
     assert not hasattr(module, "critic")
-    weights = fit(tmp_path, module, 2, callbacks=[Checkpoint()], enable_checkpointing=True)
+    weights = fit(tmp_path, module, 2, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     assert same(weights, fit(tmp_path, ppo(tiny_model("llama")), 2))
     last = str(tmp_path / "checkpoints/last.ckpt")
     run = trainer(tmp_path, 1, limit_test_batches=1)
@@ -488,7 +488,7 @@ def test_two_processes_train_what_one_does(
         parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
         pl.seed_everything(0, verbose=False)
         module = ppo(tiny_model("lfm2"), **options, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-        run = trainer(tmp_path / name, 6, callbacks=[Checkpoint()], enable_checkpointing=True, **parallel)
+        run = trainer(tmp_path / name, 6, callbacks=[RunCheckpoint()], enable_checkpointing=True, **parallel)
         run.fit(module, datamodule=rollouts(prompts_per_step=5))
         results.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True))
     one, two = results

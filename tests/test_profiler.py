@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.callbacks import Checkpoint, VRAMProfiler
+from grpo_lightning.callbacks import RunCheckpoint, VRAMProfiler
 from grpo_lightning.callbacks.memory import (
     HighWaterMeter,
     Memory,
@@ -261,7 +261,7 @@ def test_out_of_memory_names_phase_shapes_and_setting_and_loses_nothing(
             if module.global_step == 1:
                 super().take()
 
-    callbacks = [VRAMProfiler(), HogLater(phase, 1 << 60), Checkpoint()]
+    callbacks = [VRAMProfiler(), HogLater(phase, 1 << 60), RunCheckpoint()]
     with pytest.raises(OutOfMemory) as caught:
         fit(tmp_path, module, 3, callbacks=callbacks, enable_checkpointing=True)
     assert isinstance(caught.value, RunError)

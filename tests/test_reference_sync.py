@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from grpo_lightning.callbacks import Checkpoint, ReferenceSync
+from grpo_lightning.callbacks import ReferenceSync, RunCheckpoint
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.reference import mixed_factors
@@ -215,7 +215,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
 ) -> None:
     def run(folder: Path, steps: int, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         module = grpo(model_path, beta=0.5, **form)
-        callbacks = [ReferenceSync(every_n_steps=2, alpha=alpha), Checkpoint()]
+        callbacks = [ReferenceSync(every_n_steps=2, alpha=alpha), RunCheckpoint()]
         weights = fit(folder, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
         return weights, module.policy.reference_state()
 
@@ -229,7 +229,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
 
 
 def test_a_run_without_moves_keeps_its_checkpoint_small(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    fit(tmp_path, grpo(tiny_model("llama"), beta=0.5), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    fit(tmp_path, grpo(tiny_model("llama"), beta=0.5), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["reference"] == {}
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import Checkpoint
+from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
@@ -61,18 +61,18 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
     data = {"prompts_per_step": 5, "group_size": 3}
     validated = {"limit_val_batches": 1, "val_check_interval": 3, "enable_checkpointing": True}
     whole = fit(tmp_path / "whole", grpo(model_path, **options), 10 * steps, rollouts(**data), **validated)
-    first = Checkpoint()
+    first = RunCheckpoint()
     fit(tmp_path / "part", grpo(model_path, **options), 7 * steps, rollouts(**data), callbacks=[first], **validated)
     resumed = fit(
         tmp_path / "part", grpo(model_path, **options), 10 * steps, rollouts(**data),
-        ckpt_path=tmp_path / "part/checkpoints/last.ckpt", callbacks=[Checkpoint()], **validated,
+        ckpt_path=tmp_path / "part/checkpoints/last.ckpt", callbacks=[RunCheckpoint()], **validated,
     )  # fmt: skip
     assert same(whole, resumed)
 
 
 def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
     weights = fit(
-        tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[Checkpoint()], enable_checkpointing=True
+        tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True
     )
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == weights.keys()
@@ -80,13 +80,13 @@ def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: 
 
 
 def test_the_checkpoint_of_another_policy_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     with pytest.raises(ConfigError, match="ckpt_path: the checkpoint is of another policy"):
         fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
 
 
 def test_the_checkpoint_of_another_rank_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     other = LoRAConfig(r=2, alpha=8)
     with pytest.raises(ConfigError, match=r"have another shape, such as .*lora_A"):
         fit(tmp_path, grpo(tiny_model("llama"), lora=other), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
@@ -98,7 +98,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 ) -> None:
     scheduler = (lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5)) if scheduled else None
     options: dict[str, Any] = {"lr_scheduler": scheduler}
-    fit(tmp_path, grpo(tiny_model("llama"), **options), 1, callbacks=[Checkpoint()], enable_checkpointing=True)
+    fit(tmp_path, grpo(tiny_model("llama"), **options), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
     watch = Watch()
     options["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
     fit(
@@ -112,7 +112,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
-    keep = Checkpoint()
+    keep = RunCheckpoint()
     fit(
         tmp_path,
         grpo(model_path),
@@ -144,7 +144,7 @@ class Break(pl.Callback):
 def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", grpo(model_path), 5)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(tmp_path / "part", grpo(model_path), 5, callbacks=[Break(3), Checkpoint()], enable_checkpointing=True)
+        fit(tmp_path / "part", grpo(model_path), 5, callbacks=[Break(3), RunCheckpoint()], enable_checkpointing=True)
     last = tmp_path / "part/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
@@ -201,7 +201,7 @@ def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, opti
     results = []
     for name, devices in (("one", 1), ("two", 2)):
         parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
-        keep = Checkpoint(every_n_train_steps=1)
+        keep = RunCheckpoint(every_n_train_steps=1)
         pl.seed_everything(0, verbose=False)
         lightning = trainer(tmp_path / name, 4, callbacks=[keep], **run, **parallel)
         lightning.fit(grpo(model_path, **options), datamodule=rollouts(**data))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import AdaptiveKL, Checkpoint, PolicyExport, StopWhen
+from grpo_lightning.algorithms import PPOModule, SFTModule
+from grpo_lightning.callbacks import AdaptiveKL, PolicyExport, RunCheckpoint, StopWhen
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.types import ConfigError
 from tests.test_grpo import Constant
@@ -56,7 +56,7 @@ def test_on_the_reward(
 def test_steps_are_counted_on_over_a_resume(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     def run(steps: int, **options: Any) -> int:
         watch = Watch()
-        callbacks = [StopWhen(no_signal_steps=4), watch, Checkpoint()]
+        callbacks = [StopWhen(no_signal_steps=4), watch, RunCheckpoint()]
         module = grpo(tiny_model("llama"), verifiers=[Constant("never")])
         fit(tmp_path, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
         return len(watch.logged)
@@ -110,7 +110,7 @@ def test_the_weight_matters_to_the_update(tiny_model: Callable[[str], str], tmp_
 def test_a_resumed_run_goes_on_with_the_moved_weight(model_path: str, tmp_path: Path) -> None:
     def run(folder: Path, steps: int, **options: Any) -> tuple[dict[str, torch.Tensor], float]:
         module = grpo(model_path, beta=0.5)
-        callbacks = [AdaptiveKL(target=1e-6, gain=1.0), Checkpoint()]
+        callbacks = [AdaptiveKL(target=1e-6, gain=1.0), RunCheckpoint()]
         weights = fit(folder, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
         return weights, module.beta
 
@@ -132,3 +132,14 @@ def test_a_run_without_a_kl_is_refused(tiny_model: Callable[[str], str], tmp_pat
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"AdaptiveKL.{next(iter(options))}"):
         AdaptiveKL(**options)
+
+
+def test_ppo_holds_its_kl_itself_and_has_no_groups_to_wait_for(tiny_model: Any, tmp_path: Path) -> None:
+    def ppo() -> PPOModule:
+        return PPOModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()], beta=0.1)
+
+    with pytest.raises(ConfigError, match=r"AdaptiveKL: PPO takes its KL out of the rewards: set model.adaptive_kl"):
+        fit(tmp_path, ppo(), 1, callbacks=[AdaptiveKL()])
+    module = ppo()
+    fit(tmp_path, module, 2, callbacks=[StopWhen(no_signal_steps=1)])
+    assert module.global_step == 2

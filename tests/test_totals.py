@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from grpo_lightning.algorithms.totals import Totals
-from grpo_lightning.callbacks import Checkpoint
+from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from tests.test_refinement import Parity
 from tests.test_runs import sft
@@ -45,7 +45,7 @@ def test_sft_trains_tokens_and_samples_none(model_path: str, tmp_path: Path) -> 
 
 
 def test_a_resumed_run_goes_on_counting(model_path: str, tmp_path: Path) -> None:
-    run: dict[str, Any] = {"callbacks": [Checkpoint()], "enable_checkpointing": True}
+    run: dict[str, Any] = {"callbacks": [RunCheckpoint()], "enable_checkpointing": True}
     fit(tmp_path, grpo(model_path), 3, **run)
     last = tmp_path / "checkpoints/last.ckpt"
     saved = torch.load(last, weights_only=True)["totals"]
