@@ -56,6 +56,7 @@ METHODS = (
     Method("sft_converged", "SFT (converged)", "quickstart_sft", {"trainer.max_steps": "3000"}, samples=False),
     Method("ppo", "PPO", "quickstart_ppo"),
     Method("grpo", "GRPO", "quickstart"),
+    Method("grpo_no_std", "GRPO without the std", "quickstart", {"model.init_args.advantage": "none-scaled"}),
     # Two samples more a prompt, as many as refinement may make: is it the feedback that helps, or the second chance?
     Method("grpo_group10", "GRPO, 10 samples a prompt", "quickstart", {"data.group_size": "10"}),
     Method(

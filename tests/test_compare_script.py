@@ -11,7 +11,6 @@ from types import ModuleType
 import pytest
 import yaml
 
-import grpo_lightning.callbacks as callbacks
 from grpo_lightning import cli
 from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import TokenBudget
@@ -20,9 +19,6 @@ from grpo_lightning.types import ConfigError
 from tests.toy import LetterVerifier, Watch, fit, grpo
 
 ROOT = Path(__file__).parents[1]
-COUNTED = importlib.util.find_spec("grpo_lightning.algorithms.totals") is not None
-needs_totals = pytest.mark.skipif(not COUNTED, reason="the runs do not log total/rollout_tokens yet")
-needs_profiler = pytest.mark.skipif(not hasattr(callbacks, "VRAMProfiler"), reason="VRAMProfiler is not there yet")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,6 @@ def script() -> ModuleType:
     return module
 
 
-@needs_totals
 def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, tmp_path: Path) -> None:
     free = Watch()
     fit(tmp_path, grpo(model_path), 6, callbacks=[free])
@@ -55,17 +50,17 @@ def test_a_budget_needs_something_to_count(model_path: str, tmp_path: Path) -> N
         fit(tmp_path, module, 2, callbacks=[TokenBudget(10)])
 
 
-@needs_profiler
 @pytest.mark.parametrize("smoke", [False, True])
-@pytest.mark.parametrize("name", ["sft", "sft_converged", "ppo", "grpo", "grpo_group10", "refine_distill"])
+@pytest.mark.parametrize(
+    "name",
+    ["sft", "sft_converged", "ppo", "grpo", "grpo_no_std", "grpo_group10", "refine_distill", "refine_in_context"],
+)
 def test_every_method_is_a_config_that_can_be_run(
     script: ModuleType, name: str, smoke: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     plan, jobs = script.parse(["--runs", str(tmp_path), "--tokens", "5000", *(["--smoke"] if smoke else [])])
     method = next(method for method in plan.methods if method.name == name)
-    if not (ROOT / f"configs/{method.config}.yaml").is_file():
-        pytest.skip(f"{method.config}.yaml is not there yet")
     shutil.copytree(ROOT / "configs/tiny_decoder", plan.folder("sft", 2) / "policy")
     subcommand, *arguments = plan.fit(method, 2)
     assert subcommand == "fit"
@@ -102,8 +97,6 @@ def test_the_warm_start_is_stopped_as_its_own_config_says(script: ModuleType) ->
     assert config["trainer"]["callbacks"] == [yaml.safe_load(script.STOPS["sft"])]
 
 
-@needs_profiler
-@needs_totals
 def test_it_runs_whole_and_does_nothing_twice(
     script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
