@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +73,16 @@ BESIDE_THE_POINT = (
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved config into the run dir, with what the run was made with beside it.
 
-    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``.
+    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``. Where this run's
+    files lie is left out: another run by the same config has a directory of its own.
+
+    Args:
+        places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
     """
+
+    def __init__(self, *args: Any, places: tuple[Any, Any] = (None, None), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.places = places
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.already_saved or not trainer.is_global_zero:
@@ -81,7 +91,10 @@ class SaveRunConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
         path = next(folder / name for name in names if not (folder / name).exists())
-        self.parser.save(self.config, path, skip_none=False, overwrite=False, multifile=False)
+        config: Any = self.config.clone()
+        config.run_dir = None
+        config.trainer.logger, config.trainer.default_root_dir = self.places
+        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
         made_with = environment(trainer.strategy.root_device, trainer.world_size)
         record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
         record.write_text(json.dumps(made_with, indent=2) + "\n")
@@ -115,15 +128,21 @@ class GRPOCLI(LightningCLI):
             config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
         if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
             raise ConfigError(f"ckpt_path: there is no checkpoint {config.ckpt_path}")
-        if config.run_dir is None or self._evaluates_the_run_in(config.run_dir, config):
+        self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
+        if config.run_dir is None:
             config.run_dir = self._run_dir(config)
+        elif self.subcommand == "fit" and not config.ckpt_path and (Path(config.run_dir) / "config.yaml").is_file():
+            raise ConfigError(
+                f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one, or go on with that "
+                "one by --ckpt_path and its checkpoint"
+            )
         run_dir = Path(config.run_dir)
         if config.warm_start is not None and self.subcommand == "fit":
             self._warm_start(config, run_dir)
         refuse_trainer_options(config.trainer)
-        if config.trainer.logger in (None, True) or _is_ours(config.trainer.logger, config.trainer.default_root_dir):
-            config.trainer.logger = _tensorboard(run_dir)
         config.trainer.default_root_dir = str(run_dir)
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = _tensorboard(run_dir)
         _into_run_dir(config.trainer.logger, run_dir)
         callbacks = config.trainer.callbacks or []
         if config.trainer.enable_progress_bar is not False and not any(
@@ -161,20 +180,11 @@ class GRPOCLI(LightningCLI):
 
     def _run_dir(self, config: Any) -> str:
         run = run_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
-        if run is not None and self.subcommand == "fit":
-            # A resumed run goes on where it was, so that its curves are one.
-            return str(run)
-        root = config.trainer.default_root_dir
-        if run is not None and (root is None or self._evaluates_the_run_in(root, config)):
-            # What a checkpoint is found to be worth lies with its run, and apart from its curves.
-            return str(new_run_dir(run, str(self.subcommand)))
-        return str(new_run_dir(self._runs_root(config), self._config_name(config)))
-
-    def _evaluates_the_run_in(self, folder: str, config: Any) -> bool:
-        """Whether this validates, tests or predicts with a checkpoint of the run that lies in ``folder``."""
-        if self.subcommand == "fit" or not config.get("ckpt_path"):
-            return False
-        return run_of_checkpoint(config.ckpt_path) == Path(folder).absolute()
+        if run is None:
+            return str(new_run_dir(self._runs_root(config), self._config_name(config)))
+        # A resumed run goes on where it was, so that its curves are one; what a checkpoint is found to be worth lies
+        # with its run, and apart from its curves.
+        return str(run if self.subcommand == "fit" else new_run_dir(run, str(self.subcommand)))
 
     def _runs_root(self, config: Any) -> Path:
         return Path(config.trainer.default_root_dir or "runs")
@@ -195,8 +205,13 @@ class GRPOCLI(LightningCLI):
                     f"warm_start: {policy}, which this run started from, is gone: name another policy in "
                     "model.init_args.policy.path and set warm_start to null"
                 )
-            seed = str(config.seed_everything)
-            run(["fit", "--config", config.warm_start, "--run_dir", str(policy.parent), "--seed_everything", seed])
+            last = policy.parent / "checkpoints" / "last.ckpt"
+            go_on = ["--ckpt_path", str(last)] if last.is_file() else []
+            if not go_on:
+                # What a warm start left behind that broke off before its first checkpoint.
+                shutil.rmtree(policy.parent, ignore_errors=True)
+            folder, seed = str(policy.parent), str(config.seed_everything)
+            run(["fit", "--config", config.warm_start, "--run_dir", folder, "--seed_everything", seed, *go_on])
             pl.seed_everything(config.seed_everything, workers=True, verbose=False)
         config.model.init_args.policy.path = str(policy)
         config.model.init_args.policy.init = "pretrained"
@@ -299,15 +314,7 @@ def _into_run_dir(loggers: Any, run_dir: Path) -> None:
             options.save_dir = str(run_dir)
 
 
-def _is_ours(logger: Any, run_dir: str | None) -> bool:
-    """Whether this is the logger that a run in ``run_dir`` was given, as its saved config has it."""
-    ours = _tensorboard(run_dir)
-    if not isinstance(logger, Namespace) or logger.class_path != ours.class_path:
-        return False
-    return all(logger.init_args.get(name) == value for name, value in vars(ours.init_args).items())
-
-
-def _tensorboard(run_dir: str | Path | None) -> Any:
+def _tensorboard(run_dir: Path) -> Any:
     return Namespace(
         class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
         init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),

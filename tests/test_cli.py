@@ -130,13 +130,14 @@ def test_validate_test_and_predict_from_a_checkpoint(
 ) -> None:
     base = ["--config", "configs/lfm_gsm8k.yaml"]
     main(["fit", *base, *few(tmp_path, **lfm)])
-    checkpoint = str(only_run(tmp_path, "lfm_gsm8k") / "checkpoints/last.ckpt")
+    run = only_run(tmp_path, "lfm_gsm8k")
+    checkpoint = str(run / "checkpoints/last.ckpt")
     capsys.readouterr()
     for subcommand, metric in (("validate", "val/accuracy"), ("test", "test/accuracy")):
-        main([subcommand, *base, *few(tmp_path / subcommand, **lfm), "--ckpt_path", checkpoint])
+        main([subcommand, *base, *few(tmp_path, **lfm), "--ckpt_path", checkpoint])
         assert metric in capsys.readouterr().out
-    main(["predict", *base, *few(tmp_path / "predict", **lfm), "--ckpt_path", checkpoint])
-    file = only_run(tmp_path / "predict", "lfm_gsm8k") / "predictions.jsonl"
+    main(["predict", *base, *few(tmp_path, **lfm), "--ckpt_path", checkpoint])
+    file = only_run(run, "predict") / "predictions.jsonl"
     assert str(file) in capsys.readouterr().out
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 4
@@ -147,11 +148,11 @@ def test_a_checkpoint_is_what_gets_evaluated(tmp_path: Path) -> None:
     base = ["--config", "configs/quickstart_sft.yaml"]
     main(["fit", *base, *few(tmp_path / "fit", **{"trainer.max_steps": 6, "data.prompts_per_step": 16})])
     run = only_run(tmp_path / "fit", "quickstart_sft")
-    completions = []
-    for name, options in (("initial", []), ("trained", ["--ckpt_path", str(run / "checkpoints/last.ckpt")])):
-        main(["predict", *base, *few(tmp_path / name), *options])
-        completions.append((only_run(tmp_path / name, "quickstart_sft") / "predictions.jsonl").read_text())
-    assert completions[0] != completions[1]
+    main(["predict", *base, *few(tmp_path / "initial")])
+    main(["predict", *base, *few(tmp_path / "fit"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+    folders = only_run(tmp_path / "initial", "quickstart_sft"), only_run(run, "predict")
+    initial, trained = ((folder / "predictions.jsonl").read_text() for folder in folders)
+    assert initial != trained
 
 
 def test_check_puts_the_gold_answers_before_the_verifiers(
@@ -335,5 +336,39 @@ def test_the_options_of_fit_are_a_decision(capsys: pytest.CaptureFixture[str]) -
     }
     assert ours == {
         "seed_everything", "trainer", "model", "data", "run_dir", "warm_start", "ckpt_path", "weights_only",
-        "checkpoint", "health_check", "summary", "export", "predictions", "print_config", "config",
+        "checkpoint", "health_check", "summary", "export", "predictions", "rollouts", "tensorboard",
+        "print_config", "config",
     } - ({"print_config", "config"} - ours)  # fmt: skip
+
+
+def test_a_warm_start_that_broke_off_is_made_anew(tmp_path: Path) -> None:
+    sft = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
+    sft["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 1}
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(sft))
+    broken = tmp_path / "one/warm_start"
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").write_text("of the run that broke off")
+    base = ["fit", "--config", "configs/quickstart.yaml", "--warm_start", str(tmp_path / "sft.yaml")]
+    main([*base, *few(tmp_path), "--run_dir", str(tmp_path / "one")])
+    assert (broken / "policy").is_dir()
+    assert (tmp_path / "one/checkpoints/last.ckpt").is_file()
+
+
+def test_a_run_by_the_config_of_another_run_has_a_directory_of_its_own(lfm: dict[str, str], tmp_path: Path) -> None:
+    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm)])
+    first = only_run(tmp_path, "lfm_gsm8k")
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    main(["fit", "--config", str(first / "config.yaml")])
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
+    second = next(path for path in (tmp_path / "lfm_gsm8k").iterdir() if path != first)
+    assert (second / "checkpoints/last.ckpt").is_file()
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+
+
+def test_a_run_dir_holds_one_run(lfm: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm), "--run_dir", str(tmp_path / "one")]
+    main(arguments)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "one holds a run already: leave run_dir out for a new one, or go on" in capsys.readouterr().err
