@@ -51,6 +51,8 @@ PANELS = (
     Panel("validation accuracy", "val/accuracy", smooth=False),
     Panel("KL to the reference (nats)", "policy/kl"),
     Panel("KL of one update (nats)", "policy/update_kl"),
+    Panel("std of the rewards in a group", "reward/std"),
+    Panel("gain of normalising the advantages", "advantage/gain"),
     Panel("completion length (tokens)", "completion/length_mean"),
     Panel("entropy (nats a token)", "policy/entropy"),
     Panel("peak memory (GiB)", None, smooth=False),  # every memory/*peak* curve
