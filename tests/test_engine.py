@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout import cache, decoder, engine
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
-from grpo_lightning.types import ConfigError, FinishReason
+from grpo_lightning.types import Completion, ConfigError, FinishReason
+from tests.tiny import tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=24)
@@ -147,6 +157,58 @@ def test_completions_are_handed_over_once_each_as_they_finish(model_path: str) -
     order = [len(completion.token_ids) for _, completion in handed]
     assert order == sorted(order), "the short ones first"
     assert order[0] < order[-1]
+
+
+@pytest.mark.parametrize("cap", [1, 7, 8, 16, 30])
+def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
+    model_path: str, cap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+
+    def run() -> tuple[list[Completion], dict[int, Completion]]:
+        handed: dict[int, Completion] = {}
+        sampling = SamplingParams(max_new_tokens=cap)
+        made = generate(
+            policy,
+            PROMPTS,
+            6,
+            sampling,
+            list(range(18)),
+            lambda rows, done: handed.update(zip(rows, done, strict=True)),
+        )
+        return made, handed
+
+    made, handed = run()
+    for module, name, value in (
+        (engine, "CHECK_EVERY", {"cpu": 8}),
+        (decoder, "PREFILL_TOKENS", 8),
+        (cache, "BLOCK", 3),
+    ):
+        monkeypatch.setattr(module, name, value)
+        again, handed_again = run()
+        for one, other in zip(made, again, strict=True):
+            assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+            torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
+        assert handed.keys() == handed_again.keys() == set(range(18))
+    assert any(completion.finish_reason is FinishReason.STOP for completion in made) or cap == 1
+
+
+def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, linear_num_value_heads=2, linear_num_key_heads=1, linear_key_head_dim=16,
+        linear_value_head_dim=16, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"], eos_token_id=7,
+        pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    Qwen3NextForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = Policy(PolicyConfig(path=str(tmp_path)))
+    whole = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)))
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 1)
+    parts = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)))
+    assert [one.token_ids for one in whole] == [one.token_ids for one in parts]
 
 
 def test_seeds_must_match_the_rows(model_path: str) -> None:

@@ -294,8 +294,14 @@ def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_pa
 
 
 def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"two optimizer steps running .*nonfinite"):
+    with pytest.raises(NonFiniteError, match=r"two training steps running .*nonfinite"):
         fit(tmp_path, grpo(model_path), 5, callbacks=[Spoil({1, 2})])
+
+
+def test_one_bad_rollout_may_spoil_all_its_updates(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    spoil = Spoil({1})
+    fit(tmp_path, grpo(tiny_model("llama"), updates_per_rollout=2), 8, callbacks=[spoil])
+    assert spoil.logged[-1]["optim/skipped_steps"] == 2
 
 
 # -- options that exclude each other ----------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.algorithms.microbatch import microbatches, prompt_numbers
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, shared_prompt
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import TokenRows
+from tests.tiny import tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same
 
 # Two prompts of one length, one longer, one of a single token; completions of one token and up.
@@ -211,6 +213,19 @@ def test_prompts_are_numbered_by_their_tokens() -> None:
 
 
 # -- fallbacks --------------------------------------------------------------------------------------------------------
+
+
+def test_no_position_is_past_the_end_of_a_row(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=264, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=7, bos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = Policy(PolicyConfig(path=str(tmp_path)))
+    assert policy.shares_prompts
+    tokens = grouped([(50, [12, 12]), (8, [40, 40])])
+    shared, _ = policy.logprobs(tokens)
+    alone, _ = policy.logprobs(plain(tokens))
+    torch.testing.assert_close(shared, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_checkpointing_turns_sharing_off(model_path: str) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.models.loading import PolicyConfig
@@ -37,7 +37,7 @@ Each is propagated back before the next one is asked for: the activations of two
 
 
 class NonFiniteError(RunError):
-    """The loss or the gradient was not a number in two optimizer steps running."""
+    """The loss or the gradient was not a number in the updates of two training steps running."""
 
 
 class PolicyModule(EvaluatedModule):
@@ -103,7 +103,7 @@ class PolicyModule(EvaluatedModule):
         self.totals = Totals()
         self.credit: Credit | None = None
         self.skipped_steps = 0
-        self._skipped_last = False
+        self._skipped_at: int | None = None
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -257,18 +257,19 @@ class PolicyModule(EvaluatedModule):
                 cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
             for name, norm in zip(sides, norms, strict=True):
                 metrics.add(f"optim/{name}grad_norm", norm, 1)
-            self._skipped_last = False
+            self._skipped_at = None
             return
         optimizer.zero_grad()
         self.skipped_steps += 1
         where = self._write_offenders([rollouts[row] for row in rows.tolist()] if rollouts else [])
         log.warning("the gradient's norm is %s: the step is skipped%s", norms.max().item(), where)
-        if self._skipped_last:
+        # One bad rollout may spoil every update that is made on it; two in a row are no accident.
+        if self._skipped_at not in (None, self.data.steps_done):
             raise NonFiniteError(
-                f"the gradient was not finite in two optimizer steps running{where}: lower the learning rate, or look "
+                f"the gradient was not finite in two training steps running{where}: lower the learning rate, or look "
                 "for a completion with an extreme log-prob there"
             )
-        self._skipped_last = True
+        self._skipped_at = self.data.steps_done
 
     def _write_offenders(self, rollouts: list[Rollout]) -> str:
         if not rollouts:
@@ -287,8 +288,7 @@ class PolicyModule(EvaluatedModule):
     def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
         """Sums over all ranks."""
         device = self.trainer.strategy.root_device
-        stacked = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
-        return cast(list[float], self.trainer.strategy.reduce(stacked, reduce_op="sum").tolist())
+        return cast(list[float], self.trainer.strategy.reduce(stacked(counts, device), reduce_op="sum").tolist())
 
     def step_metrics(self, *further: str) -> StepMetrics:
         """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""

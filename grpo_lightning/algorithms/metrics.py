@@ -51,7 +51,7 @@ class StepMetrics:
     def reduce(self, strategy: Strategy) -> dict[str, float]:
         """What to log, over all ranks. Every rank must call it."""
         device = strategy.root_device
-        sums = _stack([*self._sums.values(), *self._weights.values()], device)
+        sums = stacked([*self._sums.values(), *self._weights.values()], device)
         sums = strategy.reduce(sums, reduce_op="sum")
         logged: dict[str, float] = {}
         count = len(self._sums)
@@ -61,16 +61,22 @@ class StepMetrics:
             elif weight:
                 logged[name] = (total / weight) ** 0.5 if name in self._roots else total / weight
         if self._maxima:
-            maxima = strategy.reduce(_stack(list(self._maxima.values()), device), reduce_op="max")
+            maxima = strategy.reduce(stacked(list(self._maxima.values()), device), reduce_op="max")
             logged |= {
                 name: value for name, value in zip(self._maxima, maxima.tolist(), strict=True) if value > -torch.inf
             }
         return logged
 
 
+def stacked(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Scalars as one tensor, in the widest type of float that the device has."""
+    return torch.stack([torch.as_tensor(value, dtype=widest(device), device=device) for value in values])
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest type of float on a device: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _detached(value: float | Tensor) -> float | Tensor:
-    return value.detach().double() if isinstance(value, Tensor) else float(value)
-
-
-def _stack(values: list[float | Tensor], device: torch.device) -> Tensor:
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    return value.detach().to(widest(value.device)) if isinstance(value, Tensor) else float(value)

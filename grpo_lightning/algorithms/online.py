@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.metrics import StepMetrics, widest
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, learning_rows
@@ -302,8 +302,8 @@ class OnlineModule(PolicyModule, ABC):
 
     def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (Bessel-corrected) std of the values of all ranks."""
-        doubles = values.double()
-        count, total, squares = self.all_ranks_sum(len(doubles), doubles.sum(), doubles.square().sum())
+        wide = values.to(widest(values.device))
+        count, total, squares = self.all_ranks_sum(len(wide), wide.sum(), wide.square().sum())
         variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
         moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
         return moments[0], moments[1]

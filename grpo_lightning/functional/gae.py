@@ -109,7 +109,7 @@ def value_loss(
         old_NT = torch.where(mask_NT, old_values_NT, 0).detach()
         near_NT = old_NT + (values_NT - old_NT).clamp(-value_epsilon, value_epsilon)
         near_loss_NT = (near_NT - returns_NT).square()
-        clipped_NT = near_loss_NT > loss_NT
+        clipped_NT = ((values_NT - old_NT).abs() > value_epsilon) & (near_loss_NT > loss_NT)
         loss_NT = torch.maximum(loss_NT, near_loss_NT)
     return ValueLossTerms(0.5 * loss_NT, clipped_NT)
 

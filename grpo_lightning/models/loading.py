@@ -95,7 +95,13 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
     if (Path(path) / "adapter_config.json").is_file():
         from peft import PeftConfig
 
-        adapter, path = path, str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        saved = PeftConfig.from_pretrained(path)
+        if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
+            raise ConfigError(
+                f"model.policy.path: the adapter in {path} is a DoRA or has biases, and rollouts merge neither: use a "
+                "plain LoRA, or merge it into its base first"
+            )
+        adapter, path = path, str(saved.base_model_name_or_path)
     try:
         if config.init == "random":
             architecture = AutoConfig.from_pretrained(path, revision=config.revision)

@@ -114,7 +114,7 @@ def mix(reference: dict[str, Tensor], policy: dict[str, Tensor], alpha: float) -
         if alpha == 1 or not theirs.is_floating_point():
             theirs.copy_(ours)
         elif "lora_A" in name or "lora_embedding_A" in name:
-            partner = name.replace("_A", "_B")
+            partner = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
             down, up = mixed_factors(
                 (ours.flatten(1), policy[partner].flatten(1)), (theirs.flatten(1), reference[partner].flatten(1)), alpha
             )

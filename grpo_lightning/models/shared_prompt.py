@@ -57,7 +57,9 @@ def _with_shared_prompts(decoder: nn.Module, tokens: TokenRows) -> PredictingSta
         # A convolution continues from a cache by a kernel for decoding, without gradient, where the width is 1.
         width = max(2, lengths[run[0]] - 1)
         position_RT = tokens.prompt_lengths_N[rows_R, None] + torch.arange(width, device=device)
-        inputs = {"input_ids": tokens.ids_NL[rows_R].gather(1, position_RT.clamp(max=tokens.ids_NL.shape[1] - 1))}
+        # Pads repeat the last token: a position past the model's longest would be an error.
+        position_RT = torch.minimum(position_RT, tokens.lengths_N[rows_R, None] - 1)
+        inputs = {"input_ids": tokens.ids_NL[rows_R].gather(1, position_RT)}
         if mask_BP is not None:
             mask_RP = mask_BP[slot_N[rows_R]]
             inputs["attention_mask"] = torch.cat([mask_RP, mask_RP.new_ones(position_RT.shape)], dim=1)

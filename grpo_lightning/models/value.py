@@ -110,6 +110,9 @@ def _backbone(config: PolicyConfig, policy: Policy) -> nn.Module:
             f"model.critic_path: {config.path} has another vocabulary ({words} tokens) than the policy ({own}): name a "
             "model with the policy's tokenizer"
         )
+    head = lm.get_output_embeddings()
+    if head.weight is not lm.get_input_embeddings().weight:
+        head.requires_grad_(False)  # no value comes from it
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train().to(policy.device)

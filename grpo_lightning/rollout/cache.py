@@ -11,6 +11,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+BLOCK = 256
+"""Tokens that room is taken for at a time."""
+
 
 @dataclass(frozen=True)
 class Prefilled:
@@ -21,12 +24,14 @@ class Prefilled:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values in buffers with room for every token to come; ``keys`` and ``values`` are views of them.
+    """Keys and values in buffers with room for tokens to come; ``keys`` and ``values`` are views of them.
+
+    Room is taken a block at a time, for the rows that are left by then: the memory follows the completions' lengths.
 
     Args:
         parts: layers filled by prefill passes of different widths; their last tokens become aligned.
         forks: the row of its part that each decoding row starts from.
-        room: tokens that will be fed.
+        room: tokens that will be fed at the most.
     """
 
     def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int) -> None:
@@ -35,14 +40,16 @@ class RoomyLayer(DynamicLayer):
         assert parts[0].values is not None
         self.lazy_initialization(parts[0].keys, parts[0].values)
         rows, self.length = sum(len(fork) for fork in forks), max(part.get_seq_length() for part in parts)
+        columns = self.length + min(room, BLOCK)
         self._buffers = [
-            _forked([getattr(part, name) for part in parts], forks, (rows, self.length + room))
-            for name in ("keys", "values")
+            _forked([getattr(part, name) for part in parts], forks, (rows, columns)) for name in ("keys", "values")
         ]
         self._view(rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + key_states.shape[-2]
+        if self.length > self._buffers[0].shape[-2]:
+            self._grow(len(key_states), start)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[: len(states), :, start : self.length] = states
         return self._view(len(key_states))
@@ -53,6 +60,12 @@ class RoomyLayer(DynamicLayer):
             filled = buffer[:, :, : self.length]
             filled[to] = filled[source]
         self._view(rows)
+
+    def _grow(self, rows: int, filled: int) -> None:
+        for index, buffer in enumerate(self._buffers):
+            _, heads, _, size = buffer.shape
+            self._buffers[index] = buffer.new_empty(rows, heads, self.length + BLOCK, size)
+            self._buffers[index][:, :, :filled] = buffer[:rows, :, :filled]
 
     def _view(self, rows: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (buffer[:rows, :, : self.length] for buffer in self._buffers)
@@ -94,8 +107,11 @@ def decoding_cache(parts: Sequence[Prefilled], room: int) -> Cache:
         for layer, fork_R in zip(layers, forks, strict=True):
             layer.reorder_cache(fork_R)
         if len(layers) > 1:
-            for state in layers[0].conv_states:
-                layers[0].conv_states[state] = torch.cat([layer.conv_states[state] for layer in layers])
+            for states in ("conv_states", "recurrent_states"):
+                for number, state in getattr(layers[0], states).items():
+                    if state is not None:
+                        joined = [getattr(layer, states)[number] for layer in layers]
+                        getattr(layers[0], states)[number] = torch.cat(joined)
     return cache
 
 

@@ -180,6 +180,9 @@ class Collector:
             on_finish = scoring.hand_over if scoring.any_slow else None
             completions: list[Completion] = []
             with self.phases("rollout", self.policy.device) as rollout, self.forward_context():
+                # Lightning's autocast casts float32 weights anew at every use; here nothing changes them meanwhile.
+                # Leaving the context empties the cache.
+                torch.set_autocast_cache_enabled(True)
                 for start in range(0, len(conversations), prompts_at_once):
                     part = slice(start * group_size, (start + prompts_at_once) * group_size)
                     completions += generate(

@@ -39,7 +39,11 @@ class Decoder:
         place_L = torch.arange(self.length + max_new_tokens, device=lm.device)
         self.mask_RL = (place_L >= (self.length - lengths_R)[:, None]).long()
         self.position_R = lengths_R - 1
-        fits = PREFILL_TOKENS if can_join(lm) else self.length * len(prompts)
+        plain = can_join(lm)
+        # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
+        # them, and on a GPU every look waits for the tokens before.
+        self.direct_mask = plain and lm.config._attn_implementation == "sdpa"
+        fits = PREFILL_TOKENS if plain else self.length * len(prompts)
         prefilled, last = [], []
         for part in _parts(prompts, fits):
             hidden_BD, cache = self._prefill(part, pad)
@@ -55,7 +59,7 @@ class Decoder:
         self.position_R = self.position_R + 1
         out = self.model(
             input_ids=tokens_R[:, None],
-            attention_mask=self.mask_RL[:, : self.length] if self.padded else None,
+            attention_mask=self._mask() if self.padded else None,
             position_ids=self.position_R[:, None],
             past_key_values=self.cache,
             use_cache=True,
@@ -66,7 +70,8 @@ class Decoder:
         """Go on without some rows. The last ones take their places, so that little is copied: which is returned."""
         count = len(self.position_R) - len(rows)
         to = [row for row in rows if row < count]
-        source = [row for row in range(count, len(self.position_R)) if row not in set(rows)]
+        dropped = set(rows)
+        source = [row for row in range(count, len(self.position_R)) if row not in dropped]
         device = self.lm.device
         to_R, source_R = torch.tensor(to, device=device), torch.tensor(source, device=device)
         index_R = torch.arange(count, device=device)
@@ -76,6 +81,10 @@ class Decoder:
         self.mask_RL = self.mask_RL[index_R]
         self.position_R = self.position_R[index_R]
         return index_R
+
+    def _mask(self) -> Tensor:
+        mask_RL = self.mask_RL[:, : self.length]
+        return mask_RL.bool()[:, None, None] if self.direct_mask else mask_RL
 
     def _prefill(self, prompts: list[list[int]], pad: int) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""

@@ -13,6 +13,9 @@ from grpo_lightning.rollout.decoder import Decoder
 from grpo_lightning.rollout.sampling import Draw, SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
 
+CHECK_EVERY = {"cuda": 8}
+"""Tokens between two looks for ended rows: on a GPU a look waits for the tokens, and a few too many are cheaper."""
+
 OnFinish = Callable[[list[int], list[Completion]], None]
 """Takes rows, and their completions, as they finish."""
 
@@ -36,7 +39,7 @@ def generate(
         group_size: completions a prompt, ``G``.
         sampling: temperature, truncation, length.
         seeds: one a row, ``B * G``. A row's random numbers come from its seed alone.
-        on_finish: is handed every row once, as soon as its completion is finished, while the others decode on.
+        on_finish: is handed every row once, when its completion is seen to be finished, while the others decode on.
 
     Returns:
         ``B * G`` completions, a prompt's neighbours of each other.
@@ -83,8 +86,7 @@ class _Rows:
         self.active_R = torch.tensor(active, device=device)
         self.ends = torch.tensor(policy.terminators, device=device)
         self.stops = _StopStrings(policy.tokenizer, sampling.stop or [])
-        # On a GPU every look at the tokens waits for them: a few tokens too many are cheaper.
-        self.check_every = 8 if device.type == "cuda" and not self.stops.strings else 1
+        self.check_every = 1 if self.stops.strings else CHECK_EVERY.get(device.type, 1)
         self._checked = 0
 
     def write(self, step: int, drawn: Draw) -> None:
