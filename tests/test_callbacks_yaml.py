@@ -82,10 +82,16 @@ def test_every_class_that_is_shipped_is_tested() -> None:
     assert all(isinstance(getattr(grpo_lightning.callbacks, name), type) for name in SHIPPED)
 
 
+def listed(name: str) -> dict[str, Any]:
+    """A callback as a YAML lists it, with the options that it cannot do without."""
+    needed = {"TokenBudget": {"tokens": 1000}, "StopWhen": {"reward": 2.0}}
+    return {"class_path": name, "init_args": needed.get(name, {})}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_alone(name: str, run: Callable[..., Path]) -> None:
     for subcommand in ("fit", "validate", "test"):
-        folder = run(subcommand, [{"class_path": name}])
+        folder = run(subcommand, [listed(name)])
         (saved,) = folder.glob("config.yaml")
         callbacks = yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
         assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
@@ -96,7 +102,7 @@ def test_all_together(
 ) -> None:
     for subcommand in ("fit", "validate", "test"):
         with caplog.at_level(logging.INFO, "grpo_lightning"):
-            run(subcommand, [{"class_path": name} for name in SHIPPED])
+            run(subcommand, [listed(name) for name in SHIPPED])
         # A callback that every run has is there once, though it was listed.
         assert caplog.text.count("preflight: reward") == 1, "in fit alone"
         assert capsys.readouterr().out.count("run dir     ") == (subcommand == "fit")

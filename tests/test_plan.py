@@ -122,7 +122,7 @@ def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: f
     rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
     before = sum(rehearsal.meter.live.values())
     real = peak_of(lambda: generate(policy, prompts, 4, sampling, list(range(32))))
-    assert rehearsal.rollout(8, 4, 64, sampling).total - before == pytest.approx(real, rel=0.15)
+    assert rehearsal.rollout(8, 4, 64, sampling).total - before == pytest.approx(real, rel=0.2)
 
 
 def test_a_prompt_beyond_one_row_and_a_cap_of_one_can_be_planned(model_path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +14,6 @@ BLOCK = 256
 """Tokens that room is taken for at a time."""
 
 
-@dataclass(frozen=True)
-class Prefilled:
-    """Some prompts' cache as the model made it, with the row of it that each decoding row starts from."""
-
-    cache: Cache
-    fork_R: Tensor
-
-
 class RoomyLayer(DynamicLayer):
     """Keys and values in buffers with room for tokens to come; ``keys`` and ``values`` are views of them.
 
@@ -30,21 +21,21 @@ class RoomyLayer(DynamicLayer):
 
     Args:
         parts: layers filled by prefill passes of different widths; their last tokens become aligned.
-        forks: the row of its part that each decoding row starts from.
+        group_size: decoding rows that start from each of their rows.
         room: tokens that will be fed at the most.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int) -> None:
+    def __init__(self, parts: Sequence[DynamicLayer], group_size: int, room: int) -> None:
         super().__init__()
         assert parts[0].keys is not None
         assert parts[0].values is not None
         self.lazy_initialization(parts[0].keys, parts[0].values)
-        rows, self.length = sum(len(fork) for fork in forks), max(part.get_seq_length() for part in parts)
+        self.length = max(part.get_seq_length() for part in parts)
         columns = self.length + min(room, BLOCK)
         self._buffers = [
-            _forked([getattr(part, name) for part in parts], forks, (rows, columns)) for name in ("keys", "values")
+            _forked([getattr(part, name) for part in parts], group_size, columns) for name in ("keys", "values")
         ]
-        self._view(rows)
+        self._view(len(self._buffers[0]))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + key_states.shape[-2]
@@ -72,18 +63,18 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+def _forked(parts: Sequence[Tensor], group_size: int, columns: int) -> Tensor:
     """One buffer from several parts, their last columns aligned. What is left of a part is masked, but read."""
-    rows, columns = shape
     width = max(part.shape[-2] for part in parts)
     _, heads, _, size = parts[0].shape
-    buffer = parts[0].new_empty(rows, heads, columns, size)
+    buffer = parts[0].new_empty(sum(map(len, parts)), group_size, heads, columns, size)
     start = 0
-    for part, fork_R in zip(parts, forks, strict=True):
-        buffer[start : start + len(fork_R), :, : width - part.shape[-2]] = 0
-        buffer[start : start + len(fork_R), :, width - part.shape[-2] : width] = part[fork_R]
-        start += len(fork_R)
-    return buffer
+    for part in parts:
+        rows = buffer[start : start + len(part)]
+        rows[:, :, :, : width - part.shape[-2]] = 0
+        rows[:, :, :, width - part.shape[-2] : width] = part[:, None]
+        start += len(part)
+    return buffer.flatten(0, 1)
 
 
 def can_join(lm: PreTrainedModel) -> bool:
@@ -91,27 +82,28 @@ def can_join(lm: PreTrainedModel) -> bool:
     return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in DynamicCache(config=lm.config).layers)
 
 
-def decoding_cache(parts: Sequence[Prefilled], room: int) -> Cache:
-    """One cache for all decoding rows, the parts' rows one after the other; with several parts, see :func:`can_join`.
+def decoding_cache(parts: Sequence[Cache], prompts: int, group_size: int, room: int) -> Cache:
+    """One cache for all decoding rows, ``group_size`` of each prefilled row; with several parts, see :func:`can_join`.
 
     Args:
-        parts: the prefilled prompts. Their caches are used up.
+        parts: the caches of prefill passes, in the order of their rows. They are used up.
+        prompts: rows of all passes, ``B``.
+        group_size: ``G``.
         room: tokens that every row may be fed.
     """
-    cache, forks = parts[0].cache, [part.fork_R for part in parts]
+    cache = parts[0]
     for index in range(len(cache.layers)):
-        layers: list[Any] = [part.cache.layers[index] for part in parts]
+        layers: list[Any] = [part.layers[index] for part in parts]
         if type(layers[0]) is DynamicLayer:
-            cache.layers[index] = RoomyLayer(layers, forks, room)
+            cache.layers[index] = RoomyLayer(layers, group_size, room)
             continue
-        for layer, fork_R in zip(layers, forks, strict=True):
-            layer.reorder_cache(fork_R)
         if len(layers) > 1:
             for states in ("conv_states", "recurrent_states"):
                 for number, state in getattr(layers[0], states).items():
                     if state is not None:
                         joined = [getattr(layer, states)[number] for layer in layers]
                         getattr(layers[0], states)[number] = torch.cat(joined)
+        layers[0].reorder_cache(torch.arange(prompts).repeat_interleave(group_size))
     return cache
 
 

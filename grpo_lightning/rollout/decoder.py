@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from grpo_lightning.models.policy import decoder_of, softcap_of
-from grpo_lightning.rollout.cache import Prefilled, can_join, decoding_cache, drop_rows
+from grpo_lightning.rollout.cache import can_join, decoding_cache, drop_rows
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
@@ -47,10 +47,9 @@ class Decoder:
         prefilled, last = [], []
         for part in _parts(prompts, fits):
             hidden_BD, cache = self._prefill(part, pad)
-            fork_R = torch.arange(len(part), device=lm.device).repeat_interleave(group_size)
-            prefilled.append(Prefilled(cache, fork_R))
+            prefilled.append(cache)
             last.append(hidden_BD)
-        self.cache = decoding_cache(prefilled, max_new_tokens)
+        self.cache = decoding_cache(prefilled, len(prompts), group_size, max_new_tokens)
         self.logits_RV = head_logits(lm, torch.cat(last)).repeat_interleave(group_size, 0)
 
     def advance(self, tokens_R: Tensor) -> None:
