@@ -344,7 +344,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         "name at least one run directory": [],
         "there is no folder": [tmp_path / "none"],
         "there is none in it": [tmp_path / "empty"],
-        "has no TensorBoard events with curves": [silent],
+        "trainer.logger is another than TensorBoard's": [silent],
         "is given twice": [run, tmp_path / "ru*"],
         "write NAME=RUN_DIR": [f"={run}"],
         "was tested on 4 problems and": [run, other],
