@@ -102,9 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from grpo_lightning.verifiers import MathVerifier
 
     options = dict(METHODS[args.worker])
-    kind = getattr(algorithms, options.pop("class"), None)
-    if kind is None:
-        return {"skipped": "this version has no PPOModule"}
+    kind = getattr(algorithms, options.pop("class"))
     refined = options.pop("refinement", False)
     # Completions that were cut off get no further attempt; here all of them are, so that the attempts are as long.
     refinement.can_be_refined = lambda rollout: not rollout.verdict.correct
@@ -157,9 +155,6 @@ def main() -> None:
         command = [sys.executable, *sys.argv, "--worker", method]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         result = json.loads(done.stdout.splitlines()[-1])
-        if "skipped" in result:
-            print(f"{method:18} skipped: {result['skipped']}")
-            continue
         if not totals:
             print(f"machine  {result['machine']}; {result['parameters'] / 1e6:.0f} M frozen parameters")
             print(f"{'GB':18} " + " ".join(f"{phase:>10}" for phase in (*phases, "peak")))

@@ -47,6 +47,12 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             print(f"completions with their verdicts: {self._path(trainer, self.filename)}")
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._remove_other_ranks(trainer, self.test_filename)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._remove_other_ranks(trainer, self.filename)
+
     def on_test_batch_end(
         self,
         trainer: pl.Trainer,
@@ -62,6 +68,14 @@ class PredictionWriter(BasePredictionWriter):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             print(f"the verdict on every problem: {self._path(trainer, self.test_filename)}")
+
+    def _remove_other_ranks(self, trainer: pl.Trainer, filename: str) -> None:
+        """What more ranks wrote into this folder before would be read as of this test."""
+        if trainer.is_global_zero:
+            path = self._path(trainer, filename)
+            for left in path.parent.glob(f"{path.stem}.rank*{path.suffix}"):
+                left.unlink()
+        trainer.strategy.barrier()
 
     def _path(self, trainer: pl.Trainer, filename: str) -> Path:
         path = Path(trainer.default_root_dir) / filename

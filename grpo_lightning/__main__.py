@@ -15,7 +15,7 @@ usage: grpo SUBCOMMAND --config FILE [--KEY VALUE ...]
 Reinforcement learning of small language models with verifiable rewards.
 
 subcommands:
-  fit        train a policy (GRPO or SFT, as the config says)
+  fit        train a policy (GRPO, PPO or SFT, as the config says)
   validate   accuracy on the validation split
   test       accuracy on the test split
   predict    write completions of the test split with their verdicts to predictions.jsonl

@@ -78,11 +78,15 @@ class SaveRunConfig(SaveConfigCallback):
 
     Args:
         places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
+        arguments: of ``grpo``.
     """
 
-    def __init__(self, *args: Any, places: tuple[Any, Any] = (None, None), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, places: tuple[Any, Any] = (None, None), arguments: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.places = places
+        self.arguments = arguments
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.already_saved or not trainer.is_global_zero:
@@ -95,7 +99,7 @@ class SaveRunConfig(SaveConfigCallback):
         config.run_dir = None
         config.trainer.logger, config.trainer.default_root_dir = self.places
         self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
-        made_with = environment(trainer.strategy.root_device, trainer.world_size)
+        made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
         record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
         record.write_text(json.dumps(made_with, indent=2) + "\n")
         self.already_saved = True
@@ -131,11 +135,9 @@ class GRPOCLI(LightningCLI):
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         if config.run_dir is None:
             config.run_dir = self._run_dir(config)
-        elif self.subcommand == "fit" and not config.ckpt_path and (Path(config.run_dir) / "config.yaml").is_file():
-            raise ConfigError(
-                f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one, or go on with that "
-                "one by --ckpt_path and its checkpoint"
-            )
+        elif (Path(config.run_dir) / "config.yaml").is_file() and not self._goes_on(config):
+            go_on = ", or go on with that one by --ckpt_path and its checkpoint" if self.subcommand == "fit" else ""
+            raise ConfigError(f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one{go_on}")
         run_dir = Path(config.run_dir)
         if config.warm_start is not None and self.subcommand == "fit":
             self._warm_start(config, run_dir)
@@ -185,6 +187,11 @@ class GRPOCLI(LightningCLI):
         # A resumed run goes on where it was, so that its curves are one; what a checkpoint is found to be worth lies
         # with its run, and apart from its curves.
         return str(run if self.subcommand == "fit" else new_run_dir(run, str(self.subcommand)))
+
+    def _goes_on(self, config: Any) -> bool:
+        """Whether this resumes the run that run_dir holds."""
+        run = run_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
+        return self.subcommand == "fit" and run is not None and run.resolve() == Path(config.run_dir).resolve()
 
     def _runs_root(self, config: Any) -> Path:
         return Path(config.trainer.default_root_dir or "runs")
@@ -259,6 +266,7 @@ def _cli(args: list[str], run: bool = True, kind: type[GRPOCLI] = GRPOCLI) -> GR
         RolloutDataModule,
         subclass_mode_model=True,
         save_config_callback=SaveRunConfig,
+        save_config_kwargs={"arguments": args},
         seed_everything_default=42,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
+import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,17 +16,20 @@ import torch
 PACKAGES = ("grpo-lightning", "torch", "lightning", "transformers", "peft")
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+SECRET = r"(?:[\w.-]*[_.-])?(?:api)?(?:key|token|password|secret)"
+"""Names of options whose values nobody else should read; ``max_tokens`` is none."""
+
+
+def environment(device: torch.device, world_size: int, arguments: Sequence[str]) -> dict[str, Any]:
     """A record of this process in JSON's own types.
 
     Args:
         device: that the run is on.
         world_size: processes of the run.
+        arguments: of ``grpo``; passwords and the like in them are not recorded.
     """
-    program = Path(sys.argv[0]).name
     return {
-        # As `python -m grpo_lightning` it is the same program.
-        "command": ["grpo" if program == "__main__.py" else program, *sys.argv[1:]],
+        "command": ["grpo", *without_secrets(arguments)],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
         "world_size": world_size,
@@ -33,6 +37,19 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
     }
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``***`` for the values of keys, tokens and passwords, given as options or within YAML."""
+    told = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if re.fullmatch(SECRET, before, re.IGNORECASE) and before.startswith("--"):
+            told.append("***")
+        else:
+            told.append(
+                re.sub(rf"(?<![\w.])({SECRET}[\"']?\s*[:=]\s*)[^\s,}}]+", r"\1***", argument, flags=re.IGNORECASE)
+            )
+    return told
 
 
 def device_name(device: torch.device) -> str:

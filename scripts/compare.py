@@ -1,11 +1,11 @@
 """SFT, PPO, GRPO and GRPO with refinement on the quickstart task, from the same warm starts, at equal generated tokens.
 
-    make compare                                     # that is: python scripts/compare.py
-    python scripts/compare.py --smoke --out /tmp/x   # two steps and one seed, to see that everything runs
+    make compare                                       # that is: python scripts/compare.py
+    python scripts/compare.py --smoke --runs runs/smoke --out report   # two steps of one seed: does everything run?
 
 Per seed one warm start is trained and all methods go on from its policy. Runs go side by side, each on one thread; a
 run that has finished is not made again, so the command can be repeated after a break. Then every policy is tested, and
-`grpo compare` writes its report. Nothing is downloaded.
+`grpo compare` writes its report. Nothing is downloaded. Paths are relative to the root of the repository.
 """
 
 from __future__ import annotations
@@ -155,11 +155,12 @@ def make(plan: Plan, method: Method, seed: int, warm_start: Future[None] | None)
 def _grpo(args: list[str], stdout: object = None) -> int:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "grpo_lightning", *args]
-    return subprocess.run(command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.STDOUT).returncode  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.STDOUT).returncode  # type: ignore[call-overload,no-any-return]
 
 
 def run(plan: Plan, jobs: int) -> None:
-    """Make all runs, `jobs` at a time, and the report."""
+    """Make all runs, `jobs` at a time, and the report; the shipped configs name their files from the root."""
+    os.chdir(ROOT)
     with ThreadPoolExecutor(jobs) as pool:
         # In the order in which they are begun: a run that waits for its warm start waits for one that is running.
         warm = {seed: pool.submit(make, plan, METHODS[0], seed, None) for seed in plan.seeds}

@@ -37,7 +37,7 @@ from grpo_lightning.types import (
     Verdict,
 )
 from tests.test_grpo import Constant
-from tests.toy import Watch, fit, grpo, rollouts, same, trainer
+from tests.toy import ToyTask, Watch, fit, grpo, rollouts, same, trainer
 
 
 def batch_of(rows: list[tuple[float, FinishReason]], group_size: int = 2) -> RolloutBatch:
@@ -269,3 +269,13 @@ def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     assert re.search(r"train:  50% 2/4 \[\d\d:\d\d<\d\d:\d\d, .*reward=0\.\d{3}, ", "\n".join(lines))
     trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
     assert "test: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("subcommand", "stem"), [("test", "test_results"), ("predict", "predictions")])
+def test_what_more_ranks_wrote_before_is_removed(model_path: str, tmp_path: Path, subcommand: str, stem: str) -> None:
+    for name in (f"{stem}.rank1.jsonl", f"{stem}.rank12.jsonl", "other.rank1.jsonl", f"{stem}.jsonl"):
+        (tmp_path / name).write_text("of an earlier one\n")
+    one = trainer(tmp_path, 1, callbacks=[PredictionWriter()])
+    getattr(one, subcommand)(grpo(model_path), datamodule=rollouts(task=ToyTask(rows=4)))
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == sorted(["other.rank1.jsonl", f"{stem}.jsonl"])
+    assert len((tmp_path / f"{stem}.jsonl").read_text().splitlines()) == 4

@@ -69,7 +69,7 @@ def run(tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]
         }  # fmt: skip
         file = tmp_path / f"{subcommand}.yaml"
         file.write_text(yaml.safe_dump(config))
-        run_dir = tmp_path / f"run-{subcommand}"
+        run_dir = tmp_path / f"run-{subcommand}-{len(list(tmp_path.glob('run-*')))}"
         options = [text for key, value in changes.items() for text in (f"--{key}", str(value))]
         main([subcommand, "--config", str(file), "--run_dir", str(run_dir), *options])
         return run_dir
@@ -77,24 +77,24 @@ def run(tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]
     return start
 
 
+def entry(name: str) -> dict[str, Any]:
+    """A callback as it is listed, with the options that it needs."""
+    needed = {"TokenBudget": {"tokens": 1_000_000}}
+    return {"class_path": name, "init_args": needed.get(name, {})}
+
+
 def test_every_class_that_is_shipped_is_tested() -> None:
     assert len(SHIPPED) >= 10
     assert all(isinstance(getattr(grpo_lightning.callbacks, name), type) for name in SHIPPED)
 
 
-def listed(name: str) -> dict[str, Any]:
-    """A callback as a YAML lists it, with the options that it cannot do without."""
-    needed = {"TokenBudget": {"tokens": 1000}, "StopWhen": {"reward": 2.0}}
-    return {"class_path": name, "init_args": needed.get(name, {})}
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_alone(name: str, run: Callable[..., Path]) -> None:
     for subcommand in ("fit", "validate", "test"):
-        folder = run(subcommand, [listed(name)])
+        folder = run(subcommand, [entry(name)])
         (saved,) = folder.glob("config.yaml")
         callbacks = yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
-        assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
+        assert [one["class_path"].rsplit(".", 1)[1] for one in callbacks if name in one["class_path"]] == [name]
 
 
 def test_all_together(
@@ -102,7 +102,7 @@ def test_all_together(
 ) -> None:
     for subcommand in ("fit", "validate", "test"):
         with caplog.at_level(logging.INFO, "grpo_lightning"):
-            run(subcommand, [listed(name) for name in SHIPPED])
+            run(subcommand, [entry(name) for name in SHIPPED])
         # A callback that every run has is there once, though it was listed.
         assert caplog.text.count("preflight: reward") == 1, "in fit alone"
         assert capsys.readouterr().out.count("run dir     ") == (subcommand == "fit")

@@ -15,7 +15,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.__main__ import main
+from grpo_lightning.__main__ import LIGHT_SUBCOMMANDS, SUBCOMMANDS, main
+from grpo_lightning.environment import without_secrets
 from grpo_lightning.parser import sentence
 from grpo_lightning.runs import new_run_dir
 from grpo_lightning.types import ConfigError
@@ -316,8 +317,10 @@ def test_help_and_version_load_nothing_heavy() -> None:
         "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for subcommand in ("fit", "validate", "test", "predict", "check", "verify", "compare"):
+    for subcommand in (*SUBCOMMANDS, *LIGHT_SUBCOMMANDS):
         assert f"  {subcommand} " in done.stdout
+    for algorithm in ("GRPO", "PPO", "SFT"):
+        assert algorithm in done.stdout.split("subcommands:")[1].split("validate")[0]
     version = subprocess.run(
         [sys.executable, "-m", "grpo_lightning", "--version"], capture_output=True, text=True, check=True
     )
@@ -372,3 +375,48 @@ def test_a_run_dir_holds_one_run(lfm: dict[str, str], tmp_path: Path, capsys: py
         main(arguments)
     assert ended.value.code == 2
     assert "one holds a run already: leave run_dir out for a new one, or go on" in capsys.readouterr().err
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*arguments[:-1], str(two)])
+    before = sorted(path for path in one.rglob("*"))
+    checkpoint = ["--ckpt_path", str(one / "checkpoints/last.ckpt")]
+    for subcommand in ("validate", "test", "predict"):
+        with pytest.raises(SystemExit, match="2"):
+            main([subcommand, *arguments[1:], *checkpoint])
+        error = capsys.readouterr().err
+        assert error.endswith(f"run_dir: {one} holds a run already: leave run_dir out for a new one\n")
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments[:-1], str(two), *checkpoint])
+    assert "two holds a run already" in capsys.readouterr().err, "with the checkpoint of another run"
+    assert sorted(path for path in one.rglob("*")) == before
+    main([*arguments, *checkpoint])
+    assert (one / "config-2.yaml").is_file()
+    main(["test", *arguments[1:-1], str(one / "test"), *checkpoint])
+    assert (one / "test/test_results.jsonl").is_file()
+
+
+# -- what a run was made with -----------------------------------------------------------------------------------------
+
+
+def test_the_command_is_recorded_as_it_was_given(lfm: dict[str, str], tmp_path: Path) -> None:
+    logger = "{class_path: CSVLogger, init_args: {save_dir: ., name: '', version: ''}}"
+    arguments = ["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm), "--trainer.logger", logger]
+    main(arguments)
+    made_with = json.loads((only_run(tmp_path, "lfm_gsm8k") / "environment.json").read_text())
+    assert made_with["command"] == ["grpo", *arguments]
+
+
+def test_secrets_are_not_recorded() -> None:
+    given = [
+        "--trainer.logger", "{class_path: WandbLogger, init_args: {api_key: abc, project: monkey}}",
+        "--x.hf_token", "s1",
+        "--a.PASSWORD=s2", "--data.sampling.max_new_tokens", "8",
+        "--model.max_tokens_per_microbatch=64",
+        '{"token": "s3", "tokens": 5}', "--monkey", "banana",
+    ]  # fmt: skip
+    assert without_secrets(given) == [
+        "--trainer.logger", "{class_path: WandbLogger, init_args: {api_key: ***, project: monkey}}",
+        "--x.hf_token", "***",
+        "--a.PASSWORD=***", "--data.sampling.max_new_tokens", "8",
+        "--model.max_tokens_per_microbatch=64",
+        '{"token": ***, "tokens": 5}', "--monkey", "banana",
+    ]  # fmt: skip

@@ -15,7 +15,7 @@ import yaml
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.compare.dynamics import AXES, PANELS, band, progress
-from grpo_lightning.compare.methods import find_methods
+from grpo_lightning.compare.methods import PLACES, WATCHERS, find_methods
 from grpo_lightning.compare.runs import read_run
 from grpo_lightning.types import ConfigError
 from tests.written_runs import write_run, write_test
@@ -77,14 +77,35 @@ def test_a_warm_start_of_each_seeds_own_does_not_split_a_method(tmp_path: Path) 
 def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) -> None:
     for name, callbacks in {
         "plain": ["StepProgressBar"],
-        "watched": ["VRAMProfiler"],
+        "watched": ["VRAMProfiler", "RunSummary", "HealthCheck", "LearningRateMonitor", "RolloutLogger"],
         "stopped": ["TokenBudget"],
+        "another": ["MyHealthCheck"],
     }.items():
         run = write_run(tmp_path / name)
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{one}"} for one in callbacks]
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert names(tmp_path) == {"GRPO, callbacks none": [1, 1], "GRPO, callbacks TokenBudget": [1]}
+    assert names(tmp_path) == {
+        "GRPO, callbacks none": [1, 1],
+        "GRPO, callbacks TokenBudget": [1],
+        "GRPO, callbacks MyHealthCheck": [1],
+    }
+
+
+def test_options_of_the_callbacks_that_every_run_has_make_no_other_method() -> None:
+    from grpo_lightning.cli import CALLBACKS
+
+    assert CALLBACKS.keys() <= set(PLACES)
+    assert set(CALLBACKS.values()) <= set(WATCHERS)
+
+
+def test_the_best_policy_of_a_run_stands_for_that_run_too(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
+        write_run(tmp_path / f"best/{seed}", seed, policy={"path": str(warm / "policy_best")})
+        write_run(tmp_path / f"last/{seed}", seed, policy={"path": str(warm / "policy")})
+    assert names(tmp_path / "best") == {"GRPO": [1, 2]}
+    assert len(names(tmp_path / "best", tmp_path / "last")) == 2, "another policy of the same run"
 
 
 def test_names_patterns_and_folders_of_runs(tmp_path: Path) -> None:
@@ -129,6 +150,23 @@ def test_a_training_step_has_been_made_when_its_curves_are_drawn(tmp_path: Path)
     assert found is not None
     assert found.tolist() == pytest.approx([0, 1, 1.5, 3])
     assert progress(read_run(write_run(tmp_path / "other")), TIME, np.array([1.0])) is None
+
+
+def test_what_is_not_finite_is_left_out_of_a_curve(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    curves = {
+        "reward/mean": [(0, nan), *((step, 0.5) for step in range(1, 80)), (80, inf)],
+        "policy/kl": [(0, nan), (1, inf)],
+    }
+    run = read_run(write_run(tmp_path / "run", curves=curves))
+    assert "policy/kl" not in run.curves
+    assert run.last("reward/mean") == 0.5
+    found = band([run], REWARD, STEPS)
+    assert found is not None
+    assert found.x.tolist() == list(range(2, 81))
+    assert found.mean.tolist() == [0.5] * 79
+    main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert re.search(r"Not measured by any run: .*KL to the reference", (tmp_path / "out/report.md").read_text())
 
 
 def test_smoothing_is_for_single_steps_only(tmp_path: Path) -> None:
@@ -229,7 +267,7 @@ def test_title_and_resamples(tmp_path: Path) -> None:
         main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *options])
         texts.append((out / "report.md").read_text())
         assert "<h1>Mine &amp; &lt;yours&gt;</h1>" in (out / "report.html").read_text()
-        assert texts[-1].startswith("# Mine & <yours>\n")
+        assert texts[-1].startswith("# Mine & &lt;yours>\n")
     (few,), (many,) = (table(text, "Differences") for text in texts)
     assert few["p"] != many["p"]
     assert few["95 %, other seeds and problems"] == "not measured", "one seed says nothing of others"
@@ -244,6 +282,33 @@ def test_without_a_common_seed_runs_are_paired_in_order_and_the_report_says_so(t
         "No seed in common, so paired in order: GRPO, beta 0 and GRPO, beta 1."
         in (tmp_path / "out/report.md").read_text()
     )
+
+
+def test_runs_without_a_partner_are_named(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"a/{seed}", seed, correct="10", beta=0)
+    for seed in (2, 4):
+        write_run(tmp_path / f"b/{seed}", seed, correct="11", beta=1)
+    main(["compare", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}", "--out", str(tmp_path / "out")])
+    assert (
+        "Without a partner, and so in no difference: A seed 1, A seed 3, B seed 4 (B vs A)."
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_any_text_can_be_a_name(tmp_path: Path) -> None:
+    odd = [r"a$\frac$b", "_hidden", "<b>|&amp;"]
+    for number, name in enumerate(odd):
+        write_run(tmp_path / str(number), curves=totals(10 + number), correct="10")
+        odd[number] = f"{name}={tmp_path / str(number)}"
+    main(["compare", *odd, "--title", "two\nlines", "--out", str(tmp_path / "out")])
+    picture = (tmp_path / "out/steps.svg").read_text()
+    for name in (r"a$\frac$b", "_hidden", "&lt;b&gt;|&amp;amp;"):
+        assert f">{name}</text>" in picture
+    text = (tmp_path / "out/report.md").read_text()
+    assert text.startswith("# two lines\n")
+    assert [row["method"] for row in table(text, "Results")] == [r"a$\\frac$b", "_hidden", r"&lt;b>\|&amp;amp;"]
+    assert "<h1>two\nlines</h1>" in (tmp_path / "out/report.html").read_text()
 
 
 # -- tests of a policy ------------------------------------------------------------------------------------------------
@@ -279,7 +344,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         "name at least one run directory": [],
         "there is no folder": [tmp_path / "none"],
         "there is none in it": [tmp_path / "empty"],
-        "has no TensorBoard events with curves": [silent],
+        "trainer.logger is another than TensorBoard's": [silent],
         "is given twice": [run, tmp_path / "ru*"],
         "write NAME=RUN_DIR": [f"={run}"],
         "was tested on 4 problems and": [run, other],
@@ -321,22 +386,13 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
         "trainer.max_steps": 2, "trainer.val_check_interval": 1, "trainer.limit_val_batches": 1,
         "trainer.enable_progress_bar": "false", "data.prompts_per_step": 2, "data.val_batch_size": 4,
         "data.task.init_args.test_size": 6, "data.sampling.max_new_tokens": 8,
+        "trainer.callbacks": "[VRAMProfiler]",
     }  # fmt: skip
     options = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
     for seed in ("1", "2"):
         run = tmp_path / "sft" / seed
-        main(
-            [
-                "fit",
-                "--config",
-                "configs/quickstart_sft.yaml",
-                "--run_dir",
-                str(run),
-                "--seed_everything",
-                seed,
-                *options,
-            ]
-        )
+        where = ["--run_dir", str(run), "--seed_everything", seed, "--summary.validate_first", "true"]
+        main(["fit", "--config", "configs/quickstart_sft.yaml", *where, *options])
         main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
         # What the test wrote lies with the run, and apart from its curves and its config.
         (tested,) = (run / "test").iterdir()
@@ -350,6 +406,10 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
         assert made_with["device"].startswith("cpu: ")
         assert {"torch", "lightning", "grpo-lightning", "python"} <= made_with["versions"].keys()
     first, second = (read_run(tmp_path / "sft" / seed) for seed in ("1", "2"))
+    # Validated before the first step, and behind each of the two: the steps of the training curves are 1 and 2.
+    assert first.curves["val/accuracy"].steps.tolist() == [0, 1, 2]
+    assert first.curves["memory/validation_peak_gib"].steps.tolist() == [0, 1, 2]
+    assert first.curves["policy/loss"].steps.tolist() == [1, 2]
     assert first.test is not None
     assert second.test is not None
     assert first.test.correct.keys() == second.test.correct.keys(), "the same problems have the same keys"

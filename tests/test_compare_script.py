@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_every_method_is_a_config_that_can_be_run(
     assert [budget.tokens for budget in budgets] == ([5000] if method.samples else [])
     assert parsed.datamodule is not None
     assert parsed.datamodule.group_size == (10 if name == "grpo_group10" else 8)
-    assert (parsed.datamodule.refinement is not None) is (name == "refine_distill")
+    assert (parsed.datamodule.refinement is not None) is name.startswith("refine")
     assert (parsed.trainer.max_steps == 2) is smoke
     assert jobs == 2
 
@@ -87,7 +88,7 @@ def test_options_choose_what_is_run(script: ModuleType, tmp_path: Path) -> None:
     assert plan.compare()[:3] == ["compare", "SFT (warm start)=runs/compare/sft", "GRPO=runs/compare/grpo"]
     assert str(tmp_path) in plan.compare()
     whole, _ = script.parse([])
-    assert len(whole.methods) == 7
+    assert len(whole.methods) == 8
     assert whole.seeds == (1, 2, 3)
     assert script.parse(["--smoke"])[0].seeds == (1,)
 
@@ -100,8 +101,10 @@ def test_the_warm_start_is_stopped_as_its_own_config_says(script: ModuleType) ->
 def test_it_runs_whole_and_does_nothing_twice(
     script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    options = ["--smoke", "--methods", "grpo", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    # Wherever it is called from, its paths are relative to the root of the repository.
+    monkeypatch.chdir(tmp_path)
+    runs, out = (os.path.relpath(tmp_path / name, ROOT) for name in ("runs", "out"))
+    options = ["--smoke", "--methods", "grpo", "--runs", runs, "--out", out]
     # What a break left behind goes.
     left = tmp_path / "runs/grpo/seed-1/config.yaml"
     left.parent.mkdir(parents=True)

@@ -66,6 +66,18 @@ def test_the_yaml_example_is_a_config(tiny_model: Callable[[str], str], gsm8k_fo
     assert task["data"]["task"]["class_path"] == "Tabular"
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda page: page.name
+)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+    found = [
+        target for pair in re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)\"", text) for target in pair if target
+    ]
+    relative = [target.partition("#")[0] for target in found if not re.match(r"[a-z]+:|#", target)]
+    assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
 # -- docs/verifiers.md ------------------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs/verifiers.md").read_text()

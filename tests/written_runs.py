@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+START = 1_700_000_000
 ENVIRONMENT = {
     "command": ["grpo", "fit", "--config", "my config.yaml"],
     "device": "cpu: a processor, 2 cores",
@@ -29,7 +30,7 @@ def write_run(
     """A run directory.
 
     Args:
-        curves: ``(step, value)`` by name.
+        curves: ``(step, value)`` by name; of a validation, with the number of steps made before it.
         correct: the test results: ``"1"`` solved, ``"0"`` failed, ``"x"`` the verifier broke; ``None`` for no test.
         data: options of the data module.
         init_args: options of the module.
@@ -47,7 +48,10 @@ def write_run(
     with SummaryWriter(str(folder)) as writer:
         for name, points in ({"reward/mean": [(0, 0.5)]} if curves is None else curves).items():
             for step, value in points:
-                writer.add_scalar(name, value, step)
+                # As Lightning does: an evaluation behind a step is logged at that step, a second after what it logged.
+                evaluated = name.startswith("val/")
+                logged = max(0, step - 1) if evaluated else step
+                writer.add_scalar(name, value, logged, walltime=START + step + (0.5 if evaluated else 1))
     if correct is not None:
         write_test(folder / "test" / "first", correct)
     return folder

@@ -46,19 +46,31 @@ Block = Heading | Text | Table | Figure
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
-    parts = [f"# {title}"]
+    parts = [f"# {_markdown(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
+            parts.append(f"## {_markdown(block.text)}")
         elif isinstance(block, Text):
-            parts.append(block.text)
+            parts.append(_markdown(block.text))
         elif isinstance(block, Table):
             lines = [block.header, ["---"] * block.left + ["---:"] * (len(block.header) - block.left), *block.rows]
-            rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-            parts += ["\n".join(rows), block.caption]
+            rows = ["| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+            parts += ["\n".join(rows), _markdown(block.caption)]
         else:
-            parts += [f"![{block.title}]({block.name}.svg)", block.caption]
+            parts += [f"![{block.title}]({block.name}.svg)", _markdown(block.caption)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Text on one line that Markdown shows as it is; ``code`` between backticks needs no escape."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.splitlines()))
+    return "".join(part if at % 2 else _escaped(part) for at, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    # What begins no tag and no entity stands as it is: "p < 0.001".
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text.replace("\\", "\\\\"))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def page(title: str, blocks: Sequence[Block], folder: Path) -> str:

@@ -45,6 +45,8 @@ def pyplot() -> Any:
             "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 11,
             "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
             "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+            # Names of methods are the user's: a dollar sign in them is one.
+            "text.parse_math": False,
             "grid.color": INK, "savefig.transparent": True, "legend.frameon": False, "axes.titlecolor": INK,
         }
     )  # fmt: skip
@@ -69,15 +71,16 @@ def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Pane
     plt = pyplot()
     rows = math.ceil(len(panels) / COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(9.2, 2.75 * rows), squeeze=False, layout="constrained")
+    handles: dict[str, Any] = {}
     for place, panel in zip(grid.flat, panels, strict=False):
         for index, (method, one) in enumerate(zip(methods, bands[panel], strict=True)):
             drawn = style(index)
             marker = {"marker": drawn.pop("marker"), "markersize": 3.5}
             if one is None:
-                _draw_level(place, panel, axis, method, drawn)
+                _draw_level(place, panel, axis, method, drawn, handles)
                 continue
             points = marker if len(one.x) <= 40 else {}
-            place.plot(one.x, one.mean, linewidth=1.6, label=method.name, **drawn, **points)
+            (handles[method.name],) = place.plot(one.x, one.mean, linewidth=1.6, **drawn, **points)
             if one.seeds > 1:
                 place.fill_between(one.x, one.low, one.high, color=drawn["color"], alpha=0.18, linewidth=0)
         place.set_title(panel.title, loc="left")
@@ -86,26 +89,30 @@ def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Pane
             place.set_ylim(-0.02, 1.02)
     for place in grid.flat[len(panels) :]:
         place.set_visible(False)
-    _legend(figure, grid, methods)
+    _legend(figure, handles, methods)
     _save(figure, out, axis.name)
     plt.close(figure)
     return panels
 
 
-def _draw_level(place: Any, panel: Panel, axis: Axis, method: Method, drawn: dict[str, Any]) -> None:
+def _draw_level(
+    place: Any, panel: Panel, axis: Axis, method: Method, drawn: dict[str, Any], handles: dict[str, Any]
+) -> None:
     """Where a method cannot be drawn over an axis (SFT generates nothing to learn from), what it reached."""
     reached = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
     if panel.curve == "val/accuracy" and axis.curve is not None and reached:
-        place.axhline(float(np.mean(reached)), linewidth=1.8, label=method.name, **drawn | {"linestyle": (0, (1, 2))})
+        line = place.axhline(float(np.mean(reached)), linewidth=1.8, **drawn | {"linestyle": (0, (1, 2))})
+        handles[method.name] = line
 
 
-def _legend(figure: Any, grid: Any, methods: Sequence[Method]) -> None:
-    found: dict[str, Any] = {}
-    for place in grid.flat:
-        found |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
-    names = [method.name for method in methods if method.name in found]
-    columns = 2 if max(map(len, names)) > 22 else 4
-    figure.legend([found[name] for name in names], names, loc="outside upper left", ncols=columns)
+def _legend(figure: Any, handles: dict[str, Any], methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods if method.name in handles]
+    columns = 2 if max(map(len, names), default=0) > 22 else 4
+    # matplotlib leaves out what has a label with a leading underscore: the names are put in behind its back.
+    numbers = [str(number) for number in range(len(names))]
+    legend = figure.legend([handles[name] for name in names], numbers, loc="outside upper left", ncols=columns)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def draw_accuracy(methods: Sequence[Method], intervals: Sequence[Interval | None], label: str, out: Path) -> None:

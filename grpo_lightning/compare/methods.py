@@ -15,15 +15,20 @@ from grpo_lightning.types import ConfigError
 
 PLACES = (
     "seed_everything", "run_dir", "ckpt_path", "warm_start", "weights_only", "predictions", "export", "config",
-    "checkpoint", "health_check", "summary",
+    "checkpoint", "health_check", "summary", "rollouts", "tensorboard",
     "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.seed",
     "model.init_args.policy.init",
 )  # fmt: skip
 """Keys of a config that say where and as which seed, or how it is shown; all others say what was done."""
 
+EXPORTED = ("policy", "policy_best")
+"""The folders of a run in which its policy is exported."""
 POLICY = "model.init_args.policy.path"
 CALLBACKS = "trainer.callbacks"
-WATCHERS = ("StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras")
+WATCHERS = (
+    "StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras", "RunSummary", "HealthCheck",
+    "PredictionWriter", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
+)  # fmt: skip
 """Callbacks that change nothing about a run."""
 
 
@@ -96,12 +101,12 @@ def what_it_did(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     A policy that a run exported, as a warm start is, stands for what that run did.
     """
     flat = {key: value for key, value in _flat(config).items() if not _is_place(key)}
-    flat[CALLBACKS] = [one for one in flat.get(CALLBACKS) or [] if not _class_name(one).endswith(WATCHERS)]
+    flat[CALLBACKS] = [one for one in flat.get(CALLBACKS) or [] if _class_name(one) not in WATCHERS]
     path = Path(str(flat.get(POLICY, "")))
     before = path.parent if is_run(path.parent) else folder / "warm_start"
-    if path.name == "policy" and is_run(before):
+    if path.name in EXPORTED and is_run(before):
         start = what_it_did(yaml.safe_load((before / "config.yaml").read_text()), before)
-        flat[POLICY] = f"policy of a run with {sorted(start.items())}"
+        flat[POLICY] = f"{path.name} of a run with {sorted(start.items())}"
     return flat
 
 
@@ -137,13 +142,15 @@ def _names(runs: dict[str, Run], taken: set[str]) -> dict[str, str]:
 
 
 def _class_name(value: Any) -> str:
-    return str(value["class_path"] if isinstance(value, dict) and "class_path" in value else value)
+    return str(value["class_path"] if isinstance(value, dict) and "class_path" in value else value).rpartition(".")[2]
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return " and ".join(_class_name(one).rpartition(".")[2] for one in value) or "none"
-    return "from another policy" if str(value).startswith("policy of a run") else str(value)
+        return " and ".join(_class_name(one) for one in value) or "none"
+    return (
+        "from another policy" if str(value).startswith(tuple(f"{name} of a run" for name in EXPORTED)) else str(value)
+    )
 
 
 def _is_place(key: str) -> bool:

@@ -198,6 +198,9 @@ def _differences(methods: Sequence[Method], problems: Sequence[str], resamples: 
     unpaired = [f"{a.name} and {b.name}" for a, b, pairs, *_ in compared if any(x.seed != y.seed for x, y in pairs)]
     if unpaired:
         caption += f" No seed in common, so paired in order: {'; '.join(unpaired)}."
+    left_out = [text for a, b, pairs, *_ in compared if (text := _left_out(a, b, pairs))]
+    if left_out:
+        caption += f" Without a partner, and so in no difference: {'; '.join(left_out)}."
     return [Heading("Differences"), Table(header, rows, caption)]
 
 
@@ -211,6 +214,13 @@ def paired_runs(one: Method, other: Method) -> list[tuple[Run, Run]]:
             others.remove(match)
             pairs.append((run, match))
     return pairs or list(zip(one.tested, other.tested, strict=False))
+
+
+def _left_out(one: Method, other: Method, pairs: Sequence[tuple[Run, Run]]) -> str:
+    paired = {run.folder for pair in pairs for run in pair}
+    runs = [(method, run) for method in (one, other) for run in method.tested if run.folder not in paired]
+    told = ", ".join(f"{method.name} seed {run.seed}" for method, run in runs)
+    return f"{told} ({other.name} vs {one.name})" if told else ""
 
 
 def _both(first_SQ: Array, second_SQ: Array) -> str:

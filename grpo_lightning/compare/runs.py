@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +107,10 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"RUN_DIR: {folder} is no run: it has no config.yaml")
     curves = read_curves(folder)
     if not curves:
-        raise ConfigError(f"RUN_DIR: {folder} has no TensorBoard events with curves: was the run stopped early?")
+        raise ConfigError(
+            f"RUN_DIR: {folder} has no TensorBoard events with curves: it was stopped early, or trainer.logger is "
+            "another than TensorBoard's, such as CSVLogger alone"
+        )
     return Run(
         folder, _yaml(_newest(folder, "config", ".yaml")), curves,
         _json(_newest(folder, "environment", ".json")), read_test(folder),
@@ -112,23 +118,48 @@ def read_run(folder: Path) -> Run:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """All scalars of a folder's event files; where a step was logged twice, by a resumed run, the later value."""
+    """All scalars of a folder's event files, less the values that are not finite, and the curves that have no other.
+
+    Where a step was logged twice, by a resumed run, the later value counts.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not any(folder.glob(EVENTS)):
         return {}
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
+    names = events.Tags()["scalars"]
+    # Lightning logs the epoch with whatever it logs, evaluations among it.
+    training = [name for name in names if not _of_evaluation(name) and name != "epoch"]
+    trained = sorted((event.wall_time, event.step) for name in training for event in events.Scalars(name))
     curves = {}
-    for name in events.Tags()["scalars"]:
-        by_step = {event.step: event.value for event in sorted(events.Scalars(name), key=lambda event: event.wall_time)}
-        # What a training step logs stands at the number of steps made before it, an evaluation's at those made by then.
-        made = 0 if name.split("/")[0] in ("val", "test") else 1
-        steps = sorted(by_step)
-        curves[name] = Curve(
-            np.array([step + made for step in steps], dtype=float), np.array([by_step[step] for step in steps])
-        )
+    for name in names:
+        by_step: dict[int, float] = {}
+        for event in sorted(events.Scalars(name), key=lambda event: event.wall_time):
+            by_step[_steps_made(event, trained) if _of_evaluation(name) else event.step + 1] = event.value
+        steps = [step for step in sorted(by_step) if np.isfinite(by_step[step])]
+        if steps:
+            curves[name] = Curve(np.array(steps, dtype=float), np.array([by_step[step] for step in steps]))
     return curves
+
+
+def _of_evaluation(name: str) -> bool:
+    return name.startswith(("val/", "test/", "memory/validation_", "memory/test_"))
+
+
+def _steps_made(event: Any, trained: Sequence[tuple[float, int]]) -> int:
+    """Training steps made when an evaluation was logged.
+
+    Lightning counts a step only after the validation that follows it: it logs an evaluation at the number of steps
+    made, and at one less behind a step. What training had logged by then tells the two apart.
+
+    Args:
+        event: of the evaluation.
+        trained: wall time and step of all that training logged, in order.
+    """
+    before = bisect_right(trained, (event.wall_time, math.inf))
+    made = trained[before - 1][1] + 1 if before else 0
+    return int(min(max(made, event.step), event.step + 1))
 
 
 def read_test(folder: Path) -> Tested | None:

@@ -43,7 +43,7 @@ def main(args: list[str]) -> None:
         ConfigError: the config or an option is wrong.
     """
     parser = argparse.ArgumentParser("grpo plan", add_help=False, allow_abbrev=False)
-    parser.add_argument("--memory", type=_size)
+    parser.add_argument("--memory")
     parser.add_argument("--prompt_tokens", type=int)
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
@@ -53,10 +53,11 @@ def main(args: list[str]) -> None:
         raise SystemExit(0)
     if given.prompt_tokens is not None and given.prompt_tokens < 1:
         raise ConfigError(f"--prompt_tokens: must be at least 1, not {given.prompt_tokens}")
+    memory = None if given.memory is None else _size(given.memory)
     # Imported here: ``grpo plan --help`` needs no torch.
     from grpo_lightning.planner.configured import planner_of
 
-    planner, device = planner_of(rest, given.prompt_tokens, given.memory)
+    planner, device = planner_of(rest, given.prompt_tokens, memory)
     budget = available(device.memory, planner.on_cuda)
     phases = planner.phases(planner.settings)
     for line in table(phases):

@@ -156,9 +156,10 @@ def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding:
         if count == stop_at:
             raise _EnoughError
 
+    decoder = decoder_of(policy.lm)
     handles = [
-        policy.lm.register_forward_pre_hook(before, with_kwargs=True),
-        policy.lm.register_forward_hook(after, with_kwargs=True),
+        decoder.register_forward_pre_hook(before, with_kwargs=True),
+        decoder.register_forward_hook(after, with_kwargs=True),
     ]
     try:
         yield
