@@ -47,8 +47,8 @@ class VRAMProfiler(pl.Callback):
     On CUDA that is what torch's allocator holds; on the CPU the resident memory of the process. The curves are
     ``memory/<phase>_peak_gib``, and after each step ``memory/allocated_gib``, on CUDA ``memory/reserved_gib`` and
     ``memory/fragmentation`` (at the step's peak) as well; over several devices that of the fullest. At the end of the
-    run a table is printed, and written to ``memory.md`` in the run dir (not under ``fast_dev_run``). When the memory does not suffice, the
-    sentence that ends the run names the shapes too, and ``memory.md`` says what was held.
+    run a table is printed, and written to ``memory.md`` in the run dir (not under ``fast_dev_run``). When the memory
+    does not suffice, the sentence that ends the run names the shapes too, and ``memory.md`` says what was held.
 
     Args:
         snapshot: record allocations, and write ``memory_snapshot.pickle`` at the end of the run, or when the memory

@@ -332,9 +332,7 @@ def test_the_command_ends_with_one_sentence_and_1(
 # -- what is none of its business -------------------------------------------------------------------------------------
 
 
-def test_an_error_before_it_is_set_up_is_the_one_that_is_seen(
-    tiny_model: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_an_error_before_it_is_set_up_is_the_one_that_is_seen(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     class Broken(RolloutDataModule):
         def setup(self, stage: str) -> None:
             raise OSError("the data is gone")
