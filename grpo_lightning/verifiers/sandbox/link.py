@@ -185,7 +185,7 @@ class Handle:
 
     def __contains__(self, item: object) -> bool:
         """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
-        return item in list(self)  # type: ignore[call-overload]
+        return item in list(self)
 
     def __hash__(self) -> int:
         return self._number
