@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -50,9 +51,9 @@ class AdaptiveKL(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pl_module.log("policy/beta", pl_module.beta, batch_size=1)
         # Reduced over the ranks: all of them move alike. A step without anything to learn has none.
-        kl = trainer.callback_metrics.get("policy/kl")
-        if kl is not None:
-            error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
+        kl = pl_module.logged.get("policy/kl")
+        if kl is not None and math.isfinite(kl):
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
             pl_module.beta *= 1 + self.gain * error
         self._beta = pl_module.beta
 

@@ -48,6 +48,8 @@ class PolicyExport(pl.Callback):
             return
         folder = Path(trainer.default_root_dir) / name
         new, old = (folder.with_name(f".{name}.{state}") for state in ("new", "old"))
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # A run that ended between the two renames below: this is all there is.
         for left_over in (new, old):
             shutil.rmtree(left_over, ignore_errors=True)
         pl_module.policy.save_pretrained(new, merged=self.merged)

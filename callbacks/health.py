@@ -11,6 +11,9 @@ from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch
 
 log = logging.getLogger(__name__)
 
+SILENT = "reward/groups_without_signal"
+"""Logged where groups are what is learned from."""
+
 
 class HealthCheck(pl.Callback):
     """Samples a few groups before the first step and says what they are like; then watches every step.
@@ -31,8 +34,15 @@ class HealthCheck(pl.Callback):
     """
 
     def __init__(self, prompts: int = 4, truncated: float = 0.5, patience: int = 5, length_change: float = 4.0) -> None:
-        if length_change <= 1:
-            raise ConfigError(f"HealthCheck.length_change: must be above 1, not {length_change}")
+        checks = {
+            "prompts": (prompts >= 0, f"must be at least 0, not {prompts}"),
+            "truncated": (0 <= truncated <= 1, f"must be from 0 to 1, not {truncated}"),
+            "patience": (patience >= 1, f"must be at least 1, not {patience}"),
+            "length_change": (length_change > 1, f"must be above 1, not {length_change}"),
+        }
+        for name, (holds, wanted) in checks.items():
+            if not holds:
+                raise ConfigError(f"HealthCheck.{name}: {wanted}")
         self.prompts = prompts
         self.truncated = truncated
         self.patience = patience
@@ -47,7 +57,7 @@ class HealthCheck(pl.Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             batch = data.collector.rollouts(data.sample_prompts(self.prompts), data.group_size, data.sampling)
             if trainer.is_global_zero:
-                for line in preflight(batch, self.truncated):
+                for line in preflight(batch, self.truncated, SILENT in pl_module.step_means):
                     log.log(*line)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -58,7 +68,7 @@ class HealthCheck(pl.Callback):
         self._silent_steps += 1
         if metrics["completion/truncated"] <= self.truncated:
             self._truncated_steps = 0
-        if metrics.get("reward/groups_without_signal", 0) < 1:  # logged where groups are what is learned from
+        if metrics.get(SILENT, 0) < 1:
             self._silent_steps = 0
         if self._truncated_steps == self.patience:
             log.warning(
@@ -98,26 +108,32 @@ class HealthCheck(pl.Callback):
         self._first_lengths = list(state_dict["first_lengths"])
 
 
-def preflight(batch: RolloutBatch, truncated: float) -> list[tuple[int, str]]:
-    """What the sampled groups say, as log levels with sentences."""
+def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
+    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from."""
     lengths = sorted(len(rollout.completion.token_ids) for rollout in batch.rollouts)
     cut = sum(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts) / len(batch)
-    groups = [batch.rollouts[start : start + batch.group_size] for start in range(0, len(batch), batch.group_size)]
+    size = batch.group_size
+    prompts = [batch.rollouts[start : start + size] for start in range(0, len(batch), size)]
     rewards = [rollout.reward for rollout in batch.rollouts if rollout.verdict.error is None]
     errors = [rollout.verdict.error for rollout in batch.rollouts if rollout.verdict.error is not None]
-    signal = sum(len({rollout.reward for rollout in group if rollout.verdict.error is None}) > 1 for group in groups)
+    if groups:
+        signal = sum(len({one.reward for one in group if one.verdict.error is None}) > 1 for group in prompts)
+        found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
+    else:
+        signal = len(set(rewards)) - 1
+        found, silence = f"{signal + 1} different rewards among all of them", "all rewards are the same"
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(batch)} completions of {len(groups)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
+            f"preflight: {len(batch)} completions of {len(prompts)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
             f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
             f"{batch.max_new_tokens}",
         ),
         (
             logging.INFO,
             f"preflight: reward {mean:.2f} on average, from {min(rewards, default=mean):.2f} to "
-            f"{max(rewards, default=mean):.2f}; {signal} of {len(groups)} groups have a signal to learn from",
+            f"{max(rewards, default=mean):.2f}; {found} to learn from",
         ),
     ]
     if cut > truncated:
@@ -130,15 +146,13 @@ def preflight(batch: RolloutBatch, truncated: float) -> list[tuple[int, str]]:
         )
     if errors:
         lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
-    if not signal:
-        lines.append((logging.WARNING, f"preflight: no group has a signal to learn from: {_no_signal(mean)}"))
+    if signal <= 0:
+        lines.append((logging.WARNING, f"preflight: {silence}: {_no_signal(mean, groups)}"))
     return lines
 
 
-def _no_signal(mean_reward: float) -> str:
+def _no_signal(mean_reward: float, groups: bool = True) -> str:
     if mean_reward >= 0.99:
         return "the policy solves these prompts already: take a harder task"
-    return (
-        "raise data.group_size or data.sampling.temperature, take easier prompts, or start from a policy that has "
-        "learned the answer format (SFTModule)"
-    )
+    more = "data.group_size or data.sampling.temperature" if groups else "data.sampling.temperature"
+    return f"raise {more}, take easier prompts, or start from a policy that has learned the answer format (SFTModule)"

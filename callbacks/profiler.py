@@ -47,8 +47,8 @@ class VRAMProfiler(pl.Callback):
     On CUDA that is what torch's allocator holds; on the CPU the resident memory of the process. The curves are
     ``memory/<phase>_peak_gib``, and after each step ``memory/allocated_gib``, on CUDA ``memory/reserved_gib`` and
     ``memory/fragmentation`` (at the step's peak) as well; over several devices that of the fullest. At the end of the
-    run a table is printed, and written to ``memory.md`` in the run dir. When the memory does not suffice, the
-    sentence that ends the run names the shapes too, and ``memory.md`` says what was held.
+    run a table is printed, and written to ``memory.md`` in the run dir (not under ``fast_dev_run``). When the memory
+    does not suffice, the sentence that ends the run names the shapes too, and ``memory.md`` says what was held.
 
     Args:
         snapshot: record allocations, and write ``memory_snapshot.pickle`` at the end of the run, or when the memory
@@ -57,7 +57,7 @@ class VRAMProfiler(pl.Callback):
         inspect_step: the training step after whose phases they are listed, counted from 1 in this process.
 
     Raises:
-        ConfigError: an option is out of its range.
+        ConfigError: an option is out of its range, or another one measures this run already.
     """
 
     def __init__(self, snapshot: bool = False, biggest_tensors: int = 0, inspect_step: int = 1) -> None:
@@ -76,6 +76,11 @@ class VRAMProfiler(pl.Callback):
     # -- phases -----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if any(isinstance(listener, VRAMProfiler) for listener in pl_module.phases.listeners):
+            raise ConfigError(
+                "VRAMProfiler: listed twice, where one would reset the peaks that the other reads: leave one of the "
+                "two out of trainer.callbacks"
+            )
         self._trainer, self._module = trainer, pl_module
         self._device = trainer.strategy.root_device
         self._meter = meter_of(self._device)
@@ -163,15 +168,19 @@ class VRAMProfiler(pl.Callback):
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if self not in pl_module.phases.listeners:
+            return  # It was never set up, or has told already how the run broke off.
         if self._rows:
             name = getattr(stage, "value", stage)
             file = self._write("\n".join([f"# Memory of `grpo {name}`", "", *self._table(), *self._lists()]))
             if trainer.is_global_zero:
-                print("\n" + "\n".join([*self._table(), "", f"memory      {file}"]))
+                print("\n" + "\n".join([*self._table(), *(["", f"memory      {file}"] if file else [])]))
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Say what was being computed when the memory did not suffice, and what held it."""
+        if self not in pl_module.phases.listeners:
+            return  # The run broke off before this was set up: nothing has been measured.
         lines = ["# Memory of a run that broke off", "", *self._table(), *self._lists()]
         if isinstance(exception, OutOfMemory):
             evaluated = self._evaluation()
@@ -228,8 +237,10 @@ class VRAMProfiler(pl.Callback):
         names = {t.untyped_storage().data_ptr(): name for name, t in tensors.items() if isinstance(t, torch.Tensor)}
         return biggest_tensors(count, self._device, names)
 
-    def _write(self, text: str) -> Path:
+    def _write(self, text: str) -> Path | None:
         """Into the run dir, one file a process; a resumed run's goes beside the first."""
+        if getattr(self._trainer, "fast_dev_run", False):
+            return None
         folder = Path(self._trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         rank = "" if self._trainer.is_global_zero else f"-rank{self._trainer.global_rank}"

@@ -28,7 +28,7 @@ class ReferenceSync(pl.Callback):
             every validation at which the reference moved, and of the first.
 
     Raises:
-        ConfigError: an option is out of its range, or the run has no reference.
+        ConfigError: an option is out of its range, or the run has no reference, or no validation to wait for.
     """
 
     def __init__(
@@ -60,6 +60,13 @@ class ReferenceSync(pl.Callback):
                 "to auto, or leave ReferenceSync out"
             )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.if_accuracy_improved and not trainer.enable_validation:
+            raise ConfigError(
+                "ReferenceSync.if_accuracy_improved: this run does not validate, so the reference would never move: "
+                "set trainer.limit_val_batches above 0"
+            )
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._in_epoch = True
 
@@ -67,18 +74,19 @@ class ReferenceSync(pl.Callback):
         self._in_epoch = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.if_accuracy_improved and self._due(trainer):
+        if not self.if_accuracy_improved and self._due(trainer, pl_module):
             self._move(trainer, pl_module)
         pl_module.log("reference/moves", float(self._moves), batch_size=1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # One after the last step has no step behind it: a longer run would not have had it.
-        if not self.if_accuracy_improved or not (self._in_epoch or trainer.global_step == 0):
+        # Lightning's sanity check validates a few batches only.
+        if not self.if_accuracy_improved or trainer.sanity_checking or not (self._in_epoch or trainer.global_step == 0):
             return
         accuracy = float(trainer.callback_metrics["val/accuracy"])
         if self._best is None:
             self._best = accuracy
-        elif accuracy > self._best and self._due(trainer):
+        elif accuracy > self._best and self._due(trainer, pl_module):
             self._best = accuracy
             self._move(trainer, pl_module)
 
@@ -88,12 +96,12 @@ class ReferenceSync(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._moves, self._due_at, self._best = (state_dict[name] for name in ("moves", "due_at", "best"))
 
-    def _due(self, trainer: pl.Trainer) -> bool:
+    def _due(self, trainer: pl.Trainer, pl_module: Any) -> bool:
         """Metrics have been reduced over the ranks, so that all of them decide alike."""
         if trainer.global_step < self._due_at:
             return False
-        kl = trainer.callback_metrics.get("policy/kl")
-        return self.min_kl is None or (kl is not None and float(kl) >= self.min_kl)
+        kl = pl_module.logged.get("policy/kl")
+        return self.min_kl is None or (kl is not None and kl >= self.min_kl)
 
     def _move(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.policy.sync_reference(self.alpha)

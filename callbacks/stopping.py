@@ -18,19 +18,20 @@ class StopWhen(pl.Callback):
     Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
 
     Args:
-        no_signal_steps: stop when no group had completions of different rewards in so many steps running; ``None``
-            never.
-        max_kl: stop when ``policy/kl`` was above this in ``patience`` steps running; ``None`` never.
+        no_signal_steps: stop when no group had completions of different rewards in so many steps running (GRPO);
+            ``None`` never.
+        max_kl: stop when ``policy/kl`` was above this in ``patience`` steps running; ``None`` never. A step without a
+            KL is no step here.
         reward: stop when ``reward/mean`` was at least this in ``patience`` steps running; ``None`` never.
         patience: see there: the mean of one step is noisy.
 
     Raises:
-        ConfigError: an option is out of its range, or no condition is left.
+        ConfigError: an option is out of its range, no condition is given, or one can never hold in this run.
     """
 
     def __init__(
         self,
-        no_signal_steps: int | None = 50,
+        no_signal_steps: int | None = None,
         max_kl: float | None = None,
         reward: float | None = None,
         patience: int = 5,
@@ -46,19 +47,38 @@ class StopWhen(pl.Callback):
         self.patience = patience
         self._running = {"no_signal_steps": 0, "max_kl": 0, "reward": 0}
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.no_signal_steps is not None and "reward/groups_without_signal" not in pl_module.step_means:
+            raise ConfigError(
+                "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
+                "leave it out"
+            )
+        if self.max_kl is not None and not pl_module.wants_reference:
+            raise ConfigError(
+                "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
+                "0, or leave it out"
+            )
+        if self.reward is not None and pl_module.learns_from != "rollouts":
+            raise ConfigError(
+                "StopWhen.reward: this run learns from demonstrations and has no reward, so it would never stop it: "
+                "leave it out, or use Lightning's EarlyStopping on val/accuracy"
+            )
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not isinstance(batch, RolloutBatch):
             return
-        seen = trainer.callback_metrics
+        seen = pl_module.logged
         if self.no_signal_steps is not None:
-            holds = float(seen.get("reward/groups_without_signal", 0)) == 1
+            holds = seen.get("reward/groups_without_signal", 0) == 1
             self._count("no_signal_steps", holds, self.no_signal_steps, trainer, "no group had a signal to learn from")
         if self.max_kl is not None and "policy/kl" in seen:
-            kl = float(seen["policy/kl"])
-            self._count("max_kl", kl > self.max_kl, self.patience, trainer, f"policy/kl was above {self.max_kl}")
+            self._count(
+                "max_kl", seen["policy/kl"] > self.max_kl, self.patience, trainer, f"policy/kl was above {self.max_kl}"
+            )
         if self.reward is not None and "reward/mean" in seen:
-            reward = float(seen["reward/mean"])
-            holds = reward >= self.reward
+            holds = seen["reward/mean"] >= self.reward
             self._count("reward", holds, self.patience, trainer, f"reward/mean was at least {self.reward}")
 
     def _count(self, condition: str, holds: bool, steps: int, trainer: pl.Trainer, what: str) -> None:

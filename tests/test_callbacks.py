@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.callbacks import (
     HealthCheck,
     PolicyExport,
@@ -24,7 +25,7 @@ from grpo_lightning.callbacks import (
     StepProgressBar,
 )
 from grpo_lightning.callbacks.health import preflight
-from grpo_lightning.models import LoRAConfig
+from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.types import (
     Completion,
@@ -37,7 +38,7 @@ from grpo_lightning.types import (
     Verdict,
 )
 from tests.test_grpo import Constant
-from tests.toy import ToyTask, Watch, fit, grpo, rollouts, same, trainer
+from tests.toy import LetterVerifier, ToyTask, Watch, fit, grpo, rollouts, same, trainer
 
 
 def batch_of(rows: list[tuple[float, FinishReason]], group_size: int = 2) -> RolloutBatch:
@@ -139,9 +140,30 @@ def test_lengths_far_from_the_start_are_told(
         assert (said is None and not caplog.text) or (said or "") in caplog.text
 
 
-def test_a_length_change_of_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"HealthCheck\.length_change"):
-        HealthCheck(length_change=1.0)
+@pytest.mark.parametrize(
+    "options", [{"length_change": 1.0}, {"patience": 0}, {"prompts": -1}, {"truncated": -0.1}, {"truncated": 1.1}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=rf"HealthCheck\.{name}: must be .*, not {value}"):
+        HealthCheck(**options)
+
+
+def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = PPOModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, module, 1, callbacks=[HealthCheck(prompts=2)])
+    assert "preflight: 8 completions of 2 prompts" in caplog.text
+    assert "different rewards" in caplog.text
+    assert "groups" not in caplog.text
+    one_a_prompt = [(0.0, STOP), (1.0, STOP), (1.0, STOP)]
+    ((_, _), (_, said), *more) = preflight(batch_of(one_a_prompt, group_size=1), 0.5, groups=False)
+    assert said.endswith("2 different rewards among all of them to learn from")
+    assert not more, "one completion a prompt is enough where groups are nothing"
+    silent = preflight(batch_of([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
+    assert silent.startswith("preflight: all rewards are the same: raise data.sampling.temperature")
 
 
 def test_the_summary_tells_before_and_after_and_where_everything_is(
@@ -227,6 +249,11 @@ def test_the_policy_of_the_best_validation_is_exported_whole(
     accuracies[:] = [0.9] * 4
     now = best()
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", _full_disk)
+    with pytest.raises(OSError, match="no space"):
+        run(1)
+    assert same(now, best())
+    # Nor does one after a run that ended just when the two were changing places.
+    (tmp_path / "policy_best").rename(tmp_path / ".policy_best.old")
     with pytest.raises(OSError, match="no space"):
         run(1)
     monkeypatch.undo()

@@ -15,6 +15,8 @@ import grpo_lightning.callbacks
 from grpo_lightning.__main__ import main
 
 SHIPPED = sorted(grpo_lightning.callbacks.__all__)
+NEEDED: dict[str, dict[str, Any]] = {"StopWhen": {"max_kl": 9.0}, "TokenBudget": {"tokens": 100_000}}
+"""What has no default: the rest works as it is."""
 DESIGN = """
 seed_everything: 42
 trainer:
@@ -69,7 +71,7 @@ def run(tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]
         }  # fmt: skip
         file = tmp_path / f"{subcommand}.yaml"
         file.write_text(yaml.safe_dump(config))
-        run_dir = tmp_path / f"run-{subcommand}-{len(list(tmp_path.glob('run-*')))}"
+        run_dir = tmp_path / f"run-{subcommand}"
         options = [text for key, value in changes.items() for text in (f"--{key}", str(value))]
         main([subcommand, "--config", str(file), "--run_dir", str(run_dir), *options])
         return run_dir
@@ -77,10 +79,8 @@ def run(tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]
     return start
 
 
-def entry(name: str) -> dict[str, Any]:
-    """A callback as it is listed, with the options that it needs."""
-    needed = {"TokenBudget": {"tokens": 1_000_000}}
-    return {"class_path": name, "init_args": needed.get(name, {})}
+def listed(name: str) -> dict[str, Any]:
+    return {"class_path": name, "init_args": NEEDED.get(name, {})}
 
 
 def test_every_class_that_is_shipped_is_tested() -> None:
@@ -91,10 +91,10 @@ def test_every_class_that_is_shipped_is_tested() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_alone(name: str, run: Callable[..., Path]) -> None:
     for subcommand in ("fit", "validate", "test"):
-        folder = run(subcommand, [entry(name)])
+        folder = run(subcommand, [listed(name)])
         (saved,) = folder.glob("config.yaml")
         callbacks = yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
-        assert [one["class_path"].rsplit(".", 1)[1] for one in callbacks if name in one["class_path"]] == [name]
+        assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
 
 
 def test_all_together(
@@ -102,19 +102,19 @@ def test_all_together(
 ) -> None:
     for subcommand in ("fit", "validate", "test"):
         with caplog.at_level(logging.INFO, "grpo_lightning"):
-            run(subcommand, [entry(name) for name in SHIPPED])
+            run(subcommand, [listed(name) for name in SHIPPED])
         # A callback that every run has is there once, though it was listed.
         assert caplog.text.count("preflight: reward") == 1, "in fit alone"
         assert capsys.readouterr().out.count("run dir     ") == (subcommand == "fit")
 
 
 def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
-    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = [{"class_path": "PolicyExport", "init_args": {"enabled": False}}]
-    assert not (run("fit", listed) / "policy").exists()
+    export = [{"class_path": "PolicyExport", "init_args": {"enabled": False}}]
+    assert not (run("fit", export) / "policy").exists()
     with pytest.raises(SystemExit) as ended:
-        run("fit", [{"class_path": "Checkpoint"}])
+        run("fit", [{"class_path": "Checkpoint"}], run_dir=tmp_path / "another")
     assert ended.value.code == 2
     assert (
         "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.algorithms import AdaptiveKL, PPOModule
+from grpo_lightning.algorithms import KLController, PPOModule
 from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.value import VALUE
@@ -33,6 +33,7 @@ each_critic = pytest.mark.parametrize("critic", CRITICS, ids=NAMES)
 each_critic_once = pytest.mark.parametrize(
     ("critic", "kind"), list(zip(CRITICS, ["lfm2", "llama", "lfm2"], strict=True)), ids=NAMES
 )
+ADAPTIVE = KLController(target=0.5, horizon=50)
 PLAIN: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd, "updates_per_rollout": 1}
 
 
@@ -253,7 +254,8 @@ def test_a_separate_critic_can_be_another_model_with_only_its_head_trained(
         {"beta": 0.0}, {"kl_estimator": "k3"}, {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21},
         {"aggregation": "grpo"}, {"updates_per_rollout": 1}, {"minibatches_per_update": 2}, {"target_kl": 1e-3},
         {"mask_truncated": True}, {"bootstrap_truncated": True}, {"max_grad_norm": 0.1},
-        {"gamma": 0.9}, {"lam": 0.2}, {"adaptive_kl": AdaptiveKL(target=0.1, horizon=20)}, {"whiten_advantages": False},
+        {"gamma": 0.9}, {"lam": 0.2}, {"adaptive_kl": KLController(target=0.1, horizon=20)},
+        {"whiten_advantages": False},
         {"value_epsilon": 0.01}, {"value_epsilon": None}, {"value_coef": 2.0}, {"value_lr": 1e-3},
         {"critic": "separate"}, {"critic_warmup_steps": 1},
     ],
@@ -280,12 +282,14 @@ def plain(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFac
     [
         ({"gamma": 1.5}, {}, "model.gamma: must be from 0 to 1, not 1.5"),
         ({"lam": -0.1}, {}, "model.lam: must be from 0 to 1, not -0.1"),
-        ({"adaptive_kl": AdaptiveKL()}, {}, "model.adaptive_kl: starts from beta: set model.beta above 0"),
-        ({"beta": 0.1, "adaptive_kl": AdaptiveKL(target=0)}, {}, "model.adaptive_kl.target: must be above 0"),
-        ({"beta": 0.1, "adaptive_kl": AdaptiveKL(horizon=0)}, {}, "model.adaptive_kl.horizon: must be above 0"),
+        ({"adaptive_kl": KLController()}, {}, "model.adaptive_kl: starts from beta: set model.beta above 0"),
+        ({"beta": 0.1, "adaptive_kl": KLController(target=0)}, {}, "model.adaptive_kl.target: must be above 0"),
+        ({"beta": 0.1, "adaptive_kl": KLController(horizon=0)}, {}, "model.adaptive_kl.horizon: must be above 0"),
         ({"value_epsilon": -1.0}, {}, "model.value_epsilon: must be above 0, or null"),
+        ({"value_epsilon": 0.0}, {}, "model.value_epsilon: must be above 0, or null"),
         ({"value_coef": 0.0}, {}, "model.value_coef: must be above 0"),
         ({"value_lr": -1.0}, {}, "model.value_lr: must be above 0"),
+        ({"value_lr": 0.0}, {}, "model.value_lr: must be above 0"),
         ({"bootstrap_truncated": True, "mask_truncated": True}, {}, "model.bootstrap_truncated: mask_truncated leaves"),
         ({"critic": "adapter"}, {}, "model.critic: adapter needs model.policy.lora"),
         ({"critic_path": "x"}, {}, "model.critic_path: needs critic: separate"),
@@ -393,7 +397,7 @@ def test_a_kl_to_the_reference_is_paid_for_on_every_token(model_path: str, tmp_p
 
 
 def test_the_coefficient_of_the_kl_adapts_and_is_resumed(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    options = {"beta": 0.1, "updates_per_rollout": 1, "adaptive_kl": AdaptiveKL(target=1.0, horizon=60)}
+    options = {"beta": 0.1, "updates_per_rollout": 1, "adaptive_kl": KLController(target=1.0, horizon=60)}
     watch = Watch()
     fit(tmp_path, ppo(tiny_model("llama"), **options), 5, callbacks=[watch])
     coefs = [logged["policy/kl_coef"] for logged in watch.logged]
@@ -402,6 +406,17 @@ def test_the_coefficient_of_the_kl_adapts_and_is_resumed(tiny_model: Callable[[s
     for before, after, logged in zip(coefs, coefs[1:], watch.logged, strict=False):
         assert (after > before) == (logged["policy/kl_per_completion"] > 1.0)
     assert coefs != sorted(coefs, reverse=True), "it has grown as well"
+
+
+def test_a_kl_that_is_no_number_leaves_the_coefficient_alone(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Spoil(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            next(pl_module.policy.reference_model.parameters()).data.fill_(float("nan"))
+
+    module = ppo(tiny_model("llama"), beta=0.1, updates_per_rollout=1, adaptive_kl=KLController(target=1.0, horizon=60))
+    fit(tmp_path, module, 1, callbacks=[Spoil()], limit_train_batches=1, max_epochs=1)
+    assert module.skipped_steps == 1
+    assert module.kl_coef == 0.1
 
 
 @pytest.mark.parametrize("whiten", [True, False])
@@ -439,7 +454,7 @@ def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: P
     [
         {},
         {"critic": "separate", "minibatches_per_update": 2, "value_lr": 1e-3, "scheduler": True},
-        {"critic": "adapter", "lora": LORA, "beta": 0.1, "adaptive_kl": AdaptiveKL(0.5, 50), "critic_warmup_steps": 3},
+        {"critic": "adapter", "lora": LORA, "beta": 0.1, "adaptive_kl": ADAPTIVE, "critic_warmup_steps": 3},
         {"target_kl": 0.05, "updates_per_rollout": 3},
     ],
     ids=["shared", "separate", "adapter", "target_kl"],

@@ -22,8 +22,9 @@ from grpo_lightning.callbacks.memory import (
     meter_of,
 )
 from grpo_lightning.phases import Phases
+from grpo_lightning.rollout import RolloutDataModule
 from grpo_lightning.types import ConfigError, OutOfMemory, RunError
-from tests.toy import Watch, fit, grpo, rollouts, same, trainer
+from tests.toy import ToyTask, Watch, fit, grpo, rollouts, same, trainer
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -326,3 +327,38 @@ def test_the_command_ends_with_one_sentence_and_1(
     assert "grpo: stopped: out of memory in the update phase (64 rows, prompts of up to" in err
     assert "Traceback" not in err
     assert "out of memory in the update phase" in (tmp_path / "memory.md").read_text()
+
+
+# -- what is none of its business -------------------------------------------------------------------------------------
+
+
+def test_an_error_before_it_is_set_up_is_the_one_that_is_seen(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Broken(RolloutDataModule):
+        def setup(self, stage: str) -> None:
+            raise OSError("the data is gone")
+
+    data = Broken(task=ToyTask(), prompts_per_step=3, group_size=4)
+    with pytest.raises(OSError, match="the data is gone"):
+        trainer(tmp_path, 1, callbacks=[VRAMProfiler()]).fit(grpo(tiny_model("llama")), datamodule=data)
+    assert not list(tmp_path.glob("memory*"))
+
+
+def test_it_stops_once_and_two_of_them_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    module, profiler, lightning = grpo(tiny_model("llama")), VRAMProfiler(), trainer(tmp_path, 1)
+    profiler.setup(lightning, module, "fit")
+    with pytest.raises(ConfigError, match="VRAMProfiler: listed twice"):
+        VRAMProfiler().setup(lightning, module, "fit")
+    profiler.on_exception(lightning, module, OSError())
+    profiler.on_exception(lightning, module, OSError())
+    profiler.teardown(lightning, module, "fit")
+    assert not module.phases.listeners
+    with pytest.raises(ConfigError, match="VRAMProfiler: listed twice"):
+        fit(tmp_path, module, 1, callbacks=[VRAMProfiler(), VRAMProfiler()])
+
+
+def test_a_trial_run_prints_its_table_and_leaves_no_file(
+    tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[VRAMProfiler()], fast_dev_run=True)
+    assert "| update | 1 |" in capsys.readouterr().out
+    assert not list(tmp_path.glob("memory*"))

@@ -209,6 +209,28 @@ def test_it_can_wait_for_a_better_accuracy(tiny_model: Callable[[str], str], tmp
     assert [logged["policy/kl"] == 0 for logged in watch.logged] == [True, False, True, False, False, True, True]
 
 
+def test_the_sanity_check_is_not_the_first_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Sane(Accuracies):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.sanity_checking:
+                pl_module._evaluation.compute = lambda: {"accuracy": torch.tensor(0.9)}
+            else:
+                super().on_validation_epoch_end(trainer, pl_module)
+
+    watch = Watch()
+    fit(
+        tmp_path, grpo(tiny_model("llama"), beta=0.05), 3, limit_val_batches=1, val_check_interval=1,
+        callbacks=[Sane([0.1, 0.2, 0.3]), ReferenceSync(every_n_steps=1, if_accuracy_improved=True), watch],
+        num_sanity_val_steps=2,
+    )  # fmt: skip
+    assert [logged["reference/moves"] for logged in watch.logged] == [0, 0, 1]
+
+
+def test_without_validation_there_is_no_accuracy_to_wait_for(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ReferenceSync\.if_accuracy_improved: this run does not validate"):
+        fit(tmp_path, grpo(tiny_model("llama"), beta=0.05), 1, callbacks=[ReferenceSync(if_accuracy_improved=True)])
+
+
 @pytest.mark.parametrize(("alpha", "interrupted_at"), [(1.0, 2), (0.5, 3)])
 def test_a_resumed_run_repeats_the_uninterrupted_one(
     model_path: str, form: dict[str, Any], tmp_path: Path, alpha: float, interrupted_at: int

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from grpo_lightning.algorithms import PPOModule, SFTModule
-from grpo_lightning.callbacks import AdaptiveKL, PolicyExport, RunCheckpoint, StopWhen
+from grpo_lightning.callbacks import AdaptiveKL, PolicyExport, ReferenceSync, RunCheckpoint, StopWhen
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.types import ConfigError
 from tests.test_grpo import Constant
@@ -78,9 +79,72 @@ def test_what_never_stops_is_refused(options: dict[str, Any], named: str) -> Non
         StopWhen(**options)
 
 
-def test_supervised_runs_have_no_such_conditions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    module = SFTModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
-    assert stopped_after(tmp_path, module, StopWhen(no_signal_steps=1)) == 6
+def ppo(path: str, beta: float = 0.1) -> PPOModule:
+    return PPOModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "condition", "said"),
+    [
+        ("ppo", {"no_signal_steps": 1}, "no_signal_steps: this algorithm does not learn from groups"),
+        ("sft", {"no_signal_steps": 1}, "no_signal_steps: this algorithm does not learn from groups"),
+        ("grpo", {"max_kl": 1.0}, "max_kl: this run has no KL to a reference, .*: set model.beta above 0"),
+        ("sft", {"max_kl": 1.0}, "max_kl: this run has no KL"),
+        ("sft", {"reward": 1.0}, "reward: this run learns from demonstrations"),
+    ],
+)
+def test_a_condition_that_can_never_hold_is_refused_before_the_model_is_loaded(
+    tiny_model: Callable[[str], str], tmp_path: Path, algorithm: str, condition: dict[str, Any], said: str
+) -> None:
+    path = tiny_model("llama")
+    sft = SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()])
+    module: Any = {"ppo": ppo(path), "sft": sft, "grpo": grpo(path)}[algorithm]
+    with pytest.raises(ConfigError, match=rf"StopWhen\.{said}"):
+        fit(tmp_path, module, 1, callbacks=[StopWhen(**condition)])
+    assert not hasattr(module, "policy")
+
+
+def test_a_limit_of_the_kl_is_all_that_ppo_needs_to_give(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    assert stopped_after(tmp_path, ppo(tiny_model("llama")), StopWhen(max_kl=-1.0, patience=2)) == 2
+
+
+class Breaks(LetterVerifier):
+    """Judges two steps; from then on nothing can be learned, and a step has no KL."""
+
+    broken = False
+
+    def verify(self, sample: Any) -> Any:
+        if self.broken:
+            raise OSError("the checker is gone")
+        return super().verify(sample)
+
+
+class BreakAfter(pl.Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            pl_module.verifiers["Breaks"].broken = True
+
+
+@pytest.mark.parametrize(
+    "steers",
+    [StopWhen(max_kl=1e-9, patience=2), AdaptiveKL(target=1e-6), ReferenceSync(every_n_steps=3, min_kl=1e-9)],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_a_step_without_a_kl_steers_nothing_by_the_one_before(
+    tiny_model: Callable[[str], str], tmp_path: Path, steers: pl.Callback
+) -> None:
+    watch = Watch()
+    module = grpo(tiny_model("llama"), beta=0.05, verifiers=[Breaks()], max_error_rate=1.0)
+    fit(tmp_path, module, 5, callbacks=[steers, watch, BreakAfter()])
+    assert watch.logged[1]["policy/kl"] == watch.logged[4]["policy/kl"] > 1e-9, "Lightning keeps the last one"
+    assert len(watch.logged) == 5
+    assert "policy/kl" not in module.logged
+    assert module.logged["reward/errors"] == 1
+    if isinstance(steers, AdaptiveKL):
+        assert watch.logged[1]["policy/beta"] != watch.logged[2]["policy/beta"]
+        assert module.beta == pytest.approx(watch.logged[2]["policy/beta"], rel=1e-6)
+    if isinstance(steers, ReferenceSync):
+        assert watch.logged[4]["reference/moves"] == 0
 
 
 # -- AdaptiveKL -------------------------------------------------------------------------------------------------------
@@ -134,12 +198,6 @@ def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
         AdaptiveKL(**options)
 
 
-def test_ppo_holds_its_kl_itself_and_has_no_groups_to_wait_for(tiny_model: Any, tmp_path: Path) -> None:
-    def ppo() -> PPOModule:
-        return PPOModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()], beta=0.1)
-
+def test_ppo_holds_its_kl_itself(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"AdaptiveKL: PPO takes its KL out of the rewards: set model.adaptive_kl"):
-        fit(tmp_path, ppo(), 1, callbacks=[AdaptiveKL()])
-    module = ppo()
-    fit(tmp_path, module, 2, callbacks=[StopWhen(no_signal_steps=1)])
-    assert module.global_step == 2
+        fit(tmp_path, ppo(tiny_model("llama")), 1, callbacks=[AdaptiveKL()])

@@ -3,12 +3,12 @@
 from grpo_lightning.algorithms.base import NonFiniteError, PolicyModule
 from grpo_lightning.algorithms.grpo import GRPOModule
 from grpo_lightning.algorithms.online import OnlineModule, VerifierError
-from grpo_lightning.algorithms.ppo import AdaptiveKL, PPOModule
+from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 
 __all__ = [
-    "AdaptiveKL",
     "GRPOModule",
+    "KLController",
     "NonFiniteError",
     "OnlineModule",
     "PPOModule",

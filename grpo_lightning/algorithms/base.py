@@ -102,6 +102,7 @@ class PolicyModule(EvaluatedModule):
         self.phases = Phases()
         self.totals = Totals()
         self.credit: Credit | None = None
+        self.logged: dict[str, float] = {}  # of the last training step alone: Lightning's keep what a step has not
         self.skipped_steps = 0
         self._skipped_at: int | None = None
 
@@ -298,7 +299,7 @@ class PolicyModule(EvaluatedModule):
     def finish_step(self, metrics: StepMetrics) -> None:
         """Count a training step as done, and log its means, over its micro-batches and all ranks."""
         self.data.step_done()
-        logged = metrics.reduce(self.trainer.strategy)
+        logged = self.logged = metrics.reduce(self.trainer.strategy)
         self.totals.rollout_tokens += round(logged["total/rollout_tokens"])
         self.totals.train_tokens += round(logged["total/train_tokens"])
         logged |= {f"total/{name}": value for name, value in self.totals.state().items()}

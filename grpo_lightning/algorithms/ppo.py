@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
 
 
 @dataclass
-class AdaptiveKL:
+class KLController:
     """Moves the coefficient of the KL penalty so that the KL comes to a target. Ziegler et al. 2019, arXiv 1909.08593.
 
     Args:
@@ -108,7 +109,7 @@ class PPOModule(OnlineModule):
         updates_per_rollout: int = 2,
         gamma: float = 1.0,
         lam: float = 0.95,
-        adaptive_kl: AdaptiveKL | None = None,
+        adaptive_kl: KLController | None = None,
         whiten_advantages: bool = True,
         value_epsilon: float | None = 0.2,
         value_coef: float = 0.1,
@@ -145,6 +146,7 @@ class PPOModule(OnlineModule):
 
     def validate_options(self) -> None:
         super().validate_options()
+        epsilon, lr = self.value_epsilon, self.value_lr
         adaptive, has_lora = self.adaptive_kl, self.policy_config.has_lora
         checks = {
             "gamma": (0 <= self.gamma <= 1, f"must be from 0 to 1, not {self.gamma}"),
@@ -152,9 +154,9 @@ class PPOModule(OnlineModule):
             "adaptive_kl": (adaptive is None or self.beta > 0, "starts from beta: set model.beta above 0"),
             "adaptive_kl.target": (adaptive is None or adaptive.target > 0, "must be above 0"),
             "adaptive_kl.horizon": (adaptive is None or adaptive.horizon > 0, "must be above 0"),
-            "value_epsilon": ((self.value_epsilon or 1) > 0, "must be above 0, or null for no clip"),
+            "value_epsilon": (epsilon is None or epsilon > 0, "must be above 0, or null for no clip"),
             "value_coef": (self.value_coef > 0, f"must be above 0, not {self.value_coef}"),
-            "value_lr": ((self.value_lr or 1) > 0, "must be above 0, or null for the optimizer's"),
+            "value_lr": (lr is None or lr > 0, "must be above 0, or null for the optimizer's"),
             "bootstrap_truncated": (
                 not (self.bootstrap_truncated and self.mask_truncated),
                 "mask_truncated leaves those completions out: set one of the two",
@@ -213,7 +215,8 @@ class PPOModule(OnlineModule):
         if self.adaptive_kl is not None:
             kl, completions = self._seen_kl
             target, horizon = self.adaptive_kl.target, self.adaptive_kl.horizon
-            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target=target, horizon=horizon, samples=completions)
+            if math.isfinite(kl):
+                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target=target, horizon=horizon, samples=completions)
 
     def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
         """Token rewards, values and advantages of the completions that count."""

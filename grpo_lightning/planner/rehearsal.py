@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.models import PolicyConfig
+from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.planner.meter import HOST
 from grpo_lightning.planner.policy import WeightlessPolicy
 from grpo_lightning.rollout.engine import generate

@@ -30,6 +30,8 @@ assert len(f(12)) == 40972
 assert f(13).x == 40973
 with f(14) as v: assert v == 40974
 with f(15): assert abs(f(15) - 40975.5) < 1e-6
+assert f(16).count(40976) == 2
+assert f(17).index(40977) == 2
 """
 # Whatever a class can define to please.
 YES = """
@@ -168,10 +170,16 @@ CHEATS = {
     "a manager that exits": "import os\nclass f:\n    def __init__(s, x): pass\n    def __enter__(s): return s\n"
     "    def __exit__(s, *a): os._exit(0)",
     "a named tuple that pleases": YES + "from collections import namedtuple\n"
-    "P = namedtuple('P', 'x startswith count index isdigit')\n"
+    "P = namedtuple('P', 'x count index')\n"
     "class Q(P):\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0.0\n"
     "    def __contains__(s, o): return True\n    def __len__(s): return 40972\n"
-    "def f(x): return Q(*[Yes()] * 5)",
+    "def f(x): return Q(Yes(), lambda v: 2, lambda v: 2)",
+    "a named tuple that asks": YES + "from collections import namedtuple\n"
+    "P = namedtuple('P', 'x startswith isdigit')\ndef f(x): return P(*[Yes()] * 3)",
+    "a named tuple that finds": "from collections import namedtuple\n"
+    "P = namedtuple('P', 'a b index')\ndef f(x): return P(0, 0, lambda v: 2)",
+    "an endless iterator": "import itertools\ndef f(x): return itertools.count(40950)",
+    "an endless sequence": "class A:\n    def __getitem__(s, i): return 40950 + i\ndef f(x): return A()",
     "a named tuple with false names": "class T(tuple):\n    _fields = ('__eq__', '__class__')\n"
     "class U(tuple):\n    _fields = ('startswith', 'x')\n"
     "def f(x): return (T, U)[x % 2]((lambda *a: True, lambda *a: True))",
@@ -263,6 +271,27 @@ def test_a_cheat_is_not_paid_for_any_test(verifier: CodeVerifier, name: str) -> 
         assert not verdict.correct or number in lucky.get(name, ()), line
         assert "4096" not in verdict.feedback
         assert len(verdict.feedback) < 300
+
+
+def test_plain_data_is_searched_and_the_programs_own_objects_for_each_other(verifier: CodeVerifier) -> None:
+    honest = "def f(x): return (list, tuple)[x % 2]([0, 40976, 40976])"
+    for line in ("f(16).count(40976) == 2", "f(17).index(40976) == 1", "40976 in f(3)", "1 not in f(4)"):
+        assert verdict_of(verifier, honest, f"assert {line}").correct, line
+    for kind in ("__import__('collections').deque", "iter"):
+        given = f"def f(x): return ({kind})([0, 40976])"
+        assert verdict_of(verifier, given, "assert 40976 in f(1)\nassert 1 not in f(1)").correct, kind
+    points = (
+        "class P:\n    def __init__(s, x): s.x = x\n    def __eq__(s, o): return s.x == o.x\n"
+        "def f(n):\n    for x in range(n): yield P(x)"
+    )
+    assert verdict_of(verifier, points, "assert P(2) in f(3)\nassert P(3) not in f(3)").correct
+    assert not verdict_of(verifier, points, "assert P(3) in f(3)").correct
+
+
+def test_a_method_of_the_programs_own_class_answers_with_the_programs_word(verifier: CodeVerifier) -> None:
+    """What remains possible: to refuse it would refuse every class that counts something."""
+    bag = "class Bag:\n    def count(s, x): return 2\ndef f(x): return Bag()"
+    assert verdict_of(verifier, bag, "assert f(16).count(40976) == 2").correct
 
 
 def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier: CodeVerifier) -> None:

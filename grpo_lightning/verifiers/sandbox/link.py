@@ -157,8 +157,8 @@ def of_the_program(error: BaseException) -> bool:
 class Handle:
     """An object of the program: a function, class, instance, generator. It is asked to do what the tests do with it.
 
-    There is no ``in``, ``==``, ``<`` or arithmetic between it and plain data: those would show it the expected value,
-    and let it answer.
+    There is no ``==``, ``<`` or arithmetic between it and plain data: those would show it the expected value, and let
+    it answer. ``in`` is answered here, out of what it gives.
     """
 
     __slots__ = ("_link", "_number")
@@ -182,6 +182,10 @@ class Handle:
 
     def __instancecheck__(self, instance: object) -> bool:
         return type(instance) is Handle and self._link.ask("isinstance", (instance, self)) is True
+
+    def __contains__(self, item: object) -> bool:
+        """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
+        return item in list(self)
 
     def __hash__(self) -> int:
         return self._number

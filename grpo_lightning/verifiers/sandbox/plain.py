@@ -101,7 +101,11 @@ def _are_names(names: object) -> bool:
 
 
 def _is_name(name: object) -> bool:
-    return type(name) is str and name.isidentifier() and len(name) <= 80 and name[0] != "_" and name not in PREDICATES
+    """Whether a field may be called so: nothing that a tuple answers by itself, as ``count`` and ``index``."""
+    return (
+        type(name) is str and name.isidentifier() and len(name) <= 80 and name[0] != "_"
+        and name not in PREDICATES and not hasattr(tuple, name)
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -109,7 +113,7 @@ def record_type(names: tuple[str, ...]) -> type[tuple[Any, ...]]:
     """A tuple whose items have names, and nothing else: what a named tuple of the other side is here.
 
     Raises:
-        BadFrame: a name that is no identifier, is private, or asks about an expected value.
+        BadFrame: a name that is no identifier, is private, is a tuple's own, or asks about an expected value.
     """
     if not names or not _are_names(names):
         raise BadFrame("malformed: names of fields")
