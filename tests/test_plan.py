@@ -150,16 +150,21 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str]) -> None:
     assert differs("update", "activations", precision="bf16-mixed") != 1
     assert differs("update", "activations", tokens=48) > 1.3
     assert differs("update", "activations", minibatches_per_update=2) < 0.8
-    assert differs("rollout", "cache", group_size=8) == pytest.approx(2, rel=0.01)
-    assert differs("rollout", "cache", rollout_rows_at_once=4) == pytest.approx(1 / 3, rel=0.01)
-    assert differs("validation", "cache", val_batch_size=8) == pytest.approx(2, rel=0.01)
+
+    def long(phase: str, **options: Any) -> int:
+        """With completions so long that the cache makes the peak, not the pass over the prompts."""
+        return phases(planner(path, sampling=SamplingParams(max_new_tokens=200), **options))[phase].total
+
+    assert long("rollout", group_size=8) > 1.3 * long("rollout", group_size=4)
+    assert long("rollout", rollout_rows_at_once=4) < 0.7 * long("rollout")
+    assert long("validation", val_batch_size=16) > 1.3 * long("validation", val_batch_size=4)
     with_kl = phases(planner(path, beta=0.1))
     assert with_kl["reference"].parts["reference"] == with_kl["update"].parts["weights"]
     assert "reference" not in phases(planner(path, beta=0.1, lora=lora))["reference"].parts
     assert "pass@k" in phases(planner(path, pass_at_k=[4]))
     refined = phases(planner(path, refinement=RefinementConfig(budget=2)))
     # A further attempt is sampled behind the whole conversation, and learned under it.
-    assert refined["refinement"].parts["cache"] > refined["validation"].parts["cache"]
+    assert refined["refinement"].total > refined["validation"].total
     assert refined["update"].total > plain["update"].total
 
 

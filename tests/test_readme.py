@@ -94,7 +94,9 @@ def test_the_pages_verifiers_judge() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml", PAGE), ids=lambda block: block.strip().splitlines()[0].strip())
-def test_the_pages_yaml_is_accepted(block: str, tmp_path: Path) -> None:
+def test_the_pages_yaml_is_accepted(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas/item.json").write_text('{"$id": "https://example.org/item.json", "type": "object"}')
     if block.startswith("    verifiers:"):
         # A part of the first block, at its place there.
         verifiers, _, rest = block.partition("\ndata:")
@@ -105,6 +107,7 @@ def test_the_pages_yaml_is_accepted(block: str, tmp_path: Path) -> None:
     base["data"] |= given.get("data", {})
     file = tmp_path / "page.yaml"
     file.write_text(yaml.safe_dump(base))
+    monkeypatch.chdir(tmp_path)
     cli = parse(["--config", str(file)])
     assert cli.model.verifiers
     if "refinement" in base["data"]:
