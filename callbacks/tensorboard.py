@@ -22,12 +22,15 @@ LAYOUT = {
     },
     "Policy": {
         "KL": [r"^policy/kl$", r"^policy/update_kl$"],
+        "Weight of the KL": [r"^policy/kl_coef$", r"^policy/beta$"],
         "Entropy": [r"^policy/entropy$"],
         "Loss": [r"^policy/loss$", r"^value/loss$"],
         "Ratio": [r"^policy/clip_fraction$", r"^policy/ratio_max$", r"^policy/sampler_gap$"],
-        "Gradient": [r"^optim/grad_norm$"],
-        "Learning rate": [r"^optim/lr$"],
+        "Passes over the rollouts": [r"^policy/epochs$"],
+        "Gradient": [r"^optim/(value_)?grad_norm$"],
+        "Learning rate": [r"^optim/(value_)?lr$"],
         "Advantages": [r"^advantage/"],
+        "Values": [r"^value/(?!loss$)", r"^return/"],
     },
     "Completions": {
         "Tokens": [r"^completion/length_"],

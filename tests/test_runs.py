@@ -17,7 +17,7 @@ from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.types import ConfigError
-from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, trainer
+from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
 
 LORA = LoRAConfig(r=4, alpha=8)
 
@@ -195,9 +195,10 @@ def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, opti
     # Five prompts for two processes: the shares differ, and no count is a multiple of another.
     data = {"prompts_per_step": 5, "val_batch_size": 8}
     run: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 1.0, "val_check_interval": 2}
-    if "minibatches_per_update" in options:
-        # Which rows share a minibatch depends on the shares; only the number of steps and finiteness can be compared.
-        options = options | {"optimizer": adam}
+    if "minibatches_per_update" not in options:
+        # Adam would blow rounding in gradients near 0 up to whole steps, after which other tokens may be drawn.
+        options = options | {"optimizer": sgd}
+    # Which rows share a minibatch depends on the shares; there only steps and finiteness can be compared.
     results = []
     for name, devices in (("one", 1), ("two", 2)):
         parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
