@@ -95,12 +95,13 @@ def test_fragmentation_is_the_share_of_the_reserved_memory_that_is_not_allocated
 
 
 def test_the_biggest_tensors_are_found_once_with_their_names() -> None:
-    big = torch.zeros(1000, 3000)
+    # Larger than what other tests may have left alive; zeros that nobody writes to take no memory.
+    big = torch.zeros(8000, 3000)
     views = [big[:10], big.T]
-    small = torch.zeros(500, 3000, dtype=torch.bfloat16)
+    small = torch.zeros(8000, 3000, dtype=torch.bfloat16)
     rows = biggest_tensors(2, CPU, {big.data_ptr(): "the big one"})
-    assert rows[0] == "| 11.44 | 1000 x 3000 | torch.float32 | the big one |" or "3000 x 1000" in rows[0]
-    assert rows[1] == "| 2.86 | 500 x 3000 | torch.bfloat16 |  |"
+    assert rows[0] == "| 91.55 | 8000 x 3000 | torch.float32 | the big one |" or "3000 x 8000" in rows[0]
+    assert rows[1] == "| 45.78 | 8000 x 3000 | torch.bfloat16 |  |"
     assert len(views) == len(rows) == 2
     assert small.numel()
 
