@@ -30,7 +30,7 @@ Exit status: 0 if the config fits, 1 if it does not.
 GIB = 2**30
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
 CUDA_CONTEXT = GIB // 2
-"""What the driver and its libraries take on a GPU before the first tensor: 0.3 to 0.6 GiB on current ones."""
+"""What the driver and its libraries take on a GPU before the first tensor, at a guess."""
 FRAGMENTATION = 0.05
 """The share of the memory that the caching allocator holds and cannot use, at a guess."""
 
