@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 GIB = 2**30
 
@@ -116,7 +117,7 @@ def meter_of(device: torch.device) -> Meter:
 def biggest_tensors(count: int, device: torch.device, names: Mapping[int, str]) -> list[str]:
     """The ``count`` biggest live tensors on a device, a row of a table each; tensors that share memory count once.
 
-    What autograd alone holds is no Python object, and is not found.
+    What autograd alone holds is no Python object, and is not found. Fake tensors hold nothing, and do not count.
 
     Args:
         count: how many.
@@ -126,7 +127,10 @@ def biggest_tensors(count: int, device: torch.device, names: Mapping[int, str]) 
     found: dict[int, tuple[int, Tensor]] = {}
     for thing in gc.get_objects():
         # Not isinstance: it runs code of lazy proxies among the objects.
-        if issubclass(type(thing), Tensor) and thing.device.type == device.type and thing.layout is torch.strided:
+        kind = type(thing)
+        if not issubclass(kind, Tensor) or issubclass(kind, FakeTensor):
+            continue
+        if thing.device.type == device.type and thing.layout is torch.strided:
             storage = thing.untyped_storage()
             held = found.get(storage.data_ptr())
             if storage.nbytes() and (held is None or thing.numel() > held[1].numel()):

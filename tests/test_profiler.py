@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.callbacks import RunCheckpoint, VRAMProfiler
@@ -99,11 +100,14 @@ def test_the_biggest_tensors_are_found_once_with_their_names() -> None:
     big = torch.zeros(8000, 3000)
     views = [big[:10], big.T]
     small = torch.zeros(8000, 3000, dtype=torch.bfloat16)
+    with FakeTensorMode():
+        fake = torch.zeros(80_000, 3000)
     rows = biggest_tensors(2, CPU, {big.data_ptr(): "the big one"})
     assert rows[0] == "| 91.55 | 8000 x 3000 | torch.float32 | the big one |" or "3000 x 8000" in rows[0]
     assert rows[1] == "| 45.78 | 8000 x 3000 | torch.bfloat16 |  |"
     assert len(views) == len(rows) == 2
     assert small.numel()
+    assert fake.numel()
 
 
 def test_the_peak_of_a_phase_is_its_own_and_an_inner_phase_counts_for_both(
