@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import token_logprobs
+from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
 from grpo_lightning.models.shared_prompt import PredictingStates, predicting_states, why_not_shared
@@ -53,6 +54,7 @@ class Policy(MovableReference, nn.Module):
             add_snapshot(self.model)
         self.terminators = terminators(self.tokenizer, self.lm)
         self._pristine: dict[str, Tensor] = {}
+        self._decodes_directly: bool | None = None
         self._check_head()
         if config.gradient_checkpointing:
             # Non-reentrant, so that no input needs to require a gradient: under LoRA none does.
@@ -179,9 +181,16 @@ class Policy(MovableReference, nn.Module):
         self.eval()
         try:
             with torch.no_grad(), self._merged():
+                if self._decodes_directly is None:
+                    self._decodes_directly = self._can_decode_directly()
                 yield self.lm
         finally:
             self.train(was_training)
+
+    @property
+    def decodes_directly(self) -> bool:
+        """Whether rollouts feed tokens by :class:`grpo_lightning.models.direct.DirectStep`; known in rollout mode."""
+        return bool(self._decodes_directly)
 
     @contextmanager
     def _merged(self) -> Iterator[None]:
@@ -257,6 +266,12 @@ class Policy(MovableReference, nn.Module):
         why_not = why_not_shared(self.lm)
         if why_not is not None:
             log.info("each row runs its own prompt in training: %s", why_not)
+        return why_not is None
+
+    def _can_decode_directly(self) -> bool:
+        why_not = why_not_direct(self.lm)
+        if why_not is not None:
+            log.info("rollouts decode by the model's own forward pass: %s", why_not)
         return why_not is None
 
     def _check_head(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.models.direct import is_served
 from grpo_lightning.models.loading import load_model
 from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.planner.meter import HOST, MemoryMeter
@@ -68,6 +69,9 @@ class WeightlessPolicy(Policy):
 
     def _can_share_prompts(self) -> bool:
         return False
+
+    def _can_decode_directly(self) -> bool:
+        return is_served(self.lm)
 
     # -- whose memory it is -----------------------------------------------------------------------------------------
 

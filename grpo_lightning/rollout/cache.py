@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 BLOCK = 256
 """Tokens that room is taken for at a time."""
@@ -77,13 +77,9 @@ def _forked(parts: Sequence[Tensor], group_size: int, columns: int) -> Tensor:
     return buffer.flatten(0, 1)
 
 
-def can_join(lm: PreTrainedModel) -> bool:
-    """Whether caches of prefill passes of different widths can become one: full attention and convolutions only."""
-    return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in DynamicCache(config=lm.config).layers)
-
-
 def decoding_cache(parts: Sequence[Cache], prompts: int, group_size: int, room: int) -> Cache:
-    """One cache for all decoding rows, ``group_size`` of each prefilled row; with several parts, see :func:`can_join`.
+    """One cache for all decoding rows, ``group_size`` of each prefilled row; with several parts, see
+    :func:`grpo_lightning.models.direct.has_plain_cache`.
 
     Args:
         parts: the caches of prefill passes, in the order of their rows. They are used up.

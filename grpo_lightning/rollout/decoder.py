@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from grpo_lightning.models.direct import DirectStep, has_plain_cache
 from grpo_lightning.models.policy import decoder_of, softcap_of
-from grpo_lightning.rollout.cache import can_join, decoding_cache, drop_rows
+from grpo_lightning.rollout.cache import decoding_cache, drop_rows
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
@@ -25,21 +28,29 @@ class Decoder:
         group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
         max_new_tokens: tokens drawn a row, at the most.
         pad: a token id for masked places.
+        direct: feed tokens by :class:`DirectStep` rather than by the model's forward pass.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, prompts: list[list[int]], group_size: int, max_new_tokens: int, pad: int
+        self,
+        lm: PreTrainedModel,
+        prompts: list[list[int]],
+        group_size: int,
+        max_new_tokens: int,
+        pad: int,
+        direct: bool = False,
     ) -> None:
         self.lm = lm
         self.model = decoder_of(lm)
+        self.direct = DirectStep(lm) if direct else None
         lengths_B = torch.tensor([len(prompt) for prompt in prompts])
         self.length = int(lengths_B.max())
         self.padded = bool((lengths_B != self.length).any())
         lengths_R = lengths_B.repeat_interleave(group_size).to(lm.device)
         place_L = torch.arange(self.length + max_new_tokens, device=lm.device)
-        self.mask_RL = (place_L >= (self.length - lengths_R)[:, None]).long()
+        self.mask_RL = place_L >= (self.length - lengths_R)[:, None]
         self.position_R = lengths_R - 1
-        plain = can_join(lm)
+        plain = has_plain_cache(lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
         self.direct_mask = plain and lm.config._attn_implementation == "sdpa"
@@ -56,14 +67,23 @@ class Decoder:
         """Feed the tokens just drawn."""
         self.length += 1
         self.position_R = self.position_R + 1
+        mask_RL = self.mask_RL[:, : self.length] if self.padded else None
+        if self.direct is not None:
+            hidden_RD = self.direct(tokens_R, self.position_R, mask_RL, self.cache)
+        else:
+            hidden_RD = self._forward(tokens_R, mask_RL)
+        self.logits_RV = head_logits(self.lm, hidden_RD)
+
+    def _forward(self, tokens_R: Tensor, mask_RL: Tensor | None) -> Tensor:
+        mask = None if mask_RL is None else mask_RL[:, None, None] if self.direct_mask else mask_RL.long()
         out = self.model(
             input_ids=tokens_R[:, None],
-            attention_mask=self._mask() if self.padded else None,
+            attention_mask=mask,
             position_ids=self.position_R[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.logits_RV = head_logits(self.lm, out.last_hidden_state[:, -1])
+        return cast(Tensor, out.last_hidden_state[:, -1])
 
     def drop(self, rows: list[int]) -> Tensor:
         """Go on without some rows. The last ones take their places, so that little is copied: which is returned."""
@@ -80,10 +100,6 @@ class Decoder:
         self.mask_RL = self.mask_RL[index_R]
         self.position_R = self.position_R[index_R]
         return index_R
-
-    def _mask(self) -> Tensor:
-        mask_RL = self.mask_RL[:, : self.length]
-        return mask_RL.bool()[:, None, None] if self.direct_mask else mask_RL
 
     def _prefill(self, prompts: list[list[int]], pad: int) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""

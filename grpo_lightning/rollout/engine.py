@@ -51,7 +51,8 @@ def generate(
     with policy.rollout_mode() as lm:
         rows = _Rows([index * group_size + member for index in order for member in range(group_size)], sampling, policy)
         uniforms_NT = uniforms(seeds, sampling.cap).to(policy.device)
-        decoder = Decoder(lm, [prompts[index] for index in order], group_size, sampling.cap, policy.pad_token_id)
+        ordered = [prompts[index] for index in order]
+        decoder = Decoder(lm, ordered, group_size, sampling.cap, policy.pad_token_id, policy.decodes_directly)
         for step in range(sampling.cap):
             drawn = draw(decoder.logits_RV, uniforms_NT[rows.active_R, step], sampling)
             rows.write(step, drawn)
