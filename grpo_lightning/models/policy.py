@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import token_logprobs
+from grpo_lightning.models.activations import keeping_less
 from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
@@ -112,7 +113,8 @@ class Policy(MovableReference, nn.Module):
             ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
         """
         with self._as_reference() if reference else _nothing(self.lm) as lm:
-            states = predicting_states(decoder_of(lm), tokens)
+            with keeping_less(lm):
+                states = predicting_states(decoder_of(lm), tokens)
             if on_states is not None:
                 on_states(states)
             head = lm.get_output_embeddings()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grpo_lightning.models.activations import keeping_less
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.policy import VALUE, Policy, decoder_of, length_mask
 from grpo_lightning.types import ConfigError, TokenRows
@@ -94,7 +95,7 @@ class Critic(nn.Module):
         # The state before the token at position p is the hidden state at p - 1.
         position_NS = tokens.prompt_lengths_N[:, None] - 1 + torch.arange(mask_NS.shape[1], device=ids_NL.device)
         row_NS = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NS)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk), keeping_less(lm):
             hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
         values_M = self.head(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]])
         return torch.zeros(mask_NS.shape, dtype=values_M.dtype, device=ids_NL.device).masked_scatter(mask_NS, values_M)
