@@ -16,7 +16,7 @@ compare: $(VENV)/.installed-dev
 	$(BIN)/python scripts/compare.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

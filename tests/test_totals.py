@@ -72,3 +72,26 @@ def test_the_clocks_start_with_the_training_and_stand_still_in_between() -> None
     now = totals.state()
     assert now["wall_s"] > 100.01
     assert now["cpu_s"] > 50.0
+
+
+def test_the_time_between_two_trainings_does_not_count() -> None:
+    totals = Totals()
+    totals.start()
+    time.sleep(0.02)
+    totals.stop()
+    first = totals.state()
+    assert first["wall_s"] >= 0.02
+    time.sleep(0.3)
+    assert totals.state() == first
+    totals.start()
+    second = totals.state()
+    assert first["wall_s"] <= second["wall_s"] < first["wall_s"] + 0.3
+
+
+def test_a_second_training_of_a_module_goes_on_counting(model_path: str, tmp_path: Path) -> None:
+    module, watch = grpo(model_path), Watch()
+    fit(tmp_path, module, 2)
+    first = module.totals.state()
+    fit(tmp_path / "again", module, 1, callbacks=[watch])
+    for name in ("wall_s", "cpu_s", "rollout_tokens", "train_tokens"):
+        assert watch.logged[0][f"total/{name}"] > first[name] > 0

@@ -1,7 +1,8 @@
 """Algorithms, as LightningModules over one base."""
 
-from grpo_lightning.algorithms.base import NonFiniteError, PolicyModule
+from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.grpo import GRPOModule
+from grpo_lightning.algorithms.nonfinite import NonFiniteError
 from grpo_lightning.algorithms.online import OnlineModule, VerifierError
 from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,13 +17,13 @@ from torch import Tensor
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy, length_mask
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.records import record
-from grpo_lightning.types import ConfigError, Credit, Rollout, RunError, TokenRows
+from grpo_lightning.types import ConfigError, Credit, Rollout, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)
@@ -34,10 +33,6 @@ Losses = Callable[[Tensor, TokenRows], Iterator[Tensor]]
 
 Each is propagated back before the next one is asked for: the activations of two models need not live together.
 """
-
-
-class NonFiniteError(RunError):
-    """The loss or the gradient was not a number in the updates of two training steps running."""
 
 
 class PolicyModule(EvaluatedModule):
@@ -103,8 +98,7 @@ class PolicyModule(EvaluatedModule):
         self.totals = Totals()
         self.credit: Credit | None = None
         self.logged: dict[str, float] = {}  # of the last training step alone: Lightning's keep what a step has not
-        self.skipped_steps = 0
-        self._skipped_at: int | None = None
+        self.skipped = SkippedSteps()
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -179,6 +173,9 @@ class PolicyModule(EvaluatedModule):
                 group["lr"] *= wanted / restored
                 for scheduler in schedulers:
                     scheduler.base_lrs[index] = wanted
+
+    def on_train_end(self) -> None:
+        self.totals.stop()
 
     # -- the optimizer step -----------------------------------------------------------------------------------------
 
@@ -258,28 +255,13 @@ class PolicyModule(EvaluatedModule):
                 cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
             for name, norm in zip(sides, norms, strict=True):
                 metrics.add(f"optim/{name}grad_norm", norm, 1)
-            self._skipped_at = None
+            self.skipped.none()
             return
         optimizer.zero_grad()
-        self.skipped_steps += 1
-        where = self._write_offenders([rollouts[row] for row in rows.tolist()] if rollouts else [])
-        log.warning("the gradient's norm is %s: the step is skipped%s", norms.max().item(), where)
-        # One bad rollout may spoil every update that is made on it; two in a row are no accident.
-        if self._skipped_at not in (None, self.data.steps_done):
-            raise NonFiniteError(
-                f"the gradient was not finite in two training steps running{where}: lower the learning rate, or look "
-                "for a completion with an extreme log-prob there"
-            )
-        self._skipped_at = self.data.steps_done
-
-    def _write_offenders(self, rollouts: list[Rollout]) -> str:
-        if not rollouts:
-            return ""
-        folder = Path(self.trainer.default_root_dir) / "nonfinite"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"step-{self.trainer.global_step:06d}-rank{self.global_rank}-{self.skipped_steps}.jsonl"
-        file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))
-        return f" (its rollouts are in {file})"
+        offenders = [rollouts[row] for row in rows.tolist()] if rollouts else []
+        name = f"step-{self.trainer.global_step:06d}-rank{self.global_rank}"
+        file = Path(self.trainer.default_root_dir) / "nonfinite" / name
+        self.skipped.skip(norms.max().item(), self.data.steps_done, offenders, file)
 
     def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
         """Backward passes inside add up gradients without exchanging them."""
@@ -305,7 +287,7 @@ class PolicyModule(EvaluatedModule):
         logged |= {f"total/{name}": value for name, value in self.totals.state().items()}
         for name, group in zip(self.trained_sides(), self.trainer.optimizers[0].param_groups, strict=False):
             logged[f"optim/{name}lr"] = float(group["lr"])
-        logged["optim/skipped_steps"] = float(self.skipped_steps)
+        logged["optim/skipped_steps"] = float(self.skipped.count)
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
@@ -326,7 +308,7 @@ class PolicyModule(EvaluatedModule):
         """Keep only what is trained: under LoRA a checkpoint does not hold the frozen base."""
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
-        checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["skipped_steps"] = self.skipped.count
         checkpoint["totals"] = self.totals.state()
         checkpoint["reference"] = self.policy.reference_state()
 
@@ -342,7 +324,7 @@ class PolicyModule(EvaluatedModule):
                 f"ckpt_path: the checkpoint is of another policy: {len(other)} of the trained tensors are missing "
                 f"there or have another shape, such as {other[0]}: give the run's own model.policy options"
             )
-        self.skipped_steps = checkpoint["skipped_steps"]
+        self.skipped.count = checkpoint["skipped_steps"]
         self.totals.load(checkpoint["totals"])
         self.policy.load_reference_state(checkpoint["reference"])
 

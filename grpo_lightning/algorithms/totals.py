@@ -27,6 +27,11 @@ class Totals:
         """Training starts, or goes on."""
         self._started = _clocks()
 
+    def stop(self) -> None:
+        """Training ends; a later one of the same module goes on counting."""
+        state = self.state()
+        self._before, self._started = {name: state[name] for name in self._before}, None
+
     def state(self) -> dict[str, float]:
         """All counts as of now, as plain numbers."""
         wall, cpu = (0.0, 0.0)

@@ -1,0 +1,55 @@
+"""Optimizer steps whose gradient is not a number: skipped, counted, and the run stopped if they go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from grpo_lightning.rollout.records import record
+from grpo_lightning.types import Rollout, RunError
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradient was not a number in the updates of two training steps running."""
+
+
+class SkippedSteps:
+    """Counts the optimizer steps that were skipped; one bad rollout may spoil every update that is made on it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: int | None = None
+
+    def none(self) -> None:
+        """An optimizer step was made."""
+        self._last = None
+
+    def skip(self, norm: float, step: int, rollouts: list[Rollout], file: Path) -> None:
+        """An optimizer step was skipped.
+
+        Args:
+            norm: of the gradient.
+            step: of training, that the optimizer step belongs to.
+            rollouts: what was learned from, written down for inspection; may be none.
+            file: where to, the end of its name left out.
+
+        Raises:
+            NonFiniteError: for the second training step running, which is no accident.
+        """
+        self.count += 1
+        where = ""
+        if rollouts:
+            file = file.with_name(f"{file.name}-{self.count}.jsonl")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))
+            where = f" (its rollouts are in {file})"
+        log.warning("the gradient's norm is %s: the step is skipped%s", norm, where)
+        if self._last not in (None, step):
+            raise NonFiniteError(
+                f"the gradient was not finite in two training steps running{where}: lower the learning rate, or look "
+                "for a completion with an extreme log-prob there"
+            )
+        self._last = step
