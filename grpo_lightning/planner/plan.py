@@ -15,7 +15,7 @@ from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.types import ConfigError, TokenRows
+from grpo_lightning.types import TokenRows
 
 FEEDBACK_TOKENS = 64
 """What the turn between two attempts is taken to hold."""
@@ -57,9 +57,6 @@ class Planner:
         on_cuda: the run is on a GPU.
         prompt_tokens: of the longest prompt.
         devices: over which a step's prompts are dealt out.
-
-    Raises:
-        ConfigError: the module is one whose memory is not known.
     """
 
     def __init__(
@@ -71,11 +68,6 @@ class Planner:
         prompt_tokens: int,
         devices: int = 1,
     ) -> None:
-        if isinstance(module, PPOModule):
-            raise ConfigError(
-                "model: grpo plan knows no critic, so for PPOModule it would promise too little: plan the same config "
-                "with GRPOModule, and measure the critic with benchmarks/memory.py"
-            )
         self.module = module
         self.data = data
         self.precision = precision
@@ -106,7 +98,7 @@ class Planner:
         return [*self.learning(settings), *self.sampling(settings)]
 
     def learning(self, settings: Settings) -> list[PhaseMemory]:
-        """The passes over micro-batches: the reference's, where there is one, and the update."""
+        """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
         parts = getattr(self.module, "minibatches_per_update", 1)
         rows = self._step_rows()
         # A minibatch may draw the longest rows of all.
@@ -118,10 +110,12 @@ class Planner:
         temperature = self.data.sampling.temperature if self.module.learns_from == "rollouts" else 1.0
         key = (settings.gradient_checkpointing, tuple(heaviest.prompt_lengths_N.tolist()))
         rehearsal = self._rehearsal(settings)
-        update = self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))
-        if not self.module.wants_reference:
-            return [update]
-        return [self._once(("reference", *key), partial(rehearsal.reference, heaviest, temperature)), update]
+        phases = []
+        if self.module.wants_reference:
+            phases.append(self._once(("reference", *key), partial(rehearsal.reference, heaviest, temperature)))
+        if isinstance(self.module, PPOModule):
+            phases.append(self._once(("value", *key), partial(rehearsal.value, heaviest)))
+        return [*phases, self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))]
 
     def sampling(self, settings: Settings) -> list[PhaseMemory]:
         """The rollouts: of the step, of further attempts, and of validation."""

@@ -1,20 +1,20 @@
-"""The policy of a config without its weights: every tensor has a shape, and none has memory."""
+"""The policy of a config, and its critic, without their weights: every tensor has a shape, and none has memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.models import Critic, Policy, PolicyConfig
 from grpo_lightning.models.loading import load_model
-from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.policy import VALUE, decoder_of
+from grpo_lightning.models.reference import SNAPSHOT
 from grpo_lightning.planner.meter import HOST, MemoryMeter
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
@@ -27,11 +27,19 @@ class WeightlessPolicy(Policy):
         config: as for :class:`Policy`.
         with_reference: as for :class:`Policy`.
         on_cuda: for a GPU, where weights that are kept in host memory do not count.
+        make_critic: makes the critic that learns beside it, if one does.
     """
 
-    def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
+    def __init__(
+        self,
+        config: PolicyConfig,
+        with_reference: bool,
+        on_cuda: bool,
+        make_critic: Callable[[Policy], WeightlessCritic] | None = None,
+    ) -> None:
         with torch.device("meta"):
             super().__init__(config, with_reference=with_reference)
+            self.critic = None if make_critic is None else make_critic(self)
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
         self.meter.adopt(self)
         for name, parameter in self.named_parameters():
@@ -49,19 +57,7 @@ class WeightlessPolicy(Policy):
         return tokenizer
 
     def _load_model(self) -> tuple[Any, bool]:
-        config, adapter = replace(self.config, init="random"), None
-        if (Path(config.path) / "adapter_config.json").is_file():
-            from peft import LoraConfig
-
-            adapter = LoraConfig.from_pretrained(config.path)
-            config = replace(config, path=str(adapter.base_model_name_or_path))
-        model, _ = load_model(config)
-        if adapter is not None:
-            from peft import get_peft_model
-
-            adapter.inference_mode = False
-            model = get_peft_model(model, adapter)
-        return model, adapter is not None
+        return _unloaded(self.config)
 
     def _check_head(self) -> None:
         """Nothing to compare without weights."""
@@ -72,9 +68,12 @@ class WeightlessPolicy(Policy):
     # -- whose memory it is -----------------------------------------------------------------------------------------
 
     def _part_of(self, name: str) -> str:
-        if name.startswith("reference_model.") or ".reference." in name:
-            return "reference"
-        return "adapter" if ".lora_" in name else "weights"
+        if name.startswith(("reference_model.", "critic.")):
+            return name.split(".")[0].removesuffix("_model")
+        if ".lora_" not in name:
+            return "weights"
+        _, adapter, *_ = name.split(".lora_")[1].split(".")
+        return {SNAPSHOT: "reference", VALUE: "critic"}.get(adapter, "adapter")
 
     def _sort_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -100,6 +99,30 @@ class WeightlessPolicy(Policy):
         with self.meter, self.rollout_mode():
             for tensor in self._pristine.values():
                 self.meter.assign(tensor, part)
+
+
+class WeightlessCritic(Critic):
+    """The critic of a weightless policy."""
+
+    def _load_model(self, config: PolicyConfig) -> nn.Module:
+        return cast(nn.Module, _unloaded(config)[0])
+
+
+def _unloaded(config: PolicyConfig) -> tuple[Any, bool]:
+    """What :func:`load_model` gives, of the architecture alone."""
+    config, adapter = replace(config, init="random"), None
+    if config.is_adapter:
+        from peft import LoraConfig
+
+        adapter = LoraConfig.from_pretrained(config.path)
+        config = replace(config, path=str(adapter.base_model_name_or_path))
+    model, _ = load_model(config)
+    if adapter is not None:
+        from peft import get_peft_model
+
+        adapter.inference_mode = False
+        model = get_peft_model(model, adapter)
+    return model, adapter is not None
 
 
 def _tensors_in(cache: Any) -> Iterator[Tensor]:

@@ -6,16 +6,19 @@ import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.planner.meter import HOST
-from grpo_lightning.planner.policy import WeightlessPolicy
+from grpo_lightning.planner.policy import WeightlessCritic, WeightlessPolicy
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import TokenRows
@@ -60,9 +63,14 @@ class Rehearsal:
     def __init__(self, module: PolicyModule, policy: PolicyConfig, precision: str, on_cuda: bool) -> None:
         self.module = module
         self.precision = precision
-        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda=on_cuda)
+        make_critic = None
+        if isinstance(module, PPOModule):
+            form, path, frozen = module.critic_form, module.critic_path, module.critic_frozen
+            make_critic = partial(WeightlessCritic, form=form, path=path, frozen=frozen)
+        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda, make_critic)
         self.meter = self.policy.meter
-        self.optimizer = module.make_optimizer(self.policy.trainable_parameters())
+        self.sides = [one.trainable_parameters() for one in (self.policy, self.policy.critic) if one is not None]
+        self.optimizer = module.make_optimizer([{"params": side} for side in self.sides])
         for group in self.optimizer.param_groups:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
@@ -91,22 +99,49 @@ class Rehearsal:
             self.policy.logprobs(tokens, temperature, reference=True)
         return phase.taken
 
+    def value(self, tokens: TokenRows) -> PhaseMemory:
+        """The critic's values of one micro-batch."""
+        critic = self.policy.critic
+        assert critic is not None
+        with (
+            self._phase("value") as phase,
+            self.meter.counting_as("activations"),
+            torch.no_grad(),
+            critic.trunk() as lm,
+        ):
+            critic.state_values(lm, tokens)
+        return phase.taken
+
     def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
         """An optimizer step on some micro-batches."""
         self.optimizer.zero_grad()
         with self._phase("update") as phase:
             for tokens in microbatches:
                 with self.meter.counting_as("activations"):
-                    logprobs_NT, _ = self.policy.logprobs(tokens, temperature)
-                    logprobs_NT.sum().backward()
-                del logprobs_NT
+                    for loss in self._losses(tokens, temperature):
+                        loss.backward()
+                    del loss
             with self.meter.counting_as("optimizer scratch"):
-                if self.module.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), self.module.max_grad_norm)
+                for side in self.sides:
+                    torch.nn.utils.clip_grad_norm_(side, self.module.max_grad_norm or torch.inf)
                 self.optimizer.step()
         return phase.taken
 
     # -- how --------------------------------------------------------------------------------------------------------
+
+    def _losses(self, tokens: TokenRows, temperature: float) -> Iterator[Tensor]:
+        """Sums in place of the objective's terms, with the same passes behind them, in the order of ``losses``."""
+        critic = self.policy.critic
+        states: list[PredictingStates] = []
+        logprobs_NT, _ = self.policy.logprobs(tokens, temperature, on_states=states.append)
+        if critic is not None and critic.form == "shared":
+            yield logprobs_NT.sum() + critic.head(states[0].hidden_MD).sum()
+            return
+        yield logprobs_NT.sum()
+        if critic is not None:
+            del logprobs_NT, states
+            with critic.trunk() as lm:
+                yield critic.state_values(lm, tokens).sum()
 
     def _generate(self, prompts: int, group_size: int, width: int, sampling: SamplingParams, cap: int) -> None:
         # One prompt is shorter, as some always is: rows are padded, and take a mask.
@@ -122,14 +157,15 @@ class Rehearsal:
         taken = _Taken(name)
         with self.meter:
             self.meter.reset_peak()
-            with self._autocast():
+            # As Lightning's precision plugin, which casts weights anew at every use, but for the collector's rollouts.
+            with self._autocast(cache_enabled=name == "rollout"):
                 yield taken
             parts = {part: size for part, size in self.meter.peak.items() if size and part != HOST}
         taken.taken = PhaseMemory(name, parts, self.meter.live.get(HOST, 0))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, cache_enabled: bool) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
-        return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"))
+        return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"), cache_enabled=cache_enabled)
 
 
 class _Taken:
