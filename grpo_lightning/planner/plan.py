@@ -9,7 +9,6 @@ from math import ceil
 
 import torch
 
-from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
@@ -99,22 +98,23 @@ class Planner:
 
     def learning(self, settings: Settings) -> list[PhaseMemory]:
         """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
-        parts = getattr(self.module, "minibatches_per_update", 1)
-        rows = self._step_rows()
-        # A minibatch may draw the longest rows of all.
-        longest = rows.lengths_N.argsort(descending=True, stable=True)[: ceil(len(rows) / parts)]
-        cuts = cut(rows.select(longest), settings.max_tokens_per_microbatch, "cuda" if self.on_cuda else "cpu")
-        heaviest = max(cuts, key=lambda part: part.ids_NL.numel())
-        # The second micro-batch finds the gradients of the first.
-        work = [heaviest] * min(2, len(cuts))
+        rows, rehearsal = self._step_rows(), self._rehearsal(settings)
+        critic, shares = rehearsal.policy.critic, rehearsal.policy.shares_prompts
         temperature = self.data.sampling.temperature if self.module.learns_from == "rollouts" else 1.0
-        key = (settings.gradient_checkpointing, tuple(heaviest.prompt_lengths_N.tolist()))
-        rehearsal = self._rehearsal(settings)
         phases = []
         if self.module.wants_reference:
-            phases.append(self._once(("reference", *key), partial(rehearsal.reference, heaviest, temperature)))
-        if isinstance(self.module, PPOModule):
-            phases.append(self._once(("value", *key), partial(rehearsal.value, heaviest)))
+            _, tokens, key = self._cut(rows, shares, settings)
+            phases.append(self._once(("reference", *key), partial(rehearsal.reference, tokens, temperature)))
+        if critic is not None:
+            _, tokens, key = self._cut(rows, False, settings)
+            phases.append(self._once(("value", *key), partial(rehearsal.value, tokens)))
+            shares = shares and critic.form == "shared"
+        # A minibatch may draw the longest rows of all.
+        longest = rows.lengths_N.argsort(descending=True, stable=True)
+        minibatch = rows.select(longest[: ceil(len(rows) / getattr(self.module, "minibatches_per_update", 1))])
+        count, tokens, key = self._cut(minibatch, shares, settings)
+        # The second micro-batch finds the gradients of the first.
+        work = [tokens] * min(2, count)
         return [*phases, self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))]
 
     def sampling(self, settings: Settings) -> list[PhaseMemory]:
@@ -197,13 +197,28 @@ class Planner:
         cap = self.data.sampling.cap
         if self.module.learns_from == "demonstrations":
             return step_rows([self.prompt_tokens] * self.prompts, [cap] * self.prompts)
-        prompts = [self.prompt_tokens] * (self.prompts * self.data.group_size)
+        numbers = [number for number in range(self.prompts) for _ in range(self.data.group_size)]
+        prompts = [self.prompt_tokens] * len(numbers)
         refinement = self.data.refinement
         if refinement is not None:
             for attempt in range(1, refinement.attempts + 1):
-                turns = attempt * (cap + FEEDBACK_TOKENS) if refinement.mode == "in_context" else 0
+                in_context = refinement.mode == "in_context"
+                turns = attempt * (cap + FEEDBACK_TOKENS) if in_context else 0
                 prompts += [self.prompt_tokens + turns] * self._refined
-        return step_rows(prompts, [cap] * len(prompts))
+                # In context a prompt goes on with the attempt before, which is of one row alone.
+                numbers += range(len(numbers), len(prompts)) if in_context else numbers[: self._refined]
+        return step_rows(prompts, [cap] * len(prompts), numbers)
+
+    def _cut(
+        self, rows: TokenRows, share_prompts: bool, settings: Settings
+    ) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
+        """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
+        everything, device = torch.arange(len(rows)), "cuda" if self.on_cuda else "cpu"
+        parts = microbatches(rows, everything, settings.max_tokens_per_microbatch, share_prompts, device)
+        tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
+        numbers = None if tokens.prompt_of_N is None else tuple(tokens.prompt_of_N.tolist())
+        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), numbers)
+        return len(parts), tokens, shape
 
     def _rehearsal(self, settings: Settings) -> Rehearsal:
         checkpointing = settings.gradient_checkpointing
@@ -216,14 +231,6 @@ class Planner:
         if key not in self._phases:
             self._phases[key] = rehearse()
         return self._phases[key]
-
-
-def cut(rows: TokenRows, budget: int, device_type: str) -> list[TokenRows]:
-    """The micro-batches of an optimizer step on all of some rows, each with its own prompt.
-
-    Where groups share their prompts, the budget bounds the same memory.
-    """
-    return [part.tokens for part in microbatches(rows, torch.arange(len(rows)), budget, False, device_type)]
 
 
 def most(phases: list[PhaseMemory]) -> int:

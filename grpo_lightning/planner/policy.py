@@ -63,7 +63,8 @@ class WeightlessPolicy(Policy):
         """Nothing to compare without weights."""
 
     def _can_share_prompts(self) -> bool:
-        return False
+        """Taken to be so: whether a model continues from a forked cache to the right results takes weights to see."""
+        return not self.config.gradient_checkpointing
 
     # -- whose memory it is -----------------------------------------------------------------------------------------
 

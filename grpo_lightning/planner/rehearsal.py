@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -153,7 +152,6 @@ class Rehearsal:
     @contextmanager
     def _phase(self, name: str) -> Iterator[_Taken]:
         """Meter what runs inside, in the precision of the run; ends where :func:`_forwards` says so."""
-        gc.collect()
         taken = _Taken(name)
         with self.meter:
             self.meter.reset_peak()
@@ -207,8 +205,12 @@ def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding:
             handle.remove()
 
 
-def step_rows(prompts: list[int], completions: list[int]) -> TokenRows:
-    """Rows of prompts and completions of the given lengths; which tokens they are changes no memory."""
+def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
+    """Rows of prompts and completions of the given lengths; rows of one number have the same prompt.
+
+    Which tokens they are changes no memory. ``None`` for ``numbers``: each row has a prompt of its own.
+    """
     prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
-    width = int((prompts_N + completions_N).max())
-    return TokenRows(torch.zeros(len(prompts), width, dtype=torch.long), prompts_N, completions_N)
+    ids_NL = torch.zeros(len(prompts), int((prompts_N + completions_N).max()), dtype=torch.long)
+    ids_NL[:, 0] = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
+    return TokenRows(ids_NL, prompts_N, completions_N)
