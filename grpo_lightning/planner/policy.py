@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo_lightning.models import Critic, Policy, PolicyConfig
 from grpo_lightning.models.loading import load_model
 from grpo_lightning.models.policy import VALUE, decoder_of
 from grpo_lightning.models.reference import SNAPSHOT
 from grpo_lightning.planner.meter import HOST, MemoryMeter
+from grpo_lightning.types import ConfigError
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
 
@@ -57,7 +59,7 @@ class WeightlessPolicy(Policy):
         return tokenizer
 
     def _load_model(self) -> tuple[Any, bool]:
-        return _unloaded(self.config)
+        return _unloaded(self.config, "model.policy.path")
 
     def _check_head(self) -> None:
         """Nothing to compare without weights."""
@@ -80,14 +82,24 @@ class WeightlessPolicy(Policy):
         assert parameter.grad is not None
         self.meter.assign(parameter.grad, "gradients")
 
+    @contextmanager
+    def rollout_mode(self) -> Iterator[PreTrainedModel]:
+        """What a rollout takes between its passes is the part ``cache``."""
+        with super().rollout_mode() as lm, self.meter.counting_as("cache"):
+            yield lm
+
     def _mark_passes(self) -> None:
-        """What the language model finds or leaves in its cache is the part ``cache``."""
+        """What the language model finds or leaves in its cache is the part ``cache``, the rest ``activations``."""
+        parts: list[str] = []
 
         def before(lm: Any, args: Any, kwargs: Any) -> None:
+            parts.append(self.meter.part)
+            self.meter.part = "activations"
             for tensor in _tensors_in(kwargs.get("past_key_values")):
                 self.meter.assign(tensor, "cache")
 
         def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self.meter.part = parts.pop()
             for tensor in _tensors_in(getattr(output, "past_key_values", None)):
                 self.meter.assign(tensor, "cache")
 
@@ -106,18 +118,30 @@ class WeightlessCritic(Critic):
     """The critic of a weightless policy."""
 
     def _load_model(self, config: PolicyConfig) -> nn.Module:
-        return cast(nn.Module, _unloaded(config)[0])
+        return cast(nn.Module, _unloaded(config, "model.critic_path")[0])
 
 
-def _unloaded(config: PolicyConfig) -> tuple[Any, bool]:
-    """What :func:`load_model` gives, of the architecture alone."""
+def _unloaded(config: PolicyConfig, key: str) -> tuple[Any, bool]:
+    """What :func:`load_model` gives, of the architecture alone.
+
+    Raises:
+        ConfigError: the architecture cannot be read, or there is none for it; ``key`` is what names its path.
+    """
     config, adapter = replace(config, init="random"), None
     if config.is_adapter:
         from peft import LoraConfig
 
         adapter = LoraConfig.from_pretrained(config.path)
         config = replace(config, path=str(adapter.base_model_name_or_path))
-    model, _ = load_model(config)
+    try:
+        model, _ = load_model(config)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise ConfigError(
+            f"{key}: the config.json of {config.path} is neither on the disk nor to be had from the hub: name a folder "
+            "that holds it, for grpo plan reads no other file of a model"
+        ) from error
     if adapter is not None:
         from peft import get_peft_model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
@@ -18,6 +19,7 @@ from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.planner.meter import HOST
 from grpo_lightning.planner.policy import WeightlessCritic, WeightlessPolicy
+from grpo_lightning.rollout.cache import RoomyLayer
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import TokenRows
@@ -84,12 +86,16 @@ class Rehearsal:
     def rollout(self, prompts: int, group_size: int, width: int, sampling: SamplingParams) -> PhaseMemory:
         """``group_size`` completions of each of some prompts of ``width`` tokens, all decoding at once.
 
-        The first steps hold the pass over the prompts, the last ones the longest cache.
+        The first steps hold the pass over the prompts, the last ones the longest cache: they are rehearsed behind
+        prompts so long that the cache begins with the columns that it ends with.
         """
-        with self._phase("rollout") as first, _forwards(self.policy, stop_at=2):
-            self._generate(prompts, group_size, width, sampling, sampling.cap)
-        with self._phase("rollout") as last, _forwards(self.policy, on_decoding=self.meter.reset_peak):
-            self._generate(prompts, group_size, max(1, width + sampling.cap - 2), sampling, min(2, sampling.cap))
+        cap = sampling.cap
+        with self._phase("rollout") as first, _decoding(self.policy, steps=1):
+            self._generate(prompts, group_size, width, sampling, cap)
+        columns = last_columns(width, cap)
+        left = min(cap, max(2, columns - (width + cap - 2)))
+        with self._phase("rollout") as last, _decoding(self.policy, steps=2, on_first=self.meter.reset_peak):
+            self._generate(prompts, group_size, max(1, columns - left), sampling, left)
         return max(first.taken, last.taken, key=lambda phase: phase.total)
 
     def reference(self, tokens: TokenRows, temperature: float = 1.0) -> PhaseMemory:
@@ -151,7 +157,7 @@ class Rehearsal:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[_Taken]:
-        """Meter what runs inside, in the precision of the run; ends where :func:`_forwards` says so."""
+        """Meter what runs inside, in the precision of the run."""
         taken = _Taken(name)
         with self.meter:
             self.meter.reset_peak()
@@ -176,19 +182,19 @@ class _Taken:
 
 
 @contextmanager
-def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding: Any = None) -> Iterator[None]:
-    """Watch the model's forward passes: end after the ``stop_at``-th, or be told of each that decodes one token."""
+def _decoding(policy: WeightlessPolicy, steps: int, on_first: Callable[[], None] | None = None) -> Iterator[None]:
+    """End what runs inside after so many forward passes that decode; ``on_first`` is called before the first."""
     count = 0
 
     def before(lm: Any, args: Any, kwargs: Any) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        if on_decoding is not None and ids.shape[1] == 1:
-            on_decoding()
+        nonlocal count
+        if kwargs.get("past_key_values") is not None:
+            count += 1
+            if count == 1 and on_first is not None:
+                on_first()
 
     def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == stop_at:
+        if count == steps:
             raise _EnoughError
 
     decoder = decoder_of(policy.lm)
@@ -203,6 +209,20 @@ def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def last_columns(width: int, cap: int) -> int:
+    """Columns of a decoding cache after ``cap`` tokens behind a prompt of ``width``, with the room it has taken.
+
+    Left out is the moment at which a layer takes more room, when its old keys or values live beside the new ones.
+    """
+    prompt = DynamicLayer()
+    prompt.update(torch.zeros(1, 1, width, 1), torch.zeros(1, 1, width, 1))
+    layer, token = RoomyLayer([prompt], 1, cap), torch.zeros(1, 1, 1, 1)
+    for _ in range(cap - 1):
+        layer.update(token, token)
+    assert layer.keys is not None
+    return layer.keys.untyped_storage().nbytes() // token.nbytes
 
 
 def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
