@@ -29,6 +29,19 @@ CASES = {
         "policy": {"dtype": "bfloat16", "lora": {"r": 16}, "gradient_checkpointing": True},
         "beta": 0.04,
     },
+    "GRPO, full, mixed": {
+        "class_path": "GRPOModule",
+        "policy": {"dtype": "float32"},
+        "beta": 0.04,
+        "precision": "bf16-mixed",
+    },
+    "PPO, full, shared": {"class_path": "PPOModule", "policy": {"dtype": "float32"}, "critic": "shared"},
+    "PPO, full, separate": {"class_path": "PPOModule", "policy": {"dtype": "float32"}, "critic": "separate"},
+    "PPO, LoRA, adapter": {
+        "class_path": "PPOModule",
+        "policy": {"dtype": "bfloat16", "lora": {"r": 16}},
+        "critic": "adapter",
+    },
     "SFT, full": {"class_path": "SFTModule", "policy": {"dtype": "float32"}},
 }
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
@@ -56,8 +69,9 @@ def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Pat
     options: dict[str, Any] = dict(CASES[case])
     class_path = options.pop("class_path")
     policy = options.pop("policy") | {"path": build(shape, folder / "model"), "init": "random"}
+    precision = options.pop("precision", PRECISION[policy["dtype"]])
     content = {
-        "trainer": {"accelerator": args.device, "devices": 1, "precision": PRECISION[policy["dtype"]]},
+        "trainer": {"accelerator": args.device, "devices": 1, "precision": precision},
         "model": {
             "class_path": class_path,
             "init_args": {
@@ -98,7 +112,8 @@ def measured(path: Path, device: str) -> dict[str, int]:
 
     cli = parse(["--config", str(path)], PlanCLI)
     trainer = pl.Trainer(
-        **yaml.safe_load(path.read_text())["trainer"], max_steps=2, limit_val_batches=0, num_sanity_val_steps=0,
+        **yaml.safe_load(path.read_text())["trainer"], max_steps=2 * getattr(cli.model, "updates_per_rollout", 1),
+        limit_val_batches=0, num_sanity_val_steps=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=str(path.parent),
     )  # fmt: skip

@@ -10,24 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
-from toy import ToyTask, grpo
 from transformers import Lfm2Config
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.planner.command import CUDA_CONTEXT, GIB, available
 from grpo_lightning.planner.meter import MemoryMeter
 from grpo_lightning.planner.plan import Planner, largest, most
 from grpo_lightning.planner.policy import WeightlessPolicy
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.rollout.cache import BLOCK
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.refinement import RefinementConfig
+from tests.test_ppo import CRITICS, ppo
+from tests.tiny import save_tiny_model
+from tests.toy import ToyTask, fit, grpo
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -57,19 +62,77 @@ def phases(plan: Planner) -> dict[str, PhaseMemory]:
     return {phase.name: phase for phase in plan.phases(plan.settings)}
 
 
-def peak_of(run: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator came to hold, by every allocation and release that its profiler saw."""
+def peaks_of(run: Callable[[], object]) -> dict[str, int]:
+    """The most bytes that torch's allocator came to hold, by every allocation and release that its profiler saw.
+
+    ``all`` is that of the whole, the others of the last span that was recorded under each name by :class:`Spans`.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    held = peak = 0
-    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
-        held += change
-        peak = max(peak, held)
-    return peak
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())  # type: ignore[union-attr]
+    spans = {
+        event.name().removeprefix("phase "): (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.name().startswith("phase ")
+    }
+    peaks, held = dict.fromkeys(["all", *spans], 0), 0
+    for event in events:
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            inside = [name for name, (start, end) in spans.items() if start <= event.start_ns() <= end]
+            peaks |= {name: max(peaks[name], held) for name in ["all", *inside]}
+    return peaks
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    return peaks_of(run)["all"]
+
+
+class Spans(pl.Callback):
+    """Puts the phases of a run into the profile, and lets every completion run to the cap."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.phases.listeners.append(self)
+        pl_module.policy.terminators = []
+
+    def phase_started(self, name: str) -> None:
+        self.span = torch.profiler.record_function(f"phase {name}")
+        self.span.__enter__()
+
+    def phase_ended(self, name: str) -> None:
+        self.span.__exit__(None, None, None)
 
 
 # -- predictions against real runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=str)
+def test_a_run_of_ppo_takes_what_was_planned(model_path: str, critic: dict[str, Any], tmp_path: Path) -> None:
+    module = ppo(model_path, beta=0.1, **critic)
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
+        max_prompt_tokens=12, overlong="truncate-left",
+    )  # fmt: skip
+    plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
+    assert list(plan) == ["reference", "value", "update", "rollout", "validation"]
+    steps = 2 * module.updates_per_rollout
+    peaks = peaks_of(lambda: fit(tmp_path, module, steps, data, callbacks=[Spans()]))
+    for name in ("reference", "value", "update", "rollout"):
+        assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=str)
+def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]) -> None:
+    module = ppo(model_path, **critic)
+    module.policy = Policy(module.policy_config)
+    module.critic = Critic(module.policy, module.critic_form, module.critic_path, module.critic_frozen)
+    trained = [parameter for side in module.trained_sides().values() for parameter in side]
+    own = [*module.critic.parameters(), *module.policy.value_parameters()]
+    rehearsal = Rehearsal(ppo(model_path, **critic), module.policy_config, "32-true", on_cuda=False)
+    assert rehearsal.meter.live["critic"] == sum(parameter.nbytes for parameter in own)
+    assert rehearsal.meter.live["gradients"] == sum(parameter.nbytes for parameter in trained)
+    # Two moments of each, and a step count of 4 bytes.
+    assert rehearsal.meter.live["optimizer"] == sum(2 * parameter.nbytes + 4 for parameter in trained)
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)])
@@ -100,7 +163,7 @@ def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[s
     optimizer = module.make_optimizer(policy.trainable_parameters())
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):  # as Lightning does
             logprobs_NT, _ = policy.logprobs(rows)
             logprobs_NT.sum().backward()
             optimizer.step()
@@ -125,6 +188,36 @@ def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: f
     assert rehearsal.rollout(8, 4, 64, sampling).total - before == pytest.approx(real, rel=0.2)
 
 
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Deep enough for what one layer takes for a moment not to count."""
+    return save_tiny_model(tmp_path_factory.mktemp("deep"), "llama", num_hidden_layers=8)
+
+
+def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
+    module, sampling = grpo(deep_model), SamplingParams(max_new_tokens=BLOCK + 20)
+    policy = Policy(module.policy_config)
+    policy.terminators = []
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    before = sum(rehearsal.meter.live.values())
+    real = peak_of(lambda: generate(policy, [[9] * 7, [9] * 8], 4, sampling, list(range(8))))
+    taken = rehearsal.rollout(2, 4, 8, sampling)
+    assert taken.total - before == pytest.approx(real, rel=0.2)
+    assert taken.parts["cache"] > 0.7 * real
+
+
+def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:
+    module, rows = grpo(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
+    (part,) = microbatches(rows, torch.arange(8), 8192, share_prompts=True)
+    assert part.tokens.prompt_of_N is not None
+    policy = Policy(module.policy_config)
+    assert policy.shares_prompts
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    before = sum(rehearsal.meter.live.values())
+    real = peak_of(lambda: policy.logprobs(part.tokens)[0].sum().backward())
+    assert rehearsal.update([part.tokens]).total - before == pytest.approx(real, rel=0.2)
+
+
 def test_a_prompt_beyond_one_row_and_a_cap_of_one_can_be_planned(model_path: str) -> None:
     plan = planner(model_path, tokens=1, prompts_per_step=1, group_size=1, sampling=SamplingParams(max_new_tokens=1))
     assert phases(plan)["rollout"].total > 0
@@ -133,7 +226,7 @@ def test_a_prompt_beyond_one_row_and_a_cap_of_one_can_be_planned(model_path: str
 # -- what changes the plan ---------------------------------------------------------------------------------------------
 
 
-def test_options_change_the_plan(tiny_model: Callable[[str], str]) -> None:
+def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: str) -> None:
     path, lora = tiny_model("llama"), LoRAConfig(r=4)
     plain = phases(planner(path))
     assert set(plain) == {"rollout", "update", "validation"}
@@ -145,11 +238,17 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str]) -> None:
 
     assert differs("update", "weights", dtype="bfloat16") == 0.5
     assert differs("update", "optimizer", lora=lora) < 0.8
-    assert differs("update", "activations", gradient_checkpointing=True) < 0.8
     assert differs("update", "activations", max_tokens_per_microbatch=80) < 0.5
     assert differs("update", "activations", precision="bf16-mixed") != 1
     assert differs("update", "activations", tokens=48) > 1.3
     assert differs("update", "activations", minibatches_per_update=2) < 0.8
+
+    def alone(**options: Any) -> int:
+        """The update's activations where no prompt is shared, which checkpointing rules out."""
+        return phases(planner(deep_model, prompts_per_step=12, group_size=1, **options))["update"].parts["activations"]
+
+    assert alone(gradient_checkpointing=True) < 0.8 * alone()
+    assert differs("update", "activations", prompts_per_step=12, group_size=1) > 1.1
 
     def long(phase: str, **options: Any) -> int:
         """With completions so long that the cache makes the peak, not the pass over the prompts."""
@@ -236,6 +335,19 @@ def test_a_proposal_fits_and_one_step_more_does_not(tiny_model: Callable[[str], 
     )
 
 
+def test_a_proposal_fits_a_critic_too(tiny_model: Callable[[str], str]) -> None:
+    module = ppo(tiny_model("llama"), critic="separate")
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=2, sampling=SamplingParams(max_new_tokens=32)
+    )
+    plan = Planner(module, data, "32-true", False, prompt_tokens=64)
+    limit = int(0.7 * most(plan.phases(plan.settings)))
+    proposed = plan.propose(limit)
+    assert proposed is not None
+    assert most(plan.phases(proposed)) <= limit
+    assert proposed.max_tokens_per_microbatch < plan.settings.max_tokens_per_microbatch
+
+
 def test_checkpointing_is_proposed_where_nothing_fits_without(tiny_model: Callable[[str], str]) -> None:
     plan = planner(tiny_model("llama"), tokens=200, prompts_per_step=1, group_size=1, val_batch_size=1)
     with_it = replace(plan.settings, gradient_checkpointing=True)
@@ -269,10 +381,7 @@ def test_every_shipped_config_can_be_planned(
 ) -> None:
     path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith("lfm") else []
     code, out = run(capsys, "--config", f"configs/{name}", *path, "--memory", "64GiB", "--fast")
-    if "ppo" in name:
-        assert code == 2
-        assert "grpo plan knows no critic" in out
-        return
+    assert ("ppo" in name) == (re.search(r"^value ", out, re.MULTILINE) is not None)
     assert code == 0
     assert "The plan fits" in out
     assert re.search(r"^update ", out, re.MULTILINE)
@@ -280,7 +389,7 @@ def test_every_shipped_config_can_be_planned(
 
 @pytest.mark.usefixtures("_in_the_repository")
 def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--config", "configs/quickstart.yaml", "--memory", "20MB", "--prompt_tokens", "60"]
+    base = ["--config", "configs/quickstart.yaml", "--memory", "15MB", "--prompt_tokens", "60"]
     base += ["--data.prompts_per_step", "4", "--data.val_batch_size", "16", "--data.sampling.max_new_tokens", "16"]
     code, out = run(capsys, *base)
     assert code == 1
@@ -299,6 +408,11 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.endswith("grpo: error: --memory: give a size such as 8GiB or 24GB, not '8 apples'\n")
     code, error = run(capsys, *base, "--prompt_tokens", "0")
     assert (code, "--prompt_tokens" in error) == (2, True)
+    code, error = run(capsys, *base, "--model.policy.path", "not/there")
+    assert error.endswith(
+        "grpo: error: model.policy.path: the config.json of not/there is neither on the disk nor to be had from the "
+        "hub: name a folder that holds it, for grpo plan reads no other file of a model\n"
+    )
     if not torch.cuda.is_available():
         code, error = run(capsys, *base, "--trainer.accelerator", "gpu")
         assert (code, "--memory" in error) == (2, True)

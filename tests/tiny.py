@@ -48,7 +48,7 @@ def tiny_config(kind: str, **changes: object) -> LlamaConfig | Lfm2Config:
         "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": CONFIG_EOS,
     }  # fmt: skip
     if kind == "llama":
-        return LlamaConfig(num_hidden_layers=2, **common | changes)
+        return LlamaConfig(**{"num_hidden_layers": 2} | common | changes)
     layers = ["conv", "full_attention", "conv"]
     return Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False, **common | changes)
 

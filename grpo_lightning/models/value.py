@@ -57,7 +57,7 @@ class Critic(nn.Module):
         self.backbone: nn.Module | None = None
         if form == "separate":
             own = policy.config
-            self.backbone = _backbone(own if path is None else replace(own, path=path, revision=None), policy)
+            self.backbone = self._backbone(own if path is None else replace(own, path=path, revision=None), policy)
             if frozen:
                 self.backbone.requires_grad_(False)
         elif form == "adapter":
@@ -100,23 +100,27 @@ class Critic(nn.Module):
         values_M = self.head(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]])
         return torch.zeros(mask_NS.shape, dtype=values_M.dtype, device=ids_NL.device).masked_scatter(mask_NS, values_M)
 
+    # -- construction -----------------------------------------------------------------------------------------------
 
-def _backbone(config: PolicyConfig, policy: Policy) -> nn.Module:
-    """A language model for values alone, of the policy's vocabulary."""
-    model, _ = load_model(config)
-    lm = _lm_of(model)
-    words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
-    if words != own:
-        raise ConfigError(
-            f"model.critic_path: {config.path} has another vocabulary ({words} tokens) than the policy ({own}): name a "
-            "model with the policy's tokenizer"
-        )
-    head = lm.get_output_embeddings()
-    if head.weight is not lm.get_input_embeddings().weight:
-        head.requires_grad_(False)  # no value comes from it
-    if config.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train().to(policy.device)
+    def _backbone(self, config: PolicyConfig, policy: Policy) -> nn.Module:
+        """A language model for values alone, of the policy's vocabulary."""
+        model = self._load_model(config)
+        lm = _lm_of(model)
+        words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
+        if words != own:
+            raise ConfigError(
+                f"model.critic_path: {config.path} has another vocabulary ({words} tokens) than the policy ({own}): "
+                "name a model with the policy's tokenizer"
+            )
+        head = lm.get_output_embeddings()
+        if head.weight is not lm.get_input_embeddings().weight:
+            head.requires_grad_(False)  # no value comes from it
+        if config.gradient_checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train().to(policy.device)
+
+    def _load_model(self, config: PolicyConfig) -> nn.Module:
+        return cast(nn.Module, load_model(config)[0])
 
 
 def _lm_of(model: nn.Module) -> PreTrainedModel:

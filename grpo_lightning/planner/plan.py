@@ -9,13 +9,12 @@ from math import ceil
 
 import torch
 
-from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.types import ConfigError, TokenRows
+from grpo_lightning.types import TokenRows
 
 FEEDBACK_TOKENS = 64
 """What the turn between two attempts is taken to hold."""
@@ -57,9 +56,6 @@ class Planner:
         on_cuda: the run is on a GPU.
         prompt_tokens: of the longest prompt.
         devices: over which a step's prompts are dealt out.
-
-    Raises:
-        ConfigError: the module is one whose memory is not known.
     """
 
     def __init__(
@@ -71,11 +67,6 @@ class Planner:
         prompt_tokens: int,
         devices: int = 1,
     ) -> None:
-        if isinstance(module, PPOModule):
-            raise ConfigError(
-                "model: grpo plan knows no critic, so for PPOModule it would promise too little: plan the same config "
-                "with GRPOModule, and measure the critic with benchmarks/memory.py"
-            )
         self.module = module
         self.data = data
         self.precision = precision
@@ -106,22 +97,25 @@ class Planner:
         return [*self.learning(settings), *self.sampling(settings)]
 
     def learning(self, settings: Settings) -> list[PhaseMemory]:
-        """The passes over micro-batches: the reference's, where there is one, and the update."""
-        parts = getattr(self.module, "minibatches_per_update", 1)
-        rows = self._step_rows()
-        # A minibatch may draw the longest rows of all.
-        longest = rows.lengths_N.argsort(descending=True, stable=True)[: ceil(len(rows) / parts)]
-        cuts = cut(rows.select(longest), settings.max_tokens_per_microbatch, "cuda" if self.on_cuda else "cpu")
-        heaviest = max(cuts, key=lambda part: part.ids_NL.numel())
-        # The second micro-batch finds the gradients of the first.
-        work = [heaviest] * min(2, len(cuts))
+        """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
+        rows, rehearsal = self._step_rows(), self._rehearsal(settings)
+        critic, shares = rehearsal.policy.critic, rehearsal.policy.shares_prompts
         temperature = self.data.sampling.temperature if self.module.learns_from == "rollouts" else 1.0
-        key = (settings.gradient_checkpointing, tuple(heaviest.prompt_lengths_N.tolist()))
-        rehearsal = self._rehearsal(settings)
-        update = self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))
-        if not self.module.wants_reference:
-            return [update]
-        return [self._once(("reference", *key), partial(rehearsal.reference, heaviest, temperature)), update]
+        phases = []
+        if self.module.wants_reference:
+            _, tokens, key = self._cut(rows, shares, settings)
+            phases.append(self._once(("reference", *key), partial(rehearsal.reference, tokens, temperature)))
+        if critic is not None:
+            _, tokens, key = self._cut(rows, False, settings)
+            phases.append(self._once(("value", *key), partial(rehearsal.value, tokens)))
+            shares = shares and critic.form == "shared"
+        # A minibatch may draw the longest rows of all.
+        longest = rows.lengths_N.argsort(descending=True, stable=True)
+        minibatch = rows.select(longest[: ceil(len(rows) / getattr(self.module, "minibatches_per_update", 1))])
+        count, tokens, key = self._cut(minibatch, shares, settings)
+        # The second micro-batch finds the gradients of the first.
+        work = [tokens] * min(2, count)
+        return [*phases, self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))]
 
     def sampling(self, settings: Settings) -> list[PhaseMemory]:
         """The rollouts: of the step, of further attempts, and of validation."""
@@ -203,13 +197,28 @@ class Planner:
         cap = self.data.sampling.cap
         if self.module.learns_from == "demonstrations":
             return step_rows([self.prompt_tokens] * self.prompts, [cap] * self.prompts)
-        prompts = [self.prompt_tokens] * (self.prompts * self.data.group_size)
+        numbers = [number for number in range(self.prompts) for _ in range(self.data.group_size)]
+        prompts = [self.prompt_tokens] * len(numbers)
         refinement = self.data.refinement
         if refinement is not None:
             for attempt in range(1, refinement.attempts + 1):
-                turns = attempt * (cap + FEEDBACK_TOKENS) if refinement.mode == "in_context" else 0
+                in_context = refinement.mode == "in_context"
+                turns = attempt * (cap + FEEDBACK_TOKENS) if in_context else 0
                 prompts += [self.prompt_tokens + turns] * self._refined
-        return step_rows(prompts, [cap] * len(prompts))
+                # In context a prompt goes on with the attempt before, which is of one row alone.
+                numbers += range(len(numbers), len(prompts)) if in_context else numbers[: self._refined]
+        return step_rows(prompts, [cap] * len(prompts), numbers)
+
+    def _cut(
+        self, rows: TokenRows, share_prompts: bool, settings: Settings
+    ) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
+        """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
+        everything, device = torch.arange(len(rows)), "cuda" if self.on_cuda else "cpu"
+        parts = microbatches(rows, everything, settings.max_tokens_per_microbatch, share_prompts, device)
+        tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
+        numbers = None if tokens.prompt_of_N is None else tuple(tokens.prompt_of_N.tolist())
+        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), numbers)
+        return len(parts), tokens, shape
 
     def _rehearsal(self, settings: Settings) -> Rehearsal:
         checkpointing = settings.gradient_checkpointing
@@ -222,14 +231,6 @@ class Planner:
         if key not in self._phases:
             self._phases[key] = rehearse()
         return self._phases[key]
-
-
-def cut(rows: TokenRows, budget: int, device_type: str) -> list[TokenRows]:
-    """The micro-batches of an optimizer step on all of some rows, each with its own prompt.
-
-    Where groups share their prompts, the budget bounds the same memory.
-    """
-    return [part.tokens for part in microbatches(rows, torch.arange(len(rows)), budget, False, device_type)]
 
 
 def most(phases: list[PhaseMemory]) -> int:

@@ -1,22 +1,24 @@
-"""The policy of a config without its weights: every tensor has a shape, and none has memory."""
+"""The policy of a config, and its critic, without their weights: every tensor has a shape, and none has memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.models import Critic, Policy, PolicyConfig
 from grpo_lightning.models.direct import is_served
 from grpo_lightning.models.loading import load_model
-from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.policy import VALUE, decoder_of
+from grpo_lightning.models.reference import SNAPSHOT
 from grpo_lightning.planner.meter import HOST, MemoryMeter
+from grpo_lightning.types import ConfigError
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
 
@@ -28,11 +30,19 @@ class WeightlessPolicy(Policy):
         config: as for :class:`Policy`.
         with_reference: as for :class:`Policy`.
         on_cuda: for a GPU, where weights that are kept in host memory do not count.
+        make_critic: makes the critic that learns beside it, if one does.
     """
 
-    def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
+    def __init__(
+        self,
+        config: PolicyConfig,
+        with_reference: bool,
+        on_cuda: bool,
+        make_critic: Callable[[Policy], WeightlessCritic] | None = None,
+    ) -> None:
         with torch.device("meta"):
             super().__init__(config, with_reference=with_reference)
+            self.critic = None if make_critic is None else make_critic(self)
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
         self.meter.adopt(self)
         for name, parameter in self.named_parameters():
@@ -50,25 +60,14 @@ class WeightlessPolicy(Policy):
         return tokenizer
 
     def _load_model(self) -> tuple[Any, bool]:
-        config, adapter = replace(self.config, init="random"), None
-        if (Path(config.path) / "adapter_config.json").is_file():
-            from peft import LoraConfig
-
-            adapter = LoraConfig.from_pretrained(config.path)
-            config = replace(config, path=str(adapter.base_model_name_or_path))
-        model, _ = load_model(config)
-        if adapter is not None:
-            from peft import get_peft_model
-
-            adapter.inference_mode = False
-            model = get_peft_model(model, adapter)
-        return model, adapter is not None
+        return _unloaded(self.config, "model.policy.path")
 
     def _check_head(self) -> None:
         """Nothing to compare without weights."""
 
     def _can_share_prompts(self) -> bool:
-        return False
+        """Taken to be so: whether a model continues from a forked cache to the right results takes weights to see."""
+        return not self.config.gradient_checkpointing
 
     def _can_decode_directly(self) -> bool:
         return is_served(self.lm)
@@ -76,22 +75,35 @@ class WeightlessPolicy(Policy):
     # -- whose memory it is -----------------------------------------------------------------------------------------
 
     def _part_of(self, name: str) -> str:
-        if name.startswith("reference_model.") or ".reference." in name:
-            return "reference"
-        return "adapter" if ".lora_" in name else "weights"
+        if name.startswith(("reference_model.", "critic.")):
+            return name.split(".")[0].removesuffix("_model")
+        if ".lora_" not in name:
+            return "weights"
+        _, adapter, *_ = name.split(".lora_")[1].split(".")
+        return {SNAPSHOT: "reference", VALUE: "critic"}.get(adapter, "adapter")
 
     def _sort_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self.meter.assign(parameter.grad, "gradients")
 
+    @contextmanager
+    def rollout_mode(self) -> Iterator[PreTrainedModel]:
+        """What a rollout takes between its passes is the part ``cache``."""
+        with super().rollout_mode() as lm, self.meter.counting_as("cache"):
+            yield lm
+
     def _mark_passes(self) -> None:
-        """What the language model finds or leaves in its cache is the part ``cache``."""
+        """What the language model finds or leaves in its cache is the part ``cache``, the rest ``activations``."""
+        parts: list[str] = []
 
         def before(lm: Any, args: Any, kwargs: Any) -> None:
+            parts.append(self.meter.part)
+            self.meter.part = "activations"
             for tensor in _tensors_in(kwargs.get("past_key_values")):
                 self.meter.assign(tensor, "cache")
 
         def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self.meter.part = parts.pop()
             for tensor in _tensors_in(getattr(output, "past_key_values", None)):
                 self.meter.assign(tensor, "cache")
 
@@ -104,6 +116,42 @@ class WeightlessPolicy(Policy):
         with self.meter, self.rollout_mode():
             for tensor in self._pristine.values():
                 self.meter.assign(tensor, part)
+
+
+class WeightlessCritic(Critic):
+    """The critic of a weightless policy."""
+
+    def _load_model(self, config: PolicyConfig) -> nn.Module:
+        return cast(nn.Module, _unloaded(config, "model.critic_path")[0])
+
+
+def _unloaded(config: PolicyConfig, key: str) -> tuple[Any, bool]:
+    """What :func:`load_model` gives, of the architecture alone.
+
+    Raises:
+        ConfigError: the architecture cannot be read, or there is none for it; ``key`` is what names its path.
+    """
+    config, adapter = replace(config, init="random"), None
+    if config.is_adapter:
+        from peft import LoraConfig
+
+        adapter = LoraConfig.from_pretrained(config.path)
+        config = replace(config, path=str(adapter.base_model_name_or_path))
+    try:
+        model, _ = load_model(config)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise ConfigError(
+            f"{key}: the config.json of {config.path} is neither on the disk nor to be had from the hub: name a folder "
+            "that holds it, for grpo plan reads no other file of a model"
+        ) from error
+    if adapter is not None:
+        from peft import get_peft_model
+
+        adapter.inference_mode = False
+        model = get_peft_model(model, adapter)
+    return model, adapter is not None
 
 
 def _tensors_in(cache: Any) -> Iterator[Tensor]:

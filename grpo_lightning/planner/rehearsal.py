@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
+from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.planner.meter import HOST
-from grpo_lightning.planner.policy import WeightlessPolicy
+from grpo_lightning.planner.policy import WeightlessCritic, WeightlessPolicy
+from grpo_lightning.rollout.cache import RoomyLayer
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import TokenRows
@@ -60,9 +63,14 @@ class Rehearsal:
     def __init__(self, module: PolicyModule, policy: PolicyConfig, precision: str, on_cuda: bool) -> None:
         self.module = module
         self.precision = precision
-        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda=on_cuda)
+        make_critic = None
+        if isinstance(module, PPOModule):
+            form, path, frozen = module.critic_form, module.critic_path, module.critic_frozen
+            make_critic = partial(WeightlessCritic, form=form, path=path, frozen=frozen)
+        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda, make_critic)
         self.meter = self.policy.meter
-        self.optimizer = module.make_optimizer(self.policy.trainable_parameters())
+        self.sides = [one.trainable_parameters() for one in (self.policy, self.policy.critic) if one is not None]
+        self.optimizer = module.make_optimizer([{"params": side} for side in self.sides])
         for group in self.optimizer.param_groups:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
@@ -77,12 +85,18 @@ class Rehearsal:
     def rollout(self, prompts: int, group_size: int, width: int, sampling: SamplingParams) -> PhaseMemory:
         """``group_size`` completions of each of some prompts of ``width`` tokens, all decoding at once.
 
-        The first steps hold the pass over the prompts, the last ones the longest cache.
+        The first steps hold the pass over the prompts, the last ones the longest cache: they are rehearsed behind
+        prompts so long that the cache begins with the columns that it ends with.
         """
-        with self._phase("rollout") as first, _forwards(self.policy, stop_at=2):
-            self._generate(prompts, group_size, width, sampling, sampling.cap)
-        with self._phase("rollout") as last, _forwards(self.policy, on_decoding=self.meter.reset_peak):
-            self._generate(prompts, group_size, max(1, width + sampling.cap - 2), sampling, min(2, sampling.cap))
+        cap = sampling.cap
+        with self._phase("rollout") as first:
+            self._generate(prompts, group_size, width, sampling, cap, steps=1)
+        columns = last_columns(width, cap)
+        left = min(cap, max(2, columns - (width + cap - 2)))
+        with self._phase("rollout") as last:
+            self._generate(
+                prompts, group_size, max(1, columns - left), sampling, left, steps=2, on_first=self.meter.reset_peak
+            )
         return max(first.taken, last.taken, key=lambda phase: phase.total)
 
     def reference(self, tokens: TokenRows, temperature: float = 1.0) -> PhaseMemory:
@@ -91,45 +105,92 @@ class Rehearsal:
             self.policy.logprobs(tokens, temperature, reference=True)
         return phase.taken
 
+    def value(self, tokens: TokenRows) -> PhaseMemory:
+        """The critic's values of one micro-batch."""
+        critic = self.policy.critic
+        assert critic is not None
+        with (
+            self._phase("value") as phase,
+            self.meter.counting_as("activations"),
+            torch.no_grad(),
+            critic.trunk() as lm,
+        ):
+            critic.state_values(lm, tokens)
+        return phase.taken
+
     def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
         """An optimizer step on some micro-batches."""
         self.optimizer.zero_grad()
         with self._phase("update") as phase:
             for tokens in microbatches:
                 with self.meter.counting_as("activations"):
-                    logprobs_NT, _ = self.policy.logprobs(tokens, temperature)
-                    logprobs_NT.sum().backward()
-                del logprobs_NT
+                    for loss in self._losses(tokens, temperature):
+                        loss.backward()
+                    del loss
             with self.meter.counting_as("optimizer scratch"):
-                if self.module.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), self.module.max_grad_norm)
+                for side in self.sides:
+                    torch.nn.utils.clip_grad_norm_(side, self.module.max_grad_norm or torch.inf)
                 self.optimizer.step()
         return phase.taken
 
     # -- how --------------------------------------------------------------------------------------------------------
 
-    def _generate(self, prompts: int, group_size: int, width: int, sampling: SamplingParams, cap: int) -> None:
+    def _losses(self, tokens: TokenRows, temperature: float) -> Iterator[Tensor]:
+        """Sums in place of the objective's terms, with the same passes behind them, in the order of ``losses``."""
+        critic = self.policy.critic
+        states: list[PredictingStates] = []
+        logprobs_NT, _ = self.policy.logprobs(tokens, temperature, on_states=states.append)
+        if critic is not None and critic.form == "shared":
+            yield logprobs_NT.sum() + critic.head(states[0].hidden_MD).sum()
+            return
+        yield logprobs_NT.sum()
+        if critic is not None:
+            del logprobs_NT, states
+            with critic.trunk() as lm:
+                yield critic.state_values(lm, tokens).sum()
+
+    def _generate(
+        self,
+        prompts: int,
+        group_size: int,
+        width: int,
+        sampling: SamplingParams,
+        cap: int,
+        steps: int,
+        on_first: Callable[[], None] | None = None,
+    ) -> None:
+        """Sample, and end after so many steps that feed a token; ``on_first`` is called before the first."""
+
+        def before_step(length: int) -> None:
+            # What the steps themselves take: rollout mode counts what lies between the passes as the cache.
+            self.meter.part = "activations"
+            if length == 1 and on_first is not None:
+                on_first()
+            if length > steps:
+                raise _EnoughError
+
         # One prompt is shorter, as some always is: rows are padded, and take a mask.
         rows = [[0] * max(1, width - (row == 0)) for row in range(prompts)]
         params = SamplingParams(**vars(sampling) | {"max_new_tokens": cap, "stop": None})
-        with self.meter.counting_as("activations"):
-            generate(self.policy, rows, group_size, params, list(range(prompts * group_size)))
+        seeds = list(range(prompts * group_size))
+        with self.meter.counting_as("activations"), suppress(_EnoughError):
+            generate(self.policy, rows, group_size, params, seeds, before_step=before_step)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[_Taken]:
-        """Meter what runs inside, in the precision of the run; ends where :func:`_forwards` says so."""
-        gc.collect()
+        """Meter what runs inside, in the precision of the run."""
         taken = _Taken(name)
         with self.meter:
             self.meter.reset_peak()
-            with self._autocast():
+            # As Lightning's precision plugin, which casts weights anew at every use, but for the collector's rollouts.
+            with self._autocast(cache_enabled=name == "rollout"):
                 yield taken
             parts = {part: size for part, size in self.meter.peak.items() if size and part != HOST}
         taken.taken = PhaseMemory(name, parts, self.meter.live.get(HOST, 0))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, cache_enabled: bool) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
-        return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"))
+        return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"), cache_enabled=cache_enabled)
 
 
 class _Taken:
@@ -141,38 +202,26 @@ class _Taken:
         self.name = name
 
 
-@contextmanager
-def _forwards(policy: WeightlessPolicy, stop_at: int | None = None, on_decoding: Any = None) -> Iterator[None]:
-    """Watch the model's forward passes: end after the ``stop_at``-th, or be told of each that decodes one token."""
-    count = 0
+def last_columns(width: int, cap: int) -> int:
+    """Columns of a decoding cache after ``cap`` tokens behind a prompt of ``width``, with the room it has taken.
 
-    def before(lm: Any, args: Any, kwargs: Any) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        if on_decoding is not None and ids.shape[1] == 1:
-            on_decoding()
-
-    def after(lm: Any, args: Any, kwargs: Any, output: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == stop_at:
-            raise _EnoughError
-
-    decoder = decoder_of(policy.lm)
-    handles = [
-        decoder.register_forward_pre_hook(before, with_kwargs=True),
-        decoder.register_forward_hook(after, with_kwargs=True),
-    ]
-    try:
-        yield
-    except _EnoughError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    Left out is the moment at which a layer takes more room, when its old keys or values live beside the new ones.
+    """
+    prompt = DynamicLayer()
+    prompt.update(torch.zeros(1, 1, width, 1), torch.zeros(1, 1, width, 1))
+    layer, token = RoomyLayer([prompt], 1, cap), torch.zeros(1, 1, 1, 1)
+    for _ in range(cap - 1):
+        layer.update(token, token)
+    assert layer.keys is not None
+    return layer.keys.untyped_storage().nbytes() // token.nbytes
 
 
-def step_rows(prompts: list[int], completions: list[int]) -> TokenRows:
-    """Rows of prompts and completions of the given lengths; which tokens they are changes no memory."""
+def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
+    """Rows of prompts and completions of the given lengths; rows of one number have the same prompt.
+
+    Which tokens they are changes no memory. ``None`` for ``numbers``: each row has a prompt of its own.
+    """
     prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
-    width = int((prompts_N + completions_N).max())
-    return TokenRows(torch.zeros(len(prompts), width, dtype=torch.long), prompts_N, completions_N)
+    ids_NL = torch.zeros(len(prompts), int((prompts_N + completions_N).max()), dtype=torch.long)
+    ids_NL[:, 0] = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
+    return TokenRows(ids_NL, prompts_N, completions_N)

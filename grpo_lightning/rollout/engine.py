@@ -27,6 +27,7 @@ def generate(
     sampling: SamplingParams,
     seeds: list[int],
     on_finish: OnFinish | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Sample ``group_size`` completions of every prompt.
 
@@ -40,6 +41,7 @@ def generate(
         sampling: temperature, truncation, length.
         seeds: one a row, ``B * G``. A row's random numbers come from its seed alone.
         on_finish: is handed every row once, when its completion is seen to be finished, while the others decode on.
+        before_step: is told how many tokens each active row has, before the last of them is fed to the model.
 
     Returns:
         ``B * G`` completions, a prompt's neighbours of each other.
@@ -66,6 +68,8 @@ def generate(
                 kept_R = decoder.drop(finished)
                 tokens_R, rows.active_R = tokens_R[kept_R], rows.active_R[kept_R]
             if step + 1 < sampling.cap:
+                if before_step is not None:
+                    before_step(step + 1)
                 decoder.advance(tokens_R)
         else:
             rows.finished(sampling.cap)
