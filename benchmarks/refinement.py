@@ -99,12 +99,11 @@ def table(steps: dict[str, list[Step]]) -> list[str]:
             cells += [spread(columns[mode], 3), f"{spread(ratios)} x" if ratios else ""]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
-    lengths = [length for step in plain for length in step.lengths]
+    refined = steps["in_context"]
     lines.append(
-        f"Prompts of {_mean(plain, 'prompt_tokens'):.0f} tokens, completions of {statistics.mean(lengths):.0f}; further "
-        f"attempts: {statistics.mean(len(step.further) for step in steps['in_context']):.0f} of "
-        f"{_mean(steps['in_context'], 'further'):.0f} tokens behind conversations of "
-        f"{_mean(steps['in_context'], 'conversations'):.0f}."
+        f"Prompts of {_mean(plain, 'prompt_tokens'):.0f} tokens, completions of {_mean(plain, 'lengths'):.0f}; "
+        f"{statistics.mean(len(step.further) for step in refined):.0f} further attempts a step, of "
+        f"{_mean(refined, 'further'):.0f} tokens behind conversations of {_mean(refined, 'conversations'):.0f}."
     )
     return lines
 
