@@ -198,6 +198,26 @@ def test_rows_that_begin_another_are_read_out_of_its_pass(
     close(results(policy, padded), results(policy, shared), forward=0, gradient=0)
 
 
+def test_the_gradient_is_the_same_bit_by_bit_on_several_threads(tiny_model: Callable[[str], str]) -> None:
+    policy, equal = Policy(PolicyConfig(path=tiny_model("llama"))), [[*range(8, 68)]] * 64
+    (part,) = microbatches(token_rows([[5, 6]] * 64, equal, 0), torch.arange(64), 8192)
+    assert part.real_tokens == 62
+    weights_NT = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        policy.zero_grad()
+        (policy.logprobs(part.tokens)[0] * weights_NT).sum().backward()
+        return torch.cat([one.grad.flatten() for one in policy.trainable_parameters() if one.grad is not None])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(gradient(), first) for _ in range(8))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("form", ["copy", "adapter-off"])
 def test_the_reference_shares_prompts_too(model_path: str, form: str) -> None:
     lora = LoRAConfig(r=4) if form == "adapter-off" else None

@@ -78,7 +78,9 @@ def _shared_states(
     if prefixes is not None:
         ends_prefix_M = position_M == sharing.prefix_lengths_N[row_M] - 1
         index_M = torch.where(ends_prefix_M, prefixes.slot_N[row_M], index_M)
-    return torch.cat(states)[index_M]
+    # Rows that are read from the same place add up their gradients there: in an order that is always the same, which
+    # indexing does not keep on several threads.
+    return torch.nn.functional.embedding(index_M, torch.cat(states))
 
 
 def _longest(numbers_N: Tensor, lengths_N: Tensor) -> Tensor:
