@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", choices=[QUICKSTART.name, *SHAPES], default=QUICKSTART.name)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each that count")
     parser.add_argument("--template", default="{feedback}", help="of the turn between two attempts")
-    parser.add_argument("--beta", type=float, default=0.0, help="above 0, the reference's log-probs are part of a step")
+    parser.add_argument("--beta", type=float, help="in place of the configuration's; above 0, a step has a reference")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--policy", type=Path, help="for quickstart: a warm start that is there already")
@@ -68,9 +69,10 @@ def warm_start(folder: Path, steps: int | None) -> Path:
 def sides(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, OurSide]:
     """One for each mode, all of the same policy."""
     shape = QUICKSTART if args.config == QUICKSTART.name else SHAPES[args.config]
-    module: dict[str, Any] = {"beta": args.beta}
+    shape = shape if args.beta is None else replace(shape, beta=args.beta)
+    module: dict[str, Any] = {}
     data: dict[str, Any] = {}
-    if shape is QUICKSTART:
+    if shape.name == QUICKSTART.name:
         path = args.policy or warm_start(folder, steps=2 if args.smoke else None)
         module |= {"verifiers": [MathVerifier()], "max_tokens_per_microbatch": 4096, "max_grad_norm": 1.0}
         data |= {"task": Arithmetic(max_value=60, val_size=200)}
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"`{shlex.join(['python', *sys.argv])}`\n\n{machine(device)}\n")
     print(
         f"{shape.name}: {shape.about}; {shape.prompts} x {shape.group_size}, cap {shape.cap}, up to "
-        f"{shape.group_size // 4} further attempts a group, template {args.template!r}, beta={args.beta}; "
+        f"{shape.group_size // 4} further attempts a group, template {args.template!r}, beta={shape.beta}; "
         f"{args.repeats} turns, median (least to most)\n"
     )
     print("\n".join(table({mode: steps[1:] for mode, steps in turns.items()})))
