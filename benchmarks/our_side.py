@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Step:
         texts: their prompts.
         loss: the mean over the optimizer steps.
         peaks: MiB over the loaded model, by phase.
+        further: tokens of each further attempt.
+        conversations: tokens that each of them was trained under.
     """
 
     seconds: dict[str, float]
@@ -46,6 +48,8 @@ class Step:
     texts: list[str] = field(default_factory=list)
     loss: float = float("nan")
     peaks: dict[str, float] = field(default_factory=dict)
+    further: list[int] = field(default_factory=list)
+    conversations: list[int] = field(default_factory=list)
 
     @property
     def generated(self) -> int:
@@ -98,26 +102,33 @@ class OurSide:
         folder: of the model.
         device: to run on.
         memory: measure it, in place of time.
+        data_options: of :class:`RolloutDataModule`, over those of the shape.
         module_options: of :class:`GRPOModule`, over the defaults that its users get.
     """
 
     name = "ours"
 
     def __init__(
-        self, shape: Shape, folder: Path, device: torch.device, memory: bool = False, **module_options: Any
+        self,
+        shape: Shape,
+        folder: Path,
+        device: torch.device,
+        memory: bool = False,
+        data_options: Mapping[str, Any] | None = None,
+        **module_options: Any,
     ) -> None:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
         self.shape, self.device = shape, device
         self._optimizer: torch.optim.Optimizer | None = None
         lora = None if shape.lora is None else LoRAConfig(r=shape.lora, alpha=2 * shape.lora)
-        options: dict[str, Any] = {"optimizer": self._one_optimizer, "beta": shape.beta}
+        options: dict[str, Any] = {"optimizer": self._one_optimizer, "beta": shape.beta, "verifiers": [TokenVerifier()]}
         self.module = GRPOModule(
             policy=PolicyConfig(path=str(folder), dtype=shape.dtype, lora=lora),  # type: ignore[arg-type]
-            verifiers=[TokenVerifier()],
             updates_per_rollout=shape.updates,
             **options | module_options,
         )
+        self.data_options = {"task": Letters(shape)} | dict(data_options or {})
         self.peak = Peak(device, memory)
         self.base = 0.0
 
@@ -131,11 +142,11 @@ class OurSide:
         """One step; the seed is that of the sampling."""
         shape = self.shape
         data = RolloutDataModule(
-            task=Letters(shape),
             prompts_per_step=shape.prompts,
             group_size=shape.group_size,
             sampling=SamplingParams(max_new_tokens=shape.cap),
             seed=seed,
+            **self.data_options,
         )
         probe = _Probe(self.peak, self.base)
         with tempfile.TemporaryDirectory() as folder:
@@ -153,6 +164,7 @@ class OurSide:
         seconds = probe.seconds
         scoring = seconds["verify"]
         batch = probe.batch
+        further = [round_.tokens for round_ in batch.refinements]
         return Step(
             seconds={
                 "rollout": seconds["rollout"],
@@ -167,6 +179,8 @@ class OurSide:
             texts=[one.prompt.messages[0]["content"] for one in batch.rollouts],
             loss=probe.loss,
             peaks=probe.peaks,
+            further=[length for one in further for length in one.completion_lengths_N.tolist()],
+            conversations=[length for one in further for length in one.prompt_lengths_N.tolist()],
         )
 
 

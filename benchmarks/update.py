@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     total = sum(map(len, completions))
 
     def step(rows: torch.Tensor) -> dict[str, float]:
-        parts = microbatches(tokens, rows, args.max_tokens, share_prompts=args.worker == "shared")
+        parts = microbatches(tokens, rows, args.max_tokens, share=args.worker == "shared")
         for parameter in parameters:
             parameter.grad = None
         loss = torch.zeros((), device=device)

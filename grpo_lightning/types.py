@@ -23,11 +23,11 @@ This module imports no torch: verifiers and tasks use it and must import in mill
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -188,6 +188,21 @@ class Rollout:
     rewards_by_verifier: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
 
 
+class Sharing(NamedTuple):
+    """What rows have in common, to be run once; each ``[N]``, and equal numbers share a pass.
+
+    Args:
+        sequence_of_N: numbers of sequences. A row whose tokens, up to its last, begin another one's is read out of that
+            one's pass: of rows with the same number, the longest runs for all.
+        prefix_of_N: numbers of prefixes. A prefix leaves a cache, from which all sequences go on that begin with it.
+        prefix_lengths_N: tokens of the prefixes, at most those of the prompts; all 0 where there are none.
+    """
+
+    sequence_of_N: Tensor
+    prefix_of_N: Tensor
+    prefix_lengths_N: Tensor
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Tokenised prompts with their completions, one a row: what log-probs are computed from.
@@ -196,14 +211,13 @@ class TokenRows:
         ids_NL: prompt + completion, right padded.
         prompt_lengths_N: prompt tokens a row.
         completion_lengths_N: completion tokens a row.
-        prompt_of_N: numbers of the prompts, equal ones for equal prompts, where these shall be run once for all of
-            their rows; ``None``: each row runs its own.
+        sharing: what is run once for several rows; ``None``: each row runs by itself.
     """
 
     ids_NL: Tensor
     prompt_lengths_N: Tensor
     completion_lengths_N: Tensor
-    prompt_of_N: Tensor | None = None
+    sharing: Sharing | None = None
 
     def __len__(self) -> int:
         return len(self.ids_NL)
@@ -214,15 +228,19 @@ class TokenRows:
 
     def select(self, rows: Tensor) -> TokenRows:
         """The named rows, cut to the longest of them."""
-        prompt_of_N = None if self.prompt_of_N is None else self.prompt_of_N[rows]
-        chosen = TokenRows(self.ids_NL[rows], self.prompt_lengths_N[rows], self.completion_lengths_N[rows], prompt_of_N)
+        chosen = self._map(lambda tensor: tensor[rows])
         width = int(chosen.lengths_N.max()) if len(chosen) else 0
         return replace(chosen, ids_NL=chosen.ids_NL[:, :width])
 
     def to(self, device: torch.device) -> TokenRows:
-        prompt_of_N = None if self.prompt_of_N is None else self.prompt_of_N.to(device)
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenRows:
         return TokenRows(
-            self.ids_NL.to(device), self.prompt_lengths_N.to(device), self.completion_lengths_N.to(device), prompt_of_N
+            change(self.ids_NL),
+            change(self.prompt_lengths_N),
+            change(self.completion_lengths_N),
+            None if self.sharing is None else Sharing(*map(change, self.sharing)),
         )
 
 

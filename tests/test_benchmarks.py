@@ -63,6 +63,15 @@ def test_logprobs_runs() -> None:
     )
 
 
+def test_refinement_prints_what_each_mode_costs() -> None:
+    text = run("refinement.py", "--smoke", "--config", "tiny", "--repeats", "1", "--beta", "0.1")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [row.split(",")[0] for row in rows[2:]] == [f"| {name}" for name in (
+        "rollout", "scoring", "reference", "update", "step")]  # fmt: skip
+    assert {row.count("|") for row in rows} == {7}
+    assert " 0 further attempts" not in text
+
+
 def test_scaling_prints_exponents() -> None:
     text = run("scaling.py", "--smoke", "--axis", "completion")
     assert "| completion | rollout s | 32, 64 |" in text

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from grpo_lightning.algorithms import GRPOModule, PPOModule, base
+from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import credited, learning_rows
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
@@ -171,6 +173,39 @@ def test_the_gradient_is_that_of_the_formula(model_path: str, tmp_path: Path, mo
     (-torch.stack(terms).sum() / len(terms)).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[f"policy.model.{name}"], parameter.grad, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [GRPOModule, PPOModule])
+def test_an_attempt_that_another_follows_does_not_run_by_itself(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: type[OnlineModule]
+) -> None:
+    ran: list[int] = []
+    original = base.microbatches
+
+    def spy(*args: Any) -> Any:
+        parts = original(*args)
+        ran.append(sum(part.real_tokens for part in parts))
+        return parts
+
+    monkeypatch.setattr(base, "microbatches", spy)
+    data = rollouts(
+        refinement=RefinementConfig(budget=4), sampling=SamplingParams(max_new_tokens=80), prompts_per_step=3
+    )
+    trained, batches = [], []
+    for shares in (True, False):
+        monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
+        policy = PolicyConfig(path=model_path)
+        module = algorithm(policy, [Parity()], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd)
+        watch = Watch()
+        trained.append(fit(tmp_path, module, 1, data, callbacks=[watch]))
+        batches += watch.batches
+    (second,) = batches[0].refinements
+    # All count here, for beta is above 0, and each parent's row is saved; perhaps more, where attempts are alike.
+    saved = batches[0].tokens.lengths_N[sorted(set(second.parents))].sum()
+    assert 0 < saved <= ran[1] - ran[0]
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(weight, trained[1][name], atol=5e-5, rtol=1e-3)
+    assert not same(*trained)
 
 
 def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, tmp_path: Path) -> None:

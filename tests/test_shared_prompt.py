@@ -14,11 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicLayer
+from transformers.models.lfm2.modeling_lfm2 import Lfm2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from grpo_lightning.algorithms.microbatch import microbatches, prompt_numbers
+from grpo_lightning.algorithms import microbatch
+from grpo_lightning.algorithms.microbatch import longest_continuations, microbatches, shortest_beginnings
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, shared_prompt
 from grpo_lightning.rollout.batch import token_rows
-from grpo_lightning.types import TokenRows
+from grpo_lightning.types import Sharing, TokenRows
 from tests.tiny import tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same
 
@@ -37,11 +40,27 @@ def grouped(groups: list[tuple[int, list[int]]], pad: int = 0, seed: int = 0) ->
             prompts.append(prompt)
             completions.append(torch.randint(8, 264, (length,), generator=generator).tolist())
             numbers.append(number)
-    return replace(token_rows(prompts, completions, pad), prompt_of_N=torch.tensor(numbers))
+    return with_prefixes(token_rows(prompts, completions, pad), numbers)
+
+
+def with_prefixes(tokens: TokenRows, numbers: list[int]) -> TokenRows:
+    """Every prompt a prefix, every row a sequence of its own."""
+    return replace(tokens, sharing=Sharing(torch.arange(len(tokens)), torch.tensor(numbers), tokens.prompt_lengths_N))
 
 
 def plain(tokens: TokenRows) -> TokenRows:
-    return replace(tokens, prompt_of_N=None)
+    return replace(tokens, sharing=None)
+
+
+@pytest.fixture
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms in the dtype of their input: transformers' compute in float32 whatever that is, good to 1e-7 alone."""
+
+    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden * (hidden.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    for norm in (LlamaRMSNorm, Lfm2RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
 
 
 def policy_in_float64(path: str, lora: bool = False) -> Policy:
@@ -117,6 +136,88 @@ def test_in_bfloat16_they_agree_within_rounding(model_path: str) -> None:
     assert (shared - exact).norm() < 1.5 * (rows - exact).norm() < 0.1 * exact.norm()
 
 
+# -- rows that begin another one --------------------------------------------------------------------------------------
+
+
+def conversations(pad: int = 0) -> TokenRows:
+    """Two groups with further attempts behind a first one and its feedback, and some equal completions.
+
+    Row by row: a group of five, of which two are equal and one is the same but for its last token; further attempts
+    behind its first and third; a second group of two, and a third attempt behind the second; a conversation that the
+    chat template rendered differently, so that the attempt does not begin it.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def some(length: int) -> list[int]:
+        return torch.randint(8, 264, (length,), generator=draw).tolist()
+
+    one, other = some(9), some(14)
+    first, cut, short = some(12), some(7), some(1)
+    rows = [(one, first), (one, first), (one, [*first[:-1], 9]), (one, cut), (one, short)]
+    told = [*one, *first, *some(6)]
+    again = some(5)
+    rows += [(told, again), (told, [*again[:3], *some(4)]), ([*one, *cut[:-1], *some(8)], some(3))]
+    rows += [(other, cut), (other, some(3)), ([*other, *cut, *some(5), *some(4), *some(6)], some(2))]
+    rows += [([*other[:-1], 9, *cut, *some(5)], some(4))]
+    return token_rows([prompt for prompt, _ in rows], [completion for _, completion in rows], pad)
+
+
+def planned(tokens: TokenRows, prefixes: bool, monkeypatch: pytest.MonkeyPatch) -> TokenRows:
+    """As the planner has them in one micro-batch, with prompts run once or not."""
+    with monkeypatch.context() as patch:
+        # What a pass costs decides: nothing, or more than all prompts together (and then a micro-batch holds all).
+        patch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1000)
+        (part,) = microbatches(tokens, torch.arange(len(tokens)), 10**6)
+        assert part.tokens.sharing is not None
+        assert not part.tokens.sharing.prefix_lengths_N.any()
+        if not prefixes:
+            return part.tokens.select(part.rows.argsort())
+        sequences = microbatch._shared_sequences(tokens)
+        return replace(tokens, sharing=microbatch._sharing(sequences, True, tokens.ids_NL.device))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize("overhead", [0, 64])
+@pytest.mark.usefixtures("exact_norms")
+def test_rows_that_begin_another_are_read_out_of_its_pass(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, prefixes: bool, lora: bool, overhead: int
+) -> None:
+    policy, tokens = policy_in_float64(model_path, lora), conversations()
+    shared = planned(tokens, prefixes, monkeypatch)
+    assert shared.sharing is not None
+    # By hand: two attempts behind the first completion (which carry it, its equals and the single token), one behind
+    # the fourth; in the other group the third attempt, which carries the first, and the second; and the stranger.
+    assert len(shared.sharing.sequence_of_N.unique()) == 6
+    assert len(shared.sharing.prefix_of_N.unique()) == 3
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)
+    close(results(policy, shared), results(policy, tokens), gradient=1e-10)
+    mixed = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
+    close(results(policy, shared.select(mixed)), results(policy, tokens.select(mixed)), gradient=1e-10)
+    padded = planned(conversations(pad=99), prefixes, monkeypatch)
+    close(results(policy, padded), results(policy, shared), forward=0, gradient=0)
+
+
+def test_the_gradient_is_the_same_bit_by_bit_on_several_threads(tiny_model: Callable[[str], str]) -> None:
+    policy, equal = Policy(PolicyConfig(path=tiny_model("llama"))), [[*range(8, 68)]] * 64
+    (part,) = microbatches(token_rows([[5, 6]] * 64, equal, 0), torch.arange(64), 8192)
+    assert part.real_tokens == 62
+    weights_NT = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        policy.zero_grad()
+        (policy.logprobs(part.tokens)[0] * weights_NT).sum().backward()
+        return torch.cat([one.grad.flatten() for one in policy.trainable_parameters() if one.grad is not None])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(gradient(), first) for _ in range(8))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("form", ["copy", "adapter-off"])
 def test_the_reference_shares_prompts_too(model_path: str, form: str) -> None:
     lora = LoRAConfig(r=4) if form == "adapter-off" else None
@@ -147,30 +248,68 @@ def test_a_plan_names_every_row_once_and_keeps_the_budget(
         assert part.real_tokens <= part.padded_tokens
         assert torch.equal(part.tokens.completion_lengths_N, tokens.completion_lengths_N[part.rows])
         assert torch.equal(part.tokens.prompt_lengths_N, tokens.prompt_lengths_N[part.rows])
-        assert share or part.tokens.prompt_of_N is None
-        if part.tokens.prompt_of_N is None:
+        assert share or part.tokens.sharing is None
+        if part.tokens.sharing is None:
             assert part.real_tokens == part.tokens.lengths_N.sum()
         else:
-            truth = tokens.prompt_of_N[part.rows]
-            assert torch.equal(truth[:, None] == truth, part.tokens.prompt_of_N[:, None] == part.tokens.prompt_of_N)
+            truth, found = tokens.sharing.prefix_of_N[part.rows], part.tokens.sharing.prefix_of_N
+            assert torch.equal(truth[:, None] == truth, found[:, None] == found)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(groups=LENGTHS.filter(bool), budget=st.integers(1, 400))
+LETTERS = st.lists(st.sampled_from([8, 9]), min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=LENGTHS.filter(bool).map(grouped).map(plain)
+    | st.lists(st.tuples(LETTERS, LETTERS), min_size=1, max_size=12).map(
+        # Two letters make equal rows, and rows and prompts that begin others, in every way.
+        lambda rows: token_rows([prompt for prompt, _ in rows], [completion for _, completion in rows], 0)
+    ),
+    budget=st.integers(1, 400),
+    overhead=st.sampled_from([1, 64]),
+)
 def test_the_gradient_does_not_depend_on_the_plan(
-    tiny_model: Callable[[str], str], groups: list[tuple[int, list[int]]], budget: int
+    tiny_model: Callable[[str], str],
+    exact_norms: None,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: TokenRows,
+    budget: int,
+    overhead: int,
 ) -> None:
+    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)
     policy = policy_in_float64(tiny_model("lfm2"))
-    tokens = grouped(groups)
-    policy.logprobs(plain(tokens))[0].sum().backward()
-    whole = [parameter.grad for parameter in policy.trainable_parameters()]
+    expected = results(policy, rows)
+    parts = microbatches(rows, torch.arange(len(rows)), budget)
+    assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(len(rows)))
     policy.zero_grad()
-    for part in microbatches(plain(tokens), torch.arange(len(tokens)), budget):
-        policy.logprobs(part.tokens)[0].sum().backward()
-    for parameter, expected in zip(policy.trainable_parameters(), whole, strict=True):
+    found = torch.zeros_like(expected[0])
+    weights_NT = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).view_as(found)
+    for part in parts:
+        assert (
+            part.padded_tokens <= budget or len(part.rows) == 1 or len(part.tokens.sharing.sequence_of_N.unique()) == 1
+        )
+        logprobs_NT, entropy_NT = policy.logprobs(part.tokens, temperature=0.8)
+        width = logprobs_NT.shape[1]
+        found[part.rows, :width] = logprobs_NT.detach()
+        ((logprobs_NT + 0.3 * entropy_NT) * weights_NT[part.rows, :width]).sum().backward()
+    torch.testing.assert_close(found, expected[0], atol=1e-13, rtol=1e-13)
+    for parameter, gradient in zip(policy.trainable_parameters(), expected[2], strict=True):
         assert parameter.grad is not None
-        assert expected is not None
-        assert (parameter.grad - expected).norm() <= 1e-6 * expected.norm()
+        assert (parameter.grad - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+def test_equal_completions_and_attempts_that_are_followed_count_once() -> None:
+    prompt, first, told = [8] * 40, [9] * 20, [10] * 30
+    rows = token_rows([prompt, prompt, [*prompt, *first, *told]], [first, first, [11] * 10], 0)
+    (part,) = microbatches(rows, torch.arange(3), 8192)
+    assert (part.real_tokens, part.padded_tokens) == (100, 100)
+    alone = microbatches(rows, torch.arange(3), 8192, share=False)
+    assert sum(one.real_tokens for one in alone) == 60 + 60 + 100
+    # The rows that are read out of the third count an eighth of their 20 tokens: 105 in all, beside a row of its own.
+    more = token_rows([prompt, prompt, [*prompt, *first, *told], [12] * 50], [first, first, [11] * 10, [13] * 50], 0)
+    assert [len(one.rows) for one in microbatches(more, torch.arange(4), 205)] == [4]
+    assert [len(one.rows) for one in microbatches(more, torch.arange(4), 204)] == [3, 1]
 
 
 def test_long_prompts_are_shared_and_short_ones_are_not() -> None:
@@ -178,17 +317,17 @@ def test_long_prompts_are_shared_and_short_ones_are_not() -> None:
     (part,) = microbatches(grouped([(300, [30] * 8)]), rows, 8192)
     # By hand: the prompt once and eight completions.
     assert (part.real_tokens, part.padded_tokens) == (300 + 8 * 30, 300 + 8 * 30)
-    assert part.tokens.prompt_of_N is not None
+    assert part.tokens.sharing is not None
     # 7 x 4 tokens are less than a second pass costs; and alone there is nobody to share with.
     for few in (grouped([(4, [30] * 8)]), grouped([(300, [30])] * 8)):
-        assert all(part.tokens.prompt_of_N is None for part in microbatches(few, rows, 8192))
+        assert all(part.tokens.sharing is None for part in microbatches(few, rows, 8192))
 
 
 def test_a_group_that_the_budget_cannot_hold_is_split() -> None:
     # By hand: a prompt of 300, and for each row 30 of its own and 300 / 8 forked: 437 for two rows, 772 for seven.
     parts = microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 440)
     assert [len(part.rows) for part in parts] == [2, 2, 2, 2]
-    assert all(part.tokens.prompt_of_N is not None for part in parts)
+    assert all(part.tokens.sharing is not None for part in parts)
     assert [len(part.rows) for part in microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 773)] == [7, 1]
 
 
@@ -207,9 +346,19 @@ def test_plain_rows_are_cut_by_the_budget_and_where_padding_costs_more_than_a_pa
     assert lengths == [[31], [10, 10, 6], [3, 3, 2]]
 
 
-def test_prompts_are_numbered_by_their_tokens() -> None:
-    tokens = token_rows([[1, 2], [1, 2, 3], [1, 2], [4]], [[3, 9], [9], [8], [9]], 0)
-    assert prompt_numbers(tokens) == [0, 1, 0, 2]
+KEYS = st.lists(st.text("ab", max_size=5).map(str.encode), max_size=12)
+
+
+@given(KEYS)
+def test_beginnings_and_continuations_are_those_of_a_search_through_all_pairs(keys: list[bytes]) -> None:
+    beginnings, continuations = shortest_beginnings(keys), longest_continuations(keys)
+    for index, key in enumerate(keys):
+        assert keys[beginnings[index]] == min((one for one in keys if key.startswith(one)), key=len)
+        continued = keys[continuations[index]]
+        assert continued.startswith(key)
+        assert not any(one.startswith(continued) and one != continued for one in keys)
+    for found in (beginnings, continuations):
+        assert all(found[index] == index for index in found)
 
 
 # -- fallbacks --------------------------------------------------------------------------------------------------------
@@ -272,7 +421,7 @@ def count_shared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     original = Policy.logprobs
 
     def spy(self: Policy, tokens: TokenRows, *args: Any, **kwargs: Any) -> Any:
-        seen.append(tokens.prompt_of_N is not None)
+        seen.append(tokens.sharing is not None)
         return original(self, tokens, *args, **kwargs)
 
     monkeypatch.setattr(Policy, "logprobs", spy)

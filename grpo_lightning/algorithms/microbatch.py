@@ -1,9 +1,9 @@
-"""Cutting the rows of an optimizer step into micro-batches by a budget of tokens."""
+"""Cutting the rows of an optimizer step into micro-batches by a budget of tokens, what rows share being run once."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.models.shared_prompt import cut_by_padding, pass_overhead, pass_rows
-from grpo_lightning.types import TokenRows
+from grpo_lightning.types import Sharing, TokenRows
 
 # A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time.
 _ENOUGH = 16
-# Of a prompt that was run once, each row keeps a copy of the keys and values: less than an eighth of what a token that
-# runs through the model leaves behind for the backward pass.
-_FORKED_SHARE = 8
+# Of a prefix that was run once, each sequence keeps a copy of the keys and values; of a sequence that was run once,
+# each row keeps the states that it is read from: less than an eighth of what a token that runs through the model
+# leaves behind for the backward pass.
+_COPIED_SHARE = 8
 
 
 class Microbatch(NamedTuple):
@@ -25,7 +26,7 @@ class Microbatch(NamedTuple):
 
     Args:
         rows: their indices.
-        tokens: of these rows, with their prompts numbered where each is to be run once.
+        tokens: of these rows, with what they share.
         real_tokens: that run through the model.
         padded_tokens: the same, padding included.
     """
@@ -37,128 +38,224 @@ class Microbatch(NamedTuple):
 
 
 def microbatches(
-    tokens: TokenRows, rows: Tensor, max_tokens: int, share_prompts: bool = True, device_type: str | None = None
+    tokens: TokenRows, rows: Tensor, max_tokens: int, share: bool = True, device_type: str | None = None
 ) -> list[Microbatch]:
     """The micro-batches of an optimizer step, together naming every row once.
 
-    Two plans are made, and the cheaper is taken, by the count of tokens with padding and the overhead of each pass:
+    A row that is the beginning of another, but for its last token, is read out of that one's pass. For the sequences
+    that are left two plans are made, and the cheaper is taken, by the count of tokens with padding and the overhead of
+    each pass:
 
-    - Rows sorted by length, cut where the budget is full, or where padding would cost more than another pass does.
-    - Rows with the same prompt together, the prompt run once. A group is split if the budget cannot hold it.
+    - Sequences sorted by length, cut where the budget is full, or where padding would cost more than another pass does.
+    - Sequences with the same prompt at their front together, the prompt run once. A group is split if the budget cannot
+      hold it.
 
-    A row that is longer than the budget gets a micro-batch of its own. The longest come first: if the memory does not
-    suffice, it shows at once.
+    A sequence that is longer than the budget gets a micro-batch of its own. The longest come first: if the memory does
+    not suffice, it shows at once.
 
     Args:
         tokens: all rows of the rollout.
         rows: indices of those wanted.
         max_tokens: the budget: tokens that run through the model at once, padding included. A shared prompt counts
-            once, and an eighth for each of its rows, which keep its keys and values.
-        share_prompts: whether the second plan is to be considered.
+            once, and an eighth for each of its sequences, which keep its keys and values; a completion that is read out
+            of another row's pass counts an eighth too.
+        share: whether rows may share anything; else each runs by itself.
         device_type: where they will run, if not where the tokens are.
     """
     if not len(rows):
         return []
-    chosen = tokens.select(rows)
+    chosen = replace(tokens.select(rows), sharing=None)
     overhead = pass_overhead(device_type or tokens.ids_NL.device.type)
-    prompts, completions = chosen.prompt_lengths_N.tolist(), chosen.completion_lengths_N.tolist()
-    parts = _plain_parts(prompts, completions, max_tokens, overhead)
-    numbers_N: Tensor | None = None
-    if share_prompts:
-        numbers = prompt_numbers(chosen)
-        shared = _SharedPlan(numbers, prompts, completions, overhead).parts(max_tokens)
-        if _cost(shared, overhead) < _cost(parts, overhead):
-            parts, numbers_N = shared, torch.tensor(numbers, device=rows.device)
-    chosen = replace(chosen, prompt_of_N=numbers_N)
-    cuts = [torch.tensor(part.rows, device=rows.device) for part in parts]
+    sequences = _shared_sequences(chosen) if share else _single_sequences(chosen)
+    parts = _plain_parts(sequences, max_tokens, overhead)
+    if share:
+        prefixed = _PrefixPlan(overhead).parts(sequences, max_tokens)
+        use_prefixes = _cost(prefixed, overhead) < _cost(parts, overhead)
+        parts = prefixed if use_prefixes else parts
+        if use_prefixes or len(sequences) < len(chosen):
+            chosen = replace(chosen, sharing=_sharing(sequences, use_prefixes, rows.device))
+    cuts = [torch.tensor([row for one in part.sequences for row in one.rows], device=rows.device) for part in parts]
     return [
         Microbatch(rows[cut], chosen.select(cut), part.real, part.padded) for cut, part in zip(cuts, parts, strict=True)
     ]
 
 
-def prompt_numbers(tokens: TokenRows) -> list[int]:
-    """A number for each row's prompt, the same for the same tokens."""
-    lengths = tokens.prompt_lengths_N.tolist()
-    numbers: dict[bytes, int] = {}
-    ids_NP = tokens.ids_NL[:, : max(lengths)].cpu().numpy()
-    keys = [ids_P[:length].tobytes() for ids_P, length in zip(ids_NP, lengths, strict=True)]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+# -- what rows have in common -----------------------------------------------------------------------------------------
+
+
+class _Sequence(NamedTuple):
+    """What one pass runs.
+
+    Args:
+        rows: that are read out of it, the longest first.
+        length: of that one, in tokens.
+        prefix: number of the prompt at its front.
+        prefix_length: tokens of that prompt.
+        copied: completion tokens of the other rows.
+    """
+
+    rows: list[int]
+    length: int
+    prefix: int
+    prefix_length: int
+    copied: int
+
+    @property
+    def tail(self) -> int:
+        return self.length - self.prefix_length
+
+
+def _single_sequences(tokens: TokenRows) -> list[_Sequence]:
+    prompts = tokens.prompt_lengths_N.tolist()
+    return [_Sequence([row], length, row, prompts[row], 0) for row, length in enumerate(tokens.lengths_N.tolist())]
+
+
+def _shared_sequences(tokens: TokenRows) -> list[_Sequence]:
+    """The longest rows, each with those that are read out of it, and the shortest prompt that it begins with."""
+    single, completions = _single_sequences(tokens), tokens.completion_lengths_N.tolist()
+    ids_NL = tokens.ids_NL.cpu().numpy()
+    prompts = [ids_NL[row, : one.prefix_length].tobytes() for row, one in enumerate(single)]
+    inputs = [ids_NL[row, : one.length - 1].tobytes() for row, one in enumerate(single)]
+    roots, carriers = shortest_beginnings(prompts), longest_continuations(inputs)
+    found: dict[int, list[int]] = {row: [row] for row in range(len(single)) if carriers[row] == row}
+    for row, carrier in enumerate(carriers):
+        if row != carrier:
+            found[carrier].append(row)
+    return [
+        _Sequence(
+            members,
+            single[row].length,
+            roots[row],
+            single[roots[row]].prefix_length,
+            sum(completions[member] for member in members[1:]),
+        )
+        for row, members in found.items()
+    ]
+
+
+def shortest_beginnings(keys: Sequence[bytes]) -> list[int]:
+    """For each key the index of the shortest that it starts with, itself included; of equal ones, always the same."""
+    found, shortest = [0] * len(keys), -1
+    # In this order, all keys that start with another stand right behind it.
+    for index in sorted(range(len(keys)), key=keys.__getitem__):
+        if shortest < 0 or not keys[index].startswith(keys[shortest]):
+            shortest = index
+        found[index] = shortest
+    return found
+
+
+def longest_continuations(keys: Sequence[bytes]) -> list[int]:
+    """For each key the index of one that starts with it and begins no other; of equal ones, always the same."""
+    found, longest = [0] * len(keys), -1
+    for index in sorted(range(len(keys)), key=keys.__getitem__, reverse=True):
+        if longest < 0 or not keys[longest].startswith(keys[index]):
+            longest = index
+        found[index] = longest
+    return found
+
+
+def _sharing(sequences: Sequence[_Sequence], use_prefixes: bool, device: torch.device) -> Sharing:
+    columns = {
+        row: (number, one.prefix, one.prefix_length if use_prefixes else 0)
+        for number, one in enumerate(sequences)
+        for row in one.rows
+    }
+    return Sharing(*torch.tensor([columns[row] for row in range(len(columns))], device=device).unbind(1))
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
 
 
 class _Part(NamedTuple):
-    """A micro-batch in the making, in counts of tokens: ``forked`` are those of shared prompts, for every row."""
+    """A micro-batch in the making, in counts of tokens.
 
-    rows: list[int]
+    Args:
+        sequences: that it runs.
+        real: tokens that run.
+        padded: the same, padding included.
+        copied: tokens of which a part is kept once more: of prefixes for each sequence, of sequences for each row.
+        passes: of the model.
+    """
+
+    sequences: list[_Sequence]
     real: int
     padded: int
-    forked: int
+    copied: int
     passes: int
 
     @property
     def size(self) -> int:
-        return self.padded + self.forked // _FORKED_SHARE
+        return self.padded + self.copied // _COPIED_SHARE
 
 
 def _cost(parts: Iterable[_Part], overhead: int) -> int:
     return sum(part.size + part.passes * overhead for part in parts)
 
 
-def _plain_parts(prompts: Sequence[int], completions: Sequence[int], max_tokens: int, overhead: int) -> list[_Part]:
-    lengths = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+def _most(sequences: Sequence[_Sequence], max_tokens: int, part: Callable[[Sequence[_Sequence]], _Part]) -> _Part:
+    """The first of them, as many as the budget holds, and at least one."""
+    # Bisection over their number, with which the size grows.
+    more = bisect_right(range(2, len(sequences) + 1), max_tokens, key=lambda count: part(sequences[:count]).size)
+    return part(sequences[: 1 + more])
+
+
+def _plain_parts(sequences: Sequence[_Sequence], max_tokens: int, overhead: int) -> list[_Part]:
+    order = sorted(sequences, key=lambda one: -one.length)
+    lengths = [one.length for one in order]
     parts = []
-    for run in cut_by_padding(order, [lengths[row] for row in order], overhead):
-        while run:
-            held = max(1, min(max_tokens, _ENOUGH * overhead) // max(1, lengths[run[0]]))
-            rows, run = run[:held], run[held:]
-            parts.append(_Part(rows, sum(lengths[row] for row in rows), len(rows) * lengths[rows[0]], 0, 1))
+    for run in cut_by_padding(range(len(order)), lengths, overhead):
+        rest = [order[index] for index in run]
+        while rest:
+            parts.append(_most(rest, min(max_tokens, _ENOUGH * overhead), _plain_part))
+            rest = rest[len(parts[-1].sequences) :]
     return parts
 
 
-class _SharedPlan:
-    """Rows with the same prompt together."""
+def _plain_part(sequences: Sequence[_Sequence]) -> _Part:
+    """One pass over sequences that are sorted by length."""
+    return _Part(
+        sequences=list(sequences),
+        real=sum(one.length for one in sequences),
+        padded=len(sequences) * sequences[0].length,
+        copied=sum(one.copied for one in sequences),
+        passes=1,
+    )
 
-    def __init__(
-        self, numbers: Sequence[int], prompts: Sequence[int], completions: Sequence[int], overhead: int
-    ) -> None:
-        self.numbers = numbers
-        self.prompts = prompts
-        self.completions = completions
+
+class _PrefixPlan:
+    """Sequences with the same prompt at their front together."""
+
+    def __init__(self, overhead: int) -> None:
         self.overhead = overhead
 
-    def part(self, rows: Sequence[int]) -> _Part:
-        heads = [self.prompts[row] for row in {self.numbers[row]: row for row in rows}.values()]
-        lengths = [self.completions[row] for row in rows]
-        runs = pass_rows(lengths, self.overhead)
-        padded = sum(len(run) * lengths[run[0]] for run in runs)
+    def part(self, sequences: Sequence[_Sequence]) -> _Part:
+        heads = list({one.prefix: one.prefix_length for one in sequences}.values())
+        tails = [one.tail for one in sequences]
+        runs = pass_rows(tails, self.overhead)
+        padded = sum(len(run) * tails[run[0]] for run in runs)
         return _Part(
-            rows=list(rows),
-            real=sum(heads) + sum(lengths[row] for run in runs for row in run),
+            sequences=list(sequences),
+            real=sum(heads) + sum(tails[index] for run in runs for index in run),
             padded=len(heads) * max(heads) + padded,
-            forked=max(heads) * sum(len(run) for run in runs),
+            copied=max(heads) * sum(len(run) for run in runs) + sum(one.copied for one in sequences),
             passes=1 + len(runs),
         )
 
-    def parts(self, max_tokens: int) -> list[_Part]:
+    def parts(self, sequences: Sequence[_Sequence], max_tokens: int) -> list[_Part]:
         """Groups by the length of their prompts, joined while that saves more than their padding costs."""
-        order = sorted(range(len(self.numbers)), key=lambda row: (-self.prompts[row], -self.completions[row]))
-        groups: dict[int, list[int]] = {}
-        for row in order:
-            groups.setdefault(self.numbers[row], []).append(row)
+        groups: dict[int, list[_Sequence]] = {}
+        for one in sorted(sequences, key=lambda one: (-one.prefix_length, -one.length)):
+            groups.setdefault(one.prefix, []).append(one)
         parts: list[_Part] = []
         for group in groups.values():
             if parts:
                 last = parts[-1]
-                joined = self.part(last.rows + group)
+                joined = self.part(last.sequences + group)
                 saved = _cost([last, self.part(group)], self.overhead) - _cost([joined], self.overhead)
                 if saved > 0 and joined.size <= min(max_tokens, _ENOUGH * self.overhead):
                     parts[-1] = joined
                     continue
             while group:
-                # At least one row, and all that the budget holds: bisection over sizes, which grow with the rows.
-                held = bisect_right(
-                    range(2, len(group) + 1), max_tokens, key=lambda count: self.part(group[:count]).size
-                )
-                parts.append(self.part(group[: 1 + held]))
-                group = group[1 + held :]
+                parts.append(_most(group, max_tokens, self.part))
+                group = group[len(parts[-1].sequences) :]
         return parts

@@ -1,8 +1,11 @@
-"""Hidden states that predict the completions, with each prompt run once for all rows that share it.
+"""Hidden states that predict the completions, with what several rows have in common run once for all of them.
 
 A group's rows differ behind their prompt only. Where it is long, running it once for all of them saves most of the
 forward and the backward pass: the prompt leaves a cache, with gradients, which is forked to its completions. Every
 layer that can continue from a cache is served, attention and convolution alike, and no layer needs to know.
+
+Some rows are the whole beginning of another: equal completions, and an attempt that another one follows in the same
+conversation. Their states are read out of that other row's pass.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo_lightning.types import TokenRows
+from grpo_lightning.types import Sharing, TokenRows
 
 
 class PredictingStates(NamedTuple):
@@ -33,55 +36,87 @@ class PredictingStates(NamedTuple):
 
 
 def predicting_states(decoder: nn.Module, tokens: TokenRows) -> PredictingStates:
-    """Of all completion tokens, by one pass over rows that are right padded, or with their prompts shared.
+    """Of all completion tokens, by one pass over rows that are right padded, or as ``tokens.sharing`` says.
 
-    Prompts are shared where ``tokens.prompt_of_N`` numbers them. With causal layers (attention and convolution alike)
-    the pads on the right are seen by no token, and no attention mask is needed.
+    With causal layers (attention and convolution alike) the pads on the right are seen by no token, and no attention
+    mask is needed.
     """
-    if tokens.prompt_of_N is not None:
-        return _with_shared_prompts(decoder, tokens)
     row_M, place_M = _within(tokens.completion_lengths_N)
     # The token at position p is predicted by the hidden state at p - 1, so nothing is predicted by the last one.
-    ids_NL = tokens.ids_NL[:, : max(1, tokens.ids_NL.shape[1] - 1)]
-    hidden_NLD = decoder(input_ids=ids_NL, use_cache=False).last_hidden_state
-    return PredictingStates(hidden_NLD[row_M, tokens.prompt_lengths_N[row_M] + place_M - 1], row_M, place_M)
+    position_M = tokens.prompt_lengths_N[row_M] + place_M - 1
+    if tokens.sharing is None:
+        ids_NL = tokens.ids_NL[:, : max(1, tokens.ids_NL.shape[1] - 1)]
+        hidden_NLD = decoder(input_ids=ids_NL, use_cache=False).last_hidden_state
+        return PredictingStates(hidden_NLD[row_M, position_M], row_M, place_M)
+    return PredictingStates(_shared_states(decoder, tokens, tokens.sharing, row_M, position_M), row_M, place_M)
 
 
-def _with_shared_prompts(decoder: nn.Module, tokens: TokenRows) -> PredictingStates:
-    device, lengths = tokens.ids_NL.device, tokens.completion_lengths_N.tolist()
-    cache, last_BD, slot_N, mask_BP = _run_prompts(decoder, tokens)
-    started_M = (tokens.completion_lengths_N > 0).nonzero()[:, 0]
-    parts = [PredictingStates(last_BD[slot_N[started_M]], started_M, torch.zeros_like(started_M))]
-    for run in pass_rows(lengths, pass_overhead(device.type)):
-        rows_R = torch.tensor(run, device=device)
+def _shared_states(
+    decoder: nn.Module, tokens: TokenRows, sharing: Sharing, row_M: Tensor, position_M: Tensor
+) -> Tensor:
+    """The hidden states at some positions of some rows, every prefix and every sequence being run once."""
+    device, lengths_N = tokens.ids_NL.device, tokens.lengths_N
+    prefixes = _run_prefixes(decoder, tokens, sharing)
+    # All states end to end, the prefixes' last ones first; and where among them each row's first token would stand.
+    states = [] if prefixes is None else [prefixes.last_BD]
+    start_N = torch.zeros_like(lengths_N)
+    runner_N = _longest(sharing.sequence_of_N, lengths_N)
+    runners = runner_N.unique()
+    tails = (lengths_N - sharing.prefix_lengths_N)[runners].tolist()
+    for run in pass_rows(tails, pass_overhead(device.type)):
+        rows_R = runners[run]
         # A convolution continues from a cache by a kernel for decoding, without gradient, where the width is 1.
-        width = max(2, lengths[run[0]] - 1)
-        position_RT = tokens.prompt_lengths_N[rows_R, None] + torch.arange(width, device=device)
+        width = max(2, tails[run[0]] - 1)
+        first_R = sharing.prefix_lengths_N[rows_R]
         # Pads repeat the last token: a position past the model's longest would be an error.
-        position_RT = torch.minimum(position_RT, tokens.lengths_N[rows_R, None] - 1)
-        inputs = {"input_ids": tokens.ids_NL[rows_R].gather(1, position_RT)}
-        if mask_BP is not None:
-            mask_RP = mask_BP[slot_N[rows_R]]
+        position_RT = torch.minimum(first_R[:, None] + torch.arange(width, device=device), lengths_N[rows_R, None] - 1)
+        inputs = {"use_cache": False} if prefixes is None else prefixes.continued(rows_R, position_RT)
+        hidden_RTD = decoder(input_ids=tokens.ids_NL[rows_R].gather(1, position_RT), **inputs).last_hidden_state
+        start_N[rows_R] = sum(map(len, states)) + width * torch.arange(len(run), device=device) - first_R
+        states.append(hidden_RTD.flatten(0, 1))
+    index_M = start_N[runner_N[row_M]] + position_M
+    if prefixes is not None:
+        ends_prefix_M = position_M == sharing.prefix_lengths_N[row_M] - 1
+        index_M = torch.where(ends_prefix_M, prefixes.slot_N[row_M], index_M)
+    # Rows that are read from the same place add up their gradients there: in an order that is always the same, which
+    # indexing does not keep on several threads.
+    return torch.nn.functional.embedding(index_M, torch.cat(states))
+
+
+def _longest(numbers_N: Tensor, lengths_N: Tensor) -> Tensor:
+    """For each row, the longest of those with its number."""
+    rows, (found, number_N) = len(lengths_N), numbers_N.unique(return_inverse=True)
+    order_N = lengths_N * rows + torch.arange(rows, device=lengths_N.device)
+    return torch.zeros_like(found).scatter_reduce(0, number_N, order_N, "amax")[number_N] % rows
+
+
+class _Prefixes(NamedTuple):
+    """What prefixes leave behind: a cache, each one's last state, the prefix of each row, a mask if lengths differ."""
+
+    cache: Any
+    last_BD: Tensor
+    slot_N: Tensor
+    mask_BP: Tensor | None
+
+    def continued(self, rows_R: Tensor, position_RT: Tensor) -> dict[str, Any]:
+        """The decoder's arguments for some rows to go on from their prefixes."""
+        slots_R = self.slot_N[rows_R]
+        inputs: dict[str, Any] = {"past_key_values": _fork(self.cache, slots_R), "use_cache": True}
+        if self.mask_BP is not None:
+            mask_RP = self.mask_BP[slots_R]
             inputs["attention_mask"] = torch.cat([mask_RP, mask_RP.new_ones(position_RT.shape)], dim=1)
             inputs["position_ids"] = position_RT
-        hidden_RTD = decoder(past_key_values=_fork(cache, slot_N[rows_R]), use_cache=True, **inputs).last_hidden_state
-        row_M, place_M = _within(tokens.completion_lengths_N[rows_R] - 1)
-        parts.append(PredictingStates(hidden_RTD[row_M, place_M], rows_R[row_M], place_M + 1))
-    return PredictingStates(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return inputs
 
 
-def _run_prompts(decoder: nn.Module, tokens: TokenRows) -> tuple[Any, Tensor, Tensor, Tensor | None]:
-    """The cache of each prompt, its last hidden state, the prompt of each row, and the mask if lengths differ.
-
-    Prompts of differing lengths are padded on the left, so that all caches end with the prompt's last token.
-    """
-    numbers_N = cast(Tensor, tokens.prompt_of_N).tolist()
-    first = {number: row for row, number in reversed(list(enumerate(numbers_N)))}
-    slots = {number: slot for slot, number in enumerate(first)}
+def _run_prefixes(decoder: nn.Module, tokens: TokenRows, sharing: Sharing) -> _Prefixes | None:
+    """Prefixes of differing lengths are padded on the left, so that all caches end with the prefix's last token."""
     device = tokens.ids_NL.device
-    first_B = torch.tensor(list(first.values()), device=device)
-    lengths_B = tokens.prompt_lengths_N[first_B]
+    first_B, slot_N = _longest(sharing.prefix_of_N, sharing.prefix_lengths_N).unique(return_inverse=True)
+    lengths_B = sharing.prefix_lengths_N[first_B]
     longest, shortest = int(lengths_B.max()), int(lengths_B.min())
+    if longest == 0:
+        return None
     inputs, mask_BP = {"input_ids": tokens.ids_NL[first_B, :longest]}, None
     if shortest < longest:
         position_BP = torch.arange(longest, device=device) - (longest - lengths_B)[:, None]
@@ -90,8 +125,7 @@ def _run_prompts(decoder: nn.Module, tokens: TokenRows) -> tuple[Any, Tensor, Te
         inputs = {"input_ids": tokens.ids_NL[first_B].gather(1, position_BP), "position_ids": position_BP}
         inputs["attention_mask"] = mask_BP
     output = decoder(use_cache=True, **inputs)
-    slot_N = torch.tensor([slots[number] for number in numbers_N], device=device)
-    return output.past_key_values, output.last_hidden_state[:, -1], slot_N, mask_BP
+    return _Prefixes(output.past_key_values, output.last_hidden_state[:, -1], slot_N, mask_BP)
 
 
 def _fork(cache: Any, slots_R: Tensor) -> Any:
@@ -128,6 +162,7 @@ def why_not_shared(lm: PreTrainedModel) -> str | None:
         completion_lengths_N=torch.tensor([3, 3, 3], device=lm.device),
     )
     numbers_N = torch.tensor([0, 0, 1], device=lm.device)
+    sharing = Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
     decoder = cast(nn.Module, lm.get_decoder())
     embedded: list[Tensor] = []
 
@@ -138,10 +173,10 @@ def why_not_shared(lm: PreTrainedModel) -> str | None:
     found = []
     handle = lm.get_input_embeddings().register_forward_hook(keep)
     try:
-        for prompt_of_N in (None, numbers_N):
+        for way in (None, sharing):
             embedded.clear()
             with torch.enable_grad():
-                states = predicting_states(decoder, replace(rows, prompt_of_N=prompt_of_N))
+                states = predicting_states(decoder, replace(rows, sharing=way))
                 hidden_NTD = states.hidden_MD.new_zeros(3, 3, states.hidden_MD.shape[1])
                 hidden_NTD = hidden_NTD.index_put((states.row_M, states.place_M), states.hidden_MD)
                 weights_NTD = torch.linspace(-1, 1, hidden_NTD.numel(), device=lm.device).view_as(hidden_NTD)
