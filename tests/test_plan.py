@@ -208,8 +208,9 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
 
 def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:
     module, rows = grpo(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
-    (part,) = microbatches(rows, torch.arange(8), 8192, share_prompts=True)
-    assert part.tokens.prompt_of_N is not None
+    (part,) = microbatches(rows, torch.arange(8), 8192, share=True)
+    assert part.tokens.sharing is not None
+    assert part.real_tokens == 2 * 24 + 8 * 16
     policy = Policy(module.policy_config)
     assert policy.shares_prompts
     rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)

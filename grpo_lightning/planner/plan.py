@@ -209,15 +209,13 @@ class Planner:
                 numbers += range(len(numbers), len(prompts)) if in_context else numbers[: self._refined]
         return step_rows(prompts, [cap] * len(prompts), numbers)
 
-    def _cut(
-        self, rows: TokenRows, share_prompts: bool, settings: Settings
-    ) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
+    def _cut(self, rows: TokenRows, share: bool, settings: Settings) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
         """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
         everything, device = torch.arange(len(rows)), "cuda" if self.on_cuda else "cpu"
-        parts = microbatches(rows, everything, settings.max_tokens_per_microbatch, share_prompts, device)
+        parts = microbatches(rows, everything, settings.max_tokens_per_microbatch, share, device)
         tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
-        numbers = None if tokens.prompt_of_N is None else tuple(tokens.prompt_of_N.tolist())
-        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), numbers)
+        sharing = tokens.sharing and tuple(tuple(one.tolist()) for one in tokens.sharing)
+        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), sharing)
         return len(parts), tokens, shape
 
     def _rehearsal(self, settings: Settings) -> Rehearsal:

@@ -219,9 +219,11 @@ def last_columns(width: int, cap: int) -> int:
 def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
     """Rows of prompts and completions of the given lengths; rows of one number have the same prompt.
 
-    Which tokens they are changes no memory. ``None`` for ``numbers``: each row has a prompt of its own.
+    No two completions are equal. ``None`` for ``numbers``: each row has a prompt of its own.
     """
     prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
     ids_NL = torch.zeros(len(prompts), int((prompts_N + completions_N).max()), dtype=torch.long)
-    ids_NL[:, 0] = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
+    row_N = torch.arange(len(prompts))
+    ids_NL[row_N, prompts_N] = row_N
+    ids_NL[:, 0] = row_N if numbers is None else torch.tensor(numbers)
     return TokenRows(ids_NL, prompts_N, completions_N)
