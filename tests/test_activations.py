@@ -105,9 +105,13 @@ def test_what_computes_something_else_stays() -> None:
         def forward(self, hidden_states: Tensor) -> Tensor:
             return super().forward(hidden_states) + 1
 
-    shifted = nn.Sequential(Shifted(8))
-    keep_less(shifted)
-    assert type(shifted[0]) is Shifted
+    class Gated(LlamaRMSNorm):
+        def forward(self, hidden_states: Tensor, gate: Tensor) -> Tensor:
+            return super().forward(hidden_states) * gate
+
+    others = nn.Sequential(Shifted(8), Gated(8))
+    keep_less(others)
+    assert [type(one) for one in others] == [Shifted, Gated]
 
 
 def peak_bytes(run: Callable[[], None]) -> int:

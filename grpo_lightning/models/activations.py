@@ -8,6 +8,7 @@ has the numbers.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,6 +185,8 @@ def keep_less(model: nn.Module) -> None:
 
 
 def _kind_of(module: nn.Module) -> type[nn.Module] | None:
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # itself, and what it is fed
+        return None
     children = {name for name, _ in module.named_children()}
     if not children and set(module._parameters) == {"weight"} and hasattr(module, "variance_epsilon"):
         return Norm
