@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.rollout import cache, decoder, engine
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engine import generate
@@ -191,6 +192,20 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
             torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
         assert handed.keys() == handed_again.keys() == set(range(18))
     assert any(completion.finish_reason is FinishReason.STOP for completion in made) or cap == 1
+
+
+def test_equal_prompts_are_prefilled_once(model_path: str) -> None:
+    policy, seen = Policy(PolicyConfig(path=model_path)), []
+    decoder_of(policy.lm).register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    sampling = SamplingParams(max_new_tokens=12)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
+    made = generate(policy, prompts, 2, sampling, list(range(10)))
+    rows = sum(shape[0] for shape in seen if shape[1] > 1)
+    assert rows == 3 + 2, "the prompts that differ, and two rows that try direct decoding"
+    alone = [generate(policy, [prompt], 2, sampling, [2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
+    assert [one.token_ids for one in made] == [one.token_ids for group in alone for one in group]
 
 
 def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,8 +169,8 @@ class Rehearsal:
             if length > steps:
                 raise _EnoughError
 
-        # One prompt is shorter, as some always is: rows are padded, and take a mask.
-        rows = [[0] * max(1, width - (row == 0)) for row in range(prompts)]
+        # One prompt is shorter, as some always is: rows are padded, and take a mask. No two are equal.
+        rows = [[row] * max(1, width - (row == 0)) for row in range(prompts)]
         params = SamplingParams(**vars(sampling) | {"max_new_tokens": cap, "stop": None})
         seeds = list(range(prompts * group_size))
         with self.meter.counting_as("activations"), suppress(_EnoughError):
@@ -209,7 +209,7 @@ def last_columns(width: int, cap: int) -> int:
     """
     prompt = DynamicLayer()
     prompt.update(torch.zeros(1, 1, width, 1), torch.zeros(1, 1, width, 1))
-    layer, token = RoomyLayer([prompt], 1, cap), torch.zeros(1, 1, 1, 1)
+    layer, token = RoomyLayer([prompt], [torch.tensor([0])], cap), torch.zeros(1, 1, 1, 1)
     for _ in range(cap - 1):
         layer.update(token, token)
     assert layer.keys is not None

@@ -21,11 +21,11 @@ class RoomyLayer(DynamicLayer):
 
     Args:
         parts: layers filled by prefill passes of different widths; their last tokens become aligned.
-        group_size: decoding rows that start from each of their rows.
+        forks: for each of them the rows that decoding rows start from, one after the other.
         room: tokens that will be fed at the most.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer], group_size: int, room: int) -> None:
+    def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int) -> None:
         super().__init__()
         assert parts[0].keys is not None
         assert parts[0].values is not None
@@ -33,7 +33,7 @@ class RoomyLayer(DynamicLayer):
         self.length = max(part.get_seq_length() for part in parts)
         columns = self.length + min(room, BLOCK)
         self._buffers = [
-            _forked([getattr(part, name) for part in parts], group_size, columns) for name in ("keys", "values")
+            _forked([getattr(part, name) for part in parts], forks, columns) for name in ("keys", "values")
         ]
         self._view(len(self._buffers[0]))
 
@@ -63,43 +63,42 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _forked(parts: Sequence[Tensor], group_size: int, columns: int) -> Tensor:
+def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], columns: int) -> Tensor:
     """One buffer from several parts, their last columns aligned. What is left of a part is masked, but read."""
     width = max(part.shape[-2] for part in parts)
     _, heads, _, size = parts[0].shape
-    buffer = parts[0].new_empty(sum(map(len, parts)), group_size, heads, columns, size)
-    start = 0
-    for part in parts:
-        rows = buffer[start : start + len(part)]
-        rows[:, :, :, : width - part.shape[-2]] = 0
-        rows[:, :, :, width - part.shape[-2] : width] = part[:, None]
-        start += len(part)
-    return buffer.flatten(0, 1)
+    buffer = parts[0].new_empty(sum(map(len, forks)), heads, columns, size)
+    for part, rows, fork in zip(parts, buffer.split([len(fork) for fork in forks]), forks, strict=True):
+        start = width - part.shape[-2]
+        rows[:, :, :start] = 0
+        rows[:, :, start:width] = part[fork]
+    return buffer
 
 
-def decoding_cache(parts: Sequence[Cache], prompts: int, group_size: int, room: int) -> Cache:
-    """One cache for all decoding rows, ``group_size`` of each prefilled row; with several parts, see
+def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -> Cache:
+    """One cache for all decoding rows; with several parts, see
     :func:`grpo_lightning.models.direct.has_plain_cache`.
 
     Args:
-        parts: the caches of prefill passes, in the order of their rows. They are used up.
-        prompts: rows of all passes, ``B``.
-        group_size: ``G``.
+        parts: the caches of prefill passes. They are used up.
+        forks: for each of them the rows that decoding rows start from, one after the other.
         room: tokens that every row may be fed.
     """
     cache = parts[0]
     for index in range(len(cache.layers)):
         layers: list[Any] = [part.layers[index] for part in parts]
         if type(layers[0]) is DynamicLayer:
-            cache.layers[index] = RoomyLayer(layers, group_size, room)
-            continue
-        if len(layers) > 1:
+            cache.layers[index] = RoomyLayer(layers, forks, room)
+        elif len(layers) == 1:
+            layers[0].reorder_cache(forks[0])
+        else:
             for states in ("conv_states", "recurrent_states"):
                 for number, state in getattr(layers[0], states).items():
                     if state is not None:
-                        joined = [getattr(layer, states)[number] for layer in layers]
-                        getattr(layers[0], states)[number] = torch.cat(joined)
-        layers[0].reorder_cache(torch.arange(prompts).repeat_interleave(group_size))
+                        forked = [
+                            getattr(layer, states)[number][fork] for layer, fork in zip(layers, forks, strict=True)
+                        ]
+                        getattr(layers[0], states)[number] = torch.cat(forked)
     return cache
 
 

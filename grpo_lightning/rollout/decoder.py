@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Cache, PreTrainedModel
 
 from grpo_lightning.models.direct import DirectStep, has_plain_cache
 from grpo_lightning.models.policy import decoder_of, softcap_of
+from grpo_lightning.models.shared_prompt import cut_by_padding, pass_overhead
 from grpo_lightning.rollout.cache import decoding_cache, drop_rows
 
 PREFILL_TOKENS = 4096
@@ -19,12 +21,13 @@ PREFILL_TOKENS = 4096
 class Decoder:
     """Cache, masks and the next logits of the active rows ``R``: at first ``group_size`` of every prompt.
 
-    A prompt is prefilled once, and its cache forked to its rows. Left padding keeps the rows' last tokens aligned, so
-    that all rows fill the same column of the cache. Without any, no mask is needed, and its kernels are faster.
+    A prompt is prefilled once, equal ones together, and its cache forked to its rows. Left padding keeps the rows' last
+    tokens aligned, so that all rows fill the same column of the cache. Without any, no mask is needed, and its kernels
+    are faster.
 
     Args:
         lm: the language model, in evaluation mode, without gradients.
-        prompts: token ids, ``B`` lists, best sorted by length.
+        prompts: token ids, ``B`` lists, the longest first, equal ones next to each other.
         group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
         max_new_tokens: tokens drawn a row, at the most.
         pad: a token id for masked places.
@@ -54,14 +57,20 @@ class Decoder:
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
         self.direct_mask = plain and lm.config._attn_implementation == "sdpa"
-        fits = PREFILL_TOKENS if plain else self.length * len(prompts)
-        prefilled, last = [], []
-        for part in _parts(prompts, fits):
+        slots: dict[tuple[int, ...], int] = {}
+        slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
+        slot_R = slot_R.repeat_interleave(group_size)
+        parts = _parts(list(slots), pass_overhead(lm.device.type)) if plain else [list(slots)]
+        first, forks, last, prefilled = 0, [], [], []
+        for part in parts:
+            of_part_R = (slot_R >= first) & (slot_R < first + len(part))
+            forks.append((slot_R[of_part_R] - first).to(lm.device))
             hidden_BD, cache = self._prefill(part, pad)
-            prefilled.append(cache)
             last.append(hidden_BD)
-        self.cache = decoding_cache(prefilled, len(prompts), group_size, max_new_tokens)
-        self.logits_RV = head_logits(lm, torch.cat(last)).repeat_interleave(group_size, 0)
+            prefilled.append(cache)
+            first += len(part)
+        self.cache = decoding_cache(prefilled, forks, max_new_tokens)
+        self.logits_RV = head_logits(lm, torch.cat(last))[slot_R.to(lm.device)]
 
     def advance(self, tokens_R: Tensor) -> None:
         """Feed the tokens just drawn."""
@@ -101,10 +110,10 @@ class Decoder:
         self.position_R = self.position_R[index_R]
         return index_R
 
-    def _prefill(self, prompts: list[list[int]], pad: int) -> tuple[Tensor, Cache]:
+    def _prefill(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""
         width = max(map(len, prompts))
-        ids_BP = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self.lm.device)
+        ids_BP = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.lm.device)
         start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.lm.device)
         place_BP = torch.arange(width, device=self.lm.device) - start_B[:, None]
         padded = min(map(len, prompts)) < width
@@ -117,14 +126,12 @@ class Decoder:
         return out.last_hidden_state[:, -1], out.past_key_values
 
 
-def _parts(prompts: list[list[int]], max_tokens: int) -> list[list[list[int]]]:
-    """Neighbouring prompts, as many at a time as fit, padding included; at least one."""
-    parts: list[list[list[int]]] = []
-    for prompt in prompts:
-        if parts and (len(parts[-1]) + 1) * max(len(prompt), *map(len, parts[-1])) <= max_tokens:
-            parts[-1].append(prompt)
-        else:
-            parts.append([prompt])
+def _parts(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[list[tuple[int, ...]]]:
+    """Neighbouring prompts, cut where padding would cost more than a pass, and where the tokens of one are enough."""
+    parts = []
+    for run in cut_by_padding(range(len(prompts)), [len(prompt) for prompt in prompts], overhead):
+        held = max(1, PREFILL_TOKENS // len(prompts[run[0]]))
+        parts += [[prompts[index] for index in run[start : start + held]] for start in range(0, len(run), held)]
     return parts
 
 

@@ -31,8 +31,8 @@ def generate(
 ) -> list[Completion]:
     """Sample ``group_size`` completions of every prompt.
 
-    A prompt is prefilled once and its cache forked to the group; rows that have finished leave the batch, so the last
-    long completion decodes alone.
+    A prompt is prefilled once, however often it occurs, and its cache forked to its rows. Rows that have finished leave
+    the batch, so the last long completion decodes alone.
 
     Args:
         policy: whose model samples, with its adapter merged for the time.
@@ -48,8 +48,8 @@ def generate(
     """
     if len(seeds) != len(prompts) * group_size:
         raise ValueError(f"generate needs {len(prompts) * group_size} seeds, one a completion, not {len(seeds)}")
-    # Sorted by length, prompts that are prefilled together pad little.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    # Prompts that are prefilled together pad little then, and equal ones are neighbours.
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
     with policy.rollout_mode() as lm:
         rows = _Rows([index * group_size + member for index in order for member in range(group_size)], sampling, policy)
         uniforms_NT = uniforms(seeds, sampling.cap).to(policy.device)
