@@ -192,7 +192,7 @@ def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: f
     module, sampling = grpo(model_path), SamplingParams(temperature=temperature, max_new_tokens=16)
     policy = Policy(module.policy_config)
     policy.terminators = []  # all completions run to the cap
-    prompts = [[9] * 63, *[[9] * 64] * 7]
+    prompts = [[9] * 63, *([9 + row] * 64 for row in range(1, 8))]
     rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
     before = sum(rehearsal.meter.live.values())
     real = peak_of(lambda: generate(policy, prompts, 4, sampling, list(range(32))))
@@ -211,7 +211,7 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
     policy.terminators = []
     rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
     before = sum(rehearsal.meter.live.values())
-    real = peak_of(lambda: generate(policy, [[9] * 7, [9] * 8], 4, sampling, list(range(8))))
+    real = peak_of(lambda: generate(policy, [[9] * 7, [8] * 8], 4, sampling, list(range(8))))
     taken = rehearsal.rollout(2, 4, 8, sampling)
     assert taken.total - before == pytest.approx(real, rel=0.2)
     assert taken.parts["cache"] > 0.7 * real
