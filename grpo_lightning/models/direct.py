@@ -129,10 +129,11 @@ def _convolution(module: Any) -> _Mixer:
         state_RDK = cast(Tensor, states.conv_states[0])
         new_RDK = torch.cat([state_RDK[..., 1:], (before_RD * value_RD).to(state_RDK.dtype)[..., None]], -1)
         state_RDK.copy_(new_RDK)
-        mixed_RD = (new_RDK * kernel.weight[:, 0]).sum(-1)
+        # A convolution's kernel rounds once, at its end.
+        mixed_RD = (new_RDK.float() * kernel.weight[:, 0].float()).sum(-1)
         if kernel.bias is not None:
-            mixed_RD = mixed_RD + kernel.bias
-        return cast(Tensor, out(after_RD * mixed_RD))
+            mixed_RD = mixed_RD + kernel.bias.float()
+        return cast(Tensor, out(after_RD * mixed_RD.to(after_RD.dtype)))
 
     return mix
 
