@@ -104,7 +104,7 @@ class Policy(MovableReference, nn.Module):
         """Log-probs of the completion tokens, and the entropy of the distribution each was drawn from.
 
         Args:
-            tokens: right padded rows. Where they number their prompts, each is run once for all of its rows.
+            tokens: right padded rows; what several of them have in common runs once, as ``tokens.sharing`` says.
             temperature: the sampling temperature; 0 (greedy) counts as 1.
             reference: of the frozen reference instead of the policy.
             on_states: is given the hidden states that predict the completion tokens.

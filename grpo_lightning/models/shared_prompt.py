@@ -56,7 +56,8 @@ def _shared_states(
 ) -> Tensor:
     """The hidden states at some positions of some rows, every prefix and every sequence being run once."""
     device, lengths_N = tokens.ids_NL.device, tokens.lengths_N
-    prefixes = _run_prefixes(decoder, tokens, sharing)
+    embedded = _Embedded(decoder, tokens)
+    prefixes = _run_prefixes(decoder, tokens, sharing, embedded)
     # All states end to end, the prefixes' last ones first; and where among them each row's first token would stand.
     states = [] if prefixes is None else [prefixes.last_BD]
     start_N = torch.zeros_like(lengths_N)
@@ -71,7 +72,7 @@ def _shared_states(
         # Pads repeat the last token: a position past the model's longest would be an error.
         position_RT = torch.minimum(first_R[:, None] + torch.arange(width, device=device), lengths_N[rows_R, None] - 1)
         inputs = {"use_cache": False} if prefixes is None else prefixes.continued(rows_R, position_RT)
-        hidden_RTD = decoder(input_ids=tokens.ids_NL[rows_R].gather(1, position_RT), **inputs).last_hidden_state
+        hidden_RTD = decoder(inputs_embeds=embedded(rows_R, position_RT), **inputs).last_hidden_state
         start_N[rows_R] = sum(map(len, states)) + width * torch.arange(len(run), device=device) - first_R
         states.append(hidden_RTD.flatten(0, 1))
     index_M = start_N[runner_N[row_M]] + position_M
@@ -109,7 +110,20 @@ class _Prefixes(NamedTuple):
         return inputs
 
 
-def _run_prefixes(decoder: nn.Module, tokens: TokenRows, sharing: Sharing) -> _Prefixes | None:
+class _Embedded:
+    """All tokens embedded at once: the gradient of an embedding is as large as the vocabulary, at every use."""
+
+    def __init__(self, decoder: nn.Module, tokens: TokenRows) -> None:
+        embedded_NLD = cast(Any, decoder).get_input_embeddings()(tokens.ids_NL)
+        self.width = embedded_NLD.shape[1]
+        self.embedded_MD = embedded_NLD.flatten(0, 1)
+
+    def __call__(self, rows_R: Tensor, position_RT: Tensor) -> Tensor:
+        """Those at some positions of some rows."""
+        return nn.functional.embedding(rows_R[:, None] * self.width + position_RT, self.embedded_MD)
+
+
+def _run_prefixes(decoder: nn.Module, tokens: TokenRows, sharing: Sharing, embedded: _Embedded) -> _Prefixes | None:
     """Prefixes of differing lengths are padded on the left, so that all caches end with the prefix's last token."""
     device = tokens.ids_NL.device
     first_B, slot_N = _longest(sharing.prefix_of_N, sharing.prefix_lengths_N).unique(return_inverse=True)
@@ -117,13 +131,12 @@ def _run_prefixes(decoder: nn.Module, tokens: TokenRows, sharing: Sharing) -> _P
     longest, shortest = int(lengths_B.max()), int(lengths_B.min())
     if longest == 0:
         return None
-    inputs, mask_BP = {"input_ids": tokens.ids_NL[first_B, :longest]}, None
+    position_BP = torch.arange(longest, device=device) - (longest - lengths_B)[:, None]
+    inputs: dict[str, Any] = {"inputs_embeds": embedded(first_B, position_BP.clamp(min=0))}
+    mask_BP = None
     if shortest < longest:
-        position_BP = torch.arange(longest, device=device) - (longest - lengths_B)[:, None]
         mask_BP = (position_BP >= 0).long()
-        position_BP = position_BP.clamp(min=0)
-        inputs = {"input_ids": tokens.ids_NL[first_B].gather(1, position_BP), "position_ids": position_BP}
-        inputs["attention_mask"] = mask_BP
+        inputs |= {"attention_mask": mask_BP, "position_ids": position_BP.clamp(min=0)}
     output = decoder(use_cache=True, **inputs)
     return _Prefixes(output.past_key_values, output.last_hidden_state[:, -1], slot_N, mask_BP)
 
