@@ -19,8 +19,9 @@ from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.totals import Totals
+from grpo_lightning.functional import length_mask
 from grpo_lightning.models.loading import PolicyConfig
-from grpo_lightning.models.policy import Policy, length_mask
+from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
 from grpo_lightning.types import ConfigError, Credit, Rollout, TokenRows

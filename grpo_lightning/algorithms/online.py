@@ -22,10 +22,10 @@ from grpo_lightning.functional import (
     PolicyLossTerms,
     aggregate,
     kl_divergence,
+    length_mask,
     masked_sum,
     policy_loss,
 )
-from grpo_lightning.models.policy import length_mask
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import ConfigError, Credit, RolloutBatch, RunError, TokenRows

@@ -20,13 +20,13 @@ from grpo_lightning.functional import (
     explained_variance,
     gae,
     kl_divergence,
+    length_mask,
     masked_std,
     masked_sum,
     token_rewards,
     value_loss,
     whiten,
 )
-from grpo_lightning.models.policy import length_mask
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.models.value import Critic, CriticForm
 from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows

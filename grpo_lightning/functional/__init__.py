@@ -24,7 +24,7 @@ from grpo_lightning.functional.losses import (
     policy_loss,
     shaped_objective,
 )
-from grpo_lightning.functional.masking import masked_max, masked_mean, masked_std, masked_sum
+from grpo_lightning.functional.masking import length_mask, masked_max, masked_mean, masked_std, masked_sum
 from grpo_lightning.functional.pass_at_k import pass_at_k
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "has_signal",
     "importance_ratio",
     "kl_divergence",
+    "length_mask",
     "masked_max",
     "masked_mean",
     "masked_std",

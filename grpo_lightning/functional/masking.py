@@ -12,6 +12,13 @@ from torch import Tensor
 from grpo_lightning.functional._checks import check_mask, check_same_shape
 
 
+def length_mask(lengths_N: Tensor, width: int | None = None) -> Tensor:
+    """``mask_NT``: True on the first ``lengths_N`` places of each row. ``T`` is ``width``, or the longest row's."""
+    if width is None:
+        width = int(lengths_N.max()) if len(lengths_N) else 0
+    return torch.arange(width, device=lengths_N.device) < lengths_N[:, None]
+
+
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """``values`` and ``mask`` of one shape -> that shape without ``dim`` (a scalar for ``dim=None``).
 

@@ -311,12 +311,6 @@ def dithered(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     return ((values.view(torch.int32) + noise) & -65536).view(torch.float32).to(dtype)
 
 
-def length_mask(lengths_N: Tensor, width: int | None = None) -> Tensor:
-    """``mask_NT``: True on the first ``lengths_N`` places of each row. ``T`` is ``width``, or the longest row's."""
-    width = int(lengths_N.max()) if width is None else width
-    return torch.arange(width, device=lengths_N.device) < lengths_N[:, None]
-
-
 def decoder_of(lm: PreTrainedModel) -> nn.Module:
     """The language model without its output head."""
     return cast(nn.Module, lm.get_decoder())

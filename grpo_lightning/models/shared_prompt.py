@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grpo_lightning.functional import length_mask
 from grpo_lightning.types import Sharing, TokenRows
 
 
@@ -41,7 +42,7 @@ def predicting_states(decoder: nn.Module, tokens: TokenRows) -> PredictingStates
     With causal layers (attention and convolution alike) the pads on the right are seen by no token, and no attention
     mask is needed.
     """
-    row_M, place_M = _within(tokens.completion_lengths_N)
+    row_M, place_M = length_mask(tokens.completion_lengths_N).nonzero(as_tuple=True)
     # The token at position p is predicted by the hidden state at p - 1, so nothing is predicted by the last one.
     position_M = tokens.prompt_lengths_N[row_M] + place_M - 1
     if tokens.sharing is None:
@@ -151,13 +152,6 @@ def _fork(cache: Any, slots_R: Tensor) -> Any:
                 setattr(layer, name, dict(value))
     fork.reorder_cache(slots_R)
     return fork
-
-
-def _within(lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and place of everything that lies within rows of these lengths."""
-    width = max(0, int(lengths_N.max())) if len(lengths_N) else 0
-    row_M, place_M = (torch.arange(width, device=lengths_N.device) < lengths_N[:, None]).nonzero(as_tuple=True)
-    return row_M, place_M
 
 
 # -- whether a model can ----------------------------------------------------------------------------------------------
