@@ -109,7 +109,7 @@ class GatedFeedForward(nn.Module):
     """``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202); its projections keep the names that the model gave them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up, down = _projections(self)
+        gate, up, down = gated_projections(self)
         gate_F, up_F = gate(x), up(x)
         if not torch.is_grad_enabled():
             return cast(Tensor, down(_gated(gate_F, up_F)))
@@ -169,7 +169,12 @@ class _SiluTimes(torch.autograd.Function):
 _NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
-def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+def gated_projections(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Gate, up and down of a feed-forward layer.
+
+    Raises:
+        AttributeError: it has none by the names that models give them.
+    """
     for names in _NAMES:
         if hasattr(module, names[0]):
             return cast(tuple[nn.Module, nn.Module, nn.Module], tuple(getattr(module, name) for name in names))

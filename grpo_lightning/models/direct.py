@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from grpo_lightning.models.activations import gated_projections
+
 SERVED = ("llama", "qwen2", "qwen3", "lfm2")
 """Model types whose layers are known here; others decode by their own forward pass."""
 
@@ -83,15 +85,15 @@ class _Layer(NamedTuple):
 
 
 def _layer(module: nn.Module) -> _Layer:
-    feed = _one_of(module, "mlp", "feed_forward")
+    gate, up, down = map(_base, gated_projections(_one_of(module, "mlp", "feed_forward")))
     convolution = getattr(module, "conv", None)
     return _Layer(
         mix_norm=_norm(_one_of(module, "input_layernorm", "operator_norm")),
         mix=_attention(cast(Any, module).self_attn) if convolution is None else _convolution(convolution),
         feed_norm=_norm(_one_of(module, "post_attention_layernorm", "ffn_norm")),
-        gate=_base(_one_of(feed, "gate_proj", "w1")),
-        up=_base(_one_of(feed, "up_proj", "w3")),
-        down=_base(_one_of(feed, "down_proj", "w2")),
+        gate=gate,
+        up=up,
+        down=down,
     )
 
 

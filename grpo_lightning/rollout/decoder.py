@@ -56,7 +56,7 @@ class Decoder:
         plain = has_plain_cache(lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
-        self.direct_mask = plain and lm.config._attn_implementation == "sdpa"
+        self.kernel_mask = plain and lm.config._attn_implementation == "sdpa"
         slots: dict[tuple[int, ...], int] = {}
         slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         slot_R = slot_R.repeat_interleave(group_size)
@@ -84,7 +84,7 @@ class Decoder:
         self.logits_RV = head_logits(self.lm, hidden_RD)
 
     def _forward(self, tokens_R: Tensor, mask_RL: Tensor | None) -> Tensor:
-        mask = None if mask_RL is None else mask_RL[:, None, None] if self.direct_mask else mask_RL.long()
+        mask = None if mask_RL is None else mask_RL[:, None, None] if self.kernel_mask else mask_RL.long()
         out = self.model(
             input_ids=tokens_R[:, None],
             attention_mask=mask,
