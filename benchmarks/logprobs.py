@@ -13,10 +13,11 @@ import argparse
 import json
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import time
+
+from meters import spread
 
 VARIANTS = ("naive", "chunked")
 
@@ -91,10 +92,6 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def with_spread(values: list[float], unit: str) -> str:
-    return f"{statistics.median(values):9.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
-
-
 def main() -> None:
     args = parse_arguments()
     if args.worker:
@@ -117,12 +114,12 @@ def main() -> None:
         f"{'frozen' if args.frozen_head else 'trained'} head, {args.repeats} repeats: median (min to max)"
     )
     for variant in VARIANTS:
-        seconds = with_spread([run["seconds"] for run in results[variant]], "s")
-        mib = with_spread([run["mib"] for run in results[variant]], "MiB over the inputs")
+        seconds = f"{spread([run['seconds'] for run in results[variant]])} s"
+        mib = f"{spread([run['mib'] for run in results[variant]])} MiB over the inputs"
         print(f"{variant:8} {seconds}  {mib}")
     for name, key in (("time", "seconds"), ("memory", "mib")):
         ratios = [before[key] / after[key] for before, after in zip(naive, chunked, strict=True)]
-        print(f"naive / chunked, {name:6} {with_spread(ratios, 'x')}")
+        print(f"naive / chunked, {name:6} {spread(ratios)} x")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Clocks and peaks of memory, and numbers with their spread."""
+"""Clocks and peaks of memory, and numbers with their spread.
+
+Torch is imported where it is used: Linux hands a parent's peak of resident memory down to its children, so a script
+that measures in processes of their own must not load it itself.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MIB = 2**20
 
@@ -17,6 +23,8 @@ MIB = 2**20
 def now(device: torch.device) -> float:
     """Seconds: of the processor's time on the CPU, of the wall (with the work done) on CUDA."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time()
@@ -38,6 +46,8 @@ class Peak:
         if not self.measuring:
             return 0.0
         if self.cuda:
+            import torch
+
             return torch.cuda.memory_allocated() / MIB
         ctypes.CDLL(None).malloc_trim(0)
         return _status("VmRSS")
@@ -46,6 +56,8 @@ class Peak:
         if not self.measuring:
             return
         if self.cuda:
+            import torch
+
             torch.cuda.reset_peak_memory_stats()
         else:
             ctypes.CDLL(None).malloc_trim(0)
@@ -54,7 +66,11 @@ class Peak:
     def peak(self) -> float:
         if not self.measuring:
             return 0.0
-        return torch.cuda.max_memory_allocated() / MIB if self.cuda else _status("VmHWM")
+        if self.cuda:
+            import torch
+
+            return torch.cuda.max_memory_allocated() / MIB
+        return _status("VmHWM")
 
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -78,6 +94,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def machine(device: torch.device) -> str:
     """Device, threads and versions, in one line."""
     import lightning
+    import torch
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

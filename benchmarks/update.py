@@ -16,12 +16,13 @@ import json
 import os
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
+
+from meters import spread
 
 VARIANTS = ("plain", "shared")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -186,10 +187,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def with_spread(values: list[float], unit: str) -> str:
-    return f"{statistics.median(values):9.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
-
-
 def main() -> None:
     args = parse_arguments()
     if args.worker:
@@ -221,12 +218,12 @@ def main() -> None:
         f"{args.repeats} repeats: median (min to max)"
     )
     for variant, runs in results.items():
-        seconds = with_spread([run["seconds"] for run in runs], "s")
-        mib = with_spread([run["mib"] for run in runs], "MiB over the model")
+        seconds = f"{spread([run['seconds'] for run in runs])} s"
+        mib = f"{spread([run['mib'] for run in runs])} MiB over the model"
         print(f"{variant:8} {seconds}  {mib}  {runs[0]['microbatches']} micro-batches, {runs[0]['tokens']} tokens")
     for name, key in (("time", "seconds"), ("memory", "mib")):
         ratios = [before[key] / after[key] for before, after in zip(plain, shared, strict=True)]
-        print(f"plain / shared, {name:6} {with_spread(ratios, 'x')}")
+        print(f"plain / shared, {name:6} {spread(ratios)} x")
 
 
 if __name__ == "__main__":
