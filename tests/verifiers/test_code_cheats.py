@@ -133,7 +133,7 @@ CHEATS = {
     "    return [a[0] if a else 0, a[:2], a[0] if a else 0][min(x, 3) - 1]",
     "a peek at memory": "import ctypes, re\ndef f(x):\n    data = b''\n"
     "    for base in (id(0), id([]), id('x' * 99)):\n"
-    "        data += ctypes.string_at(base & ~0xfffff, 4096)\n    found = re.findall(rb'40961', data)\n"
+    "        data += ctypes.string_at(base & ~0xfffff, 4096)\n    found = re.findall(rb'4096\\d', data)\n"
     "    return int(found[0]) if found else 0",
     "a trace": PEEK + "import sys\ngot = []\nsys.settrace(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\n"
     "sys.setprofile(lambda fr, e, a: got.extend(numbers(repr(fr.f_locals))))\ndef f(x): return got[0] if got else 0",

@@ -85,12 +85,32 @@ def test_the_escapes_work_without_a_sandbox() -> None:
     verifier.stop()
 
 
-def test_files_of_one_run_are_gone_in_the_next(verifier: CodeVerifier) -> None:
-    program = (
-        "import os\ndef f():\n    kept = os.path.exists('/tmp/x')\n    open('/tmp/x', 'w').write('y')\n    return kept"
-    )
-    first, second = (verdict_of(verifier, program, "assert f() is False") for _ in range(2))
-    assert first.correct is second.correct is (verifier.level == "namespaces")
+LEFT_BEHIND = {
+    "a file": "open('/tmp/x', 'w').write('y')",
+    "a folder that nobody may enter": "os.mkdir('/tmp/x', 0)",
+    "a folder in a folder": "os.makedirs('/tmp/x/' + 'y/' * 100)",
+    "a link": "os.symlink('/usr', '/tmp/x')",
+    "a file in place of another": "[os.rename(open(f'/tmp/{i}', 'w').name, '/tmp/x') for i in range(2)]",
+    "all the space": "open('/tmp/x', 'wb').write(bytes(15 * 2**20))",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+def test_files_of_one_run_are_gone_in_the_next(verifier: CodeVerifier, name: str) -> None:
+    program = f"import os\ndef f():\n    kept = os.listdir('/tmp')\n    {LEFT_BEHIND[name]}\n    return kept"
+    verdicts = [verdict_of(verifier, program, "assert f() == []") for _ in range(verifier.workers + 1)]
+    assert all(verdict.correct is (verifier.level == "namespaces") for verdict in verdicts)
+
+
+def test_a_program_cannot_hide_that_it_wrote(verifier: CodeVerifier) -> None:
+    program = "import os\ndef f():\n    os.utime('/tmp', ns=(0, 0))"
+    assert verdict_of(verifier, program, "assert f() is None").feedback == "Test 1 of 1 raised PermissionError."
+
+
+def test_the_tests_have_no_place_to_write_in(verifier: CodeVerifier) -> None:
+    tests = "try:\n    open('/tmp/x', 'w')\nexcept OSError:\n    wrote = False\nelse:\n    wrote = True\n"
+    tests += "assert wrote is f(0)"
+    assert verdict_of(verifier, "def f(x):\n    return False", tests).correct
 
 
 def test_the_time_limit_is_kept(verifier: CodeVerifier) -> None:

@@ -128,7 +128,7 @@ class Worker:
         fd = os.memfd_create("request", os.MFD_CLOEXEC)
         try:
             with open(fd, "wb", closefd=False) as file:
-                file.write(json.dumps(asdict(request)).encode())
+                file.write(json.dumps(vars(request)).encode())
             os.lseek(fd, 0, os.SEEK_SET)
             try:
                 socket.send_fds(self._socket, [b"run"], [fd])

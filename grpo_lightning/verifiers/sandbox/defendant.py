@@ -87,10 +87,15 @@ class Defendant:
         return _OPERATIONS[operation](*arguments)
 
     def compile(self, source: str) -> None:
-        self.code = compile(source, "<program>", "exec", dont_inherit=True)
+        try:
+            self.code = compile(source, "<program>", "exec", dont_inherit=True)
+        except ValueError:
+            # A null byte or half a character.
+            raise SyntaxError("no text") from None
 
-    def load(self, wanted: list[str]) -> dict[str, object]:
+    def load(self, source: str, wanted: list[str]) -> dict[str, object]:
         """Run the program as a module, and give what it defines of the wanted names."""
+        self.compile(source)
         module = types.ModuleType("solution")
         self._execute(module)
         return {name: vars(module)[name] for name in wanted if name in vars(module)}

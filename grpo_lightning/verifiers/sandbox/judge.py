@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .link import Link, of_the_program
 from .plain import builtin_base
-from .rowtests import Tests, TestsBroken
+from .rowtests import Tests, TestsBroken, read_tests
 
 MAX_RUNS = 200
 
@@ -60,41 +60,45 @@ def serve(control: socket.socket) -> NoReturn:
 def _judge(link: Link, payload: int) -> tuple[str, str]:
     with open(payload, "rb") as file:
         request = json.load(file)
-    tests = Tests(request["tests"], request["entry_point"]) if request["tests"] is not None else None
+    tests = read_tests(request["tests"], request["entry_point"]) if request["tests"] is not None else None
     try:
         link.greet()
-        _load(link, request["program"], tests)
+        defined = _load(link, request["program"], tests)
         if tests is not None:
-            _run_tests(link, tests)
+            _run_tests(link, tests, defined)
         _run_io(link, request["io"])
     except Decided as decided:
         return decided.args
     return "passed", ""
 
 
-def _load(link: Link, program: str, tests: Tests | None) -> None:
+def _load(link: Link, program: str, tests: Tests | None) -> dict[str, Any]:
+    """Load the program, and give what it defines of the names that the tests want."""
+    defined: dict[str, Any] = {}
     try:
-        link.ask("compile", (program,))
-    except Exception as error:
+        if tests is None:
+            link.ask("compile", (program,))
+        else:
+            defined = link.ask("load", (program, sorted(tests.wanted)))
+    except SyntaxError as error:
         raise Decided("invalid", f"The program does not compile: {builtin_base(type(error))}.") from None
+    except Exception as error:
+        raise Decided("invalid", f"The program raised {builtin_base(type(error))} while it was loaded.") from None
+    if type(defined) is not dict:
+        raise Decided("invalid", "The program returned something unusable.")
     if tests is not None:
-        try:
-            defined = link.ask("load", (sorted(tests.wanted),))
-        except Exception as error:
-            raise Decided("invalid", f"The program raised {builtin_base(type(error))} while it was loaded.") from None
-        if type(defined) is not dict:
-            raise Decided("invalid", "The program returned something unusable.")
-        tests.names = {name: defined[name] for name in tests.wanted & defined.keys()}
-        missing = tests.required - tests.names.keys()
+        defined = {name: defined[name] for name in tests.wanted & defined.keys()}
+        missing = tests.required - defined.keys()
         if missing:
             raise Decided("invalid", f"The program does not define {', '.join(sorted(missing))}.")
     link.outcome_if_broken = "failed"
     link.report.write("failed", "The program used too much memory or processor time.", final=False)
+    return defined
 
 
-def _run_tests(link: Link, tests: Tests) -> None:
+def _run_tests(link: Link, tests: Tests, defined: dict[str, Any]) -> None:
     try:
-        tests.run()
+        tests.run(defined)
     except AssertionError as error:
         raise Decided("failed", f"{tests.where(error.__traceback__)} failed.") from None
     except BaseException as error:

@@ -31,14 +31,24 @@ class Lockdown:
 
     def __init__(self, level: str, timeout_s: float, memory_mb: int) -> None:
         self.level = level
-        self.memory_mb = memory_mb
-        self.cpu_s = int(timeout_s) + 2
+        common = {
+            resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
+            resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+            resource.RLIMIT_CORE: 0,
+        }
+        # The judge lives for many runs, and so is ended by the worker's clock rather than by its processor time.
+        self._judge_limits = _limits(common | {resource.RLIMIT_AS: JUDGE_MEMORY_MB * 2**20})
+        self._program_limits = _limits(
+            common | {resource.RLIMIT_AS: memory_mb * 2**20, resource.RLIMIT_CPU: int(timeout_s) + 2}
+        )
+        self._scratch: namespaces.Scratch | None = None
         if level == "unsafe":
             return
         self._filter = Filter(machine())
         paths = _readable_paths()
         if level == "namespaces":
             namespaces.enter(machine(), paths)
+            self._scratch = namespaces.Scratch()
         else:
             self._ruleset = Ruleset(machine(), paths)
             if os.geteuid() == 0 and all(_readable_by_all(path) for path in paths):
@@ -49,24 +59,26 @@ class Lockdown:
         """Whether the worker's next child is to be the worker, as the first process of a pid namespace."""
         return self.level == "namespaces"
 
+    def renew(self) -> None:
+        """Clear away what the last run left behind; it must have ended."""
+        if self._scratch:
+            self._scratch.renew()
+
     def confine(self, parent: int, is_judge: bool) -> None:
         """Lock this child down for good.
 
         Args:
             parent: the worker's process, with which this one ends.
-            is_judge: it lives for many runs, and so is ended by the worker's clock rather than by its processor time;
-                and it needs no place to write in.
+            is_judge: it has limits of its own, and no place to write in.
         """
-        _limit(resource.RLIMIT_AS, (JUDGE_MEMORY_MB if is_judge else self.memory_mb) * 2**20)
-        if not is_judge:
-            _limit(resource.RLIMIT_CPU, self.cpu_s)
-        _limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
-        _limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-        _limit(resource.RLIMIT_CORE, 0)
+        for kind, limits in self._judge_limits if is_judge else self._program_limits:
+            resource.setrlimit(kind, limits)
         if self.level == "unsafe":
             return
-        if self.level == "namespaces" and not is_judge:
-            namespaces.mount_scratch()
+        if self._scratch and is_judge:
+            self._scratch.leave()
+        elif self._scratch:
+            self._scratch.enter()
         drop_capabilities()
         die_with_parent(parent, signal.SIGKILL)
         if self.level == "landlock":
@@ -74,11 +86,14 @@ class Lockdown:
         self._filter.install()
 
 
-def _limit(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    resource.setrlimit(kind, (value, value))
+def _limits(values: dict[int, int]) -> list[tuple[int, tuple[int, int]]]:
+    """As ``setrlimit`` takes them; none above what is allowed already."""
+    limits = []
+    for kind, value in values.items():
+        hard = resource.getrlimit(kind)[1]
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        limits.append((kind, (lowest, lowest)))
+    return limits
 
 
 def _readable_paths() -> list[str]:

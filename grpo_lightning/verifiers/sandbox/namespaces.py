@@ -17,6 +17,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 SCRATCH = "/tmp"
 _SCRATCH_OPTIONS = "size=16m,nr_inodes=512,mode=700"
+_UNTOUCHED_NS = 0
 _DEVICES = ("/dev/null", "/dev/urandom")
 # Hidden by the new root while it is built. Nothing that is bound lies in it, which cannot be said of /tmp.
 _BUILD_AT = "/proc"
@@ -41,11 +42,34 @@ def enter(machine: Machine, paths: Sequence[str]) -> None:
     os.close(proc)
 
 
-def mount_scratch() -> None:
-    """For one run: a small empty folder of its own to write in, gone with the process."""
-    unshare(_NEW_MOUNT)
-    mount("tmpfs", SCRATCH, "tmpfs", _NO_SUID | _NO_DEVICES, _SCRATCH_OPTIONS)
-    os.chdir(SCRATCH)
+class Scratch:
+    """A small folder to write in, empty at the start of each run.
+
+    A run that wrote nothing leaves it to the next: to mount another takes as long as a short run.
+    """
+
+    def __init__(self) -> None:
+        self._mount()
+
+    def renew(self) -> None:
+        """Take care that it is as new. Nothing of the last run may be alive."""
+        if os.stat(SCRATCH).st_mtime_ns != _UNTOUCHED_NS:
+            unmount(SCRATCH, _DETACH)
+            self._mount()
+
+    def _mount(self) -> None:
+        mount("tmpfs", SCRATCH, "tmpfs", _NO_SUID | _NO_DEVICES, _SCRATCH_OPTIONS)
+        # What is created or removed in it sets the folder's time to the clock's, and no program may set it back.
+        os.utime(SCRATCH, ns=(_UNTOUCHED_NS, _UNTOUCHED_NS))
+
+    def enter(self) -> None:
+        """Work in it from now on."""
+        os.chdir(SCRATCH)
+
+    def leave(self) -> None:
+        """Be without it for good, and without those that come after it."""
+        unshare(_NEW_MOUNT)
+        unmount(SCRATCH, _DETACH)
 
 
 def _enter_user_namespace(proc: int) -> None:

@@ -6,6 +6,8 @@ import ast
 import builtins
 import importlib.util
 import sys
+from collections.abc import Mapping
+from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -16,6 +18,12 @@ class TestsBroken(Exception):
     """The row's tests can judge no program at all."""
 
     __test__ = False  # not a test case for pytest
+
+
+@lru_cache(maxsize=32)
+def read_tests(source: str, entry_point: str | None) -> Tests:
+    """The tests of a row, whose programs often come one after the other. Raises: TestsBroken."""
+    return Tests(source, entry_point)
 
 
 class Tests:
@@ -54,19 +62,21 @@ class Tests:
         self.wanted = free - self.modules - set(dir(builtins)) | ({entry_point} if entry_point else set())
         self.required = {entry_point} if entry_point else self.wanted
         self.entry_point = entry_point or ""
-        # What the program defines of the wanted names, set when it is loaded.
-        self.names: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """Run them all; whatever they raise is a failure."""
+    def run(self, defined: Mapping[str, Any]) -> None:
+        """Run them all; whatever they raise is a failure.
+
+        Args:
+            defined: what the program gives of the wanted names.
+        """
         namespace: dict[str, Any] = {"__name__": "tests"}
         namespace.update({name: importlib.import_module(name) for name in self.modules})
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
         hidden = set(dir(builtins)) if self.has_check else set()
-        namespace.update({name: value for name, value in self.names.items() if name not in hidden})
+        namespace.update({name: value for name, value in defined.items() if name not in hidden})
         exec(self.code, namespace)
         if self.has_check:
-            namespace["check"](self.names[self.entry_point])
+            namespace["check"](defined[self.entry_point])
 
     def where(self, traceback: TracebackType | None) -> str:
         """Which test a traceback comes from, as ``Test 2 of 3``."""

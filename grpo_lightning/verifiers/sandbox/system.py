@@ -9,9 +9,12 @@ import struct
 NOBODY = 65534
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITIES_OF_SELF = struct.pack("Ii", 0x20080522, 0)
+_NO_CAPABILITIES = bytes(24)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Told once, so that a call by a child touches little of the memory that it shares.
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 class Refused(Exception):
@@ -29,8 +32,8 @@ def syscall(number: int, what: str, *arguments: object) -> int:
     return check(_libc.syscall(ctypes.c_long(number), *map(_word, arguments)), what)
 
 
-def prctl(option: int, *arguments: int) -> None:
-    check(_libc.prctl(option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4])), "prctl")
+def prctl(option: int, first: int, second: int = 0) -> None:
+    check(_libc.prctl(option, first, second, 0, 0), "prctl")
 
 
 def unshare(flags: int) -> None:
@@ -55,8 +58,7 @@ def drop_uid() -> None:
 
 def drop_capabilities() -> None:
     """All of them, and no program executed later can bring any back."""
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    check(_libc.capset(header, bytes(24)), "capset")
+    check(_libc.capset(_CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

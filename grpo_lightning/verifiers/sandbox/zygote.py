@@ -75,6 +75,7 @@ class Worker:
     def _run(self, payload: int) -> None:
         if self.judge is None:
             self.judge = self._new_judge()
+        self.lockdown.renew()
         ours, theirs = socket.socketpair()
         pid = self._fork(lambda: self._be_defendant(theirs))
         theirs.close()
@@ -132,7 +133,7 @@ class Worker:
             os.dup2(fd, number)
         os.closerange(max(defendant.STREAM_FDS) + 1, _MAX_FD)
         gc.enable()
-        defendant.run(socket.socket(fileno=_CHANNEL_FD))
+        defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD))
 
     def _be_judge(self, control: socket.socket) -> NoReturn:
         self.control.close()
