@@ -138,15 +138,20 @@ class OurSide:
             self._optimizer = torch.optim.AdamW(parameters, lr=TINY_LR, weight_decay=0.0)
         return self._optimizer
 
-    def step(self, seed: int) -> Step:
-        """One step; the seed is that of the sampling."""
+    def step(self, seed: int, **data_options: Any) -> Step:
+        """One step.
+
+        Args:
+            seed: of the sampling.
+            data_options: of :class:`RolloutDataModule` for this step alone, over those that the side has.
+        """
         shape = self.shape
         data = RolloutDataModule(
             prompts_per_step=shape.prompts,
             group_size=shape.group_size,
             sampling=SamplingParams(max_new_tokens=shape.cap),
             seed=seed,
-            **self.data_options,
+            **self.data_options | data_options,
         )
         probe = _Probe(self.peak, self.base)
         with tempfile.TemporaryDirectory() as folder:

@@ -3,9 +3,9 @@
     python benchmarks/refinement.py
     python benchmarks/refinement.py --config small --repeats 5
 
-The three take turns in one process, A B C A B C, on the same first attempts; the first turn is left out. The budget of
-further attempts is G/4 a group. Seconds are the processor's on the CPU, the wall's on CUDA, and ``update`` holds all of
-a step that is none of the others. Ratios are those of neighbours in turn.
+The three take turns in one process, A B C A B C, with one model and on the same attempts; the first turn is left out.
+The budget of further attempts is G/4 a group. Seconds are the processor's on the CPU, the wall's on CUDA, and
+``update`` holds all of a step that is none of the others. Ratios are those of neighbours in turn.
 
 ``quickstart`` is configs/quickstart.yaml: its warm start is trained first (a minute), and then never moves. The other
 configurations are those of vs_trl.py: random weights, random letters, and a reward that fails about half of the
@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Read when torch loads: threads that spin while they wait cost more than they save on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -40,7 +40,7 @@ from grpo_lightning.verifiers import MathVerifier
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = Shape("quickstart", "0.3 M Llama-like, characters", "llama", {}, prompts=32, group_size=8, cap=40)
-MODES = ("without", "distill", "in_context")
+MODES: tuple[Literal["without", "distill", "in_context"], ...] = ("without", "distill", "in_context")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,8 +66,8 @@ def warm_start(folder: Path, steps: int | None) -> Path:
     return folder / "policy"
 
 
-def sides(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, OurSide]:
-    """One for each mode, all of the same policy."""
+def one_side(args: argparse.Namespace, folder: Path, device: torch.device) -> OurSide:
+    """The one that all modes are run by: two models would differ in where their weights lie in memory."""
     shape = QUICKSTART if args.config == QUICKSTART.name else SHAPES[args.config]
     shape = shape if args.beta is None else replace(shape, beta=args.beta)
     module: dict[str, Any] = {}
@@ -79,13 +79,7 @@ def sides(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[
     else:
         shape = smoke(shape) if args.smoke else shape
         path = build(shape, folder)
-    found = {}
-    for mode in MODES:
-        refinement = None
-        if mode != "without":
-            refinement = RefinementConfig(mode=mode, budget=shape.group_size // 4, template=args.template)
-        found[mode] = OurSide(shape, path, device, data_options=data | {"refinement": refinement}, **module)
-    return found
+    return OurSide(shape, path, device, data_options=data, **module)
 
 
 def table(steps: dict[str, list[Step]]) -> list[str]:
@@ -125,18 +119,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
-        ours = sides(args, Path(temporary) / "run", device)
+        ours = one_side(args, Path(temporary) / "run", device)
+        budget = ours.shape.group_size // 4
         turns: dict[str, list[Step]] = {mode: [] for mode in MODES}
         for turn in range(args.repeats + 1):
-            for mode, side in ours.items():
-                turns[mode].append(side.step(1 + turn))
+            for mode in MODES:
+                refinement = None
+                if mode != "without":
+                    refinement = RefinementConfig(mode=mode, budget=budget, template=args.template)
+                turns[mode].append(ours.step(1 + turn, refinement=refinement))
             print("turn", turn, {mode: round(steps[-1].seconds["step"], 2) for mode, steps in turns.items()},
                   file=sys.stderr, flush=True)  # fmt: skip
-    shape = ours["without"].shape
+    shape = ours.shape
     print(f"`{shlex.join(['python', *sys.argv])}`\n\n{machine(device)}\n")
     print(
         f"{shape.name}: {shape.about}; {shape.prompts} x {shape.group_size}, cap {shape.cap}, up to "
-        f"{shape.group_size // 4} further attempts a group, template {args.template!r}, beta={shape.beta}; "
+        f"{budget} further attempts a group, template {args.template!r}, beta={shape.beta}; "
         f"{args.repeats} turns, median (least to most)\n"
     )
     print("\n".join(table({mode: steps[1:] for mode, steps in turns.items()})))
