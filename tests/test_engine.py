@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.rollout import cache, decoder, engine
 from grpo_lightning.rollout.batch import token_rows
-from grpo_lightning.rollout.engine import generate
+from grpo_lightning.rollout.engine import Further, generate
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
 from grpo_lightning.types import Completion, ConfigError, FinishReason
 from tests.tiny import tiny_tokenizer
@@ -150,9 +151,12 @@ def test_completions_are_handed_over_once_each_as_they_finish(model_path: str) -
     handed: list[tuple[int, object]] = []
     policy = Policy(PolicyConfig(path=model_path))
     sampling = SamplingParams(max_new_tokens=30)
-    made = generate(
-        policy, PROMPTS, 6, sampling, list(range(18)), lambda rows, done: handed.extend(zip(rows, done, strict=True))
-    )
+
+    def hand_over(rows: list[int], done: list[Completion]) -> list[Further]:
+        handed.extend(zip(rows, done, strict=True))
+        return []
+
+    made = generate(policy, PROMPTS, 6, sampling, list(range(18)), hand_over)
     assert dict(handed) == dict(enumerate(made))
     assert len(handed) == 18
     order = [len(completion.token_ids) for _, completion in handed]
@@ -169,15 +173,12 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
     def run() -> tuple[list[Completion], dict[int, Completion]]:
         handed: dict[int, Completion] = {}
         sampling = SamplingParams(max_new_tokens=cap)
-        made = generate(
-            policy,
-            PROMPTS,
-            6,
-            sampling,
-            list(range(18)),
-            lambda rows, done: handed.update(zip(rows, done, strict=True)),
-        )
-        return made, handed
+
+        def hand_over(rows: list[int], done: list[Completion]) -> list[Further]:
+            handed.update(zip(rows, done, strict=True))
+            return []
+
+        return generate(policy, PROMPTS, 6, sampling, list(range(18)), hand_over), handed
 
     made, handed = run()
     for module, name, value in (
@@ -192,6 +193,54 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
             torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
         assert handed.keys() == handed_again.keys() == set(range(18))
     assert any(completion.finish_reason is FinishReason.STOP for completion in made) or cap == 1
+
+
+WAYS_TO_JOIN = {
+    "at once": {"SHARE": 0, "WIDENED": 100},
+    "as it pays": {},
+    "with others, at a look": {"SHARE": 0.3, "WIDENED": 100, "CHECK_EVERY": {"cpu": 8}},
+    "at the end": {"WIDENED": 0},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_JOIN)
+@pytest.mark.parametrize("stop", [None, ["7"]])
+def test_further_rows_are_what_they_would_be_alone(
+    model_path: str, way: str, stop: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in WAYS_TO_JOIN[way].items():
+        monkeypatch.setattr(engine, name, value)
+    joins: list[int] = []
+    join = decoder.Decoder.join
+
+    def spy(self: decoder.Decoder, prompts: list[list[int]]) -> None:
+        joins.append(len(prompts))
+        join(self, prompts)
+
+    monkeypatch.setattr(decoder.Decoder, "join", spy)
+    policy = Policy(PolicyConfig(path=model_path))
+    sampling = SamplingParams(max_new_tokens=40, stop=stop)
+    asked: list[Further] = []
+
+    def go_on(rows: list[int], completions: list[Completion]) -> list[Further]:
+        further = [
+            Further([1, *completion.token_ids, 50 + row], 100 + row, temperature=0.5 if row % 2 else None)
+            for row, completion in zip(rows, completions, strict=True)
+            if row % 3 == 0 or 18 <= row < 22
+        ]
+        asked.extend(further)
+        return further
+
+    made = generate(policy, PROMPTS, 6, sampling, list(range(18)), go_on)
+    assert len(asked) >= 8
+    assert bool(joins) == (way != "at the end")
+    alone = generate(policy, PROMPTS, 6, sampling, list(range(18)))
+    for one in asked:
+        temperature = sampling.temperature if one.temperature is None else one.temperature
+        alone += generate(policy, [one.prompt], 1, replace(sampling, temperature=temperature), [one.seed])
+    for one, other in zip(made, alone, strict=True):
+        assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
 
 
 def test_equal_prompts_are_prefilled_once(model_path: str) -> None:
@@ -224,6 +273,14 @@ def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypa
     monkeypatch.setattr(decoder, "PREFILL_TOKENS", 1)
     parts = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)))
     assert [one.token_ids for one in whole] == [one.token_ids for one in parts]
+
+    def go_on(rows: list[int], done: list[Completion]) -> list[Further]:
+        return [Further(PROMPTS[row % 3], row % 3 * 2 + row // 6) for row in rows if row < 12]
+
+    monkeypatch.setattr(engine, "SHARE", 0)
+    monkeypatch.setattr(engine, "WIDENED", 100)
+    made = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)), go_on)
+    assert sorted(one.token_ids for one in made) == sorted(one.token_ids for one in whole * 3)
 
 
 def test_seeds_must_match_the_rows(model_path: str) -> None:

@@ -17,7 +17,7 @@ from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import credited, learning_rows
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
-from grpo_lightning.rollout.refinement import NO_FEEDBACK, choose, next_turn
+from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choose, next_turn
 from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Rollout, RolloutBatch, Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, Verifier
 from tests.tiny import tiny_tokenizer
@@ -29,6 +29,11 @@ STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 def rollout(correct: bool, reason: FinishReason = STOP, error: str | None = None, feedback: str = "Wrong.") -> Rollout:
     verdict = Verdict(correct, True, feedback, error=error)
     return Rollout(Prompt([]), Completion([30, 31, 7], "ab", reason, [], []), verdict, float(correct))
+
+
+KINDS = {
+    "right": rollout(True), "wrong": rollout(False), "cut": rollout(False, CUT), "broken": rollout(False, error="x")
+}  # fmt: skip
 
 
 class Parity(Verifier):
@@ -57,12 +62,31 @@ def test_groups_without_success_come_first_and_in_turn() -> None:
 
 @given(st.lists(st.sampled_from(["right", "wrong", "cut", "broken"]), min_size=4, max_size=24), st.integers(1, 8))
 def test_only_failures_that_ended_by_themselves_are_chosen(kinds: list[str], budget: int) -> None:
-    made = {
-        "right": rollout(True), "wrong": rollout(False), "cut": rollout(False, CUT), "broken": rollout(False, error="x")
-    }  # fmt: skip
-    chosen = choose([made[kind] for kind in kinds], [row // 4 for row in range(len(kinds))], budget)
+    chosen = choose([KINDS[kind] for kind in kinds], [row // 4 for row in range(len(kinds))], budget)
     assert all(kinds[row] == "wrong" for row in chosen)
     assert len(chosen) == min(budget, kinds.count("wrong"))
+
+
+@given(st.data())
+def test_what_is_chosen_early_would_be_chosen_if_all_that_still_decode_failed(data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.sampled_from([*KINDS]), min_size=4, max_size=24))
+    budget = data.draw(st.integers(1, 8))
+    groups = [row // 4 for row in range(len(kinds))]
+    known: list[Rollout | None] = [None] * len(kinds)
+    chosen: set[int] = set()
+    for row in data.draw(st.permutations(range(len(kinds)))):
+        known[row] = KINDS[kinds[row]]
+        outlook = choose([one or rollout(False) for one in known], groups, budget, chosen)
+        now = choose(known, groups, budget, chosen)
+        assert now == [one for one in outlook if known[one] is not None]
+        assert chosen.isdisjoint(now)
+        chosen.update(now)
+    assert all(kinds[row] == "wrong" for row in chosen)
+    assert len(chosen) == min(budget, kinds.count("wrong"))
+    for group in set(groups):
+        failures = [row for row, kind in enumerate(kinds) if groups[row] == group and kind == "wrong"]
+        own = sorted(row for row in chosen if groups[row] == group)
+        assert own == failures[: len(own)], "the first in the group, not the shortest"
 
 
 # -- what it is told ---------------------------------------------------------------------------------------------------
@@ -208,6 +232,34 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     assert not same(*trained)
 
 
+class SlowParity(Parity):
+    slow = True
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 8])
+@pytest.mark.parametrize("verifier", [Parity(), SlowParity()])
+def test_the_budget_is_spent_whenever_verdicts_come(
+    model_path: str, tmp_path: Path, verifier: Verifier, rows_at_once: int | None
+) -> None:
+    watch = Watch()
+    data = rollouts(
+        refinement=RefinementConfig(budget=2, attempts=2), sampling=SamplingParams(max_new_tokens=80),
+        prompts_per_step=3, group_size=8, rollout_rows_at_once=rows_at_once,
+    )  # fmt: skip
+    fit(tmp_path, grpo(model_path, verifiers=[verifier]), 1, data, callbacks=[watch])
+    before, groups = watch.batches[0].rollouts, [row // 8 for row in range(24)]
+    for round_ in watch.batches[0].refinements:
+        failures = [row for row, one in enumerate(before) if can_be_refined(one)]
+        assert set(round_.parents) <= set(failures)
+        assert len(round_.parents) == len(set(round_.parents)) == min(6, len(failures))
+        assert round_.parents == sorted(round_.parents)
+        assert round_.groups == [groups[parent] for parent in round_.parents]
+        if verifier.slow and rows_at_once is None:
+            assert round_.parents == choose(before, groups, 6)
+        before, groups = round_.rollouts, round_.groups
+    assert len(watch.batches[0].refinements) == 2 or not any(map(can_be_refined, before))
+
+
 def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, tmp_path: Path) -> None:
     for mode in ("in_context", "distill"):
         batch, _, _ = step(tmp_path, model_path, RefinementConfig(mode=mode, budget=2))
@@ -260,7 +312,7 @@ def test_the_temperature_of_distilled_attempts_is_their_own(tiny_model: Callable
     cold, _, _ = step(tmp_path, path, RefinementConfig(mode="distill", temperature=0.2))
     texts = [[r.completion.text for r in batch.refinements[0].rollouts] for batch in (warm, cold)]
     assert texts[0] != texts[1]
-    assert [r.completion for r in warm.rollouts] == [r.completion for r in cold.rollouts]
+    assert [r.completion.token_ids for r in warm.rollouts] == [r.completion.token_ids for r in cold.rollouts]
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"updates_per_rollout": 2}, {"max_tokens_per_microbatch": 64}])
@@ -338,3 +390,9 @@ def test_validation_says_in_the_name_what_the_feedback_knew(
 def test_bad_options_name_their_key(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         rollouts(refinement=RefinementConfig(**options))
+
+
+def test_a_temperature_of_its_own_needs_one_to_differ_from() -> None:
+    refinement = RefinementConfig(mode="distill", temperature=0.5)
+    with pytest.raises(ConfigError, match=r"data\.refinement\.temperature: needs data\.sampling\.temperature above 0"):
+        rollouts(refinement=refinement, sampling=SamplingParams(temperature=0.0))

@@ -46,7 +46,7 @@ def test_a_slow_verifier_judges_in_its_own_thread_while_others_wait_for_all() ->
             time.sleep(0.001)
         assert slow.calls, "it should have begun before the other rows were there"
         scoring.hand_over([3, 0, 1], [completion(texts[row]) for row in (3, 0, 1)])
-        made = scoring.rollouts([completion(text) for text in texts])
+        made = scoring.rollouts(range(4), [completion(text) for text in texts])
     assert [rollout.reward for rollout in made] == [1.0, 0.0, 0.5, 1.0]
     assert [count for count, _ in slow.calls] == [1, 3]
     assert all(name != threading.main_thread().name for _, name in slow.calls)
@@ -71,7 +71,7 @@ def test_a_broken_verifier_leaves_no_reward_in_either_way(verifier: Verifier) ->
     with Scoring({"letters": LetterVerifier(), "broken": verifier}, [Prompt([], answer="e")] * 2) as scoring:
         texts = [completion("aa"), completion("bb")]
         scoring.hand_over([0, 1], texts)
-        first, second = scoring.rollouts(texts)
+        first, second = scoring.rollouts([0, 1], texts)
     assert math.isnan(first.reward)
     assert first.verdict.error is not None
     assert not first.verdict.correct

@@ -20,7 +20,7 @@ class RoomyLayer(DynamicLayer):
     Room is taken a block at a time, for the rows that are left by then: the memory follows the completions' lengths.
 
     Args:
-        parts: layers filled by prefill passes of different widths; their last tokens become aligned.
+        parts: layers of different widths, filled by prefill passes or by decoding; their last tokens become aligned.
         forks: for each of them the rows that decoding rows start from, one after the other.
         room: tokens that will be fed at the most.
     """
@@ -80,14 +80,14 @@ def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -
     :func:`grpo_lightning.models.direct.has_plain_cache`.
 
     Args:
-        parts: the caches of prefill passes. They are used up.
+        parts: the caches of prefill passes, and of rows that decode already. They are used up.
         forks: for each of them the rows that decoding rows start from, one after the other.
         room: tokens that every row may be fed.
     """
     cache = parts[0]
     for index in range(len(cache.layers)):
         layers: list[Any] = [part.layers[index] for part in parts]
-        if type(layers[0]) is DynamicLayer:
+        if type(layers[0]) in (DynamicLayer, RoomyLayer):
             cache.layers[index] = RoomyLayer(layers, forks, room)
         elif len(layers) == 1:
             layers[0].reorder_cache(forks[0])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.batch import right_padded, token_rows
-from grpo_lightning.rollout.engine import OnFinish, generate
+from grpo_lightning.rollout.engine import Further, generate
 from grpo_lightning.rollout.loader import PromptBatch
-from grpo_lightning.rollout.refinement import Attempts, RefinementConfig, can_be_refined, choose, next_turn
+from grpo_lightning.rollout.refinement import Attempt, RefinementConfig, can_be_refined, choose, follow
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, Prompt, RefinementRound, Rollout, RolloutBatch
+from grpo_lightning.types import Completion, RefinementRound, Rollout, RolloutBatch
 from grpo_lightning.verifiers.base import Verifier
 
 
@@ -80,15 +81,16 @@ class Collector:
         refinement: RefinementConfig | None = None,
     ) -> RolloutBatch:
         """``group_size`` rollouts of every prompt, with further attempts if asked for, on the policy's device."""
-        prompts = [prompt for prompt in batch.prompts for _ in range(group_size)]
-        conversations = [ids for ids in batch.prompt_ids for _ in range(group_size)]
-        keys = [f"{key}/{member}" for key in batch.keys for member in range(group_size)]
-        rollouts = self._sample(prompts, batch.prompt_ids, group_size, sampling, keys)
-        rounds: tuple[RefinementRound, ...] = ()
-        if refinement is not None:
-            first = Attempts(rollouts, conversations, [row // group_size for row in range(len(rollouts))], keys)
-            rounds = self._refine(first, batch, sampling, refinement)
+        attempts = [
+            Attempt(prompt, ids, f"{key}/{member}", group)
+            for group, (prompt, ids, key) in enumerate(zip(batch.prompts, batch.prompt_ids, batch.keys, strict=True))
+            for member in range(group_size)
+        ]
+        first = attempts.copy()
+        self._sample(attempts, group_size, sampling, refinement)
+        rollouts = [attempt.judged for attempt in first]
         completions = [rollout.completion for rollout in rollouts]
+        conversations = [attempt.conversation for attempt in first]
         return RolloutBatch(
             rollouts=rollouts,
             group_size=group_size,
@@ -98,7 +100,7 @@ class Collector:
             temperature=sampling.temperature,
             max_new_tokens=sampling.cap,
             seconds=dict(self.seconds),
-            refinements=rounds,
+            refinements=() if refinement is None else self._rounds(attempts, batch, refinement),
             keys=batch.keys,
         ).to(self.policy.device)
 
@@ -106,100 +108,164 @@ class Collector:
         self, batch: PromptBatch, rollouts: list[Rollout], sampling: SamplingParams, refinement: RefinementConfig
     ) -> list[Rollout]:
         """One rollout a prompt, with another attempt in place of those that failed as ``val_feedback`` may tell."""
-        told = [
-            row
+        again = [
+            follow(
+                self.policy.tokenizer,
+                row,
+                Attempt(rollout.prompt, batch.prompt_ids[row], batch.keys[row], row, rollout=rollout),
+                refinement.template,
+                self.policy.terminators,
+            )
             for row, rollout in enumerate(rollouts)
             if can_be_refined(rollout) and (refinement.val_feedback == "verdict" or not rollout.verdict.format_valid)
         ]
-        if not told:
+        if not again:
             return rollouts
-        first = Attempts(rollouts, batch.prompt_ids, list(range(len(rollouts))), batch.keys)
-        again = self._attempt_again(first, told, sampling, refinement.template, "attempt2")
-        replaced = dict(zip(told, again.rollouts, strict=True))
+        self._sample(again, 1, sampling)
+        replaced = {attempt.parent: attempt.judged for attempt in again}
         return [replaced.get(row, rollout) for row, rollout in enumerate(rollouts)]
 
-    def _refine(
-        self, attempts: Attempts, batch: PromptBatch, sampling: SamplingParams, refinement: RefinementConfig
+    def _rounds(
+        self, attempts: list[Attempt], batch: PromptBatch, refinement: RefinementConfig
     ) -> tuple[RefinementRound, ...]:
-        """Rounds of further attempts, each at the failures of the round before."""
-        if refinement.temperature is not None:
-            sampling = replace(sampling, temperature=refinement.temperature)
+        """The further attempts, each round in the order of the round before."""
         rounds = []
+        place_of = {row: row for row in range(len(attempts))}
         for number in range(2, refinement.attempts + 2):
-            chosen = choose(attempts.rollouts, attempts.groups, refinement.budget * len(batch.prompts))
-            if not chosen:
+            rows = [row for row, attempt in enumerate(attempts) if attempt.number == number]
+            if not rows:
                 break
-            attempts = self._attempt_again(attempts, chosen, sampling, refinement.template, f"attempt{number}")
-            completions = [rollout.completion for rollout in attempts.rollouts]
-            trained_under = attempts.conversations
+            rows.sort(key=lambda row: place_of[attempts[row].parent])
+            made = [attempts[row] for row in rows]
+            rollouts = [attempt.judged for attempt in made]
+            completions = [rollout.completion for rollout in rollouts]
+            trained_under = [attempt.conversation for attempt in made]
             if refinement.mode == "distill":
-                trained_under = [batch.prompt_ids[group] for group in attempts.groups]
+                trained_under = [batch.prompt_ids[attempt.group] for attempt in made]
             rounds.append(
                 RefinementRound(
-                    rollouts=attempts.rollouts,
-                    parents=chosen,
-                    groups=attempts.groups,
+                    rollouts=rollouts,
+                    parents=[place_of[attempt.parent] for attempt in made],
+                    groups=[attempt.group for attempt in made],
                     tokens=token_rows(trained_under, [one.token_ids for one in completions], self.policy.pad_token_id),
                     logprobs_NT=right_padded([one.logprobs for one in completions]),
-                    rewards_N=torch.tensor([rollout.reward for rollout in attempts.rollouts]),
+                    rewards_N=torch.tensor([rollout.reward for rollout in rollouts]),
                 )
             )
+            place_of = {row: index for index, row in enumerate(rows)}
         return tuple(rounds)
-
-    def _attempt_again(
-        self, attempts: Attempts, chosen: list[int], sampling: SamplingParams, template: str, name: str
-    ) -> Attempts:
-        """One further attempt at each chosen row, after the verdict's feedback."""
-        conversations = [
-            next_turn(
-                self.policy.tokenizer,
-                attempts.conversations[row],
-                attempts.rollouts[row],
-                template,
-                self.policy.terminators,
-            )
-            for row in chosen
-        ]
-        keys = [f"{attempts.keys[row]}/{name}" for row in chosen]
-        prompts = [attempts.rollouts[row].prompt for row in chosen]
-        rollouts = self._sample(prompts, conversations, 1, sampling, keys)
-        return Attempts(rollouts, conversations, [attempts.groups[row] for row in chosen], keys)
 
     def _sample(
         self,
-        prompts: list[Prompt],
-        conversations: list[list[int]],
+        attempts: list[Attempt],
         group_size: int,
         sampling: SamplingParams,
-        keys: list[str],
-    ) -> list[Rollout]:
-        """Sample and score ``group_size`` completions of every conversation; ``prompts`` and ``keys`` are one a row."""
-        seeds = [row_seed(self.seed, key) for key in keys]
-        prompts_at_once = max(1, (self.rows_at_once or len(keys)) // group_size)
-        with Scoring(self.verifiers, prompts) as scoring:
-            on_finish = scoring.hand_over if scoring.any_slow else None
-            completions: list[Completion] = []
+        refinement: RefinementConfig | None = None,
+    ) -> None:
+        """Sample and score attempts, ``group_size`` of every conversation; those that follow are put behind them."""
+        count = len(attempts)
+        at_once = max(1, (self.rows_at_once or count) // group_size) * group_size
+        with Scoring(self.verifiers, [attempt.prompt for attempt in attempts]) as scoring:
+            judging = _Judging(self, attempts, scoring, refinement, count // group_size)
             with self.phases("rollout", self.policy.device) as rollout, self.forward_context():
                 # Lightning's autocast casts float32 weights anew at every use; here nothing changes them meanwhile.
                 # Leaving the context empties the cache.
                 torch.set_autocast_cache_enabled(True)
-                for start in range(0, len(conversations), prompts_at_once):
-                    part = slice(start * group_size, (start + prompts_at_once) * group_size)
-                    completions += generate(
-                        self.policy,
-                        conversations[start : start + prompts_at_once],
-                        group_size,
-                        sampling,
-                        seeds[part],
-                        on_finish and partial(_shifted, on_finish, part.start),
-                    )
+                for start in range(0, count, at_once):
+                    rows = list(range(start, min(start + at_once, count)))
+                    conversations = [attempts[row].conversation for row in rows[::group_size]]
+                    seeds = [self.row_seed(attempts[row]) for row in rows]
+                    judging.decoding = len(rows)
+                    on_finish = partial(judging.finish, rows) if refinement or scoring.any_slow else None
+                    made = generate(self.policy, conversations, group_size, sampling, seeds, on_finish)
+                    if on_finish is None:
+                        judging.finished.update(zip(rows, made, strict=True))
             with self.phases("verify", self.policy.device) as verify:
-                rollouts = scoring.rollouts(completions)
-        self.seconds["rollout"] += rollout.seconds
-        self.seconds["verify"] += verify.seconds
-        return rollouts
+                inside = judging.seconds
+                judging.judge()
+        self.seconds["rollout"] += rollout.seconds - inside
+        self.seconds["verify"] += verify.seconds + inside
+
+    def row_seed(self, attempt: Attempt) -> int:
+        return row_seed(self.seed, attempt.key)
 
 
-def _shifted(on_finish: OnFinish, start: int, rows: list[int], completions: list[Completion]) -> None:
-    """Hand over rows of one part, counted among all."""
-    on_finish([start + row for row in rows], completions)
+class _Judging:
+    """What becomes of attempts when they have been sampled: they are judged, and some are followed by another.
+
+    Args:
+        collector: whose sampling it is.
+        attempts: all of them; those that follow are put behind.
+        scoring: of these attempts.
+        refinement: ``None``: nothing follows.
+        groups: how many prompts there are.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        attempts: list[Attempt],
+        scoring: Scoring,
+        refinement: RefinementConfig | None,
+        groups: int,
+    ) -> None:
+        self.collector = collector
+        self.attempts = attempts
+        self.scoring = scoring
+        self.refinement = refinement
+        self.groups = groups
+        self.decoding = 0
+        """Attempts that the engine has not handed over yet."""
+        self.finished: dict[int, Completion] = {}
+        """What is not judged yet, by row."""
+        self.followed: set[int] = set()
+        self.seconds = 0.0
+
+    def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Further]:
+        """Take completions from the engine, and say what to sample further.
+
+        Args:
+            rows: the rows of the attempts by the engine's numbers; those of the further ones are put behind.
+            numbers: the engine's.
+            completions: one a number.
+        """
+        done = [rows[number] for number in numbers]
+        self.scoring.hand_over(done, completions)
+        self.finished.update(zip(done, completions, strict=True))
+        self.decoding -= len(done)
+        # What a slow verifier says must not depend on how slow it is, so it is asked when nothing else is left to do.
+        if self.refinement is None or (self.scoring.any_slow and self.decoding):
+            return []
+        self.judge()
+        following = self._following(self.refinement)
+        self.decoding += len(following)
+        rows += range(len(self.attempts), len(self.attempts) + len(following))
+        self.attempts += following
+        self.scoring.prompts += [attempt.prompt for attempt in following]
+        temperature = self.refinement.temperature
+        return [Further(one.conversation, self.collector.row_seed(one), temperature) for one in following]
+
+    def judge(self) -> None:
+        """Judge what has finished."""
+        started = time.perf_counter()
+        rows = sorted(self.finished)
+        completions = [self.finished[row] for row in rows]
+        for row, rollout in zip(rows, self.scoring.rollouts(rows, completions), strict=True):
+            self.attempts[row].rollout = rollout
+        self.finished.clear()
+        self.seconds += time.perf_counter() - started
+
+    def _following(self, refinement: RefinementConfig) -> list[Attempt]:
+        policy, made = self.collector.policy, []
+        for number in range(1, refinement.attempts + 1):
+            rows = [row for row, attempt in enumerate(self.attempts) if attempt.number == number]
+            chosen = choose(
+                [self.attempts[row].rollout for row in rows],
+                [self.attempts[row].group for row in rows],
+                refinement.budget * self.groups,
+                {index for index, row in enumerate(rows) if row in self.followed},
+            )
+            for row in (rows[index] for index in chosen):
+                self.followed.add(row)
+                made.append(follow(policy.tokenizer, row, self.attempts[row], refinement.template, policy.terminators))
+        return made

@@ -46,31 +46,41 @@ class Decoder:
         self.lm = lm
         self.model = decoder_of(lm)
         self.direct = DirectStep(lm) if direct else None
-        lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        self.length = int(lengths_B.max())
-        self.padded = bool((lengths_B != self.length).any())
-        lengths_R = lengths_B.repeat_interleave(group_size).to(lm.device)
-        place_L = torch.arange(self.length + max_new_tokens, device=lm.device)
-        self.mask_RL = place_L >= (self.length - lengths_R)[:, None]
-        self.position_R = lengths_R - 1
-        plain = has_plain_cache(lm)
+        self.max_new_tokens = max_new_tokens
+        self.pad = pad
+        self.can_join = has_plain_cache(lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
-        self.kernel_mask = plain and lm.config._attn_implementation == "sdpa"
-        slots: dict[tuple[int, ...], int] = {}
-        slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
-        slot_R = slot_R.repeat_interleave(group_size)
-        parts = _parts(list(slots), pass_overhead(lm.device.type)) if plain else [list(slots)]
-        first, forks, last, prefilled = 0, [], [], []
-        for part in parts:
-            of_part_R = (slot_R >= first) & (slot_R < first + len(part))
-            forks.append((slot_R[of_part_R] - first).to(lm.device))
-            hidden_BD, cache = self._prefill(part, pad)
-            last.append(hidden_BD)
-            prefilled.append(cache)
-            first += len(part)
-        self.cache = decoding_cache(prefilled, forks, max_new_tokens)
-        self.logits_RV = head_logits(lm, torch.cat(last))[slot_R.to(lm.device)]
+        self.kernel_mask = self.can_join and lm.config._attn_implementation == "sdpa"
+        self.logits_RV, caches, forks = self._prefill(prompts, group_size)
+        self.cache = decoding_cache(caches, forks, max_new_tokens)
+        lengths_R = self._lengths(prompts, group_size)
+        self.position_R = lengths_R - 1
+        self.length = max(map(len, prompts))
+        self.padded = min(map(len, prompts)) < self.length
+        self._pad_rows(self.length - lengths_R)
+
+    def join(self, prompts: list[list[int]]) -> None:
+        """Go on with more rows, one a prompt, behind those that are active; only where ``can_join``."""
+        logits_RV, caches, forks = self._prefill(prompts, 1)
+        active_R = torch.arange(len(self.position_R), device=self.lm.device)
+        self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
+        self.logits_RV = torch.cat([self.logits_RV, logits_RV])
+        lengths_R = self._lengths(prompts, 1)
+        self.position_R = torch.cat([self.position_R, lengths_R - 1])
+        lengths = {self.length, *map(len, prompts)}
+        before, self.length = self.length, max(lengths)
+        self.padded = self.padded or len(lengths) > 1
+        self._pad_rows(torch.cat([self.start_R + self.length - before, self.length - lengths_R]))
+
+    def _lengths(self, prompts: list[list[int]], group_size: int) -> Tensor:
+        return torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(group_size).to(self.lm.device)
+
+    def _pad_rows(self, start_R: Tensor) -> None:
+        """Note where in the cache the rows begin, for now and for all tokens to come."""
+        self.start_R = start_R
+        place_L = torch.arange(self.length + self.max_new_tokens, device=start_R.device)
+        self.mask_RL = place_L >= start_R[:, None]
 
     def advance(self, tokens_R: Tensor) -> None:
         """Feed the tokens just drawn."""
@@ -106,14 +116,31 @@ class Decoder:
         if to:
             index_R[to_R] = source_R
         drop_rows(self.cache, to_R.long(), source_R.long(), index_R)
-        self.mask_RL = self.mask_RL[index_R]
+        self.start_R, self.mask_RL = self.start_R[index_R], self.mask_RL[index_R]
         self.position_R = self.position_R[index_R]
         return index_R
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Cache]:
+    def _prefill(self, prompts: list[list[int]], group_size: int) -> tuple[Tensor, list[Cache], list[Tensor]]:
+        """Run each prompt once: the next logits of its rows, caches, and the rows of each that these start from."""
+        slots: dict[tuple[int, ...], int] = {}
+        slot_B = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
+        slot_R = slot_B.repeat_interleave(group_size)
+        distinct = list(slots)
+        parts = _parts(distinct, pass_overhead(self.lm.device.type)) if self.can_join else [distinct]
+        first, last, caches, forks = 0, [], [], []
+        for part in parts:
+            of_part_R = (slot_R >= first) & (slot_R < first + len(part))
+            forks.append((slot_R[of_part_R] - first).to(self.lm.device))
+            hidden_BD, cache = self._run(part)
+            last.append(hidden_BD)
+            caches.append(cache)
+            first += len(part)
+        return head_logits(self.lm, torch.cat(last))[slot_R.to(self.lm.device)], caches, forks
+
+    def _run(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""
         width = max(map(len, prompts))
-        ids_BP = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.lm.device)
+        ids_BP = torch.tensor([[self.pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.lm.device)
         start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.lm.device)
         place_BP = torch.arange(width, device=self.lm.device) - start_B[:, None]
         padded = min(map(len, prompts)) < width

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.types import ConfigError, FinishReason, Rollout
+from grpo_lightning.types import ConfigError, FinishReason, Prompt, Rollout
 
 NO_FEEDBACK = "This answer is not correct."
 
@@ -57,49 +57,81 @@ class RefinementConfig:
         for name, (holds, wanted) in checks.items():
             if not holds:
                 raise ConfigError(f"data.refinement.{name}: must be {wanted}, not {getattr(self, name)!r}")
+        if self.temperature is not None and sampling_temperature == 0:
+            raise ConfigError("data.refinement.temperature: needs data.sampling.temperature above 0, or leave it out")
         if self.mode == "in_context" and self.temperature not in (None, sampling_temperature):
             raise ConfigError(
                 "data.refinement.temperature: under in_context it is data.sampling.temperature: leave it out"
             )
 
 
-@dataclass(frozen=True)
-class Attempts:
-    """One attempt at each of some prompts, with what it was made of.
+@dataclass
+class Attempt:
+    """An attempt at a prompt.
 
     Args:
-        rollouts: the attempts.
-        conversations: token ids that each was sampled under.
-        groups: the group, that is the prompt, each belongs to.
-        keys: what each one's random numbers are seeded from.
+        prompt: the row it answers.
+        conversation: token ids that it is sampled under.
+        key: what its random numbers are seeded from.
+        group: the number of the prompt in the step.
+        number: 1 for a first attempt, 2 for the one that follows it.
+        parent: the row of the attempt before it.
+        rollout: ``None`` until it is judged.
     """
 
-    rollouts: list[Rollout]
-    conversations: list[list[int]]
-    groups: list[int]
-    keys: list[str]
+    prompt: Prompt
+    conversation: list[int]
+    key: str
+    group: int
+    number: int = 1
+    parent: int = -1
+    rollout: Rollout | None = None
+
+    @property
+    def judged(self) -> Rollout:
+        assert self.rollout is not None
+        return self.rollout
 
 
-def choose(rollouts: Sequence[Rollout], groups: Sequence[int], budget: int) -> list[int]:
-    """The rows that get another attempt, at most ``budget``.
+def choose(
+    rollouts: Sequence[Rollout | None], groups: Sequence[int], budget: int, chosen: Collection[int] = ()
+) -> list[int]:
+    """The rows that get another attempt, at most ``budget`` with those chosen before.
 
     Failed ones that ended by themselves; those of groups without any success first, and in turn: each group's first
-    failure, then each one's second, and so on.
+    failure, then each one's second, and so on. Rows that still decode (``None``) count as failures to come: chosen is
+    only what would be so if they all were. Which of a group's failures are chosen thus does not depend on which
+    completions are short.
     """
-    solved = {group for group, rollout in zip(groups, rollouts, strict=True) if rollout.verdict.correct}
+    solved = {
+        group
+        for group, rollout in zip(groups, rollouts, strict=True)
+        if rollout is not None and rollout.verdict.correct
+    }
     failures: dict[int, int] = {}
     candidates = []
     for row, (group, rollout) in enumerate(zip(groups, rollouts, strict=True)):
-        if can_be_refined(rollout):
+        if rollout is None or can_be_refined(rollout):
             failures[group] = failures.get(group, 0) + 1
-            candidates.append((group in solved, failures[group], row))
-    return sorted(row for *_, row in sorted(candidates)[:budget])
+            if row not in chosen:
+                candidates.append((group in solved, failures[group], row))
+    best = sorted(candidates)[: budget - len(chosen)]
+    return sorted(row for *_, row in best if rollouts[row] is not None)
 
 
 def can_be_refined(rollout: Rollout) -> bool:
     """Whether it failed in a way that feedback could mend."""
     failed = rollout.verdict.error is None and not rollout.verdict.correct
     return failed and rollout.completion.finish_reason is FinishReason.STOP
+
+
+def follow(
+    tokenizer: PreTrainedTokenizerBase, row: int, attempt: Attempt, template: str, terminators: Sequence[int]
+) -> Attempt:
+    """Another attempt after a failed one, which is that of ``row``; see :func:`next_turn`."""
+    conversation = next_turn(tokenizer, attempt.conversation, attempt.judged, template, terminators)
+    number = attempt.number + 1
+    return Attempt(attempt.prompt, conversation, f"{attempt.key}/attempt{number}", attempt.group, number, row)
 
 
 def next_turn(

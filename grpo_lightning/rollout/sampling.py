@@ -92,17 +92,25 @@ def uniforms(seeds: list[int], steps: int) -> Tensor:
     return torch.stack([torch.rand(steps, generator=generator.manual_seed(seed)) for seed in seeds])
 
 
-def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams) -> Draw:
+def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperature_N: Tensor | None = None) -> Draw:
     """Draw one token a row by inverting the cumulative distribution at the row's uniform number.
 
     One random number a row instead of the ``V`` of a Gumbel draw; no global random state.
+
+    Args:
+        logits_NV: of the next token.
+        uniforms_N: random numbers in [0, 1).
+        params: temperature and truncation.
+        temperature_N: of rows that differ, all above 0, in place of that of ``params``.
     """
     logits_NV = logits_NV.float()
-    if params.temperature == 0:
+    if params.temperature == 0 and temperature_N is None:
         tokens_N = logits_NV.argmax(-1)
         logprobs_N = _pick(logits_NV, tokens_N) - logits_NV.logsumexp(-1)
         return Draw(tokens_N, logprobs_N, torch.zeros_like(logprobs_N))
-    if params.temperature != 1:
+    if temperature_N is not None:
+        logits_NV = logits_NV / temperature_N[:, None]
+    elif params.temperature != 1:
         logits_NV = logits_NV / params.temperature
     probs_NV = _truncate(logits_NV, params).softmax(-1)
     cumulative_NV = probs_NV.cumsum(-1)

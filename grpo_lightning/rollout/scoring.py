@@ -17,8 +17,8 @@ Judged = list[tuple[Verdict, float]]
 class Scoring:
     """Judges the completions of one sampling with every verifier.
 
-    Quick verifiers see all samples at once, at the end. A verifier that says it is ``slow`` is given completions as
-    they finish, in a thread of its own, so that its work overlaps with the decoding of the others.
+    Quick verifiers see samples when they are asked about them. A verifier that says it is ``slow`` is given completions
+    as they finish, in a thread of its own, so that its work overlaps with the decoding of the others.
 
     With several verifiers the reward is the mean of theirs, and a completion is correct (or format-valid) if all of
     them find it so; those that abstain do not count. One that breaks leaves the rollout without a reward: a part of a
@@ -26,12 +26,12 @@ class Scoring:
 
     Args:
         verifiers: by the name their rewards are logged under.
-        prompts: one a completion.
+        prompts: one a completion; the list may grow.
     """
 
     def __init__(self, verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt]) -> None:
         self.verifiers = verifiers
-        self.prompts = prompts
+        self.prompts = list(prompts)
         self._threads = {name: ThreadPoolExecutor(1) for name, verifier in verifiers.items() if verifier.slow}
         self._running: dict[str, list[tuple[list[int], Future[Judged]]]] = {name: [] for name in self._threads}
 
@@ -55,25 +55,25 @@ class Scoring:
             samples = [_sample(self.prompts[row], one) for row, one in zip(rows, completions, strict=True)]
             self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
 
-    def rollouts(self, completions: Sequence[Completion]) -> list[Rollout]:
-        """All rows judged. Where a verifier is slow, every row must have been handed over."""
-        samples = [_sample(prompt, one) for prompt, one in zip(self.prompts, completions, strict=True)]
+    def rollouts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Rollout]:
+        """Some rows judged. Where a verifier is slow, they must have been handed over, and are waited for."""
+        samples = [_sample(self.prompts[row], one) for row, one in zip(rows, completions, strict=True)]
         columns = {
-            name: self._collect(name, len(samples)) if name in self._threads else rewarded(verifier, samples)
+            name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()
         }
         return [
-            _rollout(self.verifiers, prompt, completion, {name: column[row] for name, column in columns.items()})
-            for row, (prompt, completion) in enumerate(zip(self.prompts, completions, strict=True))
+            _rollout(self.verifiers, self.prompts[row], completion, {name: col[i] for name, col in columns.items()})
+            for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
         ]
 
-    def _collect(self, name: str, count: int) -> Judged:
+    def _collect(self, name: str, rows: Sequence[int]) -> Judged:
         by_row = {
             row: judged
-            for rows, running in self._running[name]
-            for row, judged in zip(rows, running.result(), strict=True)
+            for handed, running in self._running[name]
+            for row, judged in zip(handed, running.result(), strict=True)
         }
-        return [by_row[row] for row in range(count)]
+        return [by_row[row] for row in rows]
 
 
 def _sample(prompt: Prompt, completion: Completion) -> Sample:

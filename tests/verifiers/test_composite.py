@@ -408,7 +408,7 @@ def rollout_rewards(verifiers: dict[str, Verifier], task: str = "math") -> tuple
     prompt = Prompt([{"role": "user", "content": "6 * 7?"}], "42", {"task": task, "row": 0})
     completion = Completion([1, 2, 3], "#### 42", FinishReason.STOP, [-1.0] * 3, [-1.0] * 3)
     with Scoring(verifiers, [prompt]) as scoring:
-        (rollout,) = scoring.rollouts([completion])
+        (rollout,) = scoring.rollouts([0], [completion])
     assert set(reward_names(verifiers)) <= set(rollout.rewards_by_verifier)
     return rollout.reward, rollout.verdict.error, dict(rollout.rewards_by_verifier)
 

@@ -145,7 +145,7 @@ def test_the_gold_answer_never_reaches_the_next_turn(code: CodeVerifier, name: s
     with Scoring(named, prompts) as scoring:
         if scoring.any_slow:
             scoring.hand_over(list(range(len(prompts))), completions)
-        rollouts = scoring.rollouts(completions)
+        rollouts = scoring.rollouts(range(len(prompts)), completions)
     failed = [rollout for rollout in rollouts if rollout.verdict.error is None and not rollout.verdict.correct]
     assert len(failed) >= len(ATTEMPTS) - 2, [rollout.verdict.error for rollout in rollouts]
     tokenizer = tiny_tokenizer()
