@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, few_rows
 from grpo_lightning.models.direct import DirectStep, why_not_direct
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -49,7 +49,11 @@ def policy_of(config: PreTrainedConfig, folder: Path, lora: LoRAConfig | None = 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
-def test_rollouts_are_those_of_the_forward_pass(name: str, prompts: list[list[int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [few_rows.LARGE, 0], ids=["one way round", "the other way round"])
+def test_rollouts_are_those_of_the_forward_pass(
+    name: str, prompts: list[list[int]], large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_rows, "LARGE", large)
     policy = policy_of(CONFIGS[name], tmp_path)
     sampling = SamplingParams(max_new_tokens=40)
     found = []
@@ -62,6 +66,25 @@ def test_rollouts_are_those_of_the_forward_pass(name: str, prompts: list[list[in
         assert own.token_ids == plain.token_ids
         torch.testing.assert_close(torch.tensor(own.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=1e-4)
     assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_of_few_rows_is_that_of_the_layer(bias: bool) -> None:
+    layer = torch.nn.Linear(300, 1000, bias=bias)
+    few = few_rows.few_rows(layer.weight)
+    assert few == 8
+    for rows in range(1, few + 2):
+        inner_RD = torch.randn(rows, 300)
+        torch.testing.assert_close(few_rows.product(layer)(inner_RD), layer(inner_RD))
+    assert few_rows.few_rows(layer.weight.bfloat16()) == few_rows.few_rows(torch.randn(300, 1000)) == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert few_rows.few_rows(layer.weight) == 0
+        assert few_rows.product(layer)(torch.randn(2, 300)).dtype is torch.bfloat16
+
+
+def test_a_layer_that_is_no_linear_one_is_called_as_it_is() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(300, 1000))
+    assert few_rows.product(layer) is layer
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from grpo_lightning.models.direct import DirectStep, has_plain_cache
+from grpo_lightning.models.few_rows import product
 from grpo_lightning.models.policy import decoder_of, softcap_of
 from grpo_lightning.models.shared_prompt import cut_by_padding, pass_overhead
 from grpo_lightning.rollout.cache import decoding_cache, drop_rows
@@ -164,13 +165,6 @@ def _parts(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[list[tuple
 
 def head_logits(lm: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
     """``logits_RV`` of the output head, with the final softcap where the model has one."""
-    head = lm.get_output_embeddings()
-    if hidden_RD.device.type == "cpu" and 1 < len(hidden_RD) <= 8 and not torch.is_autocast_enabled("cpu"):
-        # With few rows, the CPU's matrix product of a large head is two to four times as fast this way round.
-        logits_RV = (head.weight @ hidden_RD.T).T
-        bias_V = getattr(head, "bias", None)
-        logits_RV = logits_RV if bias_V is None else logits_RV + bias_V
-    else:
-        logits_RV = head(hidden_RD)
+    logits_RV = product(lm.get_output_embeddings())(hidden_RD)
     cap = softcap_of(lm)
     return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
