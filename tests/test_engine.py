@@ -199,6 +199,7 @@ WAYS_TO_JOIN = {
     "at once": {"SHARE": 0, "WIDENED": 100},
     "as it pays": {},
     "with others, at a look": {"SHARE": 0.3, "WIDENED": 100, "CHECK_EVERY": {"cpu": 8}},
+    "once they fit, at a look": {"SHARE": 0, "WIDENED": 1, "CHECK_EVERY": {"cpu": 8}},
     "at the end": {"WIDENED": 0},
 }
 
@@ -224,15 +225,15 @@ def test_further_rows_are_what_they_would_be_alone(
 
     def go_on(rows: list[int], completions: list[Completion]) -> list[Further]:
         further = [
-            Further([1, *completion.token_ids, 50 + row], 100 + row, temperature=0.5 if row % 2 else None)
+            Further([1, *completion.token_ids, *range(50 + row, 66 + row)], 100 + row, temperature=0.5 if row % 2 else None)
             for row, completion in zip(rows, completions, strict=True)
-            if row % 3 == 0 or 18 <= row < 22
+            if row < 40
         ]
         asked.extend(further)
         return further
 
     made = generate(policy, PROMPTS, 6, sampling, list(range(18)), go_on)
-    assert len(asked) >= 8
+    assert len(asked) >= 30
     assert bool(joins) == (way != "at the end")
     alone = generate(policy, PROMPTS, 6, sampling, list(range(18)))
     for one in asked:

@@ -213,13 +213,17 @@ class _Judging:
         self.attempts = attempts
         self.scoring = scoring
         self.refinement = refinement
-        self.groups = groups
         self.decoding = 0
         """Attempts that the engine has not handed over yet."""
         self.finished: dict[int, Completion] = {}
         """What is not judged yet, by row."""
-        self.followed: set[int] = set()
         self.seconds = 0.0
+        further = 0 if refinement is None else refinement.attempts
+        self.budget = 0 if refinement is None else refinement.budget * groups
+        self.rounds = [list(range(len(attempts))), *([] for _ in range(further))]
+        """Rows of the first attempts, of those that follow them, ..."""
+        self.followed: list[set[int]] = [set() for _ in range(further)]
+        """Places in each round but the last of those that another one follows."""
 
     def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Further]:
         """Take completions from the engine, and say what to sample further.
@@ -234,14 +238,13 @@ class _Judging:
         self.finished.update(zip(done, completions, strict=True))
         self.decoding -= len(done)
         # What a slow verifier says must not depend on how slow it is, so it is asked when nothing else is left to do.
-        if self.refinement is None or (self.scoring.any_slow and self.decoding):
+        spent = all(len(places) == self.budget for places in self.followed)
+        if self.refinement is None or spent or (self.scoring.any_slow and self.decoding):
             return []
         self.judge()
         following = self._following(self.refinement)
         self.decoding += len(following)
-        rows += range(len(self.attempts), len(self.attempts) + len(following))
-        self.attempts += following
-        self.scoring.prompts += [attempt.prompt for attempt in following]
+        rows += range(len(self.attempts) - len(following), len(self.attempts))
         temperature = self.refinement.temperature
         return [Further(one.conversation, self.collector.row_seed(one), temperature) for one in following]
 
@@ -256,16 +259,19 @@ class _Judging:
         self.seconds += time.perf_counter() - started
 
     def _following(self, refinement: RefinementConfig) -> list[Attempt]:
-        policy, made = self.collector.policy, []
-        for number in range(1, refinement.attempts + 1):
-            rows = [row for row, attempt in enumerate(self.attempts) if attempt.number == number]
-            chosen = choose(
-                [self.attempts[row].rollout for row in rows],
-                [self.attempts[row].group for row in rows],
-                refinement.budget * self.groups,
-                {index for index, row in enumerate(rows) if row in self.followed},
-            )
-            for row in (rows[index] for index in chosen):
-                self.followed.add(row)
-                made.append(follow(policy.tokenizer, row, self.attempts[row], refinement.template, policy.terminators))
-        return made
+        """Put attempts behind those whose turn it is to be followed."""
+        policy, count = self.collector.policy, len(self.attempts)
+        for number, followed in enumerate(self.followed):
+            before = [self.attempts[row] for row in self.rounds[number]]
+            rollouts, groups = [one.rollout for one in before], [one.group for one in before]
+            for place in choose(rollouts, groups, self.budget, followed):
+                followed.add(place)
+                self.rounds[number + 1].append(len(self.attempts))
+                self.attempts.append(
+                    follow(
+                        policy.tokenizer, self.rounds[number][place], before[place], refinement.template,
+                        policy.terminators,
+                    )
+                )  # fmt: skip
+        self.scoring.prompts += [attempt.prompt for attempt in self.attempts[count:]]
+        return self.attempts[count:]

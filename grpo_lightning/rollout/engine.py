@@ -113,10 +113,16 @@ def generate(
             if before_step is not None:
                 before_step(rows.step)
             decoder.advance(tokens_R)
-            fits = decoder.can_join and all(len(prompt) <= WIDENED * decoder.length for _, prompt in waiting)
-            if fits and len(waiting) > SHARE * active:
+            if rows.looked == rows.step and _may_join(decoder, [prompt for _, prompt in waiting]):
                 decoder.join(entering())
     return rows.completions(torch.arange(len(rows.lengths_N), device=policy.device))
+
+
+def _may_join(decoder: Decoder, prompts: list[list[int]]) -> bool:
+    """Whether further rows are so many, and so short, that it pays to let them join the others now."""
+    if len(prompts) <= SHARE * len(decoder.position_R) or not decoder.can_join:
+        return False
+    return max(map(len, prompts)) <= WIDENED * decoder.length
 
 
 def _together(prompt: list[int]) -> tuple[int, list[int]]:
@@ -143,7 +149,7 @@ class _Rows:
         self.ends = torch.tensor(policy.terminators, device=self.device)
         self.stops = _StopStrings(policy.tokenizer, sampling.stop or [])
         self.check_every = 1 if self.stops.strings else CHECK_EVERY.get(self.device.type, 1)
-        self._looked = 0  # the step of the last look
+        self.looked = 0  # the step of the last look
         self._caps: list[int] = []  # steps at which rows that entered together are as long as may be
         self._one_temperature = True
 
@@ -183,11 +189,11 @@ class _Rows:
     @property
     def look_is_due(self) -> bool:
         """Whether to ask for rows that have finished: now and then, and where some can go no further."""
-        return self.step - self._looked >= self.check_every or self.step in self._caps
+        return self.step - self.looked >= self.check_every or self.step in self._caps
 
     def finished(self) -> list[int]:
         """Which active rows have finished since the last look, counted among the active ones."""
-        window, self._looked = self.step - self._looked, self.step
+        window, self.looked = self.step - self.looked, self.step
         ended_RW = torch.isin(self.latest(window), self.ends)
         if self.stops.strings:
             ended_RW |= self.stops.found(self)[:, None]
