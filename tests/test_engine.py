@@ -225,8 +225,8 @@ def test_further_rows_are_what_they_would_be_alone(
 
     def go_on(rows: list[int], completions: list[Completion]) -> list[Further]:
         further = [
-            Further([1, *completion.token_ids, *range(50 + row, 66 + row)], 100 + row, temperature=0.5 if row % 2 else None)
-            for row, completion in zip(rows, completions, strict=True)
+            Further([1, *one.token_ids, *range(50 + row, 66 + row)], 100 + row, temperature=0.5 if row % 2 else None)
+            for row, one in zip(rows, completions, strict=True)
             if row < 40
         ]
         asked.extend(further)
