@@ -63,7 +63,8 @@ def generate(
         sampling: temperature, truncation, length.
         seeds: one a row, ``B * G``. A row's random numbers come from its seed alone.
         on_finish: is handed every row once, soon after its completion has finished, while the others decode on.
-            Further rows that it gives are numbered on from ``B * G``, in its order.
+            Further rows that it gives are numbered on from ``B * G``, in its order. They never make the rows that
+            decode together more than ``B * G``.
         before_step: is told how many tokens each active row has, before the last of them is fed to the model.
 
     Returns:
@@ -77,12 +78,11 @@ def generate(
     def decode(prompts: list[list[int]], group_size: int) -> Decoder:
         return Decoder(lm, prompts, group_size, sampling.cap, policy.pad_token_id, policy.decodes_directly)
 
-    def entering() -> list[list[int]]:
-        waiting.sort(key=lambda row: _together(row[1]))
-        rows.enter([number for number, _ in waiting])
-        prompts = [prompt for _, prompt in waiting]
-        waiting.clear()
-        return prompts
+    def entering(room: int) -> list[list[int]]:
+        entering = sorted(waiting[:room], key=lambda row: _together(row[1]))
+        del waiting[:room]
+        rows.enter([number for number, _ in entering])
+        return [prompt for _, prompt in entering]
 
     order = sorted(range(len(prompts)), key=lambda index: _together(prompts[index]))
     waiting: list[tuple[int, list[int]]] = []
@@ -108,13 +108,15 @@ def generate(
             if not active and not waiting:
                 break
             if not active:
-                decoder = decode(entering(), 1)
+                decoder = decode(entering(len(seeds)), 1)
                 continue
             if before_step is not None:
                 before_step(rows.step)
             decoder.advance(tokens_R)
-            if rows.looked == rows.step and _may_join(decoder, [prompt for _, prompt in waiting]):
-                decoder.join(entering())
+            # Never more rows than at first, whoever asked for them: memory was planned for these.
+            room = len(seeds) - active
+            if rows.looked == rows.step and _may_join(decoder, [prompt for _, prompt in waiting[:room]]):
+                decoder.join(entering(room))
     return rows.completions(torch.arange(len(rows.lengths_N), device=policy.device))
 
 
