@@ -87,7 +87,7 @@ class Collector:
             for member in range(group_size)
         ]
         first = attempts.copy()
-        self._sample(attempts, group_size, sampling, refinement)
+        rounds = self._sample(attempts, group_size, sampling, refinement)
         rollouts = [attempt.judged for attempt in first]
         completions = [rollout.completion for rollout in rollouts]
         conversations = [attempt.conversation for attempt in first]
@@ -100,7 +100,7 @@ class Collector:
             temperature=sampling.temperature,
             max_new_tokens=sampling.cap,
             seconds=dict(self.seconds),
-            refinements=() if refinement is None else self._rounds(attempts, batch, refinement),
+            refinements=() if refinement is None else self._rounds(attempts, rounds, batch, refinement),
             keys=batch.keys,
         ).to(self.policy.device)
 
@@ -126,23 +126,20 @@ class Collector:
         return [replaced.get(row, rollout) for row, rollout in enumerate(rollouts)]
 
     def _rounds(
-        self, attempts: list[Attempt], batch: PromptBatch, refinement: RefinementConfig
+        self, attempts: list[Attempt], rounds: list[list[int]], batch: PromptBatch, refinement: RefinementConfig
     ) -> tuple[RefinementRound, ...]:
-        """The further attempts, each round in the order of the round before."""
-        rounds = []
-        place_of = {row: row for row in range(len(attempts))}
-        for number in range(2, refinement.attempts + 2):
-            rows = [row for row, attempt in enumerate(attempts) if attempt.number == number]
-            if not rows:
-                break
-            rows.sort(key=lambda row: place_of[attempts[row].parent])
+        """The further attempts, each round in the order of the round before; ``rounds`` are the rows of all."""
+        found = []
+        place_of = {row: row for row in rounds[0]}
+        for unsorted in filter(None, rounds[1:]):
+            rows = sorted(unsorted, key=lambda row: place_of[attempts[row].parent])
             made = [attempts[row] for row in rows]
             rollouts = [attempt.judged for attempt in made]
             completions = [rollout.completion for rollout in rollouts]
             trained_under = [attempt.conversation for attempt in made]
             if refinement.mode == "distill":
                 trained_under = [batch.prompt_ids[attempt.group] for attempt in made]
-            rounds.append(
+            found.append(
                 RefinementRound(
                     rollouts=rollouts,
                     parents=[place_of[attempt.parent] for attempt in made],
@@ -153,7 +150,7 @@ class Collector:
                 )
             )
             place_of = {row: index for index, row in enumerate(rows)}
-        return tuple(rounds)
+        return tuple(found)
 
     def _sample(
         self,
@@ -161,8 +158,12 @@ class Collector:
         group_size: int,
         sampling: SamplingParams,
         refinement: RefinementConfig | None = None,
-    ) -> None:
-        """Sample and score attempts, ``group_size`` of every conversation; those that follow are put behind them."""
+    ) -> list[list[int]]:
+        """Sample and score attempts, ``group_size`` of every conversation; those that follow are put behind them.
+
+        Returns:
+            The rows of the first attempts, of those that follow them, and so on.
+        """
         count = len(attempts)
         at_once = max(1, (self.rows_at_once or count) // group_size) * group_size
         with Scoring(self.verifiers, [attempt.prompt for attempt in attempts]) as scoring:
@@ -185,6 +186,7 @@ class Collector:
                 judging.judge()
         self.seconds["rollout"] += rollout.seconds - inside
         self.seconds["verify"] += verify.seconds + inside
+        return judging.rounds
 
     def row_seed(self, attempt: Attempt) -> int:
         return row_seed(self.seed, attempt.key)

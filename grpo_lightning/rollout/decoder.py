@@ -55,11 +55,10 @@ class Decoder:
         self.kernel_mask = self.can_join and lm.config._attn_implementation == "sdpa"
         self.logits_RV, caches, forks = self._prefill(prompts, group_size)
         self.cache = decoding_cache(caches, forks, max_new_tokens)
-        lengths_R = self._lengths(prompts, group_size)
-        self.position_R = lengths_R - 1
+        self.position_R = self._last_positions(prompts, group_size)
         self.length = max(map(len, prompts))
         self.padded = min(map(len, prompts)) < self.length
-        self._pad_rows(self.length - lengths_R)
+        self._make_mask()
 
     def join(self, prompts: list[list[int]]) -> None:
         """Go on with more rows, one a prompt, behind those that are active; only where ``can_join``."""
@@ -67,19 +66,18 @@ class Decoder:
         active_R = torch.arange(len(self.position_R), device=self.lm.device)
         self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
         self.logits_RV = torch.cat([self.logits_RV, logits_RV])
-        lengths_R = self._lengths(prompts, 1)
-        self.position_R = torch.cat([self.position_R, lengths_R - 1])
+        self.position_R = torch.cat([self.position_R, self._last_positions(prompts, 1)])
         lengths = {self.length, *map(len, prompts)}
-        before, self.length = self.length, max(lengths)
+        self.length = max(lengths)
         self.padded = self.padded or len(lengths) > 1
-        self._pad_rows(torch.cat([self.start_R + self.length - before, self.length - lengths_R]))
+        self._make_mask()
 
-    def _lengths(self, prompts: list[list[int]], group_size: int) -> Tensor:
-        return torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(group_size).to(self.lm.device)
+    def _last_positions(self, prompts: list[list[int]], group_size: int) -> Tensor:
+        return torch.tensor([len(prompt) - 1 for prompt in prompts]).repeat_interleave(group_size).to(self.lm.device)
 
-    def _pad_rows(self, start_R: Tensor) -> None:
-        """Note where in the cache the rows begin, for now and for all tokens to come."""
-        self.start_R = start_R
+    def _make_mask(self) -> None:
+        """Where the rows are in the cache, for now and for all tokens to come: they all end in the same column."""
+        start_R = self.length - 1 - self.position_R
         place_L = torch.arange(self.length + self.max_new_tokens, device=start_R.device)
         self.mask_RL = place_L >= start_R[:, None]
 
@@ -117,7 +115,7 @@ class Decoder:
         if to:
             index_R[to_R] = source_R
         drop_rows(self.cache, to_R.long(), source_R.long(), index_R)
-        self.start_R, self.mask_RL = self.start_R[index_R], self.mask_RL[index_R]
+        self.mask_RL = self.mask_RL[index_R]
         self.position_R = self.position_R[index_R]
         return index_R
 
