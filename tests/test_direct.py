@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, few_rows
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, packed
 from grpo_lightning.models.direct import DirectStep, why_not_direct
 from grpo_lightning.rollout.engine import generate
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -49,11 +49,11 @@ def policy_of(config: PreTrainedConfig, folder: Path, lora: LoRAConfig | None = 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
-@pytest.mark.parametrize("large", [few_rows.LARGE, 0], ids=["one way round", "the other way round"])
+@pytest.mark.parametrize("small", [packed.SMALL, 0], ids=["weights as they are", "packed weights"])
 def test_rollouts_are_those_of_the_forward_pass(
-    name: str, prompts: list[list[int]], large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few_rows, "LARGE", large)
+    monkeypatch.setattr(packed, "SMALL", small)
     policy = policy_of(CONFIGS[name], tmp_path)
     sampling = SamplingParams(max_new_tokens=40)
     found = []
@@ -68,23 +68,46 @@ def test_rollouts_are_those_of_the_forward_pass(
     assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_product_of_few_rows_is_that_of_the_layer(bias: bool) -> None:
-    layer = torch.nn.Linear(300, 1000, bias=bias)
-    few = few_rows.few_rows(layer.weight)
-    assert few == 8
-    for rows in range(1, few + 2):
-        inner_RD = torch.randn(rows, 300)
-        torch.testing.assert_close(few_rows.product(layer)(inner_RD), layer(inner_RD))
-    assert few_rows.few_rows(layer.weight.bfloat16()) == few_rows.few_rows(torch.randn(300, 1000)) == 0
+@pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
+def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(300, width, bias=bias) for width, bias in zip((1000, 200), biases, strict=True)]
+    assert packed.can_pack(layers[0])
+    apply = packed.products(layers, pack=True)
+    with torch.no_grad():
+        for rows in (1, 2, 3, 4, 5, 17, 64):
+            inner_RD = torch.randn(rows, 300)
+            torch.testing.assert_close(apply(inner_RD), tuple(layer(inner_RD) for layer in layers))
+        layers[0].weight.zero_()
+        assert apply(inner_RD)[0].any(), "it should have been a copy of the weights"
+
+
+def test_weights_are_packed_in_float32_only() -> None:
+    layer = torch.nn.Linear(300, 1000)
     with torch.autocast("cpu", torch.bfloat16):
-        assert few_rows.few_rows(layer.weight) == 0
-        assert few_rows.product(layer)(torch.randn(2, 300)).dtype is torch.bfloat16
+        assert not packed.can_pack(layer)
+    assert not packed.can_pack(layer.bfloat16())
 
 
-def test_a_layer_that_is_no_linear_one_is_called_as_it_is() -> None:
-    layer = torch.nn.Sequential(torch.nn.Linear(300, 1000))
-    assert few_rows.product(layer) is layer
+def test_layers_that_are_no_linear_ones_are_called_as_they_are() -> None:
+    layers = [torch.nn.Sequential(torch.nn.Linear(300, 1000)), torch.nn.Linear(300, 1000)]
+    inner_RD = torch.randn(2, 300)
+    for one, other in zip(packed.products(layers, pack=True)(inner_RD), layers, strict=True):
+        assert torch.equal(one, other(inner_RD))
+
+
+def test_without_the_operators_weights_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(weight_FD: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    monkeypatch.setattr(packed, "_packed", missing)
+    packed.has_operators.cache_clear()
+    with caplog.at_level("INFO"):
+        assert not packed.can_pack(torch.nn.Linear(300, 1000))
+    packed.has_operators.cache_clear()
+    assert "multiply by the weights as they are" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
@@ -138,7 +161,7 @@ def test_a_model_built_in_another_way_is_a_reason_and_no_crash(
 ) -> None:
     policy = Policy(PolicyConfig(path=model_path))
 
-    def other(self: DirectStep, lm: object) -> None:
+    def other(self: DirectStep, lm: object, pack: bool) -> None:
         raise AttributeError("it has no embed_tokens")
 
     monkeypatch.setattr(DirectStep, "__init__", other)

@@ -20,7 +20,7 @@ from transformers import Lfm2Config
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig, packed
 from grpo_lightning.planner.command import CUDA_CONTEXT, GIB, available
 from grpo_lightning.planner.meter import MemoryMeter
 from grpo_lightning.planner.plan import Planner, largest, most
@@ -215,6 +215,19 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
     taken = rehearsal.rollout(2, 4, 8, sampling)
     assert taken.total - before == pytest.approx(real, rel=0.2)
     assert taken.parts["cache"] > 0.7 * real
+
+
+def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SMALL", 0)
+    module = grpo(model_path)
+    here, there = (
+        Rehearsal(module, module.policy_config, "32-true", on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts
+        for on_cuda in (False, True)
+    )
+    lm = Policy(module.policy_config).lm
+    multiplied = sum(part.weight.nbytes for part in lm.modules() if isinstance(part, torch.nn.Linear))
+    assert here["packed weights"] == multiplied
+    assert "packed weights" not in there
 
 
 def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:

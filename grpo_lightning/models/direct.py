@@ -8,7 +8,7 @@ such steps.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from grpo_lightning.models.activations import gated_projections
-from grpo_lightning.models.few_rows import product
+from grpo_lightning.models.packed import can_pack, product, products
 
 SERVED = ("llama", "qwen2", "qwen3", "lfm2")
 """Model types whose layers are known here; others decode by their own forward pass."""
@@ -28,13 +28,14 @@ class DirectStep:
 
     Args:
         lm: in evaluation mode, its adapter merged: adapters are passed by.
+        pack: multiply by packed copies of the weights; see :mod:`grpo_lightning.models.packed`.
     """
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, pack: bool = False) -> None:
         decoder = cast(Any, lm.get_decoder())
         self.embed = decoder.embed_tokens
         self.rotary = decoder.rotary_emb
-        self.layers = [_layer(module) for module in decoder.layers]
+        self.layers = [_layer(module, pack) for module in decoder.layers]
         self.norm = _norm(_one_of(decoder, "norm", "embedding_norm"))
 
     def __call__(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: Cache) -> Tensor:
@@ -59,9 +60,8 @@ class DirectStep:
             mask = torch.where(mask_RL, 0.0, -torch.inf).to(hidden_RD.dtype)[:, None, None]
         for layer, states in zip(self.layers, cache.layers, strict=True):
             hidden_RD = hidden_RD + layer.mix(layer.mix_norm(hidden_RD), states, turn, mask)
-            inner_RD = layer.feed_norm(hidden_RD)
-            gated_RF = nn.functional.silu(layer.gate(inner_RD)) * layer.up(inner_RD)
-            hidden_RD = hidden_RD + layer.down(gated_RF)
+            gate_RF, up_RF = layer.gate_up(layer.feed_norm(hidden_RD))
+            hidden_RD = hidden_RD + layer.down(nn.functional.silu(gate_RF) * up_RF)
         return self.norm(hidden_RD)
 
 
@@ -83,27 +83,25 @@ class _Layer(NamedTuple):
     mix_norm: Callable[[Tensor], Tensor]
     mix: _Mixer
     feed_norm: Callable[[Tensor], Tensor]
-    gate: Callable[[Tensor], Tensor]
-    up: Callable[[Tensor], Tensor]
+    gate_up: Callable[[Tensor], tuple[Tensor, ...]]
     down: Callable[[Tensor], Tensor]
 
 
-def _layer(module: nn.Module) -> _Layer:
-    gate, up, down = map(_product, gated_projections(_one_of(module, "mlp", "feed_forward")))
+def _layer(module: nn.Module, pack: bool) -> _Layer:
+    gate, up, down = gated_projections(_one_of(module, "mlp", "feed_forward"))
     convolution = getattr(module, "conv", None)
     return _Layer(
         mix_norm=_norm(_one_of(module, "input_layernorm", "operator_norm")),
-        mix=_attention(cast(Any, module).self_attn) if convolution is None else _convolution(convolution),
+        mix=_attention(cast(Any, module).self_attn, pack) if convolution is None else _convolution(convolution, pack),
         feed_norm=_norm(_one_of(module, "post_attention_layernorm", "ffn_norm")),
-        gate=gate,
-        up=up,
-        down=down,
+        gate_up=_products([gate, up], pack),
+        down=_product(down, pack),
     )
 
 
-def _attention(module: Any) -> _Mixer:
-    query, key, value = map(_product, (module.q_proj, module.k_proj, module.v_proj))
-    out = _product(_one_of(module, "o_proj", "out_proj"))
+def _attention(module: Any, pack: bool) -> _Mixer:
+    into = _products([module.q_proj, module.k_proj, module.v_proj], pack)
+    out = _product(_one_of(module, "o_proj", "out_proj"), pack)
     query_norm, key_norm = (
         _norm(norm) if norm is not None else None
         for norm in (_any_of(module, "q_norm", "q_layernorm"), _any_of(module, "k_norm", "k_layernorm"))
@@ -112,12 +110,11 @@ def _attention(module: Any) -> _Mixer:
 
     def mix(inner_RD: Tensor, states: DynamicLayer, turn: _Turn, mask: Tensor | None) -> Tensor:
         rows = len(inner_RD)
-        query_RHS = query(inner_RD).view(rows, -1, size)
-        key_RKS = key(inner_RD).view(rows, -1, size)
-        value_RKS = value(inner_RD).view(rows, -1, size)
+        query_RHS, key_RKS, value_RKS = (heads.view(rows, -1, size) for heads in into(inner_RD))
         if query_norm is not None and key_norm is not None:
             query_RHS, key_RKS = query_norm(query_RHS), key_norm(key_RKS)
-        query_RHS, key_RKS = turn(query_RHS), turn(key_RKS)
+        # Both in one turn: a rotation is many small operations.
+        query_RHS, key_RKS = turn(torch.cat([query_RHS, key_RKS], 1)).split([query_RHS.shape[1], key_RKS.shape[1]], 1)
         key_RKLS, value_RKLS = states.update(key_RKS[:, :, None], value_RKS[:, :, None])
         # The heads that share a key stand in the place of a sequence of queries: nothing is copied for them.
         query_RKGS = query_RHS.view(rows, key_RKS.shape[1], -1, size)
@@ -127,8 +124,8 @@ def _attention(module: Any) -> _Mixer:
     return mix
 
 
-def _convolution(module: Any) -> _Mixer:
-    into, out, kernel = _product(module.in_proj), _product(module.out_proj), _base(module.conv)
+def _convolution(module: Any, pack: bool) -> _Mixer:
+    into, out, kernel = _product(module.in_proj, pack), _product(module.out_proj, pack), _base(module.conv)
 
     def mix(inner_RD: Tensor, states: LinearAttentionLayer, turn: _Turn, mask: Tensor | None) -> Tensor:
         before_RD, after_RD, value_RD = into(inner_RD).chunk(3, -1)
@@ -148,19 +145,24 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
     shape, weight, epsilon = tuple(module.weight.shape), module.weight, module.variance_epsilon
     if weight.device.type != "cpu" or weight.dtype is not torch.float32:
         return lambda hidden: nn.functional.rms_norm(hidden, shape, weight, epsilon)
-    scaled_weight, total_epsilon = weight * shape[0] ** 0.5, epsilon * shape[0]
+    scaled_weight, least = weight * shape[0] ** 0.5, torch.tensor((epsilon * shape[0]) ** 0.5)
 
     def norm(hidden: Tensor) -> Tensor:
-        """The same from a sum in place of a mean, in half of the time that torch's takes on a CPU for a few rows."""
+        """The same by the vector's length, in half of the time that torch's takes on a CPU for a few rows."""
         if hidden.dtype is not torch.float32:
             return nn.functional.rms_norm(hidden, shape, weight, epsilon)
-        return hidden * (hidden * hidden).sum(-1, keepdim=True).add_(total_epsilon).rsqrt_() * scaled_weight
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        return hidden / torch.hypot(length, least) * scaled_weight
 
     return norm
 
 
-def _product(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    return product(_base(module))
+def _products(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    return products([_base(module) for module in modules], pack)
+
+
+def _product(module: nn.Module, pack: bool) -> Callable[[Tensor], Tensor]:
+    return product(_base(module), pack)
 
 
 def _base(module: Any) -> Any:
@@ -205,7 +207,7 @@ def why_not_direct(lm: PreTrainedModel) -> str | None:
     if not is_served(lm):
         return f"{type(lm).__name__} is not among {', '.join(SERVED)} with plain layers and sdpa attention"
     try:
-        step = DirectStep(lm)
+        step = DirectStep(lm, can_pack(lm))
     except AttributeError as error:
         return f"{type(lm).__name__} is built in another way than known here ({error})"
     decoder, device = cast(nn.Module, lm.get_decoder()), lm.device

@@ -18,6 +18,7 @@ from grpo_lightning.functional import token_logprobs
 from grpo_lightning.models.activations import keeping_less
 from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.packed import can_pack
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
 from grpo_lightning.models.shared_prompt import PredictingStates, predicting_states, why_not_shared
 from grpo_lightning.models.tokenizer import load_tokenizer
@@ -193,6 +194,11 @@ class Policy(MovableReference, nn.Module):
     def decodes_directly(self) -> bool:
         """Whether rollouts feed tokens by :class:`grpo_lightning.models.direct.DirectStep`; known in rollout mode."""
         return bool(self._decodes_directly)
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether rollouts multiply by packed copies of the weights; see :mod:`grpo_lightning.models.packed`."""
+        return can_pack(self.lm)
 
     @contextmanager
     def _merged(self) -> Iterator[None]:

@@ -76,6 +76,10 @@ class MemoryMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.mkldnn._reorder_linear_weight.default:
+            # It has no fake form: a copy, of as many bytes.
+            with self.counting_as("packed weights"):
+                return torch.clone(args[0])
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _READ.get(args[0].dtype, 1.0)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):

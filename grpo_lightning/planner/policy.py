@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from grpo_lightning.models import Critic, Policy, PolicyConfig
 from grpo_lightning.models.direct import is_served
 from grpo_lightning.models.loading import load_model
+from grpo_lightning.models.packed import has_operators
 from grpo_lightning.models.policy import VALUE, decoder_of
 from grpo_lightning.models.reference import SNAPSHOT
 from grpo_lightning.planner.meter import HOST, MemoryMeter
@@ -43,6 +44,7 @@ class WeightlessPolicy(Policy):
         with torch.device("meta"):
             super().__init__(config, with_reference=with_reference)
             self.critic = None if make_critic is None else make_critic(self)
+        self._may_pack = not on_cuda and has_operators()
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
         self.meter.adopt(self)
         for name, parameter in self.named_parameters():
@@ -71,6 +73,10 @@ class WeightlessPolicy(Policy):
 
     def _can_decode_directly(self) -> bool:
         return is_served(self.lm)
+
+    @property
+    def packs_weights(self) -> bool:
+        return self._may_pack and super().packs_weights
 
     # -- whose memory it is -----------------------------------------------------------------------------------------
 

@@ -7,16 +7,37 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from grpo_lightning.models.direct import DirectStep, has_plain_cache
-from grpo_lightning.models.few_rows import product
-from grpo_lightning.models.policy import decoder_of, softcap_of
+from grpo_lightning.models.packed import product
+from grpo_lightning.models.policy import Policy, decoder_of, softcap_of
 from grpo_lightning.models.shared_prompt import cut_by_padding, pass_overhead
 from grpo_lightning.rollout.cache import decoding_cache, drop_rows
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
+
+
+class DecodingModel:
+    """A policy's model as it decodes: made once a rollout, from the weights of the moment.
+
+    Args:
+        policy: in rollout mode.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.lm = policy.lm
+        self.body = decoder_of(self.lm)
+        self.pad = policy.pad_token_id
+        self.direct = DirectStep(self.lm, policy.packs_weights) if policy.decodes_directly else None
+        self._head = product(self.lm.get_output_embeddings(), policy.packs_weights)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """``logits_RV`` of the output head, with the final softcap where the model has one."""
+        logits_RV = self._head(hidden_RD)
+        cap = softcap_of(self.lm)
+        return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
 
 
 class Decoder:
@@ -27,32 +48,26 @@ class Decoder:
     are faster.
 
     Args:
-        lm: the language model, in evaluation mode, without gradients.
+        model: what decodes, without gradients.
         prompts: token ids, ``B`` lists, the longest first, equal ones next to each other.
         group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
         max_new_tokens: tokens drawn a row, at the most.
-        pad: a token id for masked places.
-        direct: feed tokens by :class:`DirectStep` rather than by the model's forward pass.
     """
 
     def __init__(
         self,
-        lm: PreTrainedModel,
+        model: DecodingModel,
         prompts: list[list[int]],
         group_size: int,
         max_new_tokens: int,
-        pad: int,
-        direct: bool = False,
     ) -> None:
-        self.lm = lm
-        self.model = decoder_of(lm)
-        self.direct = DirectStep(lm) if direct else None
+        self.model = model
+        self.device = model.lm.device
         self.max_new_tokens = max_new_tokens
-        self.pad = pad
-        self.can_join = has_plain_cache(lm)
+        self.can_join = has_plain_cache(model.lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
-        self.kernel_mask = self.can_join and lm.config._attn_implementation == "sdpa"
+        self.kernel_mask = self.can_join and model.lm.config._attn_implementation == "sdpa"
         self.logits_RV, caches, forks = self._prefill(prompts, group_size)
         self.cache = decoding_cache(caches, forks, max_new_tokens)
         self.position_R = self._last_positions(prompts, group_size)
@@ -63,7 +78,7 @@ class Decoder:
     def join(self, prompts: list[list[int]]) -> None:
         """Go on with more rows, one a prompt, behind those that are active; only where ``can_join``."""
         logits_RV, caches, forks = self._prefill(prompts, 1)
-        active_R = torch.arange(len(self.position_R), device=self.lm.device)
+        active_R = torch.arange(len(self.position_R), device=self.device)
         self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
         self.logits_RV = torch.cat([self.logits_RV, logits_RV])
         self.position_R = torch.cat([self.position_R, self._last_positions(prompts, 1)])
@@ -73,7 +88,7 @@ class Decoder:
         self._make_mask()
 
     def _last_positions(self, prompts: list[list[int]], group_size: int) -> Tensor:
-        return torch.tensor([len(prompt) - 1 for prompt in prompts]).repeat_interleave(group_size).to(self.lm.device)
+        return torch.tensor([len(prompt) - 1 for prompt in prompts]).repeat_interleave(group_size).to(self.device)
 
     def _make_mask(self) -> None:
         """Where the rows are in the cache, for now and for all tokens to come: they all end in the same column."""
@@ -86,15 +101,15 @@ class Decoder:
         self.length += 1
         self.position_R = self.position_R + 1
         mask_RL = self.mask_RL[:, : self.length] if self.padded else None
-        if self.direct is not None:
-            hidden_RD = self.direct(tokens_R, self.position_R, mask_RL, self.cache)
+        if self.model.direct is not None:
+            hidden_RD = self.model.direct(tokens_R, self.position_R, mask_RL, self.cache)
         else:
             hidden_RD = self._forward(tokens_R, mask_RL)
-        self.logits_RV = head_logits(self.lm, hidden_RD)
+        self.logits_RV = self.model.logits(hidden_RD)
 
     def _forward(self, tokens_R: Tensor, mask_RL: Tensor | None) -> Tensor:
         mask = None if mask_RL is None else mask_RL[:, None, None] if self.kernel_mask else mask_RL.long()
-        out = self.model(
+        out = self.model.body(
             input_ids=tokens_R[:, None],
             attention_mask=mask,
             position_ids=self.position_R[:, None],
@@ -109,7 +124,7 @@ class Decoder:
         to = [row for row in rows if row < count]
         dropped = set(rows)
         source = [row for row in range(count, len(self.position_R)) if row not in dropped]
-        device = self.lm.device
+        device = self.device
         to_R, source_R = torch.tensor(to, device=device), torch.tensor(source, device=device)
         index_R = torch.arange(count, device=device)
         if to:
@@ -125,25 +140,27 @@ class Decoder:
         slot_B = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         slot_R = slot_B.repeat_interleave(group_size)
         distinct = list(slots)
-        parts = _parts(distinct, pass_overhead(self.lm.device.type)) if self.can_join else [distinct]
+        parts = _parts(distinct, pass_overhead(self.device.type)) if self.can_join else [distinct]
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))
-            forks.append((slot_R[of_part_R] - first).to(self.lm.device))
+            forks.append((slot_R[of_part_R] - first).to(self.device))
             hidden_BD, cache = self._run(part)
             last.append(hidden_BD)
             caches.append(cache)
             first += len(part)
-        return head_logits(self.lm, torch.cat(last))[slot_R.to(self.lm.device)], caches, forks
+        return self.model.logits(torch.cat(last))[slot_R.to(self.device)], caches, forks
 
     def _run(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""
         width = max(map(len, prompts))
-        ids_BP = torch.tensor([[self.pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.lm.device)
-        start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.lm.device)
-        place_BP = torch.arange(width, device=self.lm.device) - start_B[:, None]
+        ids_BP = torch.tensor(
+            [[self.model.pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device
+        )
+        start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.device)
+        place_BP = torch.arange(width, device=self.device) - start_B[:, None]
         padded = min(map(len, prompts)) < width
-        out = self.model(
+        out = self.model.body(
             input_ids=ids_BP,
             attention_mask=(place_BP >= 0).long() if padded else None,
             position_ids=place_BP.clamp(min=0),
@@ -159,10 +176,3 @@ def _parts(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[list[tuple
         held = max(1, PREFILL_TOKENS // len(prompts[run[0]]))
         parts += [[prompts[index] for index in run[start : start + held]] for start in range(0, len(run), held)]
     return parts
-
-
-def head_logits(lm: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
-    """``logits_RV`` of the output head, with the final softcap where the model has one."""
-    logits_RV = product(lm.get_output_embeddings())(hidden_RD)
-    cap = softcap_of(lm)
-    return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.decoder import Decoder
+from grpo_lightning.rollout.decoder import Decoder, DecodingModel
 from grpo_lightning.rollout.sampling import SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
 
@@ -76,7 +76,7 @@ def generate(
     rows.add(seeds)
 
     def decode(prompts: list[list[int]], group_size: int) -> Decoder:
-        return Decoder(lm, prompts, group_size, sampling.cap, policy.pad_token_id, policy.decodes_directly)
+        return Decoder(model, prompts, group_size, sampling.cap)
 
     def entering(room: int) -> list[list[int]]:
         entering = sorted(waiting[:room], key=lambda row: _together(row[1]))
@@ -87,7 +87,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: _together(prompts[index]))
     waiting: list[tuple[int, list[int]]] = []
     ended: list[int] = []
-    with policy.rollout_mode() as lm:
+    with policy.rollout_mode():
+        model = DecodingModel(policy)
         rows.enter([index * group_size + member for index in order for member in range(group_size)])
         decoder = decode([prompts[index] for index in order], group_size)
         while True:
