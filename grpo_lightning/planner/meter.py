@@ -78,8 +78,10 @@ class MemoryMeter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.mkldnn._reorder_linear_weight.default:
             # It has no fake form: a copy, of as many bytes.
+            out = torch.clone(args[0])
             with self.counting_as("packed weights"):
-                return torch.clone(args[0])
+                self._see(out)
+            return out
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _READ.get(args[0].dtype, 1.0)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
