@@ -135,7 +135,7 @@ class OurSide:
     def _one_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The same in every step, with its state."""
         if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(parameters, lr=TINY_LR, weight_decay=0.0)
+            self._optimizer = torch.optim.AdamW(parameters, lr=TINY_LR, weight_decay=0.0, fused=True)
         return self._optimizer
 
     def step(self, seed: int, **data_options: Any) -> Step:

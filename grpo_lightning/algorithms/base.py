@@ -19,7 +19,7 @@ from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.totals import Totals
-from grpo_lightning.functional import length_mask
+from grpo_lightning.functional import adding_in_place, length_mask
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.shared_prompt import PredictingStates
@@ -204,10 +204,9 @@ class PolicyModule(EvaluatedModule):
             NonFiniteError: for the second time running.
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
         parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts)
         for part in parts:
-            with self._gradients_of_this_rank():
+            with self._gradients_of_this_rank(), adding_in_place():
                 for loss in losses(part.rows, part.tokens):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.manual_backward(loss * self.trainer.world_size)
@@ -221,6 +220,7 @@ class PolicyModule(EvaluatedModule):
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
+        optimizer.zero_grad()  # now, and not before the next step: a rollout lies between, which needs the memory
 
     def policy_pass(
         self,
@@ -258,7 +258,6 @@ class PolicyModule(EvaluatedModule):
                 metrics.add(f"optim/{name}grad_norm", norm, 1)
             self.skipped.none()
             return
-        optimizer.zero_grad()
         offenders = [rollouts[row] for row in rows.tolist()] if rollouts else []
         name = f"step-{self.trainer.global_step:06d}-rank{self.global_rank}"
         file = Path(self.trainer.default_root_dir) / "nonfinite" / name

@@ -10,6 +10,7 @@ from grpo_lightning.functional.gae import (
     value_loss,
     whiten,
 )
+from grpo_lightning.functional.in_place import adding_in_place, embed
 from grpo_lightning.functional.kl import KLEstimator, kl_divergence
 from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 from grpo_lightning.functional.losses import (
@@ -37,9 +38,11 @@ __all__ = [
     "TokenLogprobs",
     "ValueLossTerms",
     "adapted_kl_coef",
+    "adding_in_place",
     "aggregate",
     "cispo_objective",
     "clipped_objective",
+    "embed",
     "explained_variance",
     "gae",
     "group_advantages",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from grpo_lightning.functional.in_place import sum_in_place
+
 _CHUNK_BYTES = 64 * 2**20
+_BLOCK_BYTES = {"cpu": 2**20}  # of logits that softmax and sums pass over together, while they are in a core's caches
 
 
 class TokenLogprobs(NamedTuple):
@@ -43,7 +45,9 @@ def token_logprobs(
     Where the head is frozen (``weight_VD`` and ``bias_V`` need no gradient), the log-prob's gradient with respect to
     ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is taken while the chunk's logits exist; the backward
     pass computes no logits then, unless the entropy is differentiated too. Where the head is trained, the backward pass
-    computes each chunk's logits again, and adds up the weight's gradient in one float32 buffer ``[V, D]``.
+    computes each chunk's logits again, but for the last chunk's: its probabilities are kept, in the memory that the
+    backward pass, which begins here, would take anyway. The weight's gradient is added up in one float32 buffer
+    ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
 
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
     sums run in float32 (float64 for float64 inputs). Double backward is left out.
@@ -119,6 +123,7 @@ class _ChunkedHead:
         chunk_size: int,
         rows: int,
         compute_dtype: torch.dtype,
+        buffer: Tensor | None = None,
     ) -> None:
         self.weight_VD = weight_VD.to(compute_dtype)
         self.bias_V = None if bias_V is None else bias_V.to(compute_dtype)
@@ -128,17 +133,18 @@ class _ChunkedHead:
         self.rows = rows
         self.softmax_dtype = _softmax_dtype(compute_dtype)
         shape = (min(chunk_size, rows), weight_VD.shape[0])
-        self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
-        self._logits_CV = self._product_CV
-        if compute_dtype != self.softmax_dtype:
+        if buffer is None:
             self._logits_CV = torch.empty(shape, dtype=self.softmax_dtype, device=weight_VD.device)
+        else:
+            self._logits_CV = buffer
+        self._product_CV = self._logits_CV
+        if compute_dtype != self.softmax_dtype:
+            self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
 
-    def new_buffer(self) -> Tensor:
-        return torch.empty_like(self._logits_CV)
-
-    def chunks(self) -> Iterator[slice]:
-        for start in range(0, self.rows, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, self.rows))
+    def chunks(self) -> list[slice]:
+        """The last one is a whole one, for what is kept of it."""
+        stops = range(self.rows, 0, -self.chunk_size)
+        return [slice(max(0, stop - self.chunk_size), stop) for stop in reversed(stops)]
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """``z / temperature``, in a buffer that the next call overwrites."""
@@ -174,6 +180,38 @@ class _ChunkedHead:
         return self._product_CV[: len(logit_grad_CV)].copy_(logit_grad_CV)
 
 
+class _Softmax(NamedTuple):
+    """Of each row: the target's log-prob, the entropy, and ``log sum_v exp z_v``."""
+
+    logprobs_C: Tensor
+    entropy_C: Tensor
+    normaliser_C: Tensor
+
+
+def _softmax(logits_CV: Tensor, targets_C: Tensor, probabilities: bool) -> _Softmax:
+    """Works in place: the logits become probabilities where these are wanted, and are lost elsewhere."""
+    result = _Softmax(*(logits_CV.new_empty(len(logits_CV)) for _ in range(3)))
+    block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
+    block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
+    exp_BV = torch.empty_like(logits_CV[:block_size])
+    for start in range(0, len(logits_CV), block_size):
+        block = slice(start, start + block_size)
+        logits_BV = logits_CV[block]
+        top_B = logits_BV.amax(1)
+        logits_BV.sub_(top_B[:, None])
+        logprobs_B = logits_BV.gather(1, targets_C[block, None])[:, 0]
+        weights_BV = torch.exp(logits_BV, out=exp_BV[: len(logits_BV)])
+        total_B = weights_BV.sum(1)
+        log_total_B = total_B.log()
+        result.logprobs_C[block] = logprobs_B - log_total_B
+        result.normaliser_C[block] = top_B + log_total_B
+        # H = log sum_v e^z_v - sum_v p_v z_v
+        result.entropy_C[block] = log_total_B - logits_BV.mul_(weights_BV).sum(1).div_(total_B)
+        if probabilities:
+            torch.div(weights_BV, total_B[:, None], out=logits_BV)
+    return result
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -189,28 +227,32 @@ class _ChunkedLogprobs(torch.autograd.Function):
         gradient_in_forward: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.head_options = (temperature, softcap, chunk_size, len(hidden_MD), compute_dtype)
+        ctx.head_options = {
+            "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size, "rows": len(hidden_MD),
+            "compute_dtype": compute_dtype,
+        }  # fmt: skip
+        # Whose ``grad`` may be added to; what hooks for saved tensors bring back may be another tensor.
+        ctx.weight_VD = weight_VD
+        ctx.last_probs_CV = None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, *ctx.head_options)
+            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options)
             logprobs_M = hidden_MD.new_empty(len(hidden_MD), dtype=head.softmax_dtype)
             entropy_M = torch.empty_like(logprobs_M)
             normaliser_M = torch.empty_like(logprobs_M)
             slope_MD = torch.empty_like(hidden_MD) if gradient_in_forward else None
-            buffer_CV = head.new_buffer()
+            # The slope of a soft cap is told by the logits, not by the probabilities.
+            keeps_last = any(ctx.needs_input_grad[:3]) and slope_MD is None and softcap is None
             for chunk in head.chunks():
-                probs_CV = head.logits(hidden_MD[chunk])
-                softcap_slope_CV = head.softcap_slope(probs_CV) if slope_MD is not None else None
-                logprobs_CV = torch.log_softmax(probs_CV, dim=1, out=buffer_CV[: len(probs_CV)])
-                # log p_v = z_v - normaliser holds for every v; the likeliest one loses the least to rounding.
-                normaliser_M[chunk] = probs_CV.amax(1) - logprobs_CV.amax(1)
-                torch.exp(logprobs_CV, out=probs_CV)
-                at_targets = (torch.arange(len(probs_CV), device=probs_CV.device), targets_M[chunk])
-                logprobs_M[chunk] = logprobs_CV[at_targets]
-                entropy_M[chunk] = logprobs_CV.mul_(probs_CV).sum(1).neg_()
+                logits_CV = head.logits(hidden_MD[chunk])
+                softcap_slope_CV = head.softcap_slope(logits_CV) if slope_MD is not None else None
+                kept = keeps_last and chunk.stop == len(hidden_MD)
+                result = _softmax(logits_CV, targets_M[chunk], probabilities=slope_MD is not None or kept)
+                logprobs_M[chunk], entropy_M[chunk], normaliser_M[chunk] = result
                 if slope_MD is not None:
-                    logit_grad_CV = probs_CV.neg_()
-                    logit_grad_CV[at_targets] += 1
+                    logit_grad_CV = _add_at(logits_CV.neg_(), targets_M[chunk], 1.0)
                     slope_MD[chunk] = head.product_grad(logit_grad_CV, softcap_slope_CV) @ head.weight_VD
+                if kept:
+                    ctx.last_probs_CV = logits_CV
         ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD)
         return logprobs_M, entropy_M
 
@@ -226,25 +268,33 @@ class _ChunkedLogprobs(torch.autograd.Function):
         elif grad_entropy_M is None and slope_MD is not None:
             return ((slope_MD * grad_logprobs_M.unsqueeze(1)).to(hidden_MD.dtype), *no_grads[1:])
 
+        # A second pass, if there is one, computes these logits too: here they are overwritten.
+        last_probs_CV, ctx.last_probs_CV = ctx.last_probs_CV, None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, *ctx.head_options)
+            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
             need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
             grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
-            grad_weight_VD = torch.zeros_like(weight_VD, dtype=head.softmax_dtype) if need_weight else None
+            total_VD = sum_in_place(ctx.weight_VD) if need_weight and weight_VD.dtype == head.softmax_dtype else None
+            grad_weight_VD = total_VD
+            if need_weight and total_VD is None:
+                grad_weight_VD = torch.zeros_like(weight_VD, dtype=head.softmax_dtype)
             grad_bias_V = torch.zeros_like(bias_V, dtype=head.softmax_dtype) if need_bias else None
-            for chunk in head.chunks():
+            for chunk in reversed(head.chunks()):
                 grad_C1 = grad_logprobs_M[chunk, None]
-                logprobs_CV = head.logits(hidden_MD[chunk])
-                softcap_slope_CV = head.softcap_slope(logprobs_CV)
-                logprobs_CV.sub_(normaliser_M[chunk, None])
-                if grad_entropy_M is None:
-                    logit_grad_CV = logprobs_CV.exp_().mul_(-grad_C1)
+                softcap_slope_CV = None
+                if last_probs_CV is not None and grad_entropy_M is None:
+                    logit_grad_CV, last_probs_CV = last_probs_CV.mul_(-grad_C1), None
                 else:
-                    probs_CV = logprobs_CV.exp()
-                    weights_CV = logprobs_CV.add_(entropy_M[chunk, None]).mul_(-grad_entropy_M[chunk, None])
-                    logit_grad_CV = weights_CV.sub_(grad_C1).mul_(probs_CV)
-                at_targets = (torch.arange(len(grad_C1), device=grad_C1.device), targets_M[chunk])
-                logit_grad_CV[at_targets] += grad_C1.squeeze(1)
+                    logprobs_CV = head.logits(hidden_MD[chunk])
+                    softcap_slope_CV = head.softcap_slope(logprobs_CV)
+                    logprobs_CV.sub_(normaliser_M[chunk, None])
+                    if grad_entropy_M is None:
+                        logit_grad_CV = logprobs_CV.exp_().mul_(-grad_C1)
+                    else:
+                        probs_CV = logprobs_CV.exp()
+                        weights_CV = logprobs_CV.add_(entropy_M[chunk, None]).mul_(-grad_entropy_M[chunk, None])
+                        logit_grad_CV = weights_CV.sub_(grad_C1).mul_(probs_CV)
+                _add_at(logit_grad_CV, targets_M[chunk], grad_C1[:, 0])
                 product_grad_CV = head.product_grad(logit_grad_CV, softcap_slope_CV)
                 if grad_hidden_MD is not None:
                     grad_hidden_MD[chunk] = product_grad_CV @ head.weight_VD
@@ -254,10 +304,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     grad_bias_V += product_grad_CV.sum(0, dtype=head.softmax_dtype)
         return (
             grad_hidden_MD,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+            None if grad_weight_VD is None or total_VD is not None else grad_weight_VD.to(weight_VD.dtype),
             None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
             *no_grads[3:],
         )
+
+
+def _add_at(values_CV: Tensor, columns_C: Tensor, added: Tensor | float) -> Tensor:
+    """Add to one column of each row."""
+    values_CV[torch.arange(len(values_CV), device=values_CV.device), columns_C] += added
+    return values_CV
 
 
 def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo_lightning.functional import length_mask
+from grpo_lightning.functional import embed, length_mask
 from grpo_lightning.types import Sharing, TokenRows
 
 
@@ -47,7 +47,8 @@ def predicting_states(decoder: nn.Module, tokens: TokenRows) -> PredictingStates
     position_M = tokens.prompt_lengths_N[row_M] + place_M - 1
     if tokens.sharing is None:
         ids_NL = tokens.ids_NL[:, : max(1, tokens.ids_NL.shape[1] - 1)]
-        hidden_NLD = decoder(input_ids=ids_NL, use_cache=False).last_hidden_state
+        embedded_NLD = embed(_embedding_of(decoder), ids_NL)
+        hidden_NLD = decoder(inputs_embeds=embedded_NLD, use_cache=False).last_hidden_state
         return PredictingStates(hidden_NLD[row_M, position_M], row_M, place_M)
     return PredictingStates(_shared_states(decoder, tokens, tokens.sharing, row_M, position_M), row_M, place_M)
 
@@ -111,11 +112,15 @@ class _Prefixes(NamedTuple):
         return inputs
 
 
+def _embedding_of(decoder: nn.Module) -> nn.Module:
+    return cast(nn.Module, cast(Any, decoder).get_input_embeddings())
+
+
 class _Embedded:
     """All tokens embedded at once: the gradient of an embedding is as large as the vocabulary, at every use."""
 
     def __init__(self, decoder: nn.Module, tokens: TokenRows) -> None:
-        embedded_NLD = cast(Any, decoder).get_input_embeddings()(tokens.ids_NL)
+        embedded_NLD = embed(_embedding_of(decoder), tokens.ids_NL)
         self.width = embedded_NLD.shape[1]
         self.embedded_MD = embedded_NLD.flatten(0, 1)
 

@@ -49,7 +49,7 @@ class WeightlessPolicy(Policy):
         self.meter.adopt(self)
         for name, parameter in self.named_parameters():
             self.meter.assign(parameter, self._part_of(name))
-            if parameter.requires_grad:
+            if parameter.requires_grad and not any(parameter is weight for weight in self.vocabulary_weights()):
                 parameter.register_post_accumulate_grad_hook(self._sort_gradient)
         self._mark_passes()
         self._keep_pristine_weights(HOST if on_cuda else "merge copy")
@@ -87,6 +87,12 @@ class WeightlessPolicy(Policy):
             return "weights"
         _, adapter, *_ = name.split(".lora_")[1].split(".")
         return {SNAPSHOT: "reference", VALUE: "critic"}.get(adapter, "adapter")
+
+    def vocabulary_weights(self) -> list[Tensor]:
+        """Those that are trained; their gradients are added in place, which a hook would prevent."""
+        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
+        weights = {cast(Tensor, module.weight) for module in ends}
+        return [weight for weight in weights if weight.requires_grad]
 
     def _sort_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.functional import adding_in_place
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.planner.meter import HOST
@@ -50,8 +51,7 @@ class _EnoughError(Exception):
 class Rehearsal:
     """Runs the phases of a training step, and says what each takes.
 
-    The optimizer has made a step before, so that its state and the last gradients are there, as they are in every
-    iteration but the first. Each phase is the worst case of its shapes: every completion runs to the cap.
+    The optimizer has made a step before, so that its state is there, as it is in every iteration but the first. Each phase is the worst case of its shapes: every completion runs to the cap.
 
     Args:
         module: of the config; its own policy is never loaded.
@@ -120,8 +120,10 @@ class Rehearsal:
 
     def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
         """An optimizer step on some micro-batches."""
-        self.optimizer.zero_grad()
-        with self._phase("update") as phase:
+        with self._phase("update") as phase, adding_in_place():
+            for weight in self.policy.vocabulary_weights():
+                weight.grad = torch.zeros_like(weight)
+                self.meter.assign(weight.grad, "gradients")
             for tokens in microbatches:
                 with self.meter.counting_as("activations"):
                     for loss in self._losses(tokens, temperature):
@@ -131,6 +133,7 @@ class Rehearsal:
                 for side in self.sides:
                     torch.nn.utils.clip_grad_norm_(side, self.module.max_grad_norm or torch.inf)
                 self.optimizer.step()
+        self.optimizer.zero_grad()
         return phase.taken
 
     # -- how --------------------------------------------------------------------------------------------------------
