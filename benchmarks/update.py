@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     total = sum(map(len, completions))
 
     def step(rows: torch.Tensor) -> dict[str, float]:
-        parts = microbatches(tokens, rows, args.max_tokens, share=args.worker == "shared")
+        parts = microbatches(tokens, rows, args.max_tokens, args.worker == "shared", policy.pass_overhead)
         for parameter in parameters:
             parameter.grad = None
         loss = torch.zeros((), device=device)

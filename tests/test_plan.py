@@ -141,7 +141,10 @@ def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]
     own = [*module.critic.parameters(), *module.policy.value_parameters()]
     rehearsal = Rehearsal(ppo(model_path, **critic), module.policy_config, "32-true", on_cuda=False)
     assert rehearsal.meter.live["critic"] == sum(parameter.nbytes for parameter in own)
-    assert rehearsal.meter.live["gradients"] == sum(parameter.nbytes for parameter in trained)
+    update = rehearsal.update([step_rows([2], [2])])
+    # At the peak, some may still have to come.
+    assert 0.9 < update.parts["gradients"] / sum(parameter.nbytes for parameter in trained) <= 1
+    assert rehearsal.meter.live["gradients"] == 0, "they are freed when the step is over"
     # Two moments of each, and a step count of 4 bytes.
     assert rehearsal.meter.live["optimizer"] == sum(2 * parameter.nbytes + 4 for parameter in trained)
 
@@ -158,11 +161,13 @@ def test_what_stays_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
     wanted = {
         "weights": sum(p.nbytes for name, p in policy.named_parameters() if "lora_" not in name),
         "adapter": sum(p.nbytes for name, p in policy.named_parameters() if "lora_" in name),
-        "gradients": sum(p.nbytes for p in policy.trainable_parameters()),
+        "gradients": 0,
         "optimizer": sum(value.nbytes for value in state),
     }
     rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
     assert {part: rehearsal.meter.live.get(part, 0) for part in wanted} == wanted
+    update = rehearsal.update([step_rows([2], [2])])
+    assert 0.9 < update.parts["gradients"] / sum(p.nbytes for p in policy.trainable_parameters()) <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], ids=str)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 from transformers.models.lfm2.modeling_lfm2 import Lfm2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -20,9 +20,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from grpo_lightning.algorithms import microbatch
 from grpo_lightning.algorithms.microbatch import longest_continuations, microbatches, shortest_beginnings
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, shared_prompt
+from grpo_lightning.models.shared_prompt import pass_overhead
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import Sharing, TokenRows
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_config, tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same
 
 # Two prompts of one length, one longer, one of a single token; completions of one token and up.
@@ -97,7 +98,7 @@ def close(one: Any, other: Any, forward: float = 1e-13, gradient: float = 1e-6) 
 def test_shared_prompts_give_the_logprobs_and_gradients_of_plain_rows(
     model_path: str, monkeypatch: pytest.MonkeyPatch, groups: list[tuple[int, list[int]]], lora: bool, overhead: int
 ) -> None:
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)  # 0: a pass for each length
+    monkeypatch.setattr(shared_prompt, "pass_overhead", lambda *_: overhead)  # 0: a pass for each length
     policy = policy_in_float64(model_path, lora)
     tokens = grouped(groups)
     shared, rows = results(policy, tokens), results(policy, plain(tokens))
@@ -162,18 +163,16 @@ def conversations(pad: int = 0) -> TokenRows:
     return token_rows([prompt for prompt, _ in rows], [completion for _, completion in rows], pad)
 
 
-def planned(tokens: TokenRows, prefixes: bool, monkeypatch: pytest.MonkeyPatch) -> TokenRows:
+def planned(tokens: TokenRows, prefixes: bool) -> TokenRows:
     """As the planner has them in one micro-batch, with prompts run once or not."""
-    with monkeypatch.context() as patch:
-        # What a pass costs decides: nothing, or more than all prompts together (and then a micro-batch holds all).
-        patch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1000)
-        (part,) = microbatches(tokens, torch.arange(len(tokens)), 10**6)
-        assert part.tokens.sharing is not None
-        assert not part.tokens.sharing.prefix_lengths_N.any()
-        if not prefixes:
-            return part.tokens.select(part.rows.argsort())
-        sequences = microbatch._shared_sequences(tokens)
-        return replace(tokens, sharing=microbatch._sharing(sequences, True, tokens.ids_NL.device))
+    # More than all prompts together: then a micro-batch holds all.
+    (part,) = microbatches(tokens, torch.arange(len(tokens)), 10**6, overhead=1000)
+    assert part.tokens.sharing is not None
+    assert not part.tokens.sharing.prefix_lengths_N.any()
+    if not prefixes:
+        return part.tokens.select(part.rows.argsort())
+    sequences = microbatch._shared_sequences(tokens)
+    return replace(tokens, sharing=microbatch._sharing(sequences, True, tokens.ids_NL.device))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -184,17 +183,17 @@ def test_rows_that_begin_another_are_read_out_of_its_pass(
     model_path: str, monkeypatch: pytest.MonkeyPatch, prefixes: bool, lora: bool, overhead: int
 ) -> None:
     policy, tokens = policy_in_float64(model_path, lora), conversations()
-    shared = planned(tokens, prefixes, monkeypatch)
+    shared = planned(tokens, prefixes)
     assert shared.sharing is not None
     # By hand: two attempts behind the first completion (which carry it, its equals and the single token), one behind
     # the fourth; in the other group the third attempt, which carries the first, and the second; and the stranger.
     assert len(shared.sharing.sequence_of_N.unique()) == 6
     assert len(shared.sharing.prefix_of_N.unique()) == 3
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)
+    monkeypatch.setattr(shared_prompt, "pass_overhead", lambda *_: overhead)
     close(results(policy, shared), results(policy, tokens), gradient=1e-10)
     mixed = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
     close(results(policy, shared.select(mixed)), results(policy, tokens.select(mixed)), gradient=1e-10)
-    padded = planned(conversations(pad=99), prefixes, monkeypatch)
+    padded = planned(conversations(pad=99), prefixes)
     close(results(policy, padded), results(policy, shared), forward=0, gradient=0)
 
 
@@ -279,10 +278,10 @@ def test_the_gradient_does_not_depend_on_the_plan(
     budget: int,
     overhead: int,
 ) -> None:
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", overhead)
+    monkeypatch.setattr(shared_prompt, "pass_overhead", lambda *_: overhead)
     policy = policy_in_float64(tiny_model("lfm2"))
     expected = results(policy, rows)
-    parts = microbatches(rows, torch.arange(len(rows)), budget)
+    parts = microbatches(rows, torch.arange(len(rows)), budget, overhead=overhead)
     assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(len(rows)))
     policy.zero_grad()
     found = torch.zeros_like(expected[0])
@@ -333,18 +332,14 @@ def test_a_group_that_the_budget_cannot_hold_is_split() -> None:
     assert [len(part.rows) for part in microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 773)] == [7, 1]
 
 
-def test_plain_rows_are_cut_by_the_budget_and_where_padding_costs_more_than_a_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_plain_rows_are_cut_by_the_budget_and_where_padding_costs_more_than_a_pass() -> None:
     tokens, rows = grouped([(1, [length]) for length in (5, 9, 1, 9, 30, 2, 2)]), torch.arange(7)
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1000)
     # By hand: 31 alone (over the budget), two of 10, then 6 3 3 2 at 6 tokens each, 24 together.
-    parts = microbatches(tokens, rows, 24)
+    parts = microbatches(tokens, rows, 24, overhead=1000)
     assert [part.tokens.lengths_N.tolist() for part in parts] == [[31], [10, 10], [6, 3, 3, 2]]
     assert [part.padded_tokens for part in parts] == [31, 20, 24]
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 5)
     # 10 beside 31 wastes 21; 6 beside 10 wastes 4, and 3 then 7 more.
-    lengths = [part.tokens.lengths_N.tolist() for part in microbatches(tokens, rows, 1000)]
+    lengths = [part.tokens.lengths_N.tolist() for part in microbatches(tokens, rows, 1000, overhead=5)]
     assert lengths == [[31], [10, 10, 6], [3, 3, 2]]
 
 
@@ -434,7 +429,7 @@ def count_shared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_a_run_learns_the_same_weights_with_and_without_sharing(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setitem(shared_prompt._PASS_TOKENS, "cpu", 1)  # the toy's prompts are short
+    monkeypatch.setattr(shared_prompt, "SMALL_PASS", 1)  # the toy's prompts are short
     seen = count_shared(monkeypatch)
     trained, logged = [], []
     for shares in (True, False):
@@ -453,3 +448,14 @@ def test_a_run_learns_the_same_weights_with_and_without_sharing(
     for one, other in zip(*logged, strict=True):
         for name in ("policy/loss", "policy/entropy", "optim/grad_norm", "policy/update_kl"):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
+
+
+def test_a_pass_of_a_small_model_is_dear() -> None:
+    found = []
+    for size in (32, 512, 2048):
+        with torch.device("meta"):
+            lm = LlamaForCausalLM(tiny_config("llama", hidden_size=size, intermediate_size=4 * size))
+        found.append(pass_overhead(lm.get_decoder(), "cpu"))
+    # Without the embedding, the second one's layers and norms have 7.9 million weights: 133 / 7.9 + 9.
+    assert found == [64, 25, 10]
+    assert pass_overhead(lm.get_decoder(), "cuda") == 2048

@@ -175,6 +175,10 @@ class PolicyModule(EvaluatedModule):
                 for scheduler in schedulers:
                     scheduler.base_lrs[index] = wanted
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""
+        cast(LightningOptimizer, self.optimizers()).zero_grad()
+
     def on_train_end(self) -> None:
         self.totals.stop()
 
@@ -204,7 +208,9 @@ class PolicyModule(EvaluatedModule):
             NonFiniteError: for the second time running.
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
-        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts)
+        optimizer.zero_grad()
+        overhead = self.policy.pass_overhead
+        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts, overhead)
         for part in parts:
             with self._gradients_of_this_rank(), adding_in_place():
                 for loss in losses(part.rows, part.tokens):
@@ -220,7 +226,6 @@ class PolicyModule(EvaluatedModule):
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, rollouts)
-        optimizer.zero_grad()  # now, and not before the next step: a rollout lies between, which needs the memory
 
     def policy_pass(
         self,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lightning.models.shared_prompt import cut_by_padding, pass_overhead, pass_rows
+from grpo_lightning.models.shared_prompt import SMALL_PASS, cut_by_padding, pass_rows
 from grpo_lightning.types import Sharing, TokenRows
 
 # A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time.
@@ -38,7 +38,7 @@ class Microbatch(NamedTuple):
 
 
 def microbatches(
-    tokens: TokenRows, rows: Tensor, max_tokens: int, share: bool = True, device_type: str | None = None
+    tokens: TokenRows, rows: Tensor, max_tokens: int, share: bool = True, overhead: int = SMALL_PASS
 ) -> list[Microbatch]:
     """The micro-batches of an optimizer step, together naming every row once.
 
@@ -60,12 +60,11 @@ def microbatches(
             once, and an eighth for each of its sequences, which keep its keys and values; a completion that is read out
             of another row's pass counts an eighth too.
         share: whether rows may share anything; else each runs by itself.
-        device_type: where they will run, if not where the tokens are.
+        overhead: of a pass, in tokens: :func:`grpo_lightning.models.shared_prompt.pass_overhead`.
     """
     if not len(rows):
         return []
     chosen = replace(tokens.select(rows), sharing=None)
-    overhead = pass_overhead(device_type or tokens.ids_NL.device.type)
     sequences = _shared_sequences(chosen) if share else _single_sequences(chosen)
     parts = _plain_parts(sequences, max_tokens, overhead)
     if share:

@@ -278,9 +278,9 @@ class OnlineModule(PolicyModule, ABC):
     ) -> Tensor:
         """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
         values_NT = rows.logprobs_NT.new_zeros(len(rows), width)
-        budget = self.max_tokens_per_microbatch
+        budget, overhead = self.max_tokens_per_microbatch, self.policy.pass_overhead
         with torch.no_grad():
-            for part in microbatches(rows.tokens, rows_N.nonzero()[:, 0], budget, share_prompts):
+            for part in microbatches(rows.tokens, rows_N.nonzero()[:, 0], budget, share_prompts, overhead):
                 part_NT = compute(part.tokens)
                 values_NT[part.rows, : part_NT.shape[1]] = part_NT
         return values_NT

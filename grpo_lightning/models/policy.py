@@ -20,7 +20,7 @@ from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.packed import can_pack
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
-from grpo_lightning.models.shared_prompt import PredictingStates, predicting_states, why_not_shared
+from grpo_lightning.models.shared_prompt import PredictingStates, pass_overhead, predicting_states, why_not_shared
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.types import ConfigError, TokenRows
 
@@ -128,6 +128,11 @@ class Policy(MovableReference, nn.Module):
                 softcap=softcap_of(lm),
             )
         return states.spread(logprobs_M, tokens), states.spread(entropy_M, tokens)
+
+    @property
+    def pass_overhead(self) -> int:
+        """See :func:`grpo_lightning.models.shared_prompt.pass_overhead`."""
+        return pass_overhead(decoder_of(self.lm))
 
     @contextmanager
     def _as_reference(self) -> Iterator[PreTrainedModel]:

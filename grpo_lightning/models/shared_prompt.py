@@ -66,7 +66,7 @@ def _shared_states(
     runner_N = _longest(sharing.sequence_of_N, lengths_N)
     runners = runner_N.unique()
     tails = (lengths_N - sharing.prefix_lengths_N)[runners].tolist()
-    for run in pass_rows(tails, pass_overhead(device.type)):
+    for run in pass_rows(tails, pass_overhead(decoder)):
         rows_R = runners[run]
         # A convolution continues from a cache by a kernel for decoding, without gradient, where the width is 1.
         width = max(2, tails[run[0]] - 1)
@@ -208,12 +208,27 @@ def why_not_shared(lm: PreTrainedModel) -> str | None:
 
 # -- what a pass costs ------------------------------------------------------------------------------------------------
 
-_PASS_TOKENS = {"cpu": 64, "cuda": 2048}
+SMALL_PASS = 64
+"""What :func:`pass_overhead` is of a small model on a CPU."""
+_PASS_TOKENS = {"cuda": 2048}
+# On a CPU the calls take as long as the products of so many weights with a token; and weights are read, and their
+# gradients written, in the time that these products take for 9 tokens.
+_CALLS, _WEIGHTS = 133_000_000, 9
 
 
-def pass_overhead(device_type: str) -> int:
-    """How many tokens could be run in the time that a forward and backward pass takes beside its tokens."""
-    return _PASS_TOKENS.get(device_type, 512)
+def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
+    """How many tokens could be run in the time that a forward and backward pass takes beside its tokens.
+
+    Args:
+        decoder: what is run.
+        device_type: where, if not where its weights are.
+    """
+    device_type = device_type or next(decoder.parameters()).device.type
+    if device_type != "cpu":
+        return _PASS_TOKENS.get(device_type, 512)
+    looked_up = _embedding_of(decoder).weight
+    weights = sum(weight.numel() for weight in decoder.parameters() if weight is not looked_up)
+    return min(SMALL_PASS, _WEIGHTS + _CALLS // max(1, weights))
 
 
 def pass_rows(lengths: Sequence[int], overhead: int) -> list[list[int]]:

@@ -11,6 +11,8 @@ import torch
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.shared_prompt import pass_overhead
 from grpo_lightning.planner.rehearsal import PhaseMemory, Rehearsal, step_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -211,8 +213,8 @@ class Planner:
 
     def _cut(self, rows: TokenRows, share: bool, settings: Settings) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
         """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
-        everything, device = torch.arange(len(rows)), "cuda" if self.on_cuda else "cpu"
-        parts = microbatches(rows, everything, settings.max_tokens_per_microbatch, share, device)
+        overhead = pass_overhead(decoder_of(self._rehearsal(settings).policy.lm), "cuda" if self.on_cuda else "cpu")
+        parts = microbatches(rows, torch.arange(len(rows)), settings.max_tokens_per_microbatch, share, overhead)
         tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
         sharing = tokens.sharing and tuple(tuple(one.tolist()) for one in tokens.sharing)
         shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), sharing)

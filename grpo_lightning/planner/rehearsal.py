@@ -51,7 +51,8 @@ class _EnoughError(Exception):
 class Rehearsal:
     """Runs the phases of a training step, and says what each takes.
 
-    The optimizer has made a step before, so that its state is there, as it is in every iteration but the first. Each phase is the worst case of its shapes: every completion runs to the cap.
+    The optimizer has made a step before, so that its state is there, as it is in every iteration but the first. Each
+    phase is the worst case of its shapes: every completion runs to the cap.
 
     Args:
         module: of the config; its own policy is never loaded.

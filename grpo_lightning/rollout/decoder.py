@@ -140,7 +140,7 @@ class Decoder:
         slot_B = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         slot_R = slot_B.repeat_interleave(group_size)
         distinct = list(slots)
-        parts = _parts(distinct, pass_overhead(self.device.type)) if self.can_join else [distinct]
+        parts = _parts(distinct, pass_overhead(self.model.body)) if self.can_join else [distinct]
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))
