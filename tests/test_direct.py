@@ -82,6 +82,12 @@ def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> No
         assert apply(inner_RD)[0].any(), "it should have been a copy of the weights"
 
 
+def test_few_kernels_serve_all_numbers_of_rows() -> None:
+    filled = [packed.filled_up(rows) for rows in range(1, 129)]
+    assert sorted(set(filled)) == [4, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    assert all(rows <= found < rows + max(4, rows / 2) for rows, found in enumerate(filled, 1))
+
+
 def test_weights_are_packed_in_float32_only() -> None:
     layer = torch.nn.Linear(300, 1000)
     with torch.autocast("cpu", torch.bfloat16):
