@@ -13,7 +13,8 @@ from torch import Tensor
 from grpo_lightning.models.shared_prompt import SMALL_PASS, cut_by_padding, pass_rows
 from grpo_lightning.types import Sharing, TokenRows
 
-# A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time.
+# A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time. (The
+# overhead of a small model: a head's products of fewer rows are slow, however large the model is.)
 _ENOUGH = 16
 # Of a prefix that was run once, each sequence keeps a copy of the keys and values; of a sequence that was run once,
 # each row keeps the states that it is read from: less than an eighth of what a token that runs through the model
@@ -191,6 +192,10 @@ def _cost(parts: Iterable[_Part], overhead: int) -> int:
     return sum(part.size + part.passes * overhead for part in parts)
 
 
+def _enough(overhead: int) -> int:
+    return _ENOUGH * max(overhead, SMALL_PASS)
+
+
 def _most(sequences: Sequence[_Sequence], max_tokens: int, part: Callable[[Sequence[_Sequence]], _Part]) -> _Part:
     """The first of them, as many as the budget holds, and at least one."""
     # Bisection over their number, with which the size grows.
@@ -205,7 +210,7 @@ def _plain_parts(sequences: Sequence[_Sequence], max_tokens: int, overhead: int)
     for run in cut_by_padding(range(len(order)), lengths, overhead):
         rest = [order[index] for index in run]
         while rest:
-            parts.append(_most(rest, min(max_tokens, _ENOUGH * overhead), _plain_part))
+            parts.append(_most(rest, min(max_tokens, _enough(overhead)), _plain_part))
             rest = rest[len(parts[-1].sequences) :]
     return parts
 
@@ -251,7 +256,7 @@ class _PrefixPlan:
                 last = parts[-1]
                 joined = self.part(last.sequences + group)
                 saved = _cost([last, self.part(group)], self.overhead) - _cost([joined], self.overhead)
-                if saved > 0 and joined.size <= min(max_tokens, _ENOUGH * self.overhead):
+                if saved > 0 and joined.size <= min(max_tokens, _enough(self.overhead)):
                     parts[-1] = joined
                     continue
             while group:

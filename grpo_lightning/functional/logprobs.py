@@ -66,9 +66,10 @@ def token_logprobs(
         chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
-    logprobs_M, entropy_M = _ChunkedLogprobs.apply(
-        hidden_MD, weight_VD, bias_V, targets_M, temperature, softcap, chunk_size, compute_dtype, gradient_in_forward
-    )
+    # The slope of a soft cap is told by the logits, not by the probabilities.
+    keeps_last = torch.is_grad_enabled() and not head_is_frozen and softcap is None
+    options = (temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
+    logprobs_M, entropy_M = _ChunkedLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, *options)
     return TokenLogprobs(logprobs_M, entropy_M)
 
 
@@ -225,6 +226,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chunk_size: int,
         compute_dtype: torch.dtype,
         gradient_in_forward: bool,
+        keeps_last: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.head_options = {
@@ -240,8 +242,6 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropy_M = torch.empty_like(logprobs_M)
             normaliser_M = torch.empty_like(logprobs_M)
             slope_MD = torch.empty_like(hidden_MD) if gradient_in_forward else None
-            # The slope of a soft cap is told by the logits, not by the probabilities.
-            keeps_last = any(ctx.needs_input_grad[:3]) and slope_MD is None and softcap is None
             for chunk in head.chunks():
                 logits_CV = head.logits(hidden_MD[chunk])
                 softcap_slope_CV = head.softcap_slope(logits_CV) if slope_MD is not None else None
@@ -260,7 +260,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_M: Tensor | None, grad_entropy_M: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD = ctx.saved_tensors
-        no_grads = (None,) * 9
+        no_grads = (None,) * 10
         if grad_logprobs_M is None:
             if grad_entropy_M is None:
                 return no_grads

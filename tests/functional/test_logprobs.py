@@ -125,6 +125,25 @@ def test_without_gradients():
         torch.testing.assert_close(result.logprobs_M, expected.logprobs_M.detach())
 
 
+@pytest.mark.parametrize("chunk_size", [2, 4, 7])
+def test_the_last_chunks_logits_are_computed_once(chunk_size):
+    class Products(TorchDispatchMode):
+        """Counts matrix products."""
+
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function in (torch.ops.aten.mm.out, torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+            return function(*args, **(kwargs or {}))
+
+    hidden, weight, targets, _ = inputs(rows=7, bias=False)
+    with Products() as counted:
+        token_logprobs(hidden, weight, targets, chunk_size=chunk_size).logprobs_M.sum().backward()
+    # A forward product a chunk, two backward ones, and one more for all chunks but the last.
+    chunks = -(-7 // chunk_size)
+    assert counted.count == chunks + 2 * chunks + (chunks - 1)
+
+
 def test_extreme_logits_stay_finite():
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
