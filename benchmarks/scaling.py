@@ -39,7 +39,7 @@ DIMS = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 BASE = Shape("scaling", "", "llama", DIMS, prompts=4, group_size=8, prompt_tokens=(64, 64), cap=64, mean=None)
-BUDGET = 2048
+BUDGET = 320  # what the smallest group and its prompt fill: so that every point's micro-batches are full
 
 AXES: dict[str, tuple[int, ...]] = {
     "group": (4, 8, 16, 32, 64),

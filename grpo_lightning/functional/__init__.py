@@ -10,7 +10,7 @@ from grpo_lightning.functional.gae import (
     value_loss,
     whiten,
 )
-from grpo_lightning.functional.in_place import adding_in_place, embed
+from grpo_lightning.functional.in_place import InPlaceEmbedding, adding_in_place
 from grpo_lightning.functional.kl import KLEstimator, kl_divergence
 from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 from grpo_lightning.functional.losses import (
@@ -31,6 +31,7 @@ from grpo_lightning.functional.pass_at_k import pass_at_k
 __all__ = [
     "AdvantageKind",
     "Aggregation",
+    "InPlaceEmbedding",
     "KLEstimator",
     "Objective",
     "PolicyLossTerms",
@@ -42,7 +43,6 @@ __all__ = [
     "aggregate",
     "cispo_objective",
     "clipped_objective",
-    "embed",
     "explained_variance",
     "gae",
     "group_advantages",

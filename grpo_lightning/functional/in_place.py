@@ -45,17 +45,21 @@ def sum_in_place(weight: Tensor) -> Tensor | None:
     return weight.grad
 
 
-def embed(module: nn.Module, ids: Tensor) -> Tensor:
-    """What ``module(ids)`` gives; the gradient of a plain ``nn.Embedding`` can be added in place."""
-    if not _is_plain(module) or not torch.is_grad_enabled() or not module.weight.requires_grad:
-        return module(ids)
-    return _Embedding.apply(module.weight, ids, module.padding_idx)
+class InPlaceEmbedding(nn.Embedding):
+    """An embedding whose gradient can be added in place."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return super().forward(input)
+        embedded: Tensor = _Embedding.apply(self.weight, input, self.padding_idx)
+        return embedded
 
-def _is_plain(module: nn.Module) -> bool:
-    if type(module) is not nn.Embedding or module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    @staticmethod
+    def replaces(module: nn.Module) -> bool:
+        """Whether it computes the same as a module, which is a plain ``nn.Embedding``."""
+        if type(module) is not nn.Embedding:
+            return False
+        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
 
 
 class _Embedding(torch.autograd.Function):

@@ -46,8 +46,9 @@ def token_logprobs(
     ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is taken while the chunk's logits exist; the backward
     pass computes no logits then, unless the entropy is differentiated too. Where the head is trained, the backward pass
     computes each chunk's logits again, but for the last chunk's: its probabilities are kept, in the memory that the
-    backward pass, which begins here, would take anyway. The weight's gradient is added up in one float32 buffer
-    ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
+    backward pass, which begins here, would take anyway. (With a ``softcap``, or where the entropy is differentiated,
+    these logits are computed again, too.) The weight's gradient is added up in one float32 buffer ``[V, D]``, which is
+    ``weight_VD.grad`` itself inside :func:`adding_in_place`.
 
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
     sums run in float32 (float64 for float64 inputs). Double backward is left out.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from grpo_lightning.functional import InPlaceEmbedding
 from grpo_lightning.models.activations import keep_less
 from grpo_lightning.types import ConfigError
 
@@ -112,6 +113,8 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
     keep_less(lm)
+    if InPlaceEmbedding.replaces(words := lm.get_input_embeddings()):
+        words.__class__ = InPlaceEmbedding
     model = _with_adapter(lm, config, adapter)
     # Dropout is off in every pass, that of an adapter from disk too: rollouts and updates see the same policy.
     for module in model.modules():

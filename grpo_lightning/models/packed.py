@@ -39,7 +39,8 @@ def products(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tup
     sizes = [module.out_features for module in linear]
     if not pack or len(linear) < len(modules) or sum(sizes) * linear[0].in_features <= SMALL:
         return lambda inner_RD: tuple(module(inner_RD) for module in modules)
-    packed = _packed(torch.cat([module.weight for module in linear]))
+    weights = [module.weight for module in linear]
+    packed = _packed(weights[0] if len(weights) == 1 else torch.cat(weights))
     bias_F = None
     if any(module.bias is not None for module in linear):
         bias_F = torch.cat(
@@ -85,7 +86,7 @@ def _product(inner_RD: Tensor, packed_FD: Tensor, bias_F: Tensor | None) -> Tens
 def has_operators() -> bool:
     """Tried on a small product: without the operators, decoding multiplies as the layers do."""
     generator = torch.Generator().manual_seed(0)
-    inner_RD, weight_FD = torch.randn(5, 64, generator=generator), torch.randn(96, 64, generator=generator)
+    inner_RD, weight_FD = (torch.randn(rows, 64, generator=generator, dtype=torch.float32) for rows in (5, 96))
     try:
         found = _product(inner_RD, _packed(weight_FD), None)
     except (AttributeError, RuntimeError) as error:

@@ -6,7 +6,7 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,7 +113,7 @@ class Policy(MovableReference, nn.Module):
         Returns:
             ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
         """
-        with self._as_reference() if reference else _nothing(self.lm) as lm:
+        with self._as_reference() if reference else nullcontext(self.lm) as lm:
             with keeping_less(lm):
                 states = predicting_states(decoder_of(lm), tokens)
             if on_states is not None:
@@ -346,8 +346,3 @@ def terminators(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> list
     if not found:
         raise ConfigError("model.policy.path: neither the tokenizer nor the model names a token that ends a completion")
     return list(dict.fromkeys(found))
-
-
-@contextmanager
-def _nothing(lm: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    yield lm

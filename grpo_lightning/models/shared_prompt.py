@@ -14,12 +14,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo_lightning.functional import embed, length_mask
+from grpo_lightning.functional import length_mask
 from grpo_lightning.types import Sharing, TokenRows
 
 
@@ -47,8 +48,7 @@ def predicting_states(decoder: nn.Module, tokens: TokenRows) -> PredictingStates
     position_M = tokens.prompt_lengths_N[row_M] + place_M - 1
     if tokens.sharing is None:
         ids_NL = tokens.ids_NL[:, : max(1, tokens.ids_NL.shape[1] - 1)]
-        embedded_NLD = embed(_embedding_of(decoder), ids_NL)
-        hidden_NLD = decoder(inputs_embeds=embedded_NLD, use_cache=False).last_hidden_state
+        hidden_NLD = decoder(input_ids=ids_NL, use_cache=False).last_hidden_state
         return PredictingStates(hidden_NLD[row_M, position_M], row_M, place_M)
     return PredictingStates(_shared_states(decoder, tokens, tokens.sharing, row_M, position_M), row_M, place_M)
 
@@ -117,10 +117,10 @@ def _embedding_of(decoder: nn.Module) -> nn.Module:
 
 
 class _Embedded:
-    """All tokens embedded at once: the gradient of an embedding is as large as the vocabulary, at every use."""
+    """All tokens embedded at once: autograd's gradient of an embedding is as large as the vocabulary, at every use."""
 
     def __init__(self, decoder: nn.Module, tokens: TokenRows) -> None:
-        embedded_NLD = embed(_embedding_of(decoder), tokens.ids_NL)
+        embedded_NLD = _embedding_of(decoder)(tokens.ids_NL)
         self.width = embedded_NLD.shape[1]
         self.embedded_MD = embedded_NLD.flatten(0, 1)
 
@@ -214,6 +214,7 @@ _PASS_TOKENS = {"cuda": 2048}
 # On a CPU the calls take as long as the products of so many weights with a token; and weights are read, and their
 # gradients written, in the time that these products take for 9 tokens.
 _CALLS, _WEIGHTS = 133_000_000, 9
+_weight_counts: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
@@ -226,9 +227,10 @@ def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
     device_type = device_type or next(decoder.parameters()).device.type
     if device_type != "cpu":
         return _PASS_TOKENS.get(device_type, 512)
-    looked_up = _embedding_of(decoder).weight
-    weights = sum(weight.numel() for weight in decoder.parameters() if weight is not looked_up)
-    return min(SMALL_PASS, _WEIGHTS + _CALLS // max(1, weights))
+    if decoder not in _weight_counts:
+        looked_up = _embedding_of(decoder).weight
+        _weight_counts[decoder] = sum(one.numel() for one in decoder.parameters() if one is not looked_up)
+    return min(SMALL_PASS, _WEIGHTS + _CALLS // max(1, _weight_counts[decoder]))
 
 
 def pass_rows(lengths: Sequence[int], overhead: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from grpo_lightning.functional import InPlaceEmbedding
 from grpo_lightning.models import Critic, Policy, PolicyConfig
 from grpo_lightning.models.direct import is_served
 from grpo_lightning.models.loading import load_model
@@ -90,8 +91,8 @@ class WeightlessPolicy(Policy):
 
     def vocabulary_weights(self) -> list[Tensor]:
         """Those that are trained; their gradients are added in place, which a hook would prevent."""
-        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
-        weights = {cast(Tensor, module.weight) for module in ends}
+        looked_up = {module.weight for module in self.modules() if isinstance(module, InPlaceEmbedding)}
+        weights = looked_up | {cast(Tensor, self.lm.get_output_embeddings().weight)}
         return [weight for weight in weights if weight.requires_grad]
 
     def _sort_gradient(self, parameter: Tensor) -> None:

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo_lightning.functional import adding_in_place, embed, token_logprobs
+from grpo_lightning.functional import InPlaceEmbedding, adding_in_place, token_logprobs
 
 V, D = 40, 6
 IDS = [torch.tensor([[1, 2, 3, 3], [3, 9, 0, 39]]), torch.tensor([[5, 5, 1], [0, 0, 7]])]
 
 
-def vocabulary(dtype: torch.dtype = torch.float32, padding_id: int | None = None) -> nn.Embedding:
+def vocabulary(
+    dtype: torch.dtype = torch.float32, padding_id: int | None = None, kind: type[nn.Embedding] = InPlaceEmbedding
+) -> nn.Embedding:
     torch.manual_seed(0)
-    return nn.Embedding(V, D, padding_idx=padding_id, dtype=dtype)
+    return kind(V, D, padding_idx=padding_id, dtype=dtype)
 
 
 def loss_of(embedding: nn.Embedding, head_VD: Tensor, ids: Tensor) -> Tensor:
-    hidden_MD = embed(embedding, ids[:, :-1]).flatten(0, 1).tanh()
+    hidden_MD = embedding(ids[:, :-1]).flatten(0, 1).tanh()
     result = token_logprobs(hidden_MD, head_VD, ids[:, 1:].flatten(), chunk_size=2)
     return (torch.linspace(-1, 2, len(hidden_MD)) * result.logprobs_M).sum()
 
@@ -51,13 +53,16 @@ def test_gradients_are_those_of_autograd(tied: bool, dtype: torch.dtype, padding
 
 @pytest.mark.parametrize("padding_id", [None, 3])
 def test_an_embedding_is_torchs(padding_id: int | None) -> None:
-    own, plain = vocabulary(padding_id=padding_id), vocabulary(padding_id=padding_id)
+    own, plain = (vocabulary(padding_id=padding_id, kind=kind) for kind in (InPlaceEmbedding, nn.Embedding))
     weigh = torch.randn(2, 4, D)
-    for embedded in (embed(own, IDS[0]), plain(IDS[0])):
-        (embedded * weigh).sum().backward()
-    assert torch.equal(embed(own, IDS[0]), plain(IDS[0]))
+    assert torch.equal(own(IDS[0]), plain(IDS[0]))
+    for embedding in (own, plain):
+        (embedding(IDS[0]) * weigh).sum().backward()
     assert own.weight.grad is not None
+    assert plain.weight.grad is not None
     assert torch.equal(own.weight.grad, plain.weight.grad)
+    with torch.no_grad():
+        assert torch.equal(own(IDS[0]), plain(IDS[0]))
 
 
 def test_elsewhere_gradients_are_given_and_not_added() -> None:
@@ -110,20 +115,8 @@ def test_one_gradient_is_made_for_all_uses(in_place: bool) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
-def test_other_embeddings_are_called_as_they_are(changes: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    own, plain = (nn.Embedding.from_pretrained(torch.randn(V, D), freeze=False, **changes) for _ in range(2))
-    plain.load_state_dict(own.state_dict())
-    with adding_in_place():
-        embed(own, IDS[0]).sum().backward()
-    plain(IDS[0]).sum().backward()
-    assert own.weight.grad is not None
-    assert plain.weight.grad is not None
-    assert own.weight.grad.is_sparse == plain.weight.grad.is_sparse
-    assert torch.equal(own.weight.grad.to_dense(), plain.weight.grad.to_dense())
-
-
-def test_hooks_of_the_embedding_are_called() -> None:
-    embedding = vocabulary()
-    embedding.register_forward_hook(lambda module, args, output: output + 1)
-    assert torch.equal(embed(embedding, IDS[0]), embedding(IDS[0]))
+def test_it_replaces_plain_embeddings_alone(changes: dict[str, Any]) -> None:
+    assert InPlaceEmbedding.replaces(nn.Embedding(V, D, padding_idx=1))
+    assert not InPlaceEmbedding.replaces(nn.Embedding(V, D, **changes))
+    assert not InPlaceEmbedding.replaces(nn.Linear(V, D))
+    assert not InPlaceEmbedding.replaces(vocabulary())
