@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 FEW = 16
 """Rows that the order is chosen for; it serves more and less as well."""
-SMALL = 48 * 1024
-"""Elements of a weight up to which its order matters less than a call."""
+SMALL = 2**18
+"""Elements of a weight up to which its order matters no more than a call: it may stay in a core's caches."""
 
 
 def can_pack(lm: nn.Module) -> bool:
