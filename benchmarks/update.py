@@ -114,6 +114,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import transformers
 
     from grpo_lightning.algorithms.microbatch import microbatches
+    from grpo_lightning.functional import adding_in_place
     from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
     from grpo_lightning.rollout.batch import token_rows
 
@@ -141,7 +142,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
                 logprobs_NT, _ = policy.logprobs(part.tokens)
             part_loss = -logprobs_NT.sum() / total
-            part_loss.backward()
+            with adding_in_place():  # as a training step does
+                part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

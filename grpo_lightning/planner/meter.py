@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 REAL_ELEMENTS = 2**20
 """Integers up to this many are computed: lengths, masks and positions decide what a program does next."""
 
+_PACKING = "mkldnn::_reorder_linear_weight"  # by its name: not every build of torch has the operator
+
 _READ: dict[torch.dtype, int | bool] = {torch.bool: False, torch.int64: 0, torch.int32: 0}
 
 HOST = "host"
@@ -76,7 +78,7 @@ class MemoryMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.mkldnn._reorder_linear_weight.default:
+        if func.name() == _PACKING:
             # It has no fake form: a copy, of as many bytes.
             out = torch.clone(args[0])
             with self.counting_as("packed weights"):

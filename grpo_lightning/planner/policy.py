@@ -48,9 +48,10 @@ class WeightlessPolicy(Policy):
         self._may_pack = not on_cuda and has_operators()
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
         self.meter.adopt(self)
+        in_place = {id(weight) for weight in self.vocabulary_weights()}
         for name, parameter in self.named_parameters():
             self.meter.assign(parameter, self._part_of(name))
-            if parameter.requires_grad and not any(parameter is weight for weight in self.vocabulary_weights()):
+            if parameter.requires_grad and id(parameter) not in in_place:
                 parameter.register_post_accumulate_grad_hook(self._sort_gradient)
         self._mark_passes()
         self._keep_pristine_weights(HOST if on_cuda else "merge copy")

@@ -20,7 +20,7 @@ PREFILL_TOKENS = 4096
 
 
 class DecodingModel:
-    """A policy's model as it decodes: made once a rollout, from the weights of the moment.
+    """A policy's model as it decodes, from the weights of the moment: made anew for every batch of prompts.
 
     Args:
         policy: in rollout mode.
