@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.models.policy import dithered
+from grpo_lightning.models.merging import dithered
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import ConfigError, TokenRows

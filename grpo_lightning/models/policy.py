@@ -18,10 +18,11 @@ from grpo_lightning.functional import token_logprobs
 from grpo_lightning.models.activations import keeping_less
 from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.packed import can_pack
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
 from grpo_lightning.models.shared_prompt import PredictingStates, pass_overhead, predicting_states, why_not_shared
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.tokenizer import load_tokenizer, terminators
 from grpo_lightning.types import ConfigError, TokenRows
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Policy(MovableReference, nn.Module):
         if self.reference_form == "snapshot":
             add_snapshot(self.model)
         self.terminators = terminators(self.tokenizer, self.lm)
-        self._pristine: dict[str, Tensor] = {}
+        self.merge = AdapterMerge()
         self._decodes_directly: bool | None = None
         self._check_head()
         if config.gradient_checkpointing:
@@ -178,17 +179,12 @@ class Policy(MovableReference, nn.Module):
 
     @contextmanager
     def rollout_mode(self) -> Iterator[PreTrainedModel]:
-        """The language model ready for sampling: no gradients, and the adapter merged into the weights.
-
-        Merging in place costs no second set of weights on the device, and rollouts do not pay for the adapter's
-        layers. The pristine weights are kept in host memory and put back bit for bit. Into a bfloat16 base the sum is
-        rounded with a dither: plain rounding would lose the small updates of a young adapter altogether.
-        """
+        """The language model ready for sampling: no gradients, and the adapter merged into the weights."""
         was_training = self.training
         # Gradient checkpointing, which acts in train mode only, would drop the cache. (Dropout is 0 in any mode.)
         self.eval()
         try:
-            with torch.no_grad(), self._merged():
+            with torch.no_grad(), self.merge.applied(self.lm):
                 if self._decodes_directly is None:
                     self._decodes_directly = self._can_decode_directly()
                 yield self.lm
@@ -205,26 +201,6 @@ class Policy(MovableReference, nn.Module):
         """Whether rollouts multiply by packed copies of the weights; see :mod:`grpo_lightning.models.packed`."""
         return can_pack(self.lm)
 
-    @contextmanager
-    def _merged(self) -> Iterator[None]:
-        layers = {name: layer for name, layer in self.lm.named_modules() if hasattr(layer, "merged_adapters")}
-        for name, layer in layers.items():
-            if name not in self._pristine:
-                weight = layer.get_base_layer().weight
-                self._pristine[name] = torch.empty(
-                    weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda, device="cpu"
-                ).copy_(weight)
-        try:
-            for number, layer in enumerate(layers.values()):
-                weight = layer.get_base_layer().weight.data
-                weight.copy_(dithered(weight.float() + layer.get_delta_weight("default").float(), weight.dtype, number))
-                layer.merged_adapters.append("default")
-            yield
-        finally:
-            for name, layer in layers.items():
-                layer.get_base_layer().weight.data.copy_(self._pristine[name], non_blocking=True)
-                layer.merged_adapters.clear()
-
     # -- export -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, merged: bool = False) -> None:
@@ -237,7 +213,7 @@ class Policy(MovableReference, nn.Module):
         if self.has_lora and not merged:
             self.model.save_pretrained(folder, selected_adapters=["default"])
         elif self.has_lora:
-            with torch.no_grad(), self._merged():
+            with torch.no_grad(), self.merge.applied(self.lm):
                 weights = {
                     name.replace(".base_layer", ""): tensor
                     for name, tensor in self.lm.state_dict().items()
@@ -307,21 +283,6 @@ class Policy(MovableReference, nn.Module):
             )
 
 
-def dithered(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
-    """Float32 values rounded to ``dtype``; to bfloat16 up or down with the probability that makes the mean exact.
-
-    A value between two neighbours is rounded to the nearer one otherwise, and a change that is small against their
-    distance is lost in every weight at once. The random numbers come from ``seed`` alone, so that equal values round
-    alike: each weight flips at a threshold of its own.
-    """
-    if dtype is not torch.bfloat16:
-        return values.to(dtype)
-    generator = torch.Generator(values.device).manual_seed(seed)
-    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
-    # bfloat16 is the upper half of float32: noise in the lower half carries over with the probability wanted.
-    return ((values.view(torch.int32) + noise) & -65536).view(torch.float32).to(dtype)
-
-
 def decoder_of(lm: PreTrainedModel) -> nn.Module:
     """The language model without its output head."""
     return cast(nn.Module, lm.get_decoder())
@@ -329,20 +290,3 @@ def decoder_of(lm: PreTrainedModel) -> nn.Module:
 
 def softcap_of(lm: PreTrainedModel) -> float | None:
     return getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-
-
-def terminators(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> list[int]:
-    """Every token that ends a completion: chat template's (the first), tokenizer's and generation config's, in union.
-
-    Models disagree with themselves here (LFM2's config says 2, its chat template ends turns with 7), and a
-    terminator that is missed lets every completion run to the cap.
-    """
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\x01"}]
-    rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
-    tail = tokenizer.encode(rendered.rsplit("\x01", 1)[-1], add_special_tokens=False)
-    found = tail[:1] if tail and tail[0] in tokenizer.all_special_ids else []
-    for source in (tokenizer.eos_token_id, getattr(lm.generation_config, "eos_token_id", None)):
-        found += source if isinstance(source, list) else [] if source is None else [source]
-    if not found:
-        raise ConfigError("model.policy.path: neither the tokenizer nor the model names a token that ends a completion")
-    return list(dict.fromkeys(found))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.types import ConfigError
 
@@ -52,3 +52,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator: int) -> list[int]:
     """Token ids of an assistant's answer as the policy would sample them: the text, then the terminator."""
     return [*tokenizer.encode(text, add_special_tokens=False), terminator]
+
+
+def terminators(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> list[int]:
+    """Every token that ends a completion: chat template's (the first), tokenizer's and generation config's, in union.
+
+    Models disagree with themselves here (LFM2's config says 2, its chat template ends turns with 7), and a
+    terminator that is missed lets every completion run to the cap.
+    """
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\x01"}]
+    rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
+    tail = tokenizer.encode(rendered.rsplit("\x01", 1)[-1], add_special_tokens=False)
+    found = tail[:1] if tail and tail[0] in tokenizer.all_special_ids else []
+    for source in (tokenizer.eos_token_id, getattr(lm.generation_config, "eos_token_id", None)):
+        found += source if isinstance(source, list) else [] if source is None else [source]
+    if not found:
+        raise ConfigError("model.policy.path: neither the tokenizer nor the model names a token that ends a completion")
+    return list(dict.fromkeys(found))

@@ -128,7 +128,7 @@ class WeightlessPolicy(Policy):
     def _keep_pristine_weights(self, part: str) -> None:
         """Merge the adapter once, so that the copies of the weights it goes into exist, as after a first rollout."""
         with self.meter, self.rollout_mode():
-            for tensor in self._pristine.values():
+            for tensor in self.merge.pristine.values():
                 self.meter.assign(tensor, part)
 
 
