@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shlex
 import subprocess
 import sys
-import time
 
-from meters import spread
+from meters import Peak, machine, now, spread
 
 VARIANTS = ("naive", "chunked")
 
@@ -67,28 +65,18 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
     forward_backward(rows=8)  # start-up costs of the libraries
     hidden_MD.grad = weight_VD.grad = None
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held, clock = torch.cuda.memory_allocated(), time.perf_counter
-    else:
-        with open("/proc/self/statm") as statm:
-            held, clock = int(statm.read().split()[1]) * resource.getpagesize(), time.process_time
-    start = clock()
+    peak = Peak(device, measuring=True)
+    peak.reset()
+    held, start = peak.held(), now(device)
     logprobs_M = forward_backward(rows)
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = clock() - start
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = now(device) - start
     assert hidden_MD.grad is not None
     return {
         "seconds": seconds,
-        "mib": (peak - held) / 2**20,
+        "mib": peak.peak() - held,
         "logprob": logprobs_M.double().mean().item(),
         "grad_norm": hidden_MD.grad.double().norm().item(),
-        "machine": f"{torch.cuda.get_device_name(device) if cuda else 'cpu'}, torch {torch.__version__}, "
-        f"{args.threads} thread(s), Python {sys.version.split()[0]}",
+        "machine": machine(device),
     }
 
 

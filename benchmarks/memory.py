@@ -18,7 +18,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from meters import MIB, Peak, machine
+
+if TYPE_CHECKING:
+    import torch
 
 METHODS: dict[str, dict[str, Any]] = {
     "SFT": {"class": "SFTModule"},
@@ -59,35 +64,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Watch:
-    """Notes the peak of every phase, the largest of its passes."""
+    """Notes the peak of every phase, the largest of its passes, in MiB."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.peaks: dict[str, int] = {}
-        self.before = 0 if device == "cuda" else resident("VmRSS")
+    def __init__(self, device: torch.device) -> None:
+        self.peaks: dict[str, float] = {}
+        self.meter = Peak(device, measuring=True)
+        # On CUDA nothing but the model is counted anyway.
+        self.before = 0.0 if device.type == "cuda" else self.meter.held()
 
     def phase_started(self, name: str) -> None:
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.meter.reset()
 
     def phase_ended(self, name: str) -> None:
-        if self.device == "cuda":
-            import torch
-
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resident("VmHWM") - self.before
-        self.peaks[name] = max(self.peaks.get(name, 0), peak)
-
-
-def resident(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
+        self.peaks[name] = max(self.peaks.get(name, 0), self.meter.peak() - self.before)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             overlong="truncate-left", rollout_rows_at_once=args.rows_at_once, seed=0,
             refinement=refinement.RefinementConfig() if refined else None,
         )  # fmt: skip
-        watch = Watch(args.device)
+        watch = Watch(torch.device(args.device))
         module.phases.listeners.append(watch)
         trainer = pl.Trainer(
             accelerator=args.device, devices=1, precision="bf16-mixed", max_steps=2, limit_val_batches=0, logger=False,
@@ -130,11 +119,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             default_root_dir=folder,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
-        name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
         return {
             "peaks": watch.peaks,
             "parameters": sum(p.numel() for p in module.policy.lm.parameters() if not p.requires_grad),
-            "machine": f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
+            "machine": machine(torch.device(args.device)),
         }
 
 
@@ -149,7 +137,7 @@ def main() -> None:
         f"{args.prompt_tokens} + {args.tokens} tokens, micro-batches of {args.budget} tokens, "
         f"{args.rows_at_once or 'all'} rows at once, gradient checkpointing {'on' if args.checkpointing else 'off'}"
     )
-    totals: dict[str, int] = {}
+    totals: dict[str, float] = {}
     phases = ["rollout", "reference", "value", "update"]
     for method in args.method:
         command = [sys.executable, *sys.argv, "--worker", method]
@@ -159,8 +147,8 @@ def main() -> None:
             print(f"machine  {result['machine']}; {result['parameters'] / 1e6:.0f} M frozen parameters")
             print(f"{'GB':18} " + " ".join(f"{phase:>10}" for phase in (*phases, "peak")))
         totals[method] = max(result["peaks"].values())
-        cells = [f"{result['peaks'][p] / 1e9:10.3f}" if p in result["peaks"] else f"{'-':>10}" for p in phases]
-        print(f"{method:18} " + " ".join([*cells, f"{totals[method] / 1e9:10.3f}"]), flush=True)
+        cells = [f"{result['peaks'][p] * MIB / 1e9:10.3f}" if p in result["peaks"] else f"{'-':>10}" for p in phases]
+        print(f"{method:18} " + " ".join([*cells, f"{totals[method] * MIB / 1e9:10.3f}"]), flush=True)
     for method in totals:
         if method.startswith("PPO") and "GRPO" in totals:
             print(f"GRPO / {method}: {totals['GRPO'] / totals[method]:.1%}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from meters import machine
 
 CASES = {
     "GRPO, full": {"class_path": "GRPOModule", "policy": {"dtype": "float32"}, "beta": 0.04},
@@ -180,9 +181,7 @@ def worker(args: argparse.Namespace) -> None:
         path = config(args, shape, case, Path(folder))
         memory = torch.cuda.get_device_properties(0).total_memory if args.device == "cuda" else 1
         plan, peaks = predicted(path, memory), measured(path, args.device)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    machine = f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
-    print(json.dumps({"plan": plan, "peaks": peaks, "machine": machine}))
+    print(json.dumps({"plan": plan, "peaks": peaks, "machine": machine(torch.device(args.device))}))
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from meters import machine
+
 ROOT = Path(__file__).parents[1]
 HOOKS = ("phase_started", "phase_ended", "on_train_batch_start", "on_train_batch_end")
 
@@ -96,11 +98,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
     (first, before), (last, after) = ends.ends[args.warm_up - 1], ends.ends[-1]
-    device = torch.cuda.get_device_name() if args.accelerator == "cuda" else "cpu"
     return {
         "seconds": (last - first) / (args.steps - args.warm_up),
         "inside": (after - before) / (last - first),
-        "machine": f"{device}, torch {torch.__version__}, {args.threads} thread(s), Python {sys.version.split()[0]}",
+        "machine": machine(torch.device(args.accelerator)),
     }
 
 

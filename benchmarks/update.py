@@ -14,15 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
-from meters import spread
+from meters import Peak, machine, now, spread
 
 VARIANTS = ("plain", "shared")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -122,7 +120,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device(args.device)
-    cuda = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, SHAPES[args.shape])
         lora = LoRAConfig(r=args.lora) if args.lora else None
@@ -154,18 +151,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "tokens": sum(part.padded_tokens for part in parts),
         }
 
-    step(torch.arange(len(tokens), device=device) if cuda else torch.arange(min(2, len(tokens))))
+    step(torch.arange(len(tokens), device=device) if device.type == "cuda" else torch.arange(min(2, len(tokens))))
     for parameter in parameters:
         parameter.grad = None
     torch.manual_seed(0)
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held, clock = torch.cuda.memory_allocated(), time.perf_counter
-    else:
-        with open("/proc/self/statm") as statm:
-            held, clock = int(statm.read().split()[1]) * resource.getpagesize(), time.process_time
-    start = clock()
+    peak = Peak(device, measuring=True)
+    peak.reset()
+    held, start = peak.held(), now(device)
     if args.profile:
         from torch.profiler import profile
 
@@ -174,18 +166,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), file=sys.stderr)
     else:
         result = step(torch.arange(len(tokens), device=device))
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = clock() - start
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    name = torch.cuda.get_device_name(device) if cuda else "cpu"
+    seconds = now(device) - start
     return result | {
         "seconds": seconds,
-        "mib": (peak - held) / 2**20,
+        "mib": peak.peak() - held,
         "parameters": sum(parameter.numel() for parameter in policy.parameters()),
         "completion_tokens": total,
-        "machine": f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{args.threads} thread(s), Python {sys.version.split()[0]}",
+        "machine": machine(device),
     }
 
 
