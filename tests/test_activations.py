@@ -168,6 +168,10 @@ def test_a_recipe_ends_with_its_result() -> None:
     assert torch.equal(packed(), torch.ones(2, 2))
     assert kept.pack(result[:2]) is not None
     assert isinstance(kept.pack(result[:2]), Tensor), "a part of it is kept"
+    changed = torch.ones(4)
+    kept.add(changed, lambda: torch.ones(4))
+    changed.mul_(2)
+    assert kept.pack(changed) is changed, "what it holds now cannot be computed again"
     storage = result.untyped_storage()
     del result
     gc.collect()

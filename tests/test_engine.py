@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from grpo_lightning.rollout import cache, decoder, engine
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engine import Further, generate
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
-from grpo_lightning.types import Completion, ConfigError, FinishReason
+from grpo_lightning.types import Completion, ConfigError, FinishReason, RunError
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
@@ -291,6 +293,56 @@ def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypa
     monkeypatch.setattr(engine, "WIDENED", 100)
     made = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)), go_on)
     assert sorted(one.token_ids for one in made) == sorted(one.token_ids for one in whole * 3)
+
+
+def test_under_autocast_the_cache_is_in_its_type(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention reads it in that type anyway: the same tokens from half of the memory."""
+    policy, sampling = Policy(PolicyConfig(path=model_path)), SamplingParams(max_new_tokens=24)
+    found, dtypes = [], set()
+    for in_float32 in (False, True):
+        forked = cache._forked
+
+        def spied(*parts: Any, forked: Any = forked, in_float32: bool = in_float32) -> torch.Tensor:
+            buffer = forked(*parts)
+            dtypes.add(buffer.dtype)
+            return buffer.float() if in_float32 else buffer
+
+        monkeypatch.setattr(cache, "_forked", spied)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(generate(policy, PROMPTS, 3, sampling, list(range(9))))
+    assert dtypes == {torch.bfloat16}
+    assert found[0] == found[1]
+
+
+def test_a_second_decoder_comes_when_the_first_is_gone(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, alive = Policy(PolicyConfig(path=model_path)), weakref.WeakSet()
+    before: list[int] = []
+
+    class Counted(decoder.Decoder):
+        def __init__(self, *args: Any) -> None:
+            before.append(len(alive))
+            alive.add(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(engine, "Decoder", Counted)
+    ended: list[int] = []
+
+    def again(rows: list[int], completions: list[Completion]) -> list[Further]:
+        ended.extend(rows)
+        return [Further(prompt, 7, None) for prompt in PROMPTS] if len(ended) == 3 else []
+
+    generate(policy, PROMPTS, 1, GREEDY, [1, 2, 3], on_finish=again)
+    assert len(ended) == 6
+    assert before == [0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_the_run(model_path: str, temperature: float) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+    with torch.no_grad():
+        policy.lm.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(RunError, match="the policy gives no numbers"):
+        generate(policy, PROMPTS, 1, SamplingParams(temperature=temperature, max_new_tokens=4), [1, 2, 3])
 
 
 def test_seeds_must_match_the_rows(model_path: str) -> None:

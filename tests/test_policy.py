@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GraniteConfig, MambaConfig, OPTConfig
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.merging import dithered
+from grpo_lightning.models.positions import check_length
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import ConfigError, TokenRows
@@ -151,6 +152,62 @@ def test_dropout_is_off_even_while_training(tmp_path: Path) -> None:
     assert torch.equal(policy.logprobs(rows())[0], policy.logprobs(rows())[0])
 
 
+def test_dropout_that_a_model_keeps_as_a_number_is_off_too(tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=264, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=32,
+        max_position_embeddings=64, dropout=0.3, layerdrop=0.5,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = Policy(PolicyConfig(path=str(tmp_path)))
+    policy.train()
+    assert torch.equal(policy.logprobs(rows())[0], policy.logprobs(rows())[0])
+    check_length(policy.lm, 64)
+    with pytest.raises(ConfigError, match=r"up to 65 tokens, but OPTForCausalLM has 64 positions: lower"):
+        check_length(policy.lm, 65)
+
+
+def test_more_tokens_than_a_model_was_made_for_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = Policy(PolicyConfig(path=save_tiny_model(tmp_path / "plain", "llama", max_position_embeddings=32)))
+    check_length(plain.lm, 32)
+    assert not caplog.records
+    check_length(plain.lm, 33)
+    assert "up to 33 tokens, more than the 32 positions" in caplog.text
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    path = save_tiny_model(tmp_path / "dynamic", "llama", max_position_embeddings=32, rope_parameters=rope)
+    with pytest.raises(ConfigError, match="rope_type: dynamic"):
+        check_length(Policy(PolicyConfig(path=path)).lm, 33)
+
+
+def test_a_model_with_a_dropout_layer_for_attention_loads(tmp_path: Path) -> None:
+    config = BloomConfig(vocab_size=264, hidden_size=32, n_layer=1, n_head=2, attention_dropout=0.2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = Policy(PolicyConfig(path=str(tmp_path)))
+    policy.train()
+    assert torch.equal(policy.logprobs(rows())[0], policy.logprobs(rows())[0])
+
+
+def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=264, hidden_size=32, state_size=4, num_hidden_layers=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) keeps its states in no cache"):
+        Policy(PolicyConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("whole", ["modules_to_save", "trainable_token_indices"])
+def test_an_adapter_with_whole_layers_is_refused(tiny_model: Callable[[str], str], tmp_path: Path, whole: str) -> None:
+    with_adapter(tiny_model("llama")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    held = ["lm_head"] if whole == "modules_to_save" else [1, 2]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {whole: held}))
+    with pytest.raises(
+        ConfigError, match=rf"model.policy.path: the adapter in .* holds whole layers or rows \({whole}"
+    ):
+        Policy(PolicyConfig(path=str(tmp_path)))
+
+
 def test_the_dropout_of_an_adapter_from_disk_is_off_too(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     with_adapter(tiny_model("llama")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -189,6 +246,8 @@ def test_attention_and_dtype_options_reach_the_model(model_path: str) -> None:
         ({"reference": "copy", "lora": LoRAConfig()}, "model.policy.reference: with LoRA use"),
         ({"lora": LoRAConfig(r=0)}, "model.policy.lora.r: must be at least 1"),
         ({"lora": LoRAConfig(target_modules=["embed_tokens", "lm_head"])}, "output head"),
+        ({"lora": LoRAConfig(target_modules=["nope"])}, r"model.policy.lora.target_modules: \['nope'\] does not fit"),
+        ({"attn_implementation": "flash_attention_2"}, "attn_implementation=flash_attention_2"),
     ],
 )
 def test_bad_options_are_one_sentence_with_their_key(
@@ -197,6 +256,15 @@ def test_bad_options_are_one_sentence_with_their_key(
     with pytest.raises(ConfigError, match=text) as error:
         Policy(PolicyConfig(**{"path": tiny_model("llama")} | options))
     assert "\n" not in str(error.value)
+
+
+def test_an_adapter_on_an_embedding_that_is_the_head_is_refused(tmp_path: Path) -> None:
+    """Merged it would change the head, which it does not while training."""
+    lora = LoRAConfig(r=2, target_modules=["q_proj", "embed_tokens"])
+    Policy(PolicyConfig(path=save_tiny_model(tmp_path / "own", "llama", tie_word_embeddings=False), lora=lora))
+    path = save_tiny_model(tmp_path / "tied", "llama", tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match="the embedding's weight is the output head's too"):
+        Policy(PolicyConfig(path=path, lora=lora))
 
 
 def test_a_model_that_reshapes_its_logits_is_refused(tmp_path: Path) -> None:

@@ -278,7 +278,9 @@ def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, t
 
 
 def test_credit_is_the_better_of_the_reward_and_the_discounted_next_one() -> None:
-    rewards = credited(torch.tensor([0.0, 0.5, 1.0, 0.2]), torch.tensor([1.0, 0.4, float("nan")]), [0, 1, 3], gamma=0.9)
+    own, after = torch.tensor([0.0, 0.5, 1.0, 0.2]), torch.tensor([1.0, 0.4, float("nan")])
+    assert torch.equal(credited(own, after, [0, 1, 3], gamma=0.0), own)
+    rewards = credited(own, after, [0, 1, 3], gamma=0.9)
     torch.testing.assert_close(rewards, torch.tensor([0.9, 0.5, 1.0, 0.2]))
 
 

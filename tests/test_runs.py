@@ -10,8 +10,18 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
-from grpo_lightning.algorithms import SFTModule
+from grpo_lightning.algorithms import GRPOModule, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
@@ -92,23 +102,54 @@ def test_the_checkpoint_of_another_rank_is_refused(tiny_model: Callable[[str], s
         fit(tmp_path, grpo(tiny_model("llama"), lora=other), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
+def warmup_then_cosine(optimizer: torch.optim.Optimizer) -> SequentialLR:
+    return SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=3), CosineAnnealingLR(optimizer, 6)], [3])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        None,
+        lambda optimizer: LambdaLR(optimizer, lambda step: 0.5),
+        lambda optimizer: CosineAnnealingLR(optimizer, 8, eta_min=1e-3),
+        lambda optimizer: OneCycleLR(optimizer, max_lr=2 * optimizer.defaults["lr"], total_steps=8),
+        warmup_then_cosine,
+        lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, 0.9), LinearLR(optimizer, 0.1, total_iters=4)]),
+    ],
+    ids=["none", "lambda", "cosine", "one-cycle", "warm-up", "chained"],
+)
 def test_a_resumed_run_takes_the_learning_rate_of_its_config(
-    tiny_model: Callable[[str], str], tmp_path: Path, scheduled: bool
+    tiny_model: Callable[[str], str], tmp_path: Path, scheduler: Any
 ) -> None:
-    scheduler = (lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5)) if scheduled else None
-    options: dict[str, Any] = {"lr_scheduler": scheduler}
-    fit(tmp_path, grpo(tiny_model("llama"), **options), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
-    watch = Watch()
-    options["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
-    fit(
-        tmp_path,
-        grpo(tiny_model("llama"), **options),
-        3,
-        ckpt_path=tmp_path / "checkpoints/last.ckpt",
-        callbacks=[watch],
-    )
-    assert watch.logged[-1]["optim/lr"] == pytest.approx(1.5e-3 if scheduled else 3e-3)
+    """The schedule goes on as if its run had had the new learning rate from the start."""
+
+    def module(lr: float) -> GRPOModule:
+        return grpo(
+            tiny_model("llama"),
+            lr_scheduler=scheduler,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
+        )
+
+    fit(tmp_path, module(1e-2), 2, callbacks=[RunCheckpoint()], enable_checkpointing=True)
+    last = tmp_path / "checkpoints/last.ckpt"
+    watches = {lr: Watch() for lr in (1e-2, 3e-3)}
+    for lr, watch in watches.items():
+        fit(tmp_path, module(lr), 5, ckpt_path=last, callbacks=[watch])
+    for lr, watch in watches.items():
+        alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        schedule = None if scheduler is None else scheduler(alone)
+        expected = []
+        for _ in range(5):
+            alone.step()
+            if schedule is not None:
+                schedule.step()
+            expected.append(alone.param_groups[0]["lr"])
+        assert [logged["optim/lr"] for logged in watch.logged] == pytest.approx(expected[2:])
+
+
+def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.strategy: ModelParallelStrategy deals out weights.*: use ddp"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, strategy=ModelParallelStrategy(), devices=1)
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:

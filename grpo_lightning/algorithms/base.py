@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
+from grpo_lightning.algorithms.learning_rate import take_up_configured
 from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
@@ -22,6 +23,7 @@ from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.functional import adding_in_place, length_mask
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.models.positions import check_length
 from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
 from grpo_lightning.types import ConfigError, Credit, Rollout, TokenRows
@@ -110,11 +112,16 @@ class PolicyModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, and let the verifiers get ready, before the model is loaded."""
-        precision = str(self.trainer.precision)
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None or precision in ("16-true", "bf16-true"):
+        precision, strategy = str(self.trainer.precision), self.trainer.strategy
+        unsupported = ("16-true", "bf16-true", "64-true")
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None or precision in unsupported:
             raise ConfigError(
                 f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true, and set the type of the "
                 "weights by model.policy.dtype"
+            )
+        if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
+            raise ConfigError(
+                f"trainer.strategy: {type(strategy).__name__} deals out weights, which rollouts need whole: use ddp"
             )
         for verifier in self.verifiers.values():
             verifier.start()
@@ -128,6 +135,7 @@ class PolicyModule(EvaluatedModule):
                 chat_template=getattr(task, "chat_template", None),
                 with_reference=self.wants_reference,
             )
+            check_length(self.policy.lm, self.data.longest_row)
 
     def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained: sides that are clipped by norms of their own, as ``optim/<side>grad_norm``."""
@@ -149,31 +157,25 @@ class PolicyModule(EvaluatedModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
-            self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
             return optimizer
         scheduler = self.make_scheduler(optimizer)
-        if not hasattr(scheduler, "base_lrs"):
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigError(
                 f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
                 "the optimizer: take one that needs none"
             )
-        self._configured_lrs = [float(lr) for lr in scheduler.base_lrs]
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        """Start the clocks; give a resumed run the learning rate of its config, for the checkpoint brought its own."""
+        """Start the clocks; give a resumed run the learning rate of its config."""
         self.totals.start()
         if self.trainer.ckpt_path is None:
             return
+        made = self.configure_optimizers()
+        made = made if isinstance(made, dict) else {"optimizer": made, "lr_scheduler": None}
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        for index, group in enumerate(self.trainer.optimizers[0].param_groups):
-            restored = schedulers[0].base_lrs[index] if schedulers else group["lr"]
-            wanted = self._configured_lrs[index]
-            if restored and restored != wanted:
-                log.warning("learning rate: %g as configured, in place of the checkpoint's %g", wanted, restored)
-                group["lr"] *= wanted / restored
-                for scheduler in schedulers:
-                    scheduler.base_lrs[index] = wanted
+        restored = cast(Any, schedulers[0]) if schedulers else None
+        take_up_configured(self.trainer.optimizers[0], restored, made["optimizer"], made["lr_scheduler"])
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""

@@ -129,7 +129,7 @@ def credited(rewards_N: Tensor, next_K: Tensor, parents: Sequence[int], gamma: f
     """
     rewards_N = rewards_N.clone()
     index_K = torch.tensor(parents, device=rewards_N.device)
-    rewards_N[index_K] = torch.maximum(rewards_N[index_K], gamma * next_K.nan_to_num(-torch.inf))
+    rewards_N[index_K] = torch.maximum(rewards_N[index_K], (gamma * next_K).nan_to_num(-torch.inf))
     return rewards_N
 
 

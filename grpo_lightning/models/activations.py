@@ -25,22 +25,24 @@ class _Kept:
     """Results that can be computed again, by the storage that each lies in."""
 
     def __init__(self) -> None:
-        self._recipes: dict[int, tuple[weakref.ref[Tensor], _Recipe]] = {}
+        self._recipes: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
 
     def add(self, result: Tensor, recipe: _Recipe) -> None:
         key = result.untyped_storage()._cdata
         # The address may be taken again as soon as the result is gone.
         gone = weakref.ref(result, lambda _: self._recipes.pop(key, None))
-        self._recipes[key] = (gone, recipe)
+        self._recipes[key] = (gone, result._version, recipe)
 
     def pack(self, tensor: Tensor) -> Tensor | _Recipe:
         """What the graph is to hold in the place of a tensor: itself, or how to compute it."""
-        result, recipe = self._recipes.get(tensor.untyped_storage()._cdata, (None, None))
-        if result is None or recipe is None or not tensor.is_contiguous():
+        if (found := self._recipes.get(tensor.untyped_storage()._cdata)) is None or not tensor.is_contiguous():
             return tensor
+        result, version, recipe = found
         whole = result()
         if whole is None or whole.numel() != tensor.numel() or whole.dtype != tensor.dtype:
             return tensor
+        if tensor._version != version:
+            return tensor  # changed in place since
         shape = tensor.shape
         return lambda: recipe().view(shape)
 

@@ -103,6 +103,12 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
                 f"model.policy.path: the adapter in {path} is a DoRA or has biases, and rollouts merge neither: use a "
                 "plain LoRA, or merge it into its base first"
             )
+        for whole in ("modules_to_save", "trainable_token_indices"):
+            if getattr(saved, whole, None):
+                raise ConfigError(
+                    f"model.policy.path: the adapter in {path} holds whole layers or rows ({whole}), which is not "
+                    "supported: merge it into its base first"
+                )
         adapter, path = path, str(saved.base_model_name_or_path)
     try:
         if config.init == "random":
@@ -110,19 +116,31 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
             lm = AutoModelForCausalLM.from_config(architecture, **options)
         else:
             lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.policy: {path} cannot be loaded with attn_implementation={config.attn_implementation} "
+            f"here: {reason}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
     keep_less(lm)
     if InPlaceEmbedding.replaces(words := lm.get_input_embeddings()):
         words.__class__ = InPlaceEmbedding
     model = _with_adapter(lm, config, adapter)
-    # Dropout is off in every pass, that of an adapter from disk too: rollouts and updates see the same policy.
+    _turn_dropout_off(model)
+    return model, adapter is not None
+
+
+def _turn_dropout_off(model: nn.Module) -> None:
+    """In every pass, that of an adapter from disk too: rollouts and updates see the same policy."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return model, adapter is not None
+        # Many models hand a probability of their own to a function.
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
 
 
 def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
@@ -140,5 +158,11 @@ def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
             target_modules=config.lora.target_modules,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(lm, lora)
+        try:
+            return get_peft_model(lm, lora)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.policy.lora.target_modules: {config.lora.target_modules} does not fit {type(lm).__name__}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
     return lm.requires_grad_(True)

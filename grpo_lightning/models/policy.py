@@ -264,22 +264,38 @@ class Policy(MovableReference, nn.Module):
         return why_not is None
 
     def _check_head(self) -> None:
-        """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused."""
+        """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused.
+
+        So is one that keeps no cache to decode from.
+        """
         head = self.lm.get_output_embeddings()
         if head is None:
             raise ConfigError(f"model.policy.path: {self.config.path} has no output head, so it is no language model")
         if hasattr(head, "lora_A"):
             raise ConfigError("model.policy.lora.target_modules: adapters on the output head are not supported")
+        words = cast(Any, self.lm.get_input_embeddings())
+        if hasattr(words, "lora_embedding_A") and words.get_base_layer().weight is head.weight:
+            raise ConfigError(
+                "model.policy.lora.target_modules: the embedding's weight is the output head's too in "
+                f"{self.config.path}, and adapters on that are not supported"
+            )
         ids = torch.tensor([[0, 1, 2]], device=self.lm.device) % head.weight.shape[0]
         with torch.no_grad():
             logits = self.lm(input_ids=ids, use_cache=False).logits.float()
-            own = head(decoder_of(self.lm)(input_ids=ids, use_cache=False).last_hidden_state).float()
+            body = decoder_of(self.lm)
+            own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+            cached = body(input_ids=ids, use_cache=True)
             if cap := softcap_of(self.lm):
                 own = cap * torch.tanh(own / cap)
         if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
             raise ConfigError(
                 f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) changes its logits after the output "
                 "head in a way that is not supported"
+            )
+        if not hasattr(cached, "past_key_values"):
+            raise ConfigError(
+                f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) keeps its states in no cache of "
+                "transformers that rollouts can go on from"
             )
 
 

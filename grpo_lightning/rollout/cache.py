@@ -67,7 +67,11 @@ def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], columns: int) -> T
     """One buffer from several parts, their last columns aligned. What is left of a part is masked, but read."""
     width = max(part.shape[-2] for part in parts)
     _, heads, _, size = parts[0].shape
-    buffer = parts[0].new_empty(sum(map(len, forks)), heads, columns, size)
+    # Under autocast attention reads them in its type, though some models turn keys in float32.
+    device_type, dtype = parts[0].device.type, parts[0].dtype
+    if torch.is_autocast_enabled(device_type) and dtype == torch.float32:
+        dtype = torch.get_autocast_dtype(device_type)
+    buffer = parts[0].new_empty(sum(map(len, forks)), heads, columns, size, dtype=dtype)
     for part, rows, fork in zip(parts, buffer.split([len(fork) for fork in forks]), forks, strict=True):
         start = width - part.shape[-2]
         rows[:, :, :start] = 0

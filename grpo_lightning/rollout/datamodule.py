@@ -49,8 +49,9 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: n of pass@k; left out, the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
-        rollout_rows_at_once: completions that decode together at the most: sets the memory of the rollout, never its
-            result. Left out, all of a step.
+        rollout_rows_at_once: completions that decode together at the most: sets the memory of the rollout, and no
+            completion (but with ``refinement``, which failures are followed can depend on which end together). Left
+            out, all of a step.
         overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
     """
@@ -138,6 +139,11 @@ class RolloutDataModule(pl.LightningDataModule):
             if not rows:
                 raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
             self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
+            if split != "train" and len(encoded) < self._ranks[1]:
+                raise ConfigError(
+                    f"data.task: the {split} split has {len(encoded)} rows, fewer than there are devices "
+                    f"({self._ranks[1]}): give it more, or take fewer devices"
+                )
             if encoded.overlong:
                 done = "dropped" if self.overlong == "drop" else "truncated on the left"
                 log.warning(
@@ -172,6 +178,15 @@ class RolloutDataModule(pl.LightningDataModule):
     def step_done(self) -> None:
         """Count a step whose batch has been learned from: one that broke off before that is made again on resume."""
         self._train_loader.step += 1
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with the longest completions; the turns between attempts are left out."""
+        cap = self.val_sampling.cap
+        if self.pass_at_k or ("train" in self._prompts and self._module.learns_from == "rollouts"):
+            cap = max(cap, self.sampling.cap)
+        attempts = 1 if self.refinement is None else 1 + self.refinement.attempts
+        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows) + attempts * cap
 
     @property
     def steps_done(self) -> int:

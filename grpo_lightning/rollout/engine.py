@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.decoder import Decoder, DecodingModel
 from grpo_lightning.rollout.sampling import SamplingParams, draw, uniforms
-from grpo_lightning.types import Completion, FinishReason
+from grpo_lightning.types import Completion, FinishReason, RunError
 
 CHECK_EVERY = {"cuda": 8}
 """Tokens between two looks for ended rows: on a GPU a look waits for the tokens, and a few too many are cheaper."""
@@ -109,6 +109,7 @@ def generate(
             if not active and not waiting:
                 break
             if not active:
+                del decoder  # its cache, before there is another
                 decoder = decode(entering(len(seeds)), 1)
                 continue
             if before_step is not None:
@@ -217,7 +218,16 @@ class _Rows:
         return self.tokens_NT[self.active_R[:, None], place_RW.clamp(min=0)]
 
     def completions(self, rows: Tensor) -> list[Completion]:
-        """What the named rows hold."""
+        """What the named rows hold.
+
+        Raises:
+            RunError: some log-probs are no numbers, so the policy's logits were none.
+        """
+        if self.logprobs_NT[rows].isnan().any():
+            raise RunError(
+                "rollout: the policy gives no numbers (NaN) any more: go back to an earlier checkpoint, with a lower "
+                "learning rate"
+            )
         lengths, stopped = self.lengths_N[rows].tolist(), self.stopped_N[rows].tolist()
         ids = [row[:length] for row, length in zip(self.tokens_NT[rows].tolist(), lengths, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -116,7 +116,8 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperat
     cumulative_NV = probs_NV.cumsum(-1)
     # Strictly below the total in float32, or the search would run past the last token that has any weight.
     targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * cumulative_NV[:, -1])[:, None]
-    tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0]
+    # (It does where the logits are no numbers: the engine finds that in the log-probs.)
+    tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0].clamp_(max=probs_NV.shape[-1] - 1)
     # A cumulative sum in parallel may wobble, and hit a token whose probability rounds to 0: no log-prob is infinite.
     drawn_N = _pick(probs_NV, tokens_N).clamp(min=torch.finfo(torch.float32).tiny).log()
     if not params.truncates:

@@ -47,7 +47,8 @@ class Scoring:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for thread in self._threads.values():
-            thread.shutdown(cancel_futures=True)
+            # After an error, and after Ctrl-C, nobody waits for the samples that are being judged.
+            thread.shutdown(wait=kind is None, cancel_futures=True)
 
     def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
         """Start judging some rows with the slow verifiers."""
