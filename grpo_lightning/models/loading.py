@@ -36,8 +36,8 @@ class PolicyConfig:
     """How to load the policy.
 
     Args:
-        path: hub name or local folder of a transformers model, or of a peft adapter (then the adapter goes on
-            training).
+        path: hub name or local folder of a transformers model, or the folder of a peft adapter, which then goes on
+            training.
         revision: branch, tag or commit of a hub model.
         dtype: of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
             and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
@@ -124,6 +124,10 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
+    if hasattr(lm, "peft_config"):
+        raise ConfigError(
+            f"model.policy.path: {path} is an adapter: download it and name its folder, and it goes on training"
+        )
     keep_less(lm)
     if InPlaceEmbedding.replaces(words := lm.get_input_embeddings()):
         words.__class__ = InPlaceEmbedding
