@@ -148,8 +148,10 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 
 
 def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    module = grpo(tiny_model("llama"))
+    module.trainer = trainer(tmp_path, 1, strategy=ModelParallelStrategy(), devices=1)
     with pytest.raises(ConfigError, match=r"trainer.strategy: ModelParallelStrategy deals out weights.*: use ddp"):
-        fit(tmp_path, grpo(tiny_model("llama")), 1, strategy=ModelParallelStrategy(), devices=1)
+        module.setup("fit")
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
