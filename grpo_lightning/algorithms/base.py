@@ -116,6 +116,9 @@ class PolicyModule(EvaluatedModule):
                 f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true, and set the type of the "
                 "weights by model.policy.dtype"
             )
+        if stage == "fit":
+            # A matrix, for the optimizers that take nothing else.
+            self._optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -147,7 +150,7 @@ class PolicyModule(EvaluatedModule):
         return []
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.optimizer_parameters())
+        optimizer = self._optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
             self._configured_lrs = [float(group["lr"]) for group in optimizer.param_groups]
             return optimizer
@@ -159,6 +162,12 @@ class PolicyModule(EvaluatedModule):
             )
         self._configured_lrs = [float(lr) for lr in scheduler.base_lrs]
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        try:
+            return self.make_optimizer(parameters)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
 
     def on_train_start(self) -> None:
         """Start the clocks; give a resumed run the learning rate of its config, for the checkpoint brought its own."""
