@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
 
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
 """No say on this sample."""
@@ -51,6 +51,12 @@ class Verifier(ABC):
 
     def start(self) -> None:  # noqa: B027 - not every verifier has something to start
         """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
+
+    def require(self, prompt: Prompt) -> None:  # noqa: B027 - not every verifier needs something of a row
+        """Raise a ``ValueError`` if a row lacks what completions are judged by: its answer, or a column of metadata.
+
+        A run whose rows all lack it is refused before the model is loaded. By default a row may lack everything.
+        """
 
     @abstractmethod
     def verify(self, sample: Sample) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,21 @@ import pytest
 import torch
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
-from grpo_lightning.verifiers import AllOf, AnyOf, ByColumn, MathVerifier, Verifier, WeightedVerifier
+from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.verifiers import (
+    AllOf,
+    AnyOf,
+    ByColumn,
+    CodeVerifier,
+    JSONSchemaVerifier,
+    MathVerifier,
+    Verifier,
+    WeightedVerifier,
+)
 from grpo_lightning.verifiers.base import NoVerdict, judge, rewarded
+from tests.toy import ToyTask, fit, grpo
 
 RIGHT = Verdict(correct=True, format_valid=True)
 
@@ -136,3 +148,52 @@ def test_every_command_says_so_in_one_sentence(
     assert errors == [
         "grpo: error: model.verifiers: ScoresHigh must return a Verdict whose score is a number or None, not 'high'"
     ]
+
+
+SCHEMA, TESTS = {"schema": {"type": "object"}}, {"tests": "assert f(1) == 2"}
+
+
+@pytest.mark.parametrize(
+    ("verifier", "good", "bad", "text"),
+    [
+        (MathVerifier(), Prompt([], "4"), Prompt([]), "MathVerifier needs the gold answer as text in 'answer'"),
+        (JSONSchemaVerifier(), Prompt([], metadata=SCHEMA), Prompt([]), "needs a schema in metadata"),
+        (CodeVerifier(), Prompt([], metadata=TESTS), Prompt([]), "needs tests in metadata"),
+        (ByColumn("kind", {"one": MathVerifier()}), Prompt([], "4", {"kind": "one"}), Prompt([], "4"), "no column"),
+        (
+            ByColumn("kind", {"1": MathVerifier()}),
+            Prompt([], "4", {"kind": 1}),
+            Prompt([], "4", {"kind": 2}),
+            "says '2'",
+        ),
+        (ByColumn("kind", {"1": MathVerifier()}), Prompt([], "4", {"kind": 1}), Prompt([], "", {"kind": 1}), "answer"),
+        (AllOf([MathVerifier(), CodeVerifier()]), Prompt([], "4", TESTS), Prompt([], "4"), "needs tests in metadata"),
+    ],
+)
+def test_rows_that_all_lack_what_a_verifier_needs_are_refused_before_the_model_loads(
+    verifier: Verifier, good: Prompt, bad: Prompt, text: str, tiny_model: Callable[[str], str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Loaded(Exception):
+        pass
+
+    def load(self: GRPOModule) -> None:
+        raise Loaded
+
+    monkeypatch.setattr(GRPOModule, "configure_model", load)
+    asked = [{"role": "user", "content": "How much?"}]
+
+    def try_on(*prompts: Prompt) -> None:
+        rows = [replace(prompt, messages=asked) for prompt in prompts]
+        monkeypatch.setattr(ToyTask, "prompts", lambda self, split: rows)
+        fit(tmp_path, grpo(tiny_model("llama"), verifiers=[verifier]), 1)
+
+    with pytest.raises(ConfigError, match=r"^model\.verifiers: \w+ can judge no row of the train split: ") as raised:
+        try_on(bad, bad)
+    assert text in str(raised.value)
+    with pytest.raises(Loaded):
+        try_on(bad, good)
+
+
+def test_a_schema_of_the_verifiers_own_is_enough() -> None:
+    JSONSchemaVerifier(schema=SCHEMA["schema"]).require(Prompt([]))
