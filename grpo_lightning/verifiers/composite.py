@@ -220,6 +220,9 @@ class AnyOf(_Logical):
         ConfigError: no verifier, or a name that is taken.
     """
 
+    def require(self, prompt: Prompt) -> None:
+        """Nothing: where one of them breaks, another may still find a success."""
+
     def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
         judged = [verdict for verdict in verdicts.values() if verdict.judged]
         if any(verdict.correct for verdict in judged):

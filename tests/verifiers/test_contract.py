@@ -195,5 +195,9 @@ def test_rows_that_all_lack_what_a_verifier_needs_are_refused_before_the_model_l
         try_on(bad, good)
 
 
+def test_any_of_several_may_lack_something() -> None:
+    AnyOf([MathVerifier(), CodeVerifier()]).require(Prompt([], "4"))
+
+
 def test_a_schema_of_the_verifiers_own_is_enough() -> None:
     JSONSchemaVerifier(schema=SCHEMA["schema"]).require(Prompt([]))
