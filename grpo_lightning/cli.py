@@ -295,7 +295,7 @@ def _check(args: list[str]) -> GRPOCLI:
         )
     if failures:
         raise ConfigError(f"data.task: {len(failures)} gold answers do not satisfy their own verifier")
-    print(f"{type(task).__name__}: every gold answer of every split is correct to {', '.join(cli.model.verifiers)}")
+    print(f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}")
     return cli
 
 

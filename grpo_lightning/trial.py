@@ -20,27 +20,36 @@ def read_samples(file: Path) -> list[Sample]:
     if not file.is_file():
         raise ConfigError(f"--samples: there is no file {file}")
     samples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            samples.append(
-                Sample(
-                    prompt=row.get("prompt", ""),
-                    completion=row["completion"],
-                    answer=row.get("answer"),
-                    metadata=row.get("metadata") or {},
-                    finish_reason=FinishReason(row.get("finish_reason", "stop")),
-                )
-            )
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"--samples: line {number} of {file} is no JSON object with a completion ({error!r})"
-            ) from error
+    try:
+        # Line by line as a file has them: a string in JSON may hold what splitlines() takes for the end of a line.
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    samples.append(_sample(line, f"--samples: line {number} of {file}"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--samples: {file} is no text in UTF-8 ({error}): convert it") from error
     if not samples:
         raise ConfigError(f"--samples: {file} has no rows")
     return samples
+
+
+def _sample(line: str, where: str) -> Sample:
+    try:
+        row = json.loads(line)
+        sample = Sample(
+            prompt=row.get("prompt", ""),
+            completion=row["completion"],
+            answer=row.get("answer"),
+            metadata=row.get("metadata") or {},
+            finish_reason=FinishReason(row.get("finish_reason", "stop")),
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{where} is no JSON object with a completion ({error!r})") from error
+    if not isinstance(sample.completion, str):
+        raise ConfigError(f"{where} has a completion that is no text: {sample.completion!r}; put it in quotes")
+    if not isinstance(sample.metadata, dict):
+        raise ConfigError(f"{where} has metadata that is no JSON object: {sample.metadata!r}; write it as one")
+    return sample
 
 
 def report(name: str, verifier: Verifier, samples: Sequence[Sample]) -> Iterator[str]:

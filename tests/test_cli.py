@@ -161,7 +161,7 @@ def test_check_puts_the_gold_answers_before_the_verifiers(
 ) -> None:
     config = ["--config", "configs/lfm_gsm8k.yaml", "--data.task.init_args.path"]
     main(["check", *config, gsm8k_folder])
-    assert "GSM8K: every gold answer of every split is correct to MathVerifier" in capsys.readouterr().out
+    assert "GSM8K: every gold answer that was checked is correct to MathVerifier" in capsys.readouterr().out
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
     task = {"class_path": "Tabular", "init_args": {"path": str(tmp_path), "gold_format": "It is {answer}"}}

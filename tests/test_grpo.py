@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +20,7 @@ from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.types import ConfigError, RolloutBatch, RunError, TokenRows
 from grpo_lightning.verifiers import AllOf, Verdict, Verifier
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd, trainer
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
@@ -320,13 +322,19 @@ def test_one_bad_rollout_may_spoil_all_its_updates(tiny_model: Callable[[str], s
         ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),
         ({"max_grad_norm": 0.0}, {}, "model.max_grad_norm: must be above 0"),
         ({"max_tokens_per_microbatch": 0}, {}, "model.max_tokens_per_microbatch: must be at least 1"),
+        (
+            {"minibatches_per_update": 13}, {},
+            r"model.minibatches_per_update: 13 optimizer steps cannot share the 12 completions that a device has",
+        ),
+        ({"optimizer": partial(torch.optim.AdamW, lr=-0.1)}, {}, "model.optimizer: Invalid learning rate: -0.1"),
+        ({"optimizer": partial(torch.optim.SGD, tempo=1)}, {}, "model.optimizer: .* unexpected keyword.* 'tempo'"),
         ({"verifiers": []}, {}, "model.verifiers: give at least one"),
         ({"beta": 0.1, "reference": "none"}, {}, "model.beta: above 0 it needs a reference"),
         ({}, {"rollout_rows_at_once": 0}, "data.rollout_rows_at_once: must be at least 1"),
         ({}, {"prompts_per_step": 0}, "data.prompts_per_step: must be at least 1"),
         ({}, {"pass_at_k": [4], "pass_samples": 2}, "data.pass_at_k: every k must be from 1 to pass_samples"),
     ],
-)
+)  # fmt: skip
 def test_bad_options_are_one_sentence_before_the_model_loads(
     tmp_path: Path,
     tiny_model: Callable[[str], str],
@@ -339,6 +347,35 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
     with pytest.raises(ConfigError, match=text) as error:
         fit(tmp_path, grpo(tiny_model("llama"), **module), 1, rollouts(**data))
     assert "\n" not in str(error.value)
+
+
+def test_as_many_minibatches_as_completions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    module = grpo(tiny_model("llama"), minibatches_per_update=12)
+    run = trainer(tmp_path, 12)
+    run.fit(module, datamodule=rollouts())
+    assert module.data.steps_done == 1
+
+
+def test_an_optimizer_that_takes_matrices_alone_is_not_refused_for_the_trial_of_it(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    def matrices(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        if all(parameter.ndim != 2 for parameter in parameters):
+            raise ValueError("matrices only")
+        return torch.optim.SGD([parameter for parameter in parameters if parameter.ndim == 2], lr=1e-3)
+
+    fit(tmp_path, grpo(tiny_model("llama"), optimizer=matrices), 1)
+
+
+def test_the_objective_of_distilled_attempts_is_no_option() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GRPOModule, "model")
+    required = ["--model.policy.path", "x", "--model.verifiers", "[]", "--model.objective"]
+    for objective in ("clip", "cispo"):
+        assert parser.parse_args([*required, objective]).model.objective == objective
+    with pytest.raises(ArgumentError, match="objective"):
+        parser.parse_args([*required, "shaped"])
 
 
 def test_loss_scaling_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:

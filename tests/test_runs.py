@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     CosineAnnealingLR,
@@ -26,6 +26,7 @@ from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.tasks import Tabular
 from grpo_lightning.types import ConfigError
 from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
 
@@ -148,10 +149,15 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 
 
 def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    module = grpo(tiny_model("llama"))
-    module.trainer = trainer(tmp_path, 1, strategy=ModelParallelStrategy(), devices=1)
-    with pytest.raises(ConfigError, match=r"trainer.strategy: ModelParallelStrategy deals out weights.*: use ddp"):
-        module.setup("fit")
+    refused = {
+        "ModelParallelStrategy deals out weights": ModelParallelStrategy(),
+        "static_graph": DDPStrategy(static_graph=True),
+    }
+    for text, strategy in refused.items():
+        module = grpo(tiny_model("llama"))
+        module.trainer = trainer(tmp_path, 1, strategy=strategy, devices=1)
+        with pytest.raises(ConfigError, match=rf"trainer.strategy: {text}"):
+            module.setup("fit")
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
@@ -331,10 +337,32 @@ def test_the_sft_gradient_does_not_depend_on_the_split(model_path: str, tmp_path
         torch.testing.assert_close(split[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_sft_needs_solutions(model_path: str, tmp_path: Path) -> None:
-    class NoSolutions(ToyTask):
-        def prompts(self, split: Any) -> Any:
-            return [type(p)(p.messages, p.answer) for p in super().prompts(split)]
+class NoSolutions(ToyTask):
+    def prompts(self, split: Any) -> Any:
+        return [p if n < 2 else type(p)(p.messages, p.answer) for n, p in enumerate(super().prompts(split))]
 
-    with pytest.raises(ConfigError, match="NoSolutions has a row without a worked solution"):
-        fit(tmp_path, sft(model_path), 1, RolloutDataModule(NoSolutions()))
+
+def test_sft_needs_solutions(tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SFTModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    text = (
+        "data.task: SFT learns from .* NoSolutions has none of the row with the prompt 'train abab2': give every prompt"
+    )
+    with pytest.raises(ConfigError, match=text):
+        fit(tmp_path, sft(tiny_model("llama")), 1, RolloutDataModule(NoSolutions()))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1?"}\n{"prompt": "1+1?"}\n')
+    task = Tabular(str(tmp_path / "rows.jsonl"), answer_column=None, val_size=1)
+    with pytest.raises(
+        ConfigError, match=r"'1\+1\?': name the column .* data\.task\.init_args\.solution_column, or give"
+    ):
+        fit(tmp_path, sft(tiny_model("llama")), 1, RolloutDataModule(task))
+
+
+def test_only_sft_and_only_training_need_solutions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    data = rollouts(task=NoSolutions())
+    fit(tmp_path, grpo(tiny_model("llama")), 1, data)
+    trainer(tmp_path, 1, limit_val_batches=1).validate(
+        sft(tiny_model("llama")), datamodule=rollouts(task=NoSolutions())
+    )
+    # The same data, set up before by a module that needed none.
+    with pytest.raises(ConfigError, match="SFT learns from worked solutions"):
+        fit(tmp_path, sft(tiny_model("llama")), 1, data)

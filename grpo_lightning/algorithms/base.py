@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
@@ -19,6 +19,7 @@ from grpo_lightning.algorithms.learning_rate import take_up_configured
 from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
+from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.functional import adding_in_place, length_mask
 from grpo_lightning.models.loading import PolicyConfig
@@ -112,17 +113,10 @@ class PolicyModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, and let the verifiers get ready, before the model is loaded."""
-        precision, strategy = str(self.trainer.precision), self.trainer.strategy
-        unsupported = ("16-true", "bf16-true", "64-true")
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None or precision in unsupported:
-            raise ConfigError(
-                f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true, and set the type of the "
-                "weights by model.policy.dtype"
-            )
-        if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
-            raise ConfigError(
-                f"trainer.strategy: {type(strategy).__name__} deals out weights, which rollouts need whole: use ddp"
-            )
+        refuse_unsupported(self.trainer)
+        if stage == "fit":
+            # A matrix, for the optimizers that take nothing else.
+            self._optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -155,7 +149,7 @@ class PolicyModule(EvaluatedModule):
         return []
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.optimizer_parameters())
+        optimizer = self._optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)
@@ -165,6 +159,12 @@ class PolicyModule(EvaluatedModule):
                 "the optimizer: take one that needs none"
             )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        try:
+            return self.make_optimizer(parameters)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
 
     def on_train_start(self) -> None:
         """Start the clocks; give a resumed run the learning rate of its config."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, row_advantages
-from grpo_lightning.functional import AdvantageKind, Objective, RatioLevel, has_signal, masked_std, policy_loss
+from grpo_lightning.functional import AdvantageKind, RatioLevel, has_signal, masked_std, policy_loss
 from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
 
 
@@ -37,7 +37,7 @@ class GRPOModule(OnlineModule):
         self,
         *args: Any,
         ratio_level: RatioLevel = "token",
-        objective: Objective = "clip",
+        objective: Literal["clip", "cispo"] = "clip",
         cispo_epsilon_high: float = 5.0,
         advantage: AdvantageKind = "group",
         **kwargs: Any,

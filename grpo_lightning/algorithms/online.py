@@ -128,6 +128,12 @@ class OnlineModule(PolicyModule, ABC):
         super().setup(stage)
         if stage != "fit":
             return
+        rows = self.data.prompts_per_step // self.trainer.world_size * self.data.group_size
+        if self.minibatches_per_update > rows:
+            raise ConfigError(
+                f"model.minibatches_per_update: {self.minibatches_per_update} optimizer steps cannot share the {rows} "
+                "completions that a device has in a step (data.prompts_per_step * data.group_size): lower it"
+            )
         if self.data.sampling.temperature == 0:
             raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
         if self.data.sampling.truncates:

@@ -19,6 +19,7 @@ from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import ConfigError, Credit, RolloutBatch, TokenRows
+from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class RolloutDataModule(pl.LightningDataModule):
         """Load and tokenise the splits of a stage, before any model is loaded.
 
         Raises:
-            ConfigError: a split is empty, or no prompt of it fits.
+            ConfigError: a split is empty, no prompt of it fits, or a row to be learned from has no worked solution, or
+                all rows lack what a verifier needs.
         """
         if self.trainer is not None and self.prompts_per_step < self.trainer.world_size:
             raise ConfigError(
@@ -150,6 +152,32 @@ class RolloutDataModule(pl.LightningDataModule):
                     "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
+        for split in STAGE_SPLITS[stage]:
+            for verifier in self._module.verifiers.values():
+                self._require_judgeable(split, verifier)
+        if stage == "fit" and self._module.learns_from == "demonstrations":
+            self._require_solutions()
+
+    def _require_judgeable(self, split: Split, verifier: Verifier) -> None:
+        # One row that lacks something is an error when it is judged, and counted; all of them are a mistake.
+        for prompt, _ in self._prompts[split].rows:
+            try:
+                verifier.require(prompt)
+                return
+            except ValueError as error:
+                lacks = error
+        raise ConfigError(
+            f"model.verifiers: {type(verifier).__name__} can judge no row of the {split} split: {lacks}; take another "
+            "verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
+        )
+
+    def _require_solutions(self) -> None:
+        for prompt, _ in self._prompts["train"].rows:
+            if prompt.solution is None:
+                raise ConfigError(
+                    f"data.task: SFT learns from worked solutions, and {type(self.task).__name__} has none of the row "
+                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {self.task.solution_mend}"
+                )
 
     def train_dataloader(self) -> TrainLoader:
         self._train_loader = TrainLoader(self._prompts["train"], self.prompts_per_step, self.seed, *self._ranks)
@@ -220,18 +248,11 @@ class RolloutDataModule(pl.LightningDataModule):
         return EvalBatch(single, refined, sampled, self.pass_samples)
 
     def demonstrations(self, batch: PromptBatch) -> TokenRows:
-        """The prompts with their worked solutions, for supervised training.
-
-        Raises:
-            ConfigError: a row has no solution.
-        """
+        """The prompts with their worked solutions, for supervised training."""
         policy: Policy = self._module.policy
         completions = []
         for prompt in batch.prompts:
-            if prompt.solution is None:
-                raise ConfigError(
-                    f"data.task: {type(self.task).__name__} has a row without a worked solution, which SFT learns from"
-                )
+            assert prompt.solution is not None, "setup refuses such rows"
             completions.append(encode_completion(policy.tokenizer, prompt.solution, policy.terminators[0]))
         return token_rows(batch.prompt_ids, completions, policy.pad_token_id).to(policy.device)
 

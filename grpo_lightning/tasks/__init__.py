@@ -1,7 +1,7 @@
 """Tasks: where prompts and gold answers come from."""
 
 from grpo_lightning.tasks.arithmetic import Arithmetic
-from grpo_lightning.tasks.base import GoldFailure, Task, check_gold
+from grpo_lightning.tasks.base import GoldFailure, MissingSplit, Task, check_gold
 from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
@@ -16,6 +16,7 @@ __all__ = [
     "Extraction",
     "GoldFailure",
     "HumanEval",
+    "MissingSplit",
     "Programs",
     "Tabular",
     "Task",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, judge
 
+log = logging.getLogger(__name__)
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class MissingSplit(ConfigError):
+    """The data has no such split."""
 
 
 class Task(ABC):
@@ -22,6 +29,9 @@ class Task(ABC):
         chat_template: a Jinja chat template in place of the tokenizer's own; ``None`` keeps the tokenizer's.
     """
 
+    solution_mend: ClassVar[str] = "give every prompt a solution"
+    """What to do about rows without a worked solution, for the error that says so."""
+
     def __init__(self, system_prompt: str | None = None, chat_template: str | None = None) -> None:
         self.system_prompt = system_prompt
         self.chat_template = chat_template
@@ -31,6 +41,7 @@ class Task(ABC):
         """All prompts of a split, in a fixed order.
 
         Raises:
+            MissingSplit: there is no such split.
             ConfigError: the data is missing, empty, or lacks a column; the message names which and the mend.
         """
 
@@ -58,13 +69,22 @@ class GoldFailure:
 def check_gold(task: Task, verifiers: Sequence[Verifier], splits: Sequence[Split] = SPLITS) -> Iterator[GoldFailure]:
     """Yield every row whose gold completion one of the verifiers does not find correct.
 
-    Broken rows are found here, before training, instead of as rewards that can never be had.
+    Broken rows are found here, before training, instead of as rewards that can never be had. A split that the data does
+    not have is left out, and named in the log.
 
     Raises:
-        ConfigError: a split is empty, so there is nothing to check.
+        ConfigError: a split is empty, or there is none, so there is nothing to check.
     """
+    missing = []
     for split in splits:
-        prompts = task.prompts(split)
+        try:
+            prompts = task.prompts(split)
+        except MissingSplit:
+            missing.append(split)
+            if len(missing) == len(splits):
+                raise
+            log.warning("data.task: no %s split: not checked", split)
+            continue
         if not prompts:
             raise ConfigError(f"data.task: the {split} split has no rows")
         completions = [task.gold_completion(prompt) for prompt in prompts]

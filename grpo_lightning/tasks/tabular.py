@@ -7,10 +7,10 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from grpo_lightning.tasks._load import Table, open_splits
-from grpo_lightning.tasks.base import SPLITS, Split, Task
+from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task
 from grpo_lightning.types import ConfigError, Prompt
 
 _ARGS = "data.task.init_args"
@@ -59,6 +59,8 @@ class Tabular(Task):
         chat_template: a Jinja chat template in place of the tokenizer's own.
     """
 
+    solution_mend: ClassVar[str] = f"name the column that holds it by {_ARGS}.solution_column, or give answer_column"
+
     def __init__(
         self,
         path: str,
@@ -79,8 +81,13 @@ class Tabular(Task):
         super().__init__(system_prompt, chat_template)
         if prompt_column is not None and prompt_template is not None:
             raise ConfigError(f"{_ARGS}: prompt_column and prompt_template are both given; keep one of them")
-        if fields(gold_format) - {"answer"}:
-            raise ConfigError(f"{_ARGS}.gold_format: {gold_format!r} may name only {{answer}}")
+        if prompt_template is not None and not checked_fields(prompt_template, f"{_ARGS}.prompt_template"):
+            raise ConfigError(
+                f"{_ARGS}.prompt_template: {prompt_template!r} names no column, so all prompts would be the same; "
+                "name one in braces, such as {question}"
+            )
+        if checked_fields(gold_format, f"{_ARGS}.gold_format") != {"answer"}:
+            raise ConfigError(f"{_ARGS}.gold_format: {gold_format!r} must name {{answer}}, and nothing else")
         unknown = sorted(set(splits or {}) - set(SPLITS))
         if unknown:
             raise ConfigError(f"{_ARGS}.splits: {unknown[0]!r} is no split; name only {', '.join(SPLITS)}")
@@ -166,7 +173,7 @@ class Tabular(Task):
     def _table(self, split: Split) -> Table:
         name = self._split_name(split)
         if name is None:
-            raise ConfigError(
+            raise MissingSplit(
                 f"{_ARGS}.path: {self.path} has no {split} split; it has: {', '.join(self._source)}; "
                 f"add the split, or say which one serves with splits: {{{split}: ...}}"
             )
@@ -200,6 +207,23 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 def fields(template: str) -> set[str]:
     """The names a template asks for."""
     return {match[1] for match in _FIELD.finditer(template) if match[1]}
+
+
+def checked_fields(template: str, key: str) -> set[str]:
+    """The names that a template asks for, which is the option called ``key``.
+
+    Raises:
+        ConfigError: a brace is left over: what was meant as a column would be nothing but text.
+    """
+    # An empty pair, as in LaTeX's boxed{}, can only be meant as text.
+    left_over = re.search(r"[{}]", _FIELD.sub("", template).replace("{}", ""))
+    if left_over:
+        brace = left_over[0]
+        raise ConfigError(
+            f"{key}: {template!r} has a single {brace!r}; close the braces around a column, or write {2 * brace!r} for "
+            "the character itself"
+        )
+    return fields(template)
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:

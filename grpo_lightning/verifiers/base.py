@@ -7,10 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
 
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
 """No say on this sample."""
+
+
+class NoVerdict(ConfigError):
+    """A verifier returned something else than one verdict a sample.
+
+    That is a fault in its code that would repeat on every sample, so it stops the run, and is no ``error`` verdict.
+    """
 
 
 class Verifier(ABC):
@@ -32,6 +39,11 @@ class Verifier(ABC):
     unsafe: bool = False
     """Runs what completions say without isolation: shown as ``reward/unsafe_sandbox`` in the metrics."""
 
+    # Here too, for a subclass whose constructor does not call this one's.
+    reward_correct: float = 1.0
+    reward_format: float = 0.5
+    reward_wrong: float = 0.0
+
     def __init__(self, reward_correct: float = 1.0, reward_format: float = 0.5, reward_wrong: float = 0.0) -> None:
         self.reward_correct = reward_correct
         self.reward_format = reward_format
@@ -39,6 +51,12 @@ class Verifier(ABC):
 
     def start(self) -> None:  # noqa: B027 - not every verifier has something to start
         """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
+
+    def require(self, prompt: Prompt) -> None:  # noqa: B027 - not every verifier needs something of a row
+        """Raise a ``ValueError`` if a row lacks what completions are judged by: its answer, or a column of metadata.
+
+        A run whose rows all lack it is refused before the model is loaded. By default a row may lack everything.
+        """
 
     @abstractmethod
     def verify(self, sample: Sample) -> Verdict:
@@ -71,19 +89,36 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
         One verdict a sample; a verifier that raised gives ``error`` verdicts.
 
     Raises:
-        TypeError: the verifier returned something else than one ``Verdict`` a sample. That is a fault in the
-            verifier's code that would repeat on every sample, so it stops the run.
+        NoVerdict: the verifier, or a part of it, returned something else than one ``Verdict`` a sample, or a score that
+            is no number.
     """
     try:
         verdicts = verifier.verify_batch(samples)
+    except NoVerdict:
+        raise
     except Exception as error:
         return [broken(error)] * len(samples)
     name = type(verifier).__name__
-    if not isinstance(verdicts, list) or len(verdicts) != len(samples):
-        raise TypeError(f"{name}.verify_batch must return a list of {len(samples)} verdicts, one a sample")
+    if not isinstance(verdicts, list):
+        raise NoVerdict(
+            f"model.verifiers: {name}.verify_batch must return a list of verdicts, one a sample, not "
+            f"{type(verdicts).__name__}"
+        )
+    if len(verdicts) != len(samples):
+        raise NoVerdict(
+            f"model.verifiers: {name}.verify_batch must return one verdict a sample, and returned {len(verdicts)} for "
+            f"{len(samples)}"
+        )
     for verdict in verdicts:
         if not isinstance(verdict, Verdict):
-            raise TypeError(f"{name} must return Verdict objects, not {type(verdict).__name__}")
+            raise NoVerdict(
+                f"model.verifiers: {name} must return a Verdict, not {type(verdict).__name__}: write "
+                "Verdict(correct=..., format_valid=...), with score=... for a reward of its own"
+            )
+        if verdict.score is not None and not _is_number(verdict.score):
+            raise NoVerdict(
+                f"model.verifiers: {name} must return a Verdict whose score is a number or None, not {verdict.score!r}"
+            )
     return verdicts
 
 
@@ -111,8 +146,21 @@ def by_class_name(verifiers: Sequence[Verifier]) -> dict[str, Verifier]:
 def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
     try:
         return verifier.verify(sample)
+    except NoVerdict:
+        raise
     except Exception as error:
         return broken(error)
+
+
+def _is_number(score: object) -> bool:
+    """Whether it is a number, NumPy's and torch's included, which are not imported here."""
+    if not hasattr(score, "__float__"):
+        return False
+    try:
+        float(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False  # an array of several
+    return True
 
 
 def broken(error: BaseException) -> Verdict:

@@ -10,7 +10,7 @@ from functools import partial
 from textwrap import dedent
 from typing import Any, Literal
 
-from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.sandbox.client import Level, Pool, Request
 from grpo_lightning.verifiers.sandbox.probe import choose
@@ -106,6 +106,9 @@ class CodeVerifier(Verifier):
     def stop(self) -> None:
         """End the sandbox's processes. The next program starts others."""
         self._pool.stop()
+
+    def require(self, prompt: Prompt) -> None:
+        _row(prompt.metadata)
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.

@@ -11,8 +11,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
 OTHER_CURVES = frozenset(
@@ -39,6 +40,11 @@ class _Composite(Verifier):
         """Let each of them get ready."""
         for verifier in self._all:
             verifier.start()
+
+    def require(self, prompt: Prompt) -> None:
+        """Ask each of them."""
+        for verifier in self._all:
+            verifier.require(prompt)
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
@@ -214,6 +220,9 @@ class AnyOf(_Logical):
         ConfigError: no verifier, or a name that is taken.
     """
 
+    def require(self, prompt: Prompt) -> None:
+        """Nothing: where one of them breaks, another may still find a success."""
+
     def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
         judged = [verdict for verdict in verdicts.values() if verdict.judged]
         if any(verdict.correct for verdict in judged):
@@ -253,9 +262,9 @@ class ByColumn(_Composite):
         return self._part_names
 
     def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
-        verdicts = [self._unknown(sample) for sample in samples]
+        verdicts = [Verdict(False, False, error=self._unknown(sample.metadata)) for sample in samples]
         for name, verifier in self.verifiers.items():
-            rows = [row for row, sample in enumerate(samples) if self._value(sample) == name]
+            rows = [row for row, sample in enumerate(samples) if self._value(sample.metadata) == name]
             if rows:
                 judged = rewarded(verifier, [samples[row] for row in rows])
                 for row, (verdict, reward) in zip(rows, judged, strict=True):
@@ -263,17 +272,22 @@ class ByColumn(_Composite):
                     verdicts[row] = replace(verdict, score=reward if verdict.judged else None, parts=parts)
         return verdicts
 
-    def _value(self, sample: Sample) -> str | None:
-        return str(sample.metadata[self.column]) if self.column in sample.metadata else None
+    def require(self, prompt: Prompt) -> None:
+        """Ask the one that judges this row."""
+        value = self._value(prompt.metadata)
+        if value not in self.verifiers:
+            raise ValueError(self._unknown(prompt.metadata))
+        self.verifiers[value].require(prompt)
 
-    def _unknown(self, sample: Sample) -> Verdict:
+    def _value(self, metadata: Mapping[str, Any]) -> str | None:
+        return str(metadata[self.column]) if self.column in metadata else None
+
+    def _unknown(self, metadata: Mapping[str, Any]) -> str:
         known = ", ".join(self.verifiers)
-        value = self._value(sample)
+        value = self._value(metadata)
         if value is None:
-            error = f"the row has no column {self.column!r} that names one of {known}"
-        else:
-            error = f"the column {self.column!r} says {value[:100]!r}, and there is a verifier only for {known}"
-        return Verdict(correct=False, format_valid=False, error=error)
+            return f"the row has no column {self.column!r} that names one of {known}"
+        return f"the column {self.column!r} says {value[:100]!r}, and there is a verifier only for {known}"
 
 
 def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:

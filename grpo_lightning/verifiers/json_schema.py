@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.json_compare import Equality, TooManyPairs, field_tree, has_selected, select
 from grpo_lightning.verifiers.json_documents import read_documents
@@ -115,7 +115,7 @@ class JSONSchemaVerifier(Verifier):
         Raises:
             ValueError: the schema or the gold document is missing or broken, or they do not fit together.
         """
-        schema = self._schema(sample)
+        schema = self._schema(sample.metadata)
         gold = None if sample.answer is None else self._gold(sample.answer, schema)
         if len(sample.completion) > _MAX_COMPLETION_CHARS:
             return _TOO_LONG
@@ -141,8 +141,11 @@ class JSONSchemaVerifier(Verifier):
             return _TOO_MANY_PAIRS
         return _CORRECT if equal else _WRONG
 
-    def _schema(self, sample: Sample) -> Schema:
-        schema = sample.metadata.get("schema")
+    def require(self, prompt: Prompt) -> None:
+        self._schema(prompt.metadata)
+
+    def _schema(self, metadata: Mapping[str, Any]) -> Schema:
+        schema = metadata.get("schema")
         text = self._schema_text if schema is None else _json_text(schema, "the schema in metadata['schema']")
         if text is None:
             raise ValueError("JSONSchemaVerifier needs a schema in metadata['schema'], or its option 'schema'")

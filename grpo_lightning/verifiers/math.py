@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers._symbolic_client import WORKER, Outcome
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.math_extract import MAX_ANSWERS, Format, find_answers
@@ -98,6 +98,9 @@ class MathVerifier(Verifier):
         self.max_chars = max_chars
         hints = " or ".join(_FORM_HINTS[form] for form in self.formats)
         self._no_answer = Verdict(False, False, f"No final answer was found. End with {hints}.")
+
+    def require(self, prompt: Prompt) -> None:
+        _gold_text(prompt.answer)
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.

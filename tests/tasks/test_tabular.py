@@ -283,7 +283,7 @@ def test_gold_format(write_jsonl: WriteRows) -> None:
     task = Tabular(folder, gold_format=r"So \boxed{{{answer}}}")
     prompt = task.prompts("test")[0]
     assert task.gold_completion(prompt) == prompt.solution == r"So \boxed{1}"
-    with pytest.raises(ConfigError, match=KEY + r"gold_format: '\{label\}' may name only \{answer\}"):
+    with pytest.raises(ConfigError, match=KEY + r"gold_format: '\{label\}' must name \{answer\}"):
         Tabular(folder, gold_format="{label}")
 
 
@@ -309,3 +309,47 @@ def test_a_solution_that_contradicts_its_answer_is_found(write_jsonl: WriteRows)
     rows = [{"prompt": "1+1", "answer": "2", "proof": f"1+1={n}\n#### {n}"} for n in (2, 3, 2)]
     task = Tabular(str(write_jsonl("test.jsonl", rows).parent), solution_column="proof")
     assert [failure.row for failure in check_gold(task, [MathVerifier()], splits=["test"])] == [1]
+
+
+def test_a_check_leaves_out_splits_that_the_data_does_not_have(
+    write_jsonl: WriteRows, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "1+1", "answer": "2", "proof": f"1+1={n}\n#### {n}"} for n in (2, 3, 3)]
+    task = Tabular(str(write_jsonl("rows.jsonl", rows)), solution_column="proof", val_size=1)
+    found = {(failure.split, failure.completion) for failure in check_gold(task, [MathVerifier()])}
+    assert {completion for _, completion in found} == {"1+1=3\n#### 3"}
+    assert {split for split, _ in found} <= {"train", "val"}
+    assert caplog.messages == ["data.task: no test split: not checked"]
+    with pytest.raises(ConfigError, match=KEY + r"path: .*rows\.jsonl has no test split"):
+        list(check_gold(task, [MathVerifier()], splits=["test"]))
+
+
+def test_a_check_does_not_take_a_wrong_split_name_for_a_missing_split(write_jsonl: WriteRows) -> None:
+    task = Tabular(str(write_jsonl("rows.jsonl", ROWS)), val_size=1, splits={"test": "exam"})
+    with pytest.raises(ConfigError, match=KEY + r"splits: .* has no split 'exam' to serve as test"):
+        list(check_gold(task, [MathVerifier()]))
+
+
+@pytest.mark.parametrize(
+    ("option", "template", "reason"),
+    [
+        ("prompt_template", "Solve {question", r"has a single '\{'; close the braces"),
+        ("prompt_template", "Solve {question} question}", r"has a single '\}'; close the braces"),
+        ("prompt_template", "{question} as {{a}", r"has a single '\}'"),
+        ("prompt_template", "Solve this", "names no column, so all prompts would be the same"),
+        ("prompt_template", "", "names no column"),
+        ("prompt_template", "{{question}}", "names no column"),
+        ("prompt_template", "Solve {}", "names no column"),
+        ("gold_format", "#### {answer", r"has a single '\{'"),
+        ("gold_format", "#### answer", r"must name \{answer\}, and nothing else"),
+    ],
+)
+def test_a_template_with_a_brace_or_a_column_missing(option: str, template: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=KEY + option + ": .*" + reason):
+        Tabular("x", **{option: template})
+
+
+def test_an_empty_pair_of_braces_is_text(write_jsonl: WriteRows) -> None:
+    folder = str(write_jsonl("test.jsonl", ROWS).parent)
+    task = Tabular(folder, prompt_template=r"{prompt} Put it in \boxed{}. {{n}}")
+    assert task.prompts("test")[0].messages[0]["content"] == r"What is 0 + 1? Put it in \boxed{}. {n}"
