@@ -300,6 +300,34 @@ def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier:
     assert not verdict_of(verifier, program, check, entry_point="abs").correct
 
 
+# Loops that a StopIteration from inside would end before anything is compared.
+LOOPS = (
+    "def check(candidate):\n    for got, want in zip(map(candidate, [1, 2]), [40961, 40962]):\n        assert got == want",
+    "assert all(map(lambda c: f(c[0]) == c[1], [(1, 40961)]))",
+    "for x in map(f, [1, 2]): assert x == 40961",
+    "assert not any(map(lambda x: f(x) != 40961, [1]))",
+    "for x in iter(lambda: f(1), 40961): assert False",
+    "assert all(map(lambda x: f(x).x == 40961, [1]))",
+    "assert all(map(lambda x: f(x) == f(x + 1), [1]))",
+    "assert all(map(lambda x: len(f(x)) == 40961, [1]))",
+    "class T:\n    def __iter__(s): return s\n    def __next__(s): return f(1)\nfor x in T(): assert x == 40961",
+)
+STOPS = {
+    "a function": "def f(*a): raise StopIteration",
+    "a subclass": "class S(StopIteration): pass\ndef f(*a): raise S(1)",
+    "an asynchronous one": "def f(*a): raise StopAsyncIteration",
+    "methods": "class f:\n    def __init__(s, x): pass\n    def stop(s, *a): raise StopIteration\n"
+    "    __getattr__ = __eq__ = __len__ = __hash__ = stop",
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stop_iteration_ends_no_loop_of_the_tests(verifier: CodeVerifier, name: str) -> None:
+    for tests in LOOPS:
+        verdict = verdict_of(verifier, STOPS[name], tests, entry_point="f")
+        assert (verdict.correct, verdict.error) == (False, None), tests
+
+
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_greedy_program_is_stopped_in_time(verifier: CodeVerifier, name: str) -> None:
     start = time.monotonic()

@@ -178,6 +178,13 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "assert next(g, 'end') == 'end'\nassert sum(count(5)) == 10 and 3 in count(5) and 9 not in count(5)",
         None,
     ),
+    "a generator that is sent to": (
+        "def total():\n    s = 0\n    while s < 9:\n        s += yield s\n    return s",
+        "t = total()\nnext(t)\nassert t.send(4) == 4\nends = 0\nfor ask in (lambda: t.send(5), lambda: next(t)):\n"
+        "    try:\n        ask()\n        assert False\n    except StopIteration as stop:\n        ends += 1\n"
+        "assert ends == 2\nu = total()\ntry:\n    u.throw(ValueError)\n    assert False\nexcept ValueError:\n    pass",
+        None,
+    ),
     "lazy built-ins": (
         "def f(xs):\n    return map(str, xs), dict(a=1).keys(), zip(xs, xs)",
         "m, k, z = f([1, 2])\nassert list(m) == ['1', '2'] and list(k) == ['a'] and dict(z) == {1: 1, 2: 2}",

@@ -23,6 +23,8 @@ _FUNCTIONS = (
     functools.partial,
 )
 _READABLE = frozenset({"__name__", "__doc__"})
+# Methods of a generator that say by StopIteration that it has ended, as next() does.
+_RESUMING = frozenset({"send", "throw"})
 
 
 class Reporter(Protocol):
@@ -43,6 +45,7 @@ class Link:
         self._handles: dict[int, Handle] = {}
         self._exceptions: dict[int, type[Exception]] = {}
         self._functions: list[Callable[..., Any]] = []
+        self._resuming: set[int] = set()
 
     def greet(self) -> None:
         """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault."""
@@ -79,7 +82,7 @@ class Link:
                         self._apply(change, encoder.containers)
                     if kind == "return":
                         return value
-                    raise self._exception(value)
+                    raise self._as_python_would(self._exception(value), operation, arguments)
                 case _:
                     raise plain.BadFrame("malformed: a reply")
 
@@ -99,10 +102,25 @@ class Link:
                     error = kind(*arguments)
                 except Exception:
                     raise plain.BadFrame("malformed: an exception") from None
-                error.of_the_program = True  # type: ignore[attr-defined]
-                return error
+                return _marked(error)
             case _:
                 raise plain.BadFrame("malformed: an exception")
+
+    def _as_python_would(self, error: BaseException, operation: str, arguments: tuple[Any, ...]) -> BaseException:
+        """The exception, but for one that says "no more items" where none was asked for, as PEP 479 has it.
+
+        Raised by a function that the tests call in ``all(map(...))``, it would end the loop before anything is compared.
+        """
+        resumes = operation == "call" and type(arguments[0]) is Handle and arguments[0]._number in self._resuming
+        if operation == "next" or resumes or not isinstance(error, (StopIteration, StopAsyncIteration)):
+            return error
+        return _marked(RuntimeError(f"the program raised {builtin_base(type(error))}"))
+
+    def attribute(self, owner: Handle, name: str) -> Any:
+        value = self.ask("getattr", (owner, name))
+        if name in _RESUMING and type(value) is Handle:
+            self._resuming.add(value._number)
+        return value
 
     def _call_back(self, request: object) -> None:
         match request:
@@ -150,6 +168,11 @@ class Link:
         raise plain.BadFrame("malformed: a reference")
 
 
+def _marked(error: BaseException) -> BaseException:
+    error.of_the_program = True  # type: ignore[attr-defined]
+    return error
+
+
 def of_the_program(error: BaseException) -> bool:
     return getattr(error, "of_the_program", False)
 
@@ -175,7 +198,7 @@ class Handle:
     def __getattr__(self, name: str) -> Any:
         if name in plain.PREDICATES or (name.startswith("__") and name not in _READABLE):
             raise AttributeError(name)
-        return self._link.ask("getattr", (self, name))
+        return self._link.attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._link.ask("setattr", (self, name, value))
