@@ -388,6 +388,10 @@ EXTRACTED = {
     "fenced": ("Sure:\n```python\nx = 1\n```\nDone.", "\nx = 1\n"),
     "without a language": ("```\nx = 1\n```", "\nx = 1\n"),
     "python before others": ("```\n$ ls\n```\n```py\nx = 1\n```\n```bash\nls\n```", "\nx = 1\n"),
+    "carriage returns": ("```python\r\nx = 1\r\n```\r\n", "\nx = 1\r\n"),
+    "words behind the language": ("~~~ python title=a\nx = 1\n~~~~\nDone.", "\nx = 1\n"),
+    "a fence of the other kind inside": ("```python\nx = 1\n~~~\n```", "\nx = 1\n~~~\n"),
+    "code between backticks": ("```x``` is\n```python\nx = 1\n```", "\nx = 1\n"),
     "several blocks": ("```python\nx = 1\n```\nand\n```Python3\ny = 2\n```", "\nx = 1\n\n\ny = 2\n"),
     "only another language": ("```java\nint x;\n```", None),
     "an open block": ("```python\nx = 1", "\nx = 1"),
@@ -404,6 +408,15 @@ EXTRACTED = {
 def test_the_program_of_a_completion(name: str) -> None:
     completion, program = EXTRACTED[name]
     assert extract_program(completion) == program
+
+
+@pytest.mark.parametrize(
+    "line", ["~" * 200_000 + "`", "```" + "x" * 200_000 + "`", "```" + " \t" * 100_000 + "`", " " * 200_000 + "```x`"]
+)
+def test_a_line_that_is_nearly_a_fence_is_read_in_linear_time(line: str) -> None:
+    """A pattern that tries every way to split such a line would take hours."""
+    assert extract_program(line) == line
+    assert extract_program(f"{line}\n```python\nx = 1\n```\n{line}") == "\nx = 1\n"
 
 
 def test_an_indented_block_is_dedented(verifier: CodeVerifier) -> None:  # noqa: F811
