@@ -142,6 +142,21 @@ CHEATS = {
     "def f(x): raise E(E())",
     "an AssertionError": "def f(x): raise AssertionError",
     "a StopIteration": "def f(x): raise StopIteration(40961)",
+    "an exception group that stops": "def f(x): raise ExceptionGroup('x', [StopIteration(40961)])",
+    "an exception of many ancestors": "E = Exception\nfor i in range(300): E = type(f'E{i}', (E,), {})\n"
+    "def f(x): raise E",
+    "exceptions of exponentially many paths": "A = B = Exception\nfor i in range(60):\n"
+    "    A, B = type('A', (A,) if A is B else (A, B), {}), type('B', (A,) if A is B else (B,), {})\n"
+    "def f(x): raise A",
+    "an exception whose text and attributes please": YES + "class E(Exception, Yes): pass\n"
+    "def f(x): raise E(Yes(), f)",
+    "an exception with a group's claims": "import os\nclass E(ExceptionGroup):\n    message = 5\n"
+    "    exceptions = (1, 2)\ndef f(x): raise E('x', [ValueError()])",
+    "forged ancestors": "import sys, os\nwire = sys.modules['sandbox.wire']\n"
+    "refer = lambda v: v if type(v) is wire.Reference else None\n"
+    "def f(x):\n    for bases in ((), (5,), (int,), (str, Exception), (ValueError, ValueError)):\n"
+    "        e = wire.Encoder(lambda v: wire.Reference('e', 9, 'E', bases) if v is f else wire.Reference('b', 0,\n"
+    "                         v.__name__), []).frame(('raise', (f, (), f), ()), b'R')\n        os.write(3, e)",
     "a KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
     "an exception class with tricks": "class M(type):\n    def __instancecheck__(c, o): return True\n"
     "    def __subclasscheck__(c, o): return True\nclass E(Exception, metaclass=M): pass\ndef f(x): raise E",
@@ -298,6 +313,22 @@ def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier:
     program = "def abs(x):\n    return 0"
     check = "def check(candidate):\n    assert abs(candidate(3) - 4097.5) < 1e-6"
     assert not verdict_of(verifier, program, check, entry_point="abs").correct
+
+
+# What a test may say of an exception: none of it is 40961 by a program's word alone.
+CAUGHT = (
+    "assert e == 40961", "assert 40961 == e.args[0]", "assert e.x != e.x", "assert e.isdigit()", "assert 40961 in e.args",
+    "assert e in (40961,)", "assert e.code - 40961 == 0", "assert abs(e.code - 40961) < 1", "assert str(e) == '40961!'",
+    "assert isinstance(e, KeyError)", "assert f'{e}'.startswith('40961')", "assert e.startswith('40961')",
+)  # fmt: skip
+
+
+def test_an_exception_that_pleases_is_believed_no_more_than_other_objects(verifier: CodeVerifier) -> None:
+    program = YES + "class E(Exception, Yes): pass\ndef f(x): raise E(Yes(), f)"
+    for line in CAUGHT:
+        tests = f"try:\n    f(1)\nexcept Exception as error:\n    e = error\n{line}"
+        verdict = verdict_of(verifier, program, tests)
+        assert (verdict.correct, verdict.error) == (False, None), line
 
 
 # Loops that a StopIteration from inside would end before anything is compared.

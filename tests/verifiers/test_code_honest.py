@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from code_cases import verdict_of, verifier  # noqa: F401  (a fixture)
 
@@ -134,6 +136,27 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "    return xs[0]",
         "try:\n    first([])\nexcept Empty as error:\n    caught = error\nassert isinstance(caught, LookupError)\n"
         "assert first([5]) == 5",
+        None,
+    ),
+    "exceptions that inherit": (
+        "class BankError(Exception):\n    pass\nclass Poor(BankError, ValueError):\n    def __init__(self, amount):\n"
+        "        super().__init__('poor')\n        self.amount = amount\n    def __str__(self):\n"
+        "        return f'{self.amount} is missing'\n    @property\n    def double(self):\n"
+        "        return 2 * self.amount\ndef pay(x):\n    raise Poor(x)\ndef why(error):\n"
+        "    return type(error).__name__, error.amount",
+        "for kind in (BankError, Poor, ValueError):\n    try:\n        pay(7)\n        assert False\n"
+        "    except kind as error:\n        e = error\n    assert isinstance(e, Poor) and e.args == ('poor',)\n"
+        "    assert e.amount == 7 and e.double == 14 and str(e) == '7 is missing' and f'{e}' == str(e)\n"
+        "    assert not hasattr(e, 'other') and why(e) == ('Poor', 7)\nassert issubclass(Poor, BankError)\n"
+        "assert str(BankError('a')) == 'a' and not hasattr(BankError('a'), 'amount')\n"
+        "try:\n    raise Poor('b')\nexcept BankError as error:\n    assert str(error) == 'b'",
+        None,
+    ),
+    "an exception about an object": (
+        "class Node:\n    name = 'n'\n    def __repr__(self):\n        return '<n>'\ndef f(n):\n"
+        "    raise KeyError(n)",
+        "try:\n    f(Node())\n    assert False\nexcept KeyError as e:\n    assert e.args[0].name == 'n'\n"
+        "    assert str(e) == '<n>'",
         None,
     ),
     "a class": (
@@ -285,6 +308,18 @@ WRONG: dict[str, tuple[str, str, bool, str]] = {
     "assert f(1) == 4242", True, "Test 2 of 2 failed."),
     "an exception": ("def f(x):\n"
     "    return 1 / x", "assert f(0) == 4242", True, "Test 1 of 1 raised ZeroDivisionError."),
+    "a type for a value": (
+        "def f(x):\n    return list\ndef join(a, b):\n    return a + b",
+        "halves = f([1, 2])\nassert join(halves[0], halves[1]) == [1, 2]", True, "gave a type where a test needs",
+    ),
+    "a type in a union": ("def f(x):\n    return int\ndef g(x):\n"
+    "    return x", "assert g(f(1) | None) == 3", True, "gave a type where a test needs"),
+    "a type's attribute": ("def f(x):\n    return int\ndef g(x):\n"
+    "    return x", "assert g(f(1).real) == 3", True, "gave a type where a test needs"),
+    "an exception that is passed on": (
+        "def f(x):\n    raise KeyError(x)\ndef g(x):\n    return x + 1",
+        "try:\n    f(1)\nexcept KeyError as e:\n    assert g(e) == 2", True, "raised TypeError",
+    ),
     "an own exception": (
         "class Secret4242(KeyError):\n    pass\ndef f(x):\n    raise Secret4242('4242')",
         "assert f(0) == 1", True, "Test 1 of 1 raised KeyError.",
@@ -325,6 +360,21 @@ def test_a_wrong_program_is_told_why(verifier: CodeVerifier, name: str) -> None:
     assert verdict.format_valid is format_valid
     assert feedback in verdict.feedback
     assert "4242" not in verdict.feedback
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="except* is new in Python 3.11")
+def test_an_exception_group_is_caught_by_its_members(verifier: CodeVerifier) -> None:  # noqa: F811
+    program = (
+        "class Late(OSError):\n    minutes = 5\n"
+        "def f():\n    raise ExceptionGroup('two', [ValueError(1), ExceptionGroup('one', [Late('x')])])"
+    )
+    tests = (
+        "caught = []\ntry:\n    f()\nexcept* ValueError as group:\n    caught += group.exceptions[0].args\n"
+        "except* OSError as group:\n    caught += [group.exceptions[0].exceptions[0].minutes]\n"
+        "assert caught == [1, 5]"
+    )
+    assert verdict_of(verifier, program, tests).correct
+    assert not verdict_of(verifier, program.replace("= 5", "= 6"), tests).correct
 
 
 ECHO = [{"stdin": "2\n3 4\n", "stdout": "7\n"}, {"stdin": "1\n10 -4", "stdout": "6"}]

@@ -73,7 +73,7 @@ class Defendant:
             frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
         except BaseException:
             # Too large, too deep, or an object that cannot even be looked at.
-            frame = wire.Encoder(self._refer, []).frame(("raise", (ValueError, ()), ()), b"R")
+            frame = wire.Encoder(self._refer, []).frame(("raise", self._describe(ValueError()), ()), b"R")
         wire.send(self.connection, frame)
 
     def _perform(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
@@ -134,13 +134,18 @@ class Defendant:
                 kind, arguments = message[1]
                 raise kind(*arguments)
 
-    def _describe(self, error: BaseException) -> tuple[type[BaseException], tuple[Any, ...]]:
+    def _describe(self, error: Any) -> tuple[type[BaseException], tuple[Any, ...], BaseException]:
+        """An exception by its class and arguments, and itself to ask for the rest; a group by what it holds."""
+        # Kept alive, it would keep alive all that its frames hold.
+        error.__traceback__ = None
+        if isinstance(error, plain.GROUPS):
+            return type(error), (error.message, tuple(map(self._describe, error.exceptions))), error
         arguments = error.args if isinstance(error.args, tuple) else ()
         try:
-            wire.Encoder(_nothing, []).frame(arguments)
+            wire.Encoder(self._refer, []).frame(arguments)
         except Exception:
             arguments = ()
-        return type(error), arguments
+        return type(error), arguments, error
 
     def _refer(self, value: Any) -> wire.Reference | None:
         kind = type(value)
@@ -152,7 +157,8 @@ class Defendant:
             if plain.BUILTIN_TYPES.get(value.__name__) is value:
                 return wire.Reference("b", 0, value.__name__)
             if issubclass(value, BaseException):
-                return wire.Reference("e", self._number(value), f"{value.__name__[:80]} {plain.builtin_base(value)}")
+                bases = tuple(base for base in value.__bases__ if issubclass(base, BaseException))
+                return wire.Reference("e", self._number(value), value.__name__[:80], bases)
         elif plain.is_flattened(kind):
             return None
         return wire.Reference("h", self._number(value))
@@ -164,7 +170,7 @@ class Defendant:
         return number
 
     def _resolve(self, reference: wire.Reference) -> object:
-        kind, number, text = reference
+        kind, number, text, _ = reference
         if kind == "f":
             return lambda *arguments, **keywords: self._call_back(number, arguments, keywords)
         return plain.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
