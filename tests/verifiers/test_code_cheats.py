@@ -317,9 +317,10 @@ def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier:
 
 # What a test may say of an exception: none of it is 40961 by a program's word alone.
 CAUGHT = (
-    "assert e == 40961", "assert 40961 == e.args[0]", "assert e.x != e.x", "assert e.isdigit()", "assert 40961 in e.args",
-    "assert e in (40961,)", "assert e.code - 40961 == 0", "assert abs(e.code - 40961) < 1", "assert str(e) == '40961!'",
-    "assert isinstance(e, KeyError)", "assert f'{e}'.startswith('40961')", "assert e.startswith('40961')",
+    "assert e == 40961", "assert 40961 == e.args[0]", "assert e.x != e.x", "assert e.isdigit()",
+    "assert 40961 in e.args", "assert e in (40961,)", "assert e.code - 40961 == 0", "assert abs(e.code - 40961) < 1",
+    "assert str(e) == '40961!'", "assert isinstance(e, KeyError)", "assert f'{e}'.startswith('40961')",
+    "assert e.startswith('40961')",
 )  # fmt: skip
 
 
@@ -333,7 +334,7 @@ def test_an_exception_that_pleases_is_believed_no_more_than_other_objects(verifi
 
 # Loops that a StopIteration from inside would end before anything is compared.
 LOOPS = (
-    "def check(candidate):\n    for got, want in zip(map(candidate, [1, 2]), [40961, 40962]):\n        assert got == want",
+    "def check(candidate):\n    for got, want in zip(map(candidate, [1]), [40961]):\n        assert got == want",
     "assert all(map(lambda c: f(c[0]) == c[1], [(1, 40961)]))",
     "for x in map(f, [1, 2]): assert x == 40961",
     "assert not any(map(lambda x: f(x) != 40961, [1]))",

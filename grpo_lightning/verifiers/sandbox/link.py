@@ -117,7 +117,8 @@ class Link:
     def _may_stop(self, operation: str, arguments: tuple[Any, ...]) -> bool:
         """Whether "no more items" is an answer. Anywhere else it is an error, as PEP 479 has it.
 
-        Raised by a function that the tests call in ``all(map(...))``, it would end the loop before anything is compared.
+        Raised by a function that the tests call in ``all(map(...))``, it would end the loop before anything is
+        compared.
         """
         if operation == "call" and type(arguments[0]) is Handle:
             return arguments[0]._number in self._resuming
