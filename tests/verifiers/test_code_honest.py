@@ -388,6 +388,41 @@ SCRIPTS = {
     "a main block": "def main():\n    input()\n    print(sum(map(int, input().split())))\n"
     "if __name__ == '__main__':\n    main()",
     "an exit": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.exit(0)",
+    "an exit hook": "import atexit\ninput()\nx = input().split()\natexit.register(lambda: print(sum(map(int, x))))",
+    "a thread that nobody waits for": "import threading, time\ndef main():\n    time.sleep(0.02)\n    input()\n"
+    "    print(sum(map(int, input().split())))\nthreading.Thread(target=main).start()",
+    "an executor that nobody shuts down": "from concurrent.futures import ThreadPoolExecutor\ninput()\n"
+    "pool = ThreadPoolExecutor(2)\nprint(pool.submit(sum, map(int, input().split())).result())",
+    "a stream of its own": "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, line_buffering=False)\n"
+    "input()\nprint(sum(map(int, input().split())))",
+    "a detached stream": "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach())\n"
+    "input()\nprint(sum(map(int, input().split())))",
+    "the first stream": "import sys\ninput()\na, b = sys.__stdin__.readline().split()\n"
+    "sys.__stdout__.write(str(int(a) + int(b)))",
+    "a file left open": "import sys\nout = open(1, 'w', closefd=False)\ninput()\n"
+    "out.write(str(sum(map(int, input().split()))))",
+    "last words": "class A:\n    def __del__(self):\n        print(*self.x)\na = A()\ninput()\n"
+    "a.x = [sum(map(int, input().split()))]",
+    "a name for itself": "import sys\nassert sys.argv == ['solution.py']\ninput()\n"
+    "print(sum(map(int, input().split())))",
+    "fast input and output": "import os, sys\nfrom io import BytesIO, IOBase\nBUFSIZE = 8192\nclass FastIO(IOBase):\n"
+    "    newlines = 0\n    def __init__(self, file):\n        self._fd = file.fileno()\n"
+    "        self.buffer = BytesIO()\n"
+    "        self.writable = 'x' in file.mode or 'r' not in file.mode\n"
+    "        self.write = self.buffer.write if self.writable else None\n"
+    "    def readline(self):\n        while self.newlines == 0:\n"
+    "            b = os.read(self._fd, max(os.fstat(self._fd).st_size, BUFSIZE))\n"
+    "            self.newlines = b.count(b'\\n') + (not b)\n            ptr = self.buffer.tell()\n"
+    "            self.buffer.seek(0, 2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines -= 1\n"
+    "        return self.buffer.readline()\n"
+    "    def flush(self):\n        if self.writable:\n            os.write(self._fd, self.buffer.getvalue())\n"
+    "            self.buffer.truncate(0), self.buffer.seek(0)\nclass IOWrapper(IOBase):\n"
+    "    def __init__(self, file):\n        self.buffer = FastIO(file)\n        self.flush = self.buffer.flush\n"
+    "        self.writable = self.buffer.writable\n"
+    "        self.write = lambda s: self.buffer.write(s.encode('ascii'))\n"
+    "        self.readline = lambda: self.buffer.readline().decode('ascii')\n"
+    "sys.stdin, sys.stdout = IOWrapper(sys.stdin), IOWrapper(sys.stdout)\n"
+    "input = lambda: sys.stdin.readline().rstrip('\\r\\n')\ninput()\nprint(sum(map(int, input().split())))",
     "blank ends": "input()\nprint(sum(map(int, input().split())), '  \\n\\n')",
 }
 

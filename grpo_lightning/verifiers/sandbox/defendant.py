@@ -5,10 +5,13 @@ Nothing in here protects anything: the program may rewrite all of it. What it th
 
 from __future__ import annotations
 
+import atexit
+import gc
 import operator
 import os
 import socket
 import sys
+import threading
 import types
 from collections.abc import Callable
 from contextlib import suppress
@@ -109,8 +112,12 @@ class Defendant:
             os.dup2(fd, number)
         os.write(0, given)
         os.lseek(0, 0, os.SEEK_SET)
-        with _stream(0, "r") as sys.stdin, _stream(1, "w") as sys.stdout, suppress(SystemExit):
-            self._execute(types.ModuleType("__main__"))
+        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[misc]
+        module = types.ModuleType("__main__")
+        with suppress(SystemExit):
+            self._execute(module)
+        _end_script(module)
         return os.pread(STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
     def _execute(self, module: types.ModuleType) -> None:
@@ -182,6 +189,30 @@ def _nothing(value: object) -> None:
 
 def _stream(fd: int, mode: str) -> TextIO:
     return cast(TextIO, open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False))
+
+
+def _end_script(module: types.ModuleType) -> None:
+    """What Python does at the end of a script, without ending: another run may follow."""
+    futures: Any = sys.modules.get("concurrent.futures.thread")
+    if futures is not None:
+        # Ends the workers of executors that nobody shut down. It also marks the end of all work.
+        futures._python_exit()
+        futures._shutdown = False
+    while waiting := [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]:
+        waiting[0].join()
+    atexit._run_exitfuncs()
+    _flush()
+    # Files left open write what they hold when they go, and objects may have last words.
+    vars(module).clear()
+    gc.collect()
+    _flush()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        # It may have been closed, detached, or replaced by anything.
+        with suppress(Exception):
+            cast(TextIO, stream).flush()
 
 
 def _identical(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
