@@ -193,6 +193,16 @@ CHEATS = {
     "P = namedtuple('P', 'x startswith isdigit')\ndef f(x): return P(*[Yes()] * 3)",
     "a named tuple that finds": "from collections import namedtuple\n"
     "P = namedtuple('P', 'a b index')\ndef f(x): return P(0, 0, lambda v: 2)",
+    "an object that hashes like a number": "class A:\n    def __init__(s, x): s.x = x\n"
+    "    def __hash__(s): return 40960 + s.x\n    def __eq__(s, o): return True\n"
+    "def f(x): return [A(x), {A(x)}, {A(x): A(x)}][x % 3]",
+    "a hash that raises": "class A:\n    def __hash__(s): raise StopIteration\ndef f(x): return {A(): {A()}}",
+    "objects with a hash that is none, sent in a set": "import sys, os\nwire = sys.modules['sandbox.wire']\n"
+    "class A: pass\nclass B:\n    def __hash__(s): return A()\nB.__hash__ = A\n"
+    "ref = lambda v: wire.Reference('h', 0)\n"
+    "def f(x): os.write(3, wire.Encoder(ref, []).frame(('return', {A(), A()}, ()), b'R'))",
+    "an endless hash": "class A:\n    on = False\n    def __hash__(s): return A() and hash(s) if A.on else 0\n"
+    "def f(x):\n    a = {A()}\n    A.on = True\n    return a",
     "an endless iterator": "import itertools\ndef f(x): return itertools.count(40950)",
     "an endless sequence": "class A:\n    def __getitem__(s, i): return 40950 + i\ndef f(x): return A()",
     "a named tuple with false names": "class T(tuple):\n    _fields = ('__eq__', '__class__')\n"

@@ -188,6 +188,38 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "assert str(V(1)) == '<1>' and f'{V(2)}' == '<2>' and repr(V(1)) == 'V(x=1)'",
         None,
     ),
+    "more operators between the program's objects": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass V:\n    x: int\n"
+        "    def __mod__(s, o): return V(s.x % o.x)\n    def __floordiv__(s, o): return V(s.x // o.x)\n"
+        "    def __divmod__(s, o): return s // o, s % o\n    def __pow__(s, o): return V(s.x ** o.x)\n"
+        "    def __lshift__(s, o): return V(s.x << o.x)\n    def __rshift__(s, o): return V(s.x >> o.x)\n"
+        "    def __pos__(s): return V(abs(s.x))\n    def __invert__(s): return V(~s.x)\n"
+        "    def __round__(s, n=0): return V(round(s.x, n))\n    def __trunc__(s): return 1\n"
+        "    def __floor__(s): return 2\n    def __ceil__(s): return 3\n"
+        "    def __format__(s, spec): return f'<{s.x:{spec}}>'\n",
+        "import math\na, b = V(7), V(2)\nassert a % b == V(1) and a // b == V(3) and a ** b == V(49)\n"
+        "assert divmod(a, b) == (V(3), V(1)) and a << b == V(28) and a >> b == V(1)\n"
+        "assert +V(-2) == b and ~a == V(-8) and round(a) == a and round(V(14), -1) == V(10)\n"
+        "assert (math.trunc(a), math.floor(a), math.ceil(a)) == (1, 2, 3)\n"
+        "assert f'{a:3d}' == '<  7>' and format(a, '') == '<7>'",
+        None,
+    ),
+    "equal objects in sets and dicts": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass P:\n    x: int\nclass Open:\n"
+        "    __hash__ = None\ndef uniq(xs):\n    return set(xs)\ndef count(xs):\n"
+        "    return {x: xs.count(x) for x in xs}",
+        "assert uniq([P(1), P(1), P(2)]) == {P(1), P(2)} and len({P(1), P(1)}) == 1\n"
+        "assert count([P(1), P(2), P(1)]) == {P(2): 1, P(1): 2} and count([P(1)])[P(1)] == 1\n"
+        "assert {1: 2}.get(P(1)) is None and P(1) not in {1, (1,)} and hash(P(1)) == hash(P(1))\n"
+        "try:\n    {Open()}\n    assert False\nexcept TypeError:\n    pass",
+        None,
+    ),
+    "classes of classes, and attributes that go": (
+        "class A:\n    pass\nclass B(A):\n    def __init__(self):\n        self.x = 1",
+        "assert issubclass(B, A) and not issubclass(A, B)\nassert not issubclass(int, A)\nb = B()\ndel b.x\n"
+        "assert not hasattr(b, 'x')",
+        None,
+    ),
     "a linked list": (
         "class Node:\n    def __init__(self, val, next=None):\n        self.val, self.next = val, next\n"
         "def reverse(head):\n    last = None\n    while head:\n        head.next, last, head = last, head, head.next\n"

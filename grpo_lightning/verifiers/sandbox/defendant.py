@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import math
 import operator
 import os
 import socket
@@ -25,12 +26,14 @@ def _leave(manager: Any, kind: type[BaseException] | None) -> None:
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{"getattr": getattr, "setattr": setattr, "isinstance": isinstance, "len": len, "iter": iter, "next": next},
-    **{"str": str, "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "reversed": reversed},
-    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "eq")},
-    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul")},
-    **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
+    **{kind.__name__: kind for kind in (str, bool, int, float, reversed)},
+    **{ask.__name__: ask for ask in (getattr, setattr, delattr, isinstance, issubclass, len, iter, next, repr, hash)},
+    **{calculate.__name__: calculate for calculate in (abs, round, divmod, format, math.trunc, math.floor, math.ceil)},
+    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "pos", "invert")},
+    **{name: getattr(operator, name) for name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv")},
+    **{name: getattr(operator, name) for name in ("floordiv", "mod", "pow", "matmul", "lshift", "rshift")},
     **{"and": operator.and_, "or": operator.or_, "xor": operator.xor},
+    **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
 }
 
 
@@ -112,8 +115,8 @@ class Defendant:
             os.dup2(fd, number)
         os.write(0, given)
         os.lseek(0, 0, os.SEEK_SET)
-        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
-        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[misc]
+        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[assignment, misc]
+        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[assignment, misc]
         module = types.ModuleType("__main__")
         with suppress(SystemExit):
             self._execute(module)

@@ -195,7 +195,8 @@ def _attribute(error: BaseException, name: str) -> Any:
 def _text(error: BaseException) -> str:
     if of_the_program(error):
         return str(vars(error)["of_the_program"])
-    return BUILTIN_TYPES[builtin_base(type(error))].__str__(error)
+    builtin: Any = BUILTIN_TYPES[builtin_base(type(error))]
+    return str(builtin.__str__(error))
 
 
 class Handle:
@@ -224,15 +225,18 @@ class Handle:
     def __setattr__(self, name: str, value: Any) -> None:
         self._link.ask("setattr", (self, name, value))
 
+    def __delattr__(self, name: str) -> None:
+        self._link.ask("delattr", (self, name))
+
     def __instancecheck__(self, instance: object) -> bool:
         return type(instance) is Handle and self._link.ask("isinstance", (instance, self)) is True
+
+    def __subclasscheck__(self, kind: type) -> bool:
+        return type(kind) is Handle and self._link.ask("issubclass", (kind, self)) is True
 
     def __contains__(self, item: object) -> bool:
         """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
         return item in list(self)
-
-    def __hash__(self) -> int:
-        return self._number
 
     def __enter__(self) -> Any:
         return self._link.ask("enter", (self,))
@@ -260,9 +264,13 @@ def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
     return method
 
 
-for _name in ("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index"):
+for _name in (
+    *("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
+    *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "format", "reversed"),
+):
     setattr(Handle, f"__{_name}__", _delegate(_name))
-for _name in ("neg", "abs", "reversed"):
-    setattr(Handle, f"__{_name}__", _delegate(_name))
-for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul", "and", "or", "xor"):
+for _name in (
+    *("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
+    *("lshift", "rshift", "and", "or", "xor"),
+):
     setattr(Handle, f"__{_name}__", _between_handles(_name))
