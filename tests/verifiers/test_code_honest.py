@@ -310,6 +310,26 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
     ),
     "tests that use a module without importing it": ("def f():\n"
     "    return 2.5", "assert math.isclose(f(), 2.5)", None),
+    "a name that the tests also bind in a scope of its own": (
+        "def f(g, x=1):\n    return g(x)\ndef y():\n    return 5",
+        "assert f(lambda f: f * 2, 3) == 6\nassert [f for f in range(2)] == [0, 1]\nassert f(abs, -1) == 1\n"
+        "def helper(y):\n    return y\nclass A:\n    y = 2\n    def m(self):\n        return y()\n"
+        "assert helper(3) == 3 and A().m() == 5 and A.y == 2",
+        None,
+    ),
+    "names that the tests bind in every way": (
+        "def f(x):\n    return x",
+        "import math as m\nfrom os import path\nfor i, (a, *b) in [(1, (2, 3))]:\n    assert f(b) == [3] and m, path\n"
+        "def count():\n    global n\n    n = f(1)\ncount()\nassert n == 1\nif (k := f(2)):\n    assert k == 2\n"
+        "match f({'a': 1, 'b': 2}):\n    case {'a': z, **rest}:\n        assert (z, rest) == (1, {'b': 2})\n"
+        "class C:\n    x: int = f(4)\nassert C.x == 4",
+        None,
+    ),
+    "functions named like modules": (
+        "def tokenize(s):\n    return s.split()\ndef trace(m):\n    return sum(r[i] for i, r in enumerate(m))",
+        "assert tokenize('a b') == ['a', 'b']\nassert trace([[1, 2], [3, 4]]) == 5 and math.pi > 3",
+        None,
+    ),
     "a name like a built-in": (
         "def sum(xs):\n    return 42",
         "assert sum([1, 2]) == 42",
