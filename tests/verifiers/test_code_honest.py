@@ -327,7 +327,8 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
     ),
     "functions named like modules": (
         "def tokenize(s):\n    return s.split()\ndef trace(m):\n    return sum(r[i] for i, r in enumerate(m))",
-        "assert tokenize('a b') == ['a', 'b']\nassert trace([[1, 2], [3, 4]]) == 5 and math.pi > 3",
+        "assert tokenize('a b') == ['a', 'b']\nassert trace([[1, 2], [3, 4]]) == 5 and math.pi > 3\n"
+        "def run(time):\n    return time()\nassert run(lambda: 1) == 1 and time.time() > 0",
         None,
     ),
     "a name like a built-in": (

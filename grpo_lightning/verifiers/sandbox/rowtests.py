@@ -60,7 +60,10 @@ class Tests:
         free = _free_names(self.code)
         # No module is called: tokenize("a b") is a function of that name.
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-        self.modules = (free & sys.stdlib_module_names) - called - {entry_point or ""}
+        owners = {
+            node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        self.modules = (free & sys.stdlib_module_names) - (called - owners) - {entry_point or ""}
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
         self.wanted = free - self.modules - set(dir(builtins)) | ({entry_point} if entry_point else set())
         self.required = {entry_point} if entry_point else self.wanted
