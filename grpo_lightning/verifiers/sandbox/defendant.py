@@ -5,6 +5,7 @@ Nothing in here protects anything: the program may rewrite all of it. What it th
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import gc
 import math
@@ -12,7 +13,6 @@ import operator
 import os
 import socket
 import sys
-import threading
 import types
 from collections.abc import Callable
 from contextlib import suppress
@@ -201,7 +201,9 @@ def _end_script(module: types.ModuleType) -> None:
         # Ends the workers of executors that nobody shut down. It also marks the end of all work.
         futures._python_exit()
         futures._shutdown = False
-    while waiting := [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]:
+    # Imported by the program or by nobody: it would make each fork slower.
+    threading: Any = sys.modules.get("threading")
+    while threading and (waiting := [one for one in threading.enumerate() if not (one.daemon or _is_main(one))]):
         waiting[0].join()
     atexit._run_exitfuncs()
     _flush()
@@ -209,6 +211,10 @@ def _end_script(module: types.ModuleType) -> None:
     vars(module).clear()
     gc.collect()
     _flush()
+
+
+def _is_main(thread: Any) -> bool:
+    return bool(thread.ident == _thread.get_ident())
 
 
 def _flush() -> None:
