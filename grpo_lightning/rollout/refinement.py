@@ -152,7 +152,8 @@ def next_turn(
     """
     said = rollout.completion.token_ids
     said = said[:-1] if said[-1] in terminators else said
-    text = template.replace("{feedback}", rollout.verdict.feedback or NO_FEEDBACK)
+    feedback = _as_plain_text(tokenizer, rollout.verdict.feedback or NO_FEEDBACK)
+    text = template.replace("{feedback}", feedback)
     turns = [
         {"role": "user", "content": "x"},
         {"role": "assistant", "content": "\x01"},
@@ -161,3 +162,15 @@ def next_turn(
     rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     between = tokenizer.encode(rendered.split("\x01", 1)[1], add_special_tokens=False)
     return [*conversation, *said, *between]
+
+
+def _as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a space inside whatever would be read as a special token.
+
+    Feedback may quote the completion, as a JSON key: what the policy spelled out there must not end the user's turn.
+    """
+    # A model may have more of them than those with a role, which all_special_tokens lists.
+    marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for special in sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True):
+        text = text.replace(special, f"{special[0]} {special[1:]}")
+    return text

@@ -81,6 +81,8 @@ def outcome(gold: str, answer: str) -> str:
         return "too complicated"
     except Exception:
         return "unparseable"
+    if _is_other_list(gold, answer, expected, actual):
+        return "different"
     try:
         equal = same_values(expected, actual)
         if equal and not (_is_scalar(expected) and _is_scalar(actual)) and not _is_relation(expected):
@@ -89,6 +91,19 @@ def outcome(gold: str, answer: str) -> str:
     except (MemoryError, RecursionError, OverflowError):
         return "too complicated"
     return "equal" if equal else "different"
+
+
+def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
+    """Whether one is a set in braces and the other an ordered tuple, or the answer repeats what the gold has once.
+
+    Parsed, a list is a set, and math-verify takes a set for a tuple's equal, as the braces may be left out.
+    """
+    from sympy import FiniteSet, Interval, Tuple
+
+    for latex, other in ((gold, actual), (answer, expected)):
+        if latex.startswith("\\{") and isinstance(other, (Interval, Tuple)):
+            return True
+    return isinstance(actual, FiniteSet) and "\\pm" not in gold and answer.count(",") > gold.count(",")
 
 
 def same_values(gold: Any, answer: Any) -> bool:

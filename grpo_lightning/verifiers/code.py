@@ -16,7 +16,8 @@ from grpo_lightning.verifiers.sandbox.client import Level, Pool, Request
 from grpo_lightning.verifiers.sandbox.probe import choose
 from grpo_lightning.verifiers.visible import visible_text
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_LANGUAGE = re.compile(r"[ \t]*(\S*)")
 _PYTHON = frozenset({"python", "python3", "py"})
 
 _NO_PROGRAM = Verdict(False, False, "No program was found. Write it in one block that starts with ```python.")
@@ -39,7 +40,8 @@ class CodeVerifier(Verifier):
 
     Tests and program run in separate processes that exchange plain data only (see ``docs/sandbox.md``); the program
     has the standard library, one process, and no network. Names that the tests neither define nor import are taken
-    from the program, but never built-ins and modules: a helper that the tests trust belongs into the tests.
+    from the program, but never built-ins and modules: a helper that the tests trust belongs into the tests. (A name of
+    a module that the tests call, as ``tokenize("a b")``, is a function of the program's.)
 
     A program has the right format when it compiles, loads without an exception and defines what is tested. It is
     correct when all tests pass. The feedback says which test failed and by what kind of exception.
@@ -160,18 +162,29 @@ def extract_program(completion: str) -> str | None:
 def _fenced(text: str) -> list[tuple[str, str]] | None:
     """The fenced blocks with their languages; ``None`` where there is no fence. The last may be left open."""
     blocks: list[tuple[str, str]] = []
-    opened: re.Match[str] | None = None
+    opened: tuple[str, str] | None = None
+    inside: list[str] = []
     found = False
-    for match in _FENCE.finditer(text):
-        found = True
-        if opened is None:
-            opened = match
-        elif match[1][0] == opened[1][0] and len(match[1]) >= len(opened[1]) and not match[2]:
-            blocks.append((opened[2], dedent(text[opened.end() : match.start()])))
+    for line in text.split("\n"):
+        fence = _fence(line)
+        if fence is not None and opened is None:
+            found, opened, inside = True, fence, [""]
+        elif fence is not None and opened is not None and fence[0].startswith(opened[0]) and not fence[1]:
+            blocks.append((opened[1], dedent("\n".join([*inside, ""]))))
             opened = None
+        else:
+            inside.append(line)
     if opened is not None:
-        blocks.append((opened[2], dedent(text[opened.end() :])))
+        blocks.append((opened[1], dedent("\n".join(inside))))
     return blocks if found else None
+
+
+def _fence(line: str) -> tuple[str, str] | None:
+    """The fence that a line is, with its language, if any. Read in parts: one pattern of all would backtrack."""
+    line = line.lstrip(" \t")
+    fence = _FENCE.match(line)
+    language = _LANGUAGE.match(line, fence.end()) if fence else None
+    return (fence[0], language[1]) if fence and language and "`" not in line[fence.end() :] else None
 
 
 def _row(metadata: Mapping[str, Any]) -> tuple[str | None, str | None, tuple[dict[str, str], ...]]:

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urljoin
@@ -84,6 +85,17 @@ class Problem(NamedTuple):
         return f"{self.path}: {self.rule}" + (f" {_quoted(self.missing)}" if self.missing and name_missing else "")
 
 
+@contextmanager
+def _panics_raised() -> Iterator[None]:
+    """Raise a panic of the library, which is no ``Exception`` and would end the run, as a ``RuntimeError``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"jsonschema_rs broke on the schema: {str(error)[:300]}") from error
+
+
 @lru_cache(maxsize=256)
 def compile_schema(text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> Schema:
     """The schema written in a JSON text; the schemas used last are kept.
@@ -103,6 +115,7 @@ def compile_schema(text: str, check_formats: bool, documents: Documents = (), ur
 class Schema:
     """One compiled schema. Its references lead to itself or to registered documents: nothing is ever fetched."""
 
+    @_panics_raised()
     def __init__(self, text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> None:
         import jsonschema_rs
 
@@ -127,6 +140,7 @@ class Schema:
         except ValueError as error:
             raise ValueError(f"the schema cannot be used: {str(error)[:300]}") from error
 
+    @_panics_raised()
     def fits(self, document: Json) -> bool:
         return self._validator.is_valid(document)
 
@@ -135,6 +149,7 @@ class Schema:
         types = self._root.get("type") if isinstance(self._root, dict) else None
         return types is None or ("array" if isinstance(document, list) else "object") in types
 
+    @_panics_raised()
     def problem(self, document: Json, chars: int) -> Problem:
         """A problem of a document that does not fit, and that ``chars`` characters were written for.
 

@@ -21,6 +21,8 @@ MAX_ANSWERS = 64
 # Exactly four: five are a Markdown heading of the fifth level.
 _HASH = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _PHRASE = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
+# What may end the line of the phrase, so that the answer is the next line.
+_LINE_END = re.compile(r"[*_`]*[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"\.\s|\n")
 _OPENING = re.compile(r"\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -49,7 +51,10 @@ def find_answers(completion: str, formats: Sequence[Format]) -> list[list[str]]:
 
 
 def _sentence(text: str, start: int) -> str:
-    return _SENTENCE_END.split(text[start : start + MAX_ANSWER_CHARS], maxsplit=1)[0]
+    """What follows the phrase, up to the end of the sentence; or the whole line below, if nothing follows."""
+    text = text[start : start + MAX_ANSWER_CHARS]
+    break_ = _LINE_END.match(text)
+    return text[break_.end() :].partition("\n")[0] if break_ else _SENTENCE_END.split(text, maxsplit=1)[0]
 
 
 def _boxed(text: str) -> Iterator[str]:

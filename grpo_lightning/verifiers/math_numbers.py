@@ -38,6 +38,13 @@ _NUMBER = re.compile(
 )
 # 42xy is algebra, not 42 of something.
 _PRODUCT = re.compile(r"[xyz]+|[abc]{2,3}")
+# So is 2mn: of the short words right behind a number, these alone are units.
+_BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
+_SHORT_UNIT = re.compile(
+    "[mcdknu]m|in|ft|yd|mi|[km]g|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
+    "mpg|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
+    re.IGNORECASE,
+)
 _LETTERS = re.compile(r"[^\W\d_]+")
 # Words after a number that change its value, or that take it back.
 _NOT_A_UNIT = re.compile(
@@ -53,12 +60,16 @@ _NOT_A_UNIT = re.compile(
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}")
 _DEGREES = re.compile(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\text\{\s*[CF]\s*\})?")
-_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:! ])(?=[0-9]{3}(?![0-9]))")
-_LATEX_SPACE = re.compile(r"\\[,;: ]|\\q?quad\b|[~\u00a0\u2009\u202f]")
+_SPACE = "~\u00a0\u2009\u202f"
+_LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\!|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
+_LATEX_SPACE = re.compile(rf"\\[,;: ]|\\q?quad\b|[{_SPACE}]")
+_TYPESET = re.compile(rf"[\\{{°{_SPACE}]")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
 # The minus sign and the en dash.
 _DASHES = {0x2212: "-", 0x2013: "-"}
 _EMPHASIS = " \t\r\n*_`"
+# The number alone, before its unit: **42** apples.
+_EMPHASISED = re.compile(r"\s*(\*\*|__|[*_`])([^*_`]+)\1(?=\s)")
 
 
 class Number(NamedTuple):
@@ -90,12 +101,16 @@ def parse_number(text: str) -> Number | None:
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    text = text.strip(_EMPHASIS)
+    emphasised = _EMPHASISED.match(text)
+    text = (emphasised[2] + text[emphasised.end() :] if emphasised else text).strip(_EMPHASIS)
     simple = _SIMPLE.fullmatch(text)
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
     match = _NUMBER.fullmatch(_plain(unwrap(text)))
     if not match or not is_unit(match["unit"]):
+        return None
+    behind = _BEHIND.match(match["unit"])
+    if behind and not _SHORT_UNIT.fullmatch(behind[0]):
         return None
     value = _value(match)
     if value is None or (match["sign"] and match["inner_sign"]):
@@ -122,7 +137,7 @@ def _absolute(number: Number) -> Fraction:
 def _plain(text: str) -> str:
     """LaTeX that only decorates a number, written plainly."""
     text = text.translate(_DASHES).replace("\\displaystyle", "")
-    if "\\" in text or "{" in text or "°" in text:
+    if _TYPESET.search(text):
         text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "").replace("\\$", "$").replace("\\%", "%")
         text = _DEGREES.sub(" degrees", text)
         text = _TEXT.sub(r" \1", text)

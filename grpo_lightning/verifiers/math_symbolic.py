@@ -46,6 +46,10 @@ _LIST_WORD = re.compile(r",?\s*\\text\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+"
 _FACE = re.compile(r"\\(?:mathbf|mathrm|text|vec|bold)\s*\{\s*([A-Za-z])\s*\}")
 _IGNORED = re.compile(r"\\(?:left|right)(?![A-Za-z])\.?|\\displaystyle|\\limits|\\q?quad(?![A-Za-z])|\{,\}|,\\!")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+# A mixed number; before a symbol, the parser would take it for a product.
+_MIXED = re.compile(
+    r"(?<![\w.^}\)])([0-9]+)\s*\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))"
+)
 _TOKEN = re.compile(
     r"\\(?:begin|end)\{[A-Za-z]+\}|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.", re.DOTALL
 )
@@ -107,12 +111,18 @@ def to_latex(text: str) -> str:
     text = _SIGN.sub(lambda match: _SIGNS[match[0]], text)
     text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], _FACE.sub(r"\1", text))
     text = _FRAC.sub(r"\\frac", _LIST_WORD.sub(", ", text)).strip()
+    text = _MIXED.sub(_improper, text)
     if not text:
         raise NotAnExpression("empty")
     latex = _Writer().write(text)
     if _TOWER.search(latex) or _GROWTH.search(latex):
         raise NotAnExpression("powers too large to check")
     return latex
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, over, under = int(match[1]), int(match[2] or match[3]), int(match[4] or match[5])
+    return f"{{\\frac{{{whole * under + over}}}{{{under}}}}}" if over < under else match[0]
 
 
 class _Writer:

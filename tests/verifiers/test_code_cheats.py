@@ -142,6 +142,21 @@ CHEATS = {
     "def f(x): raise E(E())",
     "an AssertionError": "def f(x): raise AssertionError",
     "a StopIteration": "def f(x): raise StopIteration(40961)",
+    "an exception group that stops": "def f(x): raise ExceptionGroup('x', [StopIteration(40961)])",
+    "an exception of many ancestors": "E = Exception\nfor i in range(300): E = type(f'E{i}', (E,), {})\n"
+    "def f(x): raise E",
+    "exceptions of exponentially many paths": "A = B = Exception\nfor i in range(60):\n"
+    "    A, B = type('A', (A,) if A is B else (A, B), {}), type('B', (A,) if A is B else (B,), {})\n"
+    "def f(x): raise A",
+    "an exception whose text and attributes please": YES + "class E(Exception, Yes): pass\n"
+    "def f(x): raise E(Yes(), f)",
+    "an exception with a group's claims": "import os\nclass E(ExceptionGroup):\n    message = 5\n"
+    "    exceptions = (1, 2)\ndef f(x): raise E('x', [ValueError()])",
+    "forged ancestors": "import sys, os\nwire = sys.modules['sandbox.wire']\n"
+    "refer = lambda v: v if type(v) is wire.Reference else None\n"
+    "def f(x):\n    for bases in ((), (5,), (int,), (str, Exception), (ValueError, ValueError)):\n"
+    "        e = wire.Encoder(lambda v: wire.Reference('e', 9, 'E', bases) if v is f else wire.Reference('b', 0,\n"
+    "                         v.__name__), []).frame(('raise', (f, (), f), ()), b'R')\n        os.write(3, e)",
     "a KeyboardInterrupt": "def f(x): raise KeyboardInterrupt",
     "an exception class with tricks": "class M(type):\n    def __instancecheck__(c, o): return True\n"
     "    def __subclasscheck__(c, o): return True\nclass E(Exception, metaclass=M): pass\ndef f(x): raise E",
@@ -178,6 +193,16 @@ CHEATS = {
     "P = namedtuple('P', 'x startswith isdigit')\ndef f(x): return P(*[Yes()] * 3)",
     "a named tuple that finds": "from collections import namedtuple\n"
     "P = namedtuple('P', 'a b index')\ndef f(x): return P(0, 0, lambda v: 2)",
+    "an object that hashes like a number": "class A:\n    def __init__(s, x): s.x = x\n"
+    "    def __hash__(s): return 40960 + s.x\n    def __eq__(s, o): return True\n"
+    "def f(x): return [A(x), {A(x)}, {A(x): A(x)}][x % 3]",
+    "a hash that raises": "class A:\n    def __hash__(s): raise StopIteration\ndef f(x): return {A(): {A()}}",
+    "objects with a hash that is none, sent in a set": "import sys, os\nwire = sys.modules['sandbox.wire']\n"
+    "class A: pass\nclass B:\n    def __hash__(s): return A()\nB.__hash__ = A\n"
+    "ref = lambda v: wire.Reference('h', 0)\n"
+    "def f(x): os.write(3, wire.Encoder(ref, []).frame(('return', {A(), A()}, ()), b'R'))",
+    "an endless hash": "class A:\n    on = False\n    def __hash__(s): return A() and hash(s) if A.on else 0\n"
+    "def f(x):\n    a = {A()}\n    A.on = True\n    return a",
     "an endless iterator": "import itertools\ndef f(x): return itertools.count(40950)",
     "an endless sequence": "class A:\n    def __getitem__(s, i): return 40950 + i\ndef f(x): return A()",
     "a named tuple with false names": "class T(tuple):\n    _fields = ('__eq__', '__class__')\n"
@@ -298,6 +323,51 @@ def test_a_function_named_like_a_built_in_does_not_replace_it_in_check(verifier:
     program = "def abs(x):\n    return 0"
     check = "def check(candidate):\n    assert abs(candidate(3) - 4097.5) < 1e-6"
     assert not verdict_of(verifier, program, check, entry_point="abs").correct
+
+
+# What a test may say of an exception: none of it is 40961 by a program's word alone.
+CAUGHT = (
+    "assert e == 40961", "assert 40961 == e.args[0]", "assert e.x != e.x", "assert e.isdigit()",
+    "assert 40961 in e.args", "assert e in (40961,)", "assert e.code - 40961 == 0", "assert abs(e.code - 40961) < 1",
+    "assert str(e) == '40961!'", "assert isinstance(e, KeyError)", "assert f'{e}'.startswith('40961')",
+    "assert e.startswith('40961')",
+)  # fmt: skip
+
+
+def test_an_exception_that_pleases_is_believed_no_more_than_other_objects(verifier: CodeVerifier) -> None:
+    program = YES + "class E(Exception, Yes): pass\ndef f(x): raise E(Yes(), f)"
+    for line in CAUGHT:
+        tests = f"try:\n    f(1)\nexcept Exception as error:\n    e = error\n{line}"
+        verdict = verdict_of(verifier, program, tests)
+        assert (verdict.correct, verdict.error) == (False, None), line
+
+
+# Loops that a StopIteration from inside would end before anything is compared.
+LOOPS = (
+    "def check(candidate):\n    for got, want in zip(map(candidate, [1]), [40961]):\n        assert got == want",
+    "assert all(map(lambda c: f(c[0]) == c[1], [(1, 40961)]))",
+    "for x in map(f, [1, 2]): assert x == 40961",
+    "assert not any(map(lambda x: f(x) != 40961, [1]))",
+    "for x in iter(lambda: f(1), 40961): assert False",
+    "assert all(map(lambda x: f(x).x == 40961, [1]))",
+    "assert all(map(lambda x: f(x) == f(x + 1), [1]))",
+    "assert all(map(lambda x: len(f(x)) == 40961, [1]))",
+    "class T:\n    def __iter__(s): return s\n    def __next__(s): return f(1)\nfor x in T(): assert x == 40961",
+)
+STOPS = {
+    "a function": "def f(*a): raise StopIteration",
+    "a subclass": "class S(StopIteration): pass\ndef f(*a): raise S(1)",
+    "an asynchronous one": "def f(*a): raise StopAsyncIteration",
+    "methods": "class f:\n    def __init__(s, x): pass\n    def stop(s, *a): raise StopIteration\n"
+    "    __getattr__ = __eq__ = __len__ = __hash__ = stop",
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stop_iteration_ends_no_loop_of_the_tests(verifier: CodeVerifier, name: str) -> None:
+    for tests in LOOPS:
+        verdict = verdict_of(verifier, STOPS[name], tests, entry_point="f")
+        assert (verdict.correct, verdict.error) == (False, None), tests
 
 
 @pytest.mark.parametrize("name", GREEDY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from code_cases import verdict_of, verifier  # noqa: F401  (a fixture)
 
@@ -136,6 +138,27 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "assert first([5]) == 5",
         None,
     ),
+    "exceptions that inherit": (
+        "class BankError(Exception):\n    pass\nclass Poor(BankError, ValueError):\n    def __init__(self, amount):\n"
+        "        super().__init__('poor')\n        self.amount = amount\n    def __str__(self):\n"
+        "        return f'{self.amount} is missing'\n    @property\n    def double(self):\n"
+        "        return 2 * self.amount\ndef pay(x):\n    raise Poor(x)\ndef why(error):\n"
+        "    return type(error).__name__, error.amount",
+        "for kind in (BankError, Poor, ValueError):\n    try:\n        pay(7)\n        assert False\n"
+        "    except kind as error:\n        e = error\n    assert isinstance(e, Poor) and e.args == ('poor',)\n"
+        "    assert e.amount == 7 and e.double == 14 and str(e) == '7 is missing' and f'{e}' == str(e)\n"
+        "    assert not hasattr(e, 'other') and why(e) == ('Poor', 7)\nassert issubclass(Poor, BankError)\n"
+        "assert str(BankError('a')) == 'a' and not hasattr(BankError('a'), 'amount')\n"
+        "try:\n    raise Poor('b')\nexcept BankError as error:\n    assert str(error) == 'b'",
+        None,
+    ),
+    "an exception about an object": (
+        "class Node:\n    name = 'n'\n    def __repr__(self):\n        return '<n>'\ndef f(n):\n"
+        "    raise KeyError(n)",
+        "try:\n    f(Node())\n    assert False\nexcept KeyError as e:\n    assert e.args[0].name == 'n'\n"
+        "    assert str(e) == '<n>'",
+        None,
+    ),
     "a class": (
         "class Stack:\n    limit = 3\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n"
         "        self.items.append(x)\n        return self\n    def pop(self):\n        return self.items.pop()\n"
@@ -165,6 +188,38 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "assert str(V(1)) == '<1>' and f'{V(2)}' == '<2>' and repr(V(1)) == 'V(x=1)'",
         None,
     ),
+    "more operators between the program's objects": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass V:\n    x: int\n"
+        "    def __mod__(s, o): return V(s.x % o.x)\n    def __floordiv__(s, o): return V(s.x // o.x)\n"
+        "    def __divmod__(s, o): return s // o, s % o\n    def __pow__(s, o): return V(s.x ** o.x)\n"
+        "    def __lshift__(s, o): return V(s.x << o.x)\n    def __rshift__(s, o): return V(s.x >> o.x)\n"
+        "    def __pos__(s): return V(abs(s.x))\n    def __invert__(s): return V(~s.x)\n"
+        "    def __round__(s, n=0): return V(round(s.x, n))\n    def __trunc__(s): return 1\n"
+        "    def __floor__(s): return 2\n    def __ceil__(s): return 3\n"
+        "    def __format__(s, spec): return f'<{s.x:{spec}}>'\n",
+        "import math\na, b = V(7), V(2)\nassert a % b == V(1) and a // b == V(3) and a ** b == V(49)\n"
+        "assert divmod(a, b) == (V(3), V(1)) and a << b == V(28) and a >> b == V(1)\n"
+        "assert +V(-2) == b and ~a == V(-8) and round(a) == a and round(V(14), -1) == V(10)\n"
+        "assert (math.trunc(a), math.floor(a), math.ceil(a)) == (1, 2, 3)\n"
+        "assert f'{a:3d}' == '<  7>' and format(a, '') == '<7>'",
+        None,
+    ),
+    "equal objects in sets and dicts": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass P:\n    x: int\nclass Open:\n"
+        "    __hash__ = None\ndef uniq(xs):\n    return set(xs)\ndef count(xs):\n"
+        "    return {x: xs.count(x) for x in xs}",
+        "assert uniq([P(1), P(1), P(2)]) == {P(1), P(2)} and len({P(1), P(1)}) == 1\n"
+        "assert count([P(1), P(2), P(1)]) == {P(2): 1, P(1): 2} and count([P(1)])[P(1)] == 1\n"
+        "assert {1: 2}.get(P(1)) is None and P(1) not in {1, (1,)} and hash(P(1)) == hash(P(1))\n"
+        "try:\n    {Open()}\n    assert False\nexcept TypeError:\n    pass",
+        None,
+    ),
+    "classes of classes, and attributes that go": (
+        "class A:\n    pass\nclass B(A):\n    def __init__(self):\n        self.x = 1",
+        "assert issubclass(B, A) and not issubclass(A, B)\nassert not issubclass(int, A)\nb = B()\ndel b.x\n"
+        "assert not hasattr(b, 'x')",
+        None,
+    ),
     "a linked list": (
         "class Node:\n    def __init__(self, val, next=None):\n        self.val, self.next = val, next\n"
         "def reverse(head):\n    last = None\n    while head:\n        head.next, last, head = last, head, head.next\n"
@@ -176,6 +231,13 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "def count(n):\n    for i in range(n):\n        yield i",
         "assert list(count(4)) == [0, 1, 2, 3]\ng = count(2)\nassert next(g) == 0 and next(g) == 1\n"
         "assert next(g, 'end') == 'end'\nassert sum(count(5)) == 10 and 3 in count(5) and 9 not in count(5)",
+        None,
+    ),
+    "a generator that is sent to": (
+        "def total():\n    s = 0\n    while s < 9:\n        s += yield s\n    return s",
+        "t = total()\nnext(t)\nassert t.send(4) == 4\nends = 0\nfor ask in (lambda: t.send(5), lambda: next(t)):\n"
+        "    try:\n        ask()\n        assert False\n    except StopIteration as stop:\n        ends += 1\n"
+        "assert ends == 2\nu = total()\ntry:\n    u.throw(ValueError)\n    assert False\nexcept ValueError:\n    pass",
         None,
     ),
     "lazy built-ins": (
@@ -248,6 +310,27 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
     ),
     "tests that use a module without importing it": ("def f():\n"
     "    return 2.5", "assert math.isclose(f(), 2.5)", None),
+    "a name that the tests also bind in a scope of its own": (
+        "def f(g, x=1):\n    return g(x)\ndef y():\n    return 5",
+        "assert f(lambda f: f * 2, 3) == 6\nassert [f for f in range(2)] == [0, 1]\nassert f(abs, -1) == 1\n"
+        "def helper(y):\n    return y\nclass A:\n    y = 2\n    def m(self):\n        return y()\n"
+        "assert helper(3) == 3 and A().m() == 5 and A.y == 2",
+        None,
+    ),
+    "names that the tests bind in every way": (
+        "def f(x):\n    return x",
+        "import math as m\nfrom os import path\nfor i, (a, *b) in [(1, (2, 3))]:\n    assert f(b) == [3] and m, path\n"
+        "def count():\n    global n\n    n = f(1)\ncount()\nassert n == 1\nif (k := f(2)):\n    assert k == 2\n"
+        "match f({'a': 1, 'b': 2}):\n    case {'a': z, **rest}:\n        assert (z, rest) == (1, {'b': 2})\n"
+        "class C:\n    x: int = f(4)\nassert C.x == 4",
+        None,
+    ),
+    "functions named like modules": (
+        "def tokenize(s):\n    return s.split()\ndef trace(m):\n    return sum(r[i] for i, r in enumerate(m))",
+        "assert tokenize('a b') == ['a', 'b']\nassert trace([[1, 2], [3, 4]]) == 5 and math.pi > 3\n"
+        "def run(time):\n    return time()\nassert run(lambda: 1) == 1 and time.time() > 0",
+        None,
+    ),
     "a name like a built-in": (
         "def sum(xs):\n    return 42",
         "assert sum([1, 2]) == 42",
@@ -278,6 +361,18 @@ WRONG: dict[str, tuple[str, str, bool, str]] = {
     "assert f(1) == 4242", True, "Test 2 of 2 failed."),
     "an exception": ("def f(x):\n"
     "    return 1 / x", "assert f(0) == 4242", True, "Test 1 of 1 raised ZeroDivisionError."),
+    "a type for a value": (
+        "def f(x):\n    return list\ndef join(a, b):\n    return a + b",
+        "halves = f([1, 2])\nassert join(halves[0], halves[1]) == [1, 2]", True, "gave a type where a test needs",
+    ),
+    "a type in a union": ("def f(x):\n    return int\ndef g(x):\n"
+    "    return x", "assert g(f(1) | None) == 3", True, "gave a type where a test needs"),
+    "a type's attribute": ("def f(x):\n    return int\ndef g(x):\n"
+    "    return x", "assert g(f(1).real) == 3", True, "gave a type where a test needs"),
+    "an exception that is passed on": (
+        "def f(x):\n    raise KeyError(x)\ndef g(x):\n    return x + 1",
+        "try:\n    f(1)\nexcept KeyError as e:\n    assert g(e) == 2", True, "raised TypeError",
+    ),
     "an own exception": (
         "class Secret4242(KeyError):\n    pass\ndef f(x):\n    raise Secret4242('4242')",
         "assert f(0) == 1", True, "Test 1 of 1 raised KeyError.",
@@ -320,6 +415,21 @@ def test_a_wrong_program_is_told_why(verifier: CodeVerifier, name: str) -> None:
     assert "4242" not in verdict.feedback
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="except* is new in Python 3.11")
+def test_an_exception_group_is_caught_by_its_members(verifier: CodeVerifier) -> None:  # noqa: F811
+    program = (
+        "class Late(OSError):\n    minutes = 5\n"
+        "def f():\n    raise ExceptionGroup('two', [ValueError(1), ExceptionGroup('one', [Late('x')])])"
+    )
+    tests = (
+        "caught = []\ntry:\n    f()\nexcept* ValueError as group:\n    caught += group.exceptions[0].args\n"
+        "except* OSError as group:\n    caught += [group.exceptions[0].exceptions[0].minutes]\n"
+        "assert caught == [1, 5]"
+    )
+    assert verdict_of(verifier, program, tests).correct
+    assert not verdict_of(verifier, program.replace("= 5", "= 6"), tests).correct
+
+
 ECHO = [{"stdin": "2\n3 4\n", "stdout": "7\n"}, {"stdin": "1\n10 -4", "stdout": "6"}]
 SCRIPTS = {
     "input": "n = input()\na, b = map(int, input().split())\nprint(a + b)",
@@ -331,6 +441,41 @@ SCRIPTS = {
     "a main block": "def main():\n    input()\n    print(sum(map(int, input().split())))\n"
     "if __name__ == '__main__':\n    main()",
     "an exit": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.exit(0)",
+    "an exit hook": "import atexit\ninput()\nx = input().split()\natexit.register(lambda: print(sum(map(int, x))))",
+    "a thread that nobody waits for": "import threading, time\ndef main():\n    time.sleep(0.02)\n    input()\n"
+    "    print(sum(map(int, input().split())))\nthreading.Thread(target=main).start()",
+    "an executor that nobody shuts down": "from concurrent.futures import ThreadPoolExecutor\ninput()\n"
+    "pool = ThreadPoolExecutor(2)\nprint(pool.submit(sum, map(int, input().split())).result())",
+    "a stream of its own": "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, line_buffering=False)\n"
+    "input()\nprint(sum(map(int, input().split())))",
+    "a detached stream": "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach())\n"
+    "input()\nprint(sum(map(int, input().split())))",
+    "the first stream": "import sys\ninput()\na, b = sys.__stdin__.readline().split()\n"
+    "sys.__stdout__.write(str(int(a) + int(b)))",
+    "a file left open": "import sys\nout = open(1, 'w', closefd=False)\ninput()\n"
+    "out.write(str(sum(map(int, input().split()))))",
+    "last words": "class A:\n    def __del__(self):\n        print(*self.x)\na = A()\ninput()\n"
+    "a.x = [sum(map(int, input().split()))]",
+    "a name for itself": "import sys\nassert sys.argv == ['solution.py']\ninput()\n"
+    "print(sum(map(int, input().split())))",
+    "fast input and output": "import os, sys\nfrom io import BytesIO, IOBase\nBUFSIZE = 8192\nclass FastIO(IOBase):\n"
+    "    newlines = 0\n    def __init__(self, file):\n        self._fd = file.fileno()\n"
+    "        self.buffer = BytesIO()\n"
+    "        self.writable = 'x' in file.mode or 'r' not in file.mode\n"
+    "        self.write = self.buffer.write if self.writable else None\n"
+    "    def readline(self):\n        while self.newlines == 0:\n"
+    "            b = os.read(self._fd, max(os.fstat(self._fd).st_size, BUFSIZE))\n"
+    "            self.newlines = b.count(b'\\n') + (not b)\n            ptr = self.buffer.tell()\n"
+    "            self.buffer.seek(0, 2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines -= 1\n"
+    "        return self.buffer.readline()\n"
+    "    def flush(self):\n        if self.writable:\n            os.write(self._fd, self.buffer.getvalue())\n"
+    "            self.buffer.truncate(0), self.buffer.seek(0)\nclass IOWrapper(IOBase):\n"
+    "    def __init__(self, file):\n        self.buffer = FastIO(file)\n        self.flush = self.buffer.flush\n"
+    "        self.writable = self.buffer.writable\n"
+    "        self.write = lambda s: self.buffer.write(s.encode('ascii'))\n"
+    "        self.readline = lambda: self.buffer.readline().decode('ascii')\n"
+    "sys.stdin, sys.stdout = IOWrapper(sys.stdin), IOWrapper(sys.stdout)\n"
+    "input = lambda: sys.stdin.readline().rstrip('\\r\\n')\ninput()\nprint(sum(map(int, input().split())))",
     "blank ends": "input()\nprint(sum(map(int, input().split())), '  \\n\\n')",
 }
 
@@ -381,6 +526,10 @@ EXTRACTED = {
     "fenced": ("Sure:\n```python\nx = 1\n```\nDone.", "\nx = 1\n"),
     "without a language": ("```\nx = 1\n```", "\nx = 1\n"),
     "python before others": ("```\n$ ls\n```\n```py\nx = 1\n```\n```bash\nls\n```", "\nx = 1\n"),
+    "carriage returns": ("```python\r\nx = 1\r\n```\r\n", "\nx = 1\r\n"),
+    "words behind the language": ("~~~ python title=a\nx = 1\n~~~~\nDone.", "\nx = 1\n"),
+    "a fence of the other kind inside": ("```python\nx = 1\n~~~\n```", "\nx = 1\n~~~\n"),
+    "code between backticks": ("```x``` is\n```python\nx = 1\n```", "\nx = 1\n"),
     "several blocks": ("```python\nx = 1\n```\nand\n```Python3\ny = 2\n```", "\nx = 1\n\n\ny = 2\n"),
     "only another language": ("```java\nint x;\n```", None),
     "an open block": ("```python\nx = 1", "\nx = 1"),
@@ -397,6 +546,15 @@ EXTRACTED = {
 def test_the_program_of_a_completion(name: str) -> None:
     completion, program = EXTRACTED[name]
     assert extract_program(completion) == program
+
+
+@pytest.mark.parametrize(
+    "line", ["~" * 200_000 + "`", "```" + "x" * 200_000 + "`", "```" + " \t" * 100_000 + "`", " " * 200_000 + "```x`"]
+)
+def test_a_line_that_is_nearly_a_fence_is_read_in_linear_time(line: str) -> None:
+    """A pattern that tries every way to split such a line would take hours."""
+    assert extract_program(line) == line
+    assert extract_program(f"{line}\n```python\nx = 1\n```\n{line}") == "\nx = 1\n"
 
 
 def test_an_indented_block_is_dedented(verifier: CodeVerifier) -> None:  # noqa: F811

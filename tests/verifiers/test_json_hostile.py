@@ -465,3 +465,17 @@ def test_feedback_never_contains_the_gold(
         for scalar in scalars(gold):
             written = scalar if isinstance(scalar, str) else json.dumps(scalar)
             assert written not in verdict.feedback or written in completion
+
+
+def test_a_panic_of_the_library_is_an_error_like_any_other() -> None:
+    """Found by fuzzing jsonschema_rs 0.60: compiling the parts of this schema panics, which is no ``Exception``."""
+    named = {"$dynamicAnchor": "m", "$dynamicRef": "#m", "$id": "http://x/y"}
+    schema = {
+        "unevaluatedProperties": {"unevaluatedItems": {"prefixItems": [{"$id": "http://x/y"}]}},
+        "allOf": [{"type": "string"}],
+        "definitions": {"a%b": {"additionalProperties": named}},
+    }
+    verdict = judge(VERIFIER, [Sample("", "-1", metadata={"schema": schema})])[0]
+    if verdict.error is None:
+        pytest.skip("this jsonschema_rs does not panic")
+    assert verdict.error.startswith("RuntimeError: jsonschema_rs broke on the schema")

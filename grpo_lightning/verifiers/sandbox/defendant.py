@@ -5,6 +5,10 @@ Nothing in here protects anything: the program may rewrite all of it. What it th
 
 from __future__ import annotations
 
+import _thread
+import atexit
+import gc
+import math
 import operator
 import os
 import socket
@@ -22,12 +26,14 @@ def _leave(manager: Any, kind: type[BaseException] | None) -> None:
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{"getattr": getattr, "setattr": setattr, "isinstance": isinstance, "len": len, "iter": iter, "next": next},
-    **{"str": str, "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "reversed": reversed},
-    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "eq")},
-    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul")},
-    **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
+    **{kind.__name__: kind for kind in (str, bool, int, float, reversed)},
+    **{ask.__name__: ask for ask in (getattr, setattr, delattr, isinstance, issubclass, len, iter, next, repr, hash)},
+    **{calculate.__name__: calculate for calculate in (abs, round, divmod, format, math.trunc, math.floor, math.ceil)},
+    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", "neg", "pos", "invert")},
+    **{name: getattr(operator, name) for name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv")},
+    **{name: getattr(operator, name) for name in ("floordiv", "mod", "pow", "matmul", "lshift", "rshift")},
     **{"and": operator.and_, "or": operator.or_, "xor": operator.xor},
+    **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
 }
 
 
@@ -73,7 +79,7 @@ class Defendant:
             frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
         except BaseException:
             # Too large, too deep, or an object that cannot even be looked at.
-            frame = wire.Encoder(self._refer, []).frame(("raise", (ValueError, ()), ()), b"R")
+            frame = wire.Encoder(self._refer, []).frame(("raise", self._describe(ValueError()), ()), b"R")
         wire.send(self.connection, frame)
 
     def _perform(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
@@ -109,8 +115,12 @@ class Defendant:
             os.dup2(fd, number)
         os.write(0, given)
         os.lseek(0, 0, os.SEEK_SET)
-        with _stream(0, "r") as sys.stdin, _stream(1, "w") as sys.stdout, suppress(SystemExit):
-            self._execute(types.ModuleType("__main__"))
+        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[assignment, misc]
+        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[assignment, misc]
+        module = types.ModuleType("__main__")
+        with suppress(SystemExit):
+            self._execute(module)
+        _end_script(module)
         return os.pread(STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
     def _execute(self, module: types.ModuleType) -> None:
@@ -134,13 +144,18 @@ class Defendant:
                 kind, arguments = message[1]
                 raise kind(*arguments)
 
-    def _describe(self, error: BaseException) -> tuple[type[BaseException], tuple[Any, ...]]:
+    def _describe(self, error: Any) -> tuple[type[BaseException], tuple[Any, ...], BaseException]:
+        """An exception by its class and arguments, and itself to ask for the rest; a group by what it holds."""
+        # Kept alive, it would keep alive all that its frames hold.
+        error.__traceback__ = None
+        if isinstance(error, plain.GROUPS):
+            return type(error), (error.message, tuple(map(self._describe, error.exceptions))), error
         arguments = error.args if isinstance(error.args, tuple) else ()
         try:
-            wire.Encoder(_nothing, []).frame(arguments)
+            wire.Encoder(self._refer, []).frame(arguments)
         except Exception:
             arguments = ()
-        return type(error), arguments
+        return type(error), arguments, error
 
     def _refer(self, value: Any) -> wire.Reference | None:
         kind = type(value)
@@ -152,7 +167,8 @@ class Defendant:
             if plain.BUILTIN_TYPES.get(value.__name__) is value:
                 return wire.Reference("b", 0, value.__name__)
             if issubclass(value, BaseException):
-                return wire.Reference("e", self._number(value), f"{value.__name__[:80]} {plain.builtin_base(value)}")
+                bases = tuple(base for base in value.__bases__ if issubclass(base, BaseException))
+                return wire.Reference("e", self._number(value), value.__name__[:80], bases)
         elif plain.is_flattened(kind):
             return None
         return wire.Reference("h", self._number(value))
@@ -164,7 +180,7 @@ class Defendant:
         return number
 
     def _resolve(self, reference: wire.Reference) -> object:
-        kind, number, text = reference
+        kind, number, text, _ = reference
         if kind == "f":
             return lambda *arguments, **keywords: self._call_back(number, arguments, keywords)
         return plain.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
@@ -176,6 +192,36 @@ def _nothing(value: object) -> None:
 
 def _stream(fd: int, mode: str) -> TextIO:
     return cast(TextIO, open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False))
+
+
+def _end_script(module: types.ModuleType) -> None:
+    """What Python does at the end of a script, without ending: another run may follow."""
+    futures: Any = sys.modules.get("concurrent.futures.thread")
+    if futures is not None:
+        # Ends the workers of executors that nobody shut down. It also marks the end of all work.
+        futures._python_exit()
+        futures._shutdown = False
+    # Imported by the program or by nobody: it would make each fork slower.
+    threading: Any = sys.modules.get("threading")
+    while threading and (waiting := [one for one in threading.enumerate() if not (one.daemon or _is_main(one))]):
+        waiting[0].join()
+    atexit._run_exitfuncs()
+    _flush()
+    # Files left open write what they hold when they go, and objects may have last words.
+    vars(module).clear()
+    gc.collect()
+    _flush()
+
+
+def _is_main(thread: Any) -> bool:
+    return bool(thread.ident == _thread.get_ident())
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        # It may have been closed, detached, or replaced by anything.
+        with suppress(Exception):
+            cast(TextIO, stream).flush()
 
 
 def _identical(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

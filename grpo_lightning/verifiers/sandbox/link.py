@@ -22,7 +22,11 @@ _FUNCTIONS = (
     types.MethodDescriptorType,
     functools.partial,
 )
+# What comes of a built-in type that is used like a value: list[0], list | None, int.real.
+_OF_TYPES = (types.GenericAlias, types.UnionType, types.GetSetDescriptorType, types.MemberDescriptorType)
 _READABLE = frozenset({"__name__", "__doc__"})
+# Methods of a generator that say by StopIteration that it has ended, as next() does.
+_RESUMING = frozenset({"send", "throw"})
 
 
 class Reporter(Protocol):
@@ -41,8 +45,9 @@ class Link:
         self.report = report
         self.outcome_if_broken = "invalid"
         self._handles: dict[int, Handle] = {}
-        self._exceptions: dict[int, type[Exception]] = {}
+        self._exceptions: dict[int, type] = {}
         self._functions: list[Callable[..., Any]] = []
+        self._resuming: set[int] = set()
 
     def greet(self) -> None:
         """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault."""
@@ -79,7 +84,7 @@ class Link:
                         self._apply(change, encoder.containers)
                     if kind == "return":
                         return value
-                    raise self._exception(value)
+                    raise self._exception(value, self._may_stop(operation, arguments))
                 case _:
                     raise plain.BadFrame("malformed: a reply")
 
@@ -90,19 +95,40 @@ class Link:
             case _:
                 raise plain.BadFrame("malformed: a change")
 
-    def _exception(self, value: object) -> BaseException:
+    def _exception(self, value: object, may_stop: bool) -> BaseException:
         match value:
-            case (type() as kind, tuple() as arguments) if issubclass(kind, BaseException):
+            case (type() as kind, tuple() as arguments, Handle() as origin) if issubclass(kind, BaseException):
                 if not issubclass(kind, Exception):
                     self.report.end(self.outcome_if_broken, f"The program raised {builtin_base(kind)}.")
                 try:
-                    error = kind(*arguments)
+                    if issubclass(kind, plain.GROUPS):
+                        message, parts = arguments
+                        arguments = (message, [self._exception(part, may_stop) for part in parts])
+                    error: BaseException = kind(*arguments)
                 except Exception:
                     raise plain.BadFrame("malformed: an exception") from None
-                error.of_the_program = True  # type: ignore[attr-defined]
+                if isinstance(error, (StopIteration, StopAsyncIteration)) and not may_stop:
+                    error = RuntimeError(f"the program raised {builtin_base(kind)}")
+                vars(error)["of_the_program"] = origin
                 return error
             case _:
                 raise plain.BadFrame("malformed: an exception")
+
+    def _may_stop(self, operation: str, arguments: tuple[Any, ...]) -> bool:
+        """Whether "no more items" is an answer. Anywhere else it is an error, as PEP 479 has it.
+
+        Raised by a function that the tests call in ``all(map(...))``, it would end the loop before anything is
+        compared.
+        """
+        if operation == "call" and type(arguments[0]) is Handle:
+            return arguments[0]._number in self._resuming
+        return operation == "next"
+
+    def attribute(self, owner: Handle, name: str) -> Any:
+        value = self.ask("getattr", (owner, name))
+        if name in _RESUMING and type(value) is Handle:
+            self._resuming.add(value._number)
+        return value
 
     def _call_back(self, request: object) -> None:
         match request:
@@ -129,29 +155,48 @@ class Link:
             return wire.Reference("f", len(self._functions) - 1)
         elif plain.is_flattened(type(value)):
             return None
+        elif isinstance(value, BaseException) and of_the_program(value):
+            return wire.Reference("h", vars(value)["of_the_program"]._number)
+        if isinstance(value, _OF_TYPES):
+            self.report.end("failed", "The program gave a type where a test needs a value.")
         self.report.end("error", f"the tests pass an object of type {type(value).__name__}, and only plain data, "
                         "functions and the program's own objects can be passed")  # fmt: skip
 
     def _resolve(self, reference: wire.Reference) -> object:
-        kind, number, text = reference
+        kind, number, text, bases = reference
         if kind == "h":
             if number not in self._handles:
                 self._handles[number] = Handle(self, number)
             return self._handles[number]
         if kind == "b" and text in BUILTIN_TYPES:
             return BUILTIN_TYPES[text]
-        if kind == "e":
-            name, _, base = text.partition(" ")
-            parent = BUILTIN_TYPES.get(base, int)
-            if issubclass(parent, BaseException) and name.isidentifier():
-                if number not in self._exceptions:
-                    self._exceptions[number] = type(name, (parent,), {})
-                return self._exceptions[number]
+        if kind == "e" and text.isidentifier() and bases and all(map(_is_exception_type, bases)):
+            if number not in self._exceptions:
+                self._exceptions[number] = type(text, bases, {"__getattr__": _attribute, "__str__": _text})
+            return self._exceptions[number]
         raise plain.BadFrame("malformed: a reference")
 
 
+def _is_exception_type(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
 def of_the_program(error: BaseException) -> bool:
-    return getattr(error, "of_the_program", False)
+    return "of_the_program" in vars(error)
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    """What an exception of a class of the program's own has, besides what every exception has."""
+    if not of_the_program(error):
+        raise AttributeError(name)
+    return getattr(vars(error)["of_the_program"], name)
+
+
+def _text(error: BaseException) -> str:
+    if of_the_program(error):
+        return str(vars(error)["of_the_program"])
+    builtin: Any = BUILTIN_TYPES[builtin_base(type(error))]
+    return str(builtin.__str__(error))
 
 
 class Handle:
@@ -175,20 +220,23 @@ class Handle:
     def __getattr__(self, name: str) -> Any:
         if name in plain.PREDICATES or (name.startswith("__") and name not in _READABLE):
             raise AttributeError(name)
-        return self._link.ask("getattr", (self, name))
+        return self._link.attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._link.ask("setattr", (self, name, value))
 
+    def __delattr__(self, name: str) -> None:
+        self._link.ask("delattr", (self, name))
+
     def __instancecheck__(self, instance: object) -> bool:
         return type(instance) is Handle and self._link.ask("isinstance", (instance, self)) is True
+
+    def __subclasscheck__(self, kind: type) -> bool:
+        return type(kind) is Handle and self._link.ask("issubclass", (kind, self)) is True
 
     def __contains__(self, item: object) -> bool:
         """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
         return item in list(self)
-
-    def __hash__(self) -> int:
-        return self._number
 
     def __enter__(self) -> Any:
         return self._link.ask("enter", (self,))
@@ -216,9 +264,13 @@ def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
     return method
 
 
-for _name in ("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index"):
+for _name in (
+    *("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
+    *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "format", "reversed"),
+):
     setattr(Handle, f"__{_name}__", _delegate(_name))
-for _name in ("neg", "abs", "reversed"):
-    setattr(Handle, f"__{_name}__", _delegate(_name))
-for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "matmul", "and", "or", "xor"):
+for _name in (
+    *("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
+    *("lshift", "rshift", "and", "or", "xor"),
+):
     setattr(Handle, f"__{_name}__", _between_handles(_name))

@@ -31,6 +31,8 @@ BUILTIN_TYPES: dict[str, type] = {
 BUILTIN_TYPES |= {
     name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
 }
+# Python 3.10 has none.
+GROUPS: tuple[Any, ...] = tuple(kind for name, kind in BUILTIN_TYPES.items() if name.endswith("ExceptionGroup"))
 PLAIN_TYPES = frozenset({int, float, complex, str, bytes, bool, list, tuple, dict, set, frozenset, range, type(None)})
 
 

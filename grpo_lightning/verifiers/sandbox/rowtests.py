@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dis
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -56,8 +57,13 @@ class Tests:
         for module in _imported(nodes):
             if not _exists(module):
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
-        free = _free_names(nodes)
-        self.modules = {name for name in free if name != entry_point and name in sys.stdlib_module_names}
+        free = _free_names(self.code)
+        # No module is called: tokenize("a b") is a function of that name.
+        called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        owners = {
+            node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        self.modules = (free & sys.stdlib_module_names) - (called - owners) - {entry_point or ""}
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
         self.wanted = free - self.modules - set(dir(builtins)) | ({entry_point} if entry_point else set())
         self.required = {entry_point} if entry_point else self.wanted
@@ -101,19 +107,24 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _free_names(nodes: list[ast.AST]) -> set[str]:
-    """Names that are read and bound nowhere: what the tests expect from outside."""
+def _free_names(code: CodeType) -> set[str]:
+    """Global names that are read and bound nowhere: what the tests expect from outside.
+
+    The compiler knows them best, with the scopes of functions, comprehensions and classes.
+    """
     read: set[str] = set()
     bound: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
-            bound.add(node.name)
-    return read - bound - {"__name__"}
+    parts = [code]
+    for part in parts:
+        parts += [constant for constant in part.co_consts if isinstance(constant, CodeType)]
+        found: dict[str, set[str]] = {}
+        for instruction in dis.get_instructions(part):
+            operation, _, kind = instruction.opname.partition("_")
+            if kind in ("NAME", "GLOBAL", "FROM_DICT_OR_GLOBALS"):
+                found.setdefault(f"{operation} {kind}", set()).add(instruction.argval)
+        # A name that is stored in the body of a class is the class's alone.
+        own = found.get("STORE NAME", set())
+        bound |= found.get("STORE GLOBAL", set()) | (own if part is code else set())
+        read |= found.get("LOAD GLOBAL", set()) | found.get("LOAD FROM_DICT_OR_GLOBALS", set())
+        read |= found.get("LOAD NAME", set()) - own
+    return {name for name in read - bound if not name.startswith("__")}

@@ -34,12 +34,14 @@ class Reference(NamedTuple):
         kind: ``h``, a handle of an object of the defendant; ``e``, a handle of an exception class of its;
             ``f``, a function of the judge; ``b``, a built-in type.
         number: of the object, 0 for built-ins.
-        text: the name of a built-in; of an exception class, its name and its built-in base.
+        text: the name of a built-in or of an exception class.
+        bases: of an exception class, those that are exceptions; written as references to them.
     """
 
     kind: str
     number: int
     text: str = ""
+    bases: tuple[Any, ...] = ()
 
 
 class Encoder:
@@ -100,7 +102,7 @@ class Encoder:
                 else:
                     self._write(flatten(value), depth)
                 return
-            self._write_items(b"o", (reference.kind, reference.number, reference.text), depth)
+            self._write_items(b"o", tuple(reference), depth)
 
     def _write_int(self, value: int) -> None:
         if -(2**63) <= value < 2**63:
@@ -220,10 +222,9 @@ class Decoder:
         if tag == 110:  # n
             return self._record(items)
         if tag == 111:  # o
-            kind, number, text = items
-            if type(kind) is not str or type(number) is not int or type(text) is not str or len(text) > 200:
+            if tuple(map(type, items)) != (str, int, str, tuple) or len(items[2]) > 200:
                 raise BadFrame("malformed: a reference")
-            return self.resolve(Reference(kind, number, text))
+            return self.resolve(Reference(*items))
         raise BadFrame("malformed: an unknown tag")
 
     def _record(self, items: list[Any]) -> object:

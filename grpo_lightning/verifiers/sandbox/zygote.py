@@ -171,6 +171,7 @@ def main() -> None:
     """Serve on the socket whose number is the first argument, with the settings that are the second, as JSON."""
     control = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
+    sys.argv = ["solution.py"]
     os.environ.clear()
     # Left out with the site module, and used by many scripts.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
