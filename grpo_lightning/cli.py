@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import json
 import logging
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
@@ -25,10 +24,10 @@ import grpo_lightning.algorithms
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.environment import environment
 from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
+from grpo_lightning.saving import SaveRunConfig
 from grpo_lightning.tasks.base import check_gold
 from grpo_lightning.trial import read_samples, report
 from grpo_lightning.types import ConfigError
@@ -70,41 +69,6 @@ BESIDE_THE_POINT = (
 """Warnings that a user can do nothing about."""
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run dir, with what the run was made with beside it.
-
-    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``. Where this run's
-    files lie is left out: another run by the same config has a directory of its own.
-
-    Args:
-        places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
-        arguments: of ``grpo``.
-    """
-
-    def __init__(
-        self, *args: Any, places: tuple[Any, Any] = (None, None), arguments: Sequence[str] = (), **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.places = places
-        self.arguments = arguments
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
-        path = next(folder / name for name in names if not (folder / name).exists())
-        config: Any = self.config.clone()
-        config.run_dir = None
-        config.trainer.logger, config.trainer.default_root_dir = self.places
-        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
-        made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
-        record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
-        record.write_text(json.dumps(made_with, indent=2) + "\n")
-        self.already_saved = True
-
-
 class GRPOCLI(LightningCLI):
     """LightningCLI with a directory of its own for every run, and an optional warm start."""
 
@@ -123,6 +87,15 @@ class GRPOCLI(LightningCLI):
         for key, name in CALLBACKS.items():
             parser.add_lightning_class_args(getattr(callbacks, name), key)
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:
+            # The config that a run saved has fit's own keys too; where nothing is run, they say nothing.
+            for key in ("ckpt_path", "weights_only"):
+                self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
+
     def before_instantiate_classes(self) -> None:
         """Settle where the run's files go, before anything is built that writes some."""
         if self.subcommand is None:
@@ -139,8 +112,10 @@ class GRPOCLI(LightningCLI):
             go_on = ", or go on with that one by --ckpt_path and its checkpoint" if self.subcommand == "fit" else ""
             raise ConfigError(f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one{go_on}")
         run_dir = Path(config.run_dir)
-        if config.warm_start is not None and self.subcommand == "fit":
-            self._warm_start(config, run_dir)
+        if config.warm_start is not None:
+            if self.subcommand == "fit":
+                self._warm_start(config, run_dir)
+            _start_from(config, self._warm_policy(config, run_dir))
         refuse_trainer_options(config.trainer)
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
@@ -204,25 +179,48 @@ class GRPOCLI(LightningCLI):
             return path.absolute().parent.parent.name
         return path.stem
 
-    def _warm_start(self, config: Any, run_dir: Path) -> None:
-        policy = run_dir / "warm_start" / "policy"
+    def _warm_policy(self, config: Any, run_dir: Path) -> Path:
+        """The policy that a run started from: this one's, or that of the run whose checkpoint is evaluated."""
+        if self.subcommand == "fit":
+            return run_dir / "warm_start" / "policy"
+        run = run_of_checkpoint(config.ckpt_path) if config.ckpt_path else None
+        if run is None:
+            raise ConfigError(
+                "warm_start: without the checkpoint of a run no policy has started from it: give RUN/config.yaml as "
+                "--config and RUN/checkpoints/last.ckpt as --ckpt_path, or --warm_start null for model.policy.path as "
+                "it is"
+            )
+        policy = run / "warm_start" / "policy"
         if not policy.is_dir():
-            if config.get("ckpt_path"):
-                raise ConfigError(
-                    f"warm_start: {policy}, which this run started from, is gone: name another policy in "
-                    "model.init_args.policy.path and set warm_start to null"
-                )
-            last = policy.parent / "checkpoints" / "last.ckpt"
-            go_on = ["--ckpt_path", str(last)] if last.is_file() else []
-            if not go_on:
-                # What a warm start left behind that broke off before its first checkpoint.
-                shutil.rmtree(policy.parent, ignore_errors=True)
-            folder, seed = str(policy.parent), str(config.seed_everything)
+            raise ConfigError(f"warm_start: {run} did none, or {policy} is gone: give --config {run / 'config.yaml'}")
+        return policy
+
+    def _warm_start(self, config: Any, run_dir: Path) -> None:
+        policy = self._warm_policy(config, run_dir)
+        if policy.is_dir():
+            return
+        if config.ckpt_path:
+            raise ConfigError(
+                f"warm_start: {policy}, which this run started from, is gone: name another policy in "
+                "model.init_args.policy.path and set warm_start to null"
+            )
+        last = policy.parent / "checkpoints" / "last.ckpt"
+        go_on = ["--ckpt_path", str(last)] if last.is_file() else []
+        if not go_on:
+            # What a warm start left behind that broke off before its first checkpoint.
+            shutil.rmtree(policy.parent, ignore_errors=True)
+        folder, seed = str(policy.parent), str(config.seed_everything)
+        try:
             run(["fit", "--config", config.warm_start, "--run_dir", folder, "--seed_everything", seed, *go_on])
-            pl.seed_everything(config.seed_everything, workers=True, verbose=False)
-        config.model.init_args.policy.path = str(policy)
-        config.model.init_args.policy.init = "pretrained"
-        config.warm_start = None
+        except ConfigError as error:
+            raise ConfigError(f"warm_start: in {config.warm_start}: {error}") from error
+        pl.seed_everything(config.seed_everything, workers=True, verbose=False)
+
+
+def _start_from(config: Any, policy: Path) -> None:
+    config.model.init_args.policy.path = str(policy)
+    config.model.init_args.policy.init = "pretrained"
+    config.warm_start = None
 
 
 def refuse_trainer_options(trainer: Any) -> None:

@@ -150,6 +150,18 @@ def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_pa
     assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
 
 
+@pytest.mark.parametrize(
+    ("folder", "hint"), [("run", "--ckpt_path {}/checkpoints/last.ckpt"), ("run/warm_start", "--run_dir {}")]
+)
+def test_a_run_that_broke_off_says_how_to_go_on(
+    tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, hint: str
+) -> None:
+    path, options = tmp_path / folder, {"callbacks": [Break(1), RunCheckpoint()], "enable_checkpointing": True}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(path, grpo(tiny_model("llama")), 2, **options)
+    assert f"step 1: go on with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
+
+
 def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:
     module = grpo(model_path, beta=0.1)
     trainer(tmp_path, 1, limit_val_batches=1).validate(module, datamodule=rollouts())

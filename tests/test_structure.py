@@ -28,6 +28,7 @@ ORDER = [
     "parser",
     "runs",
     "environment",
+    "saving",
     "compare",
     "cli",
     "planner",

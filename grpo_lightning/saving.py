@@ -1,0 +1,48 @@
+"""What a run writes of itself before it starts: its resolved config, and what it was made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import SaveConfigCallback
+
+from grpo_lightning.environment import environment
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved config into the run dir, with what the run was made with beside it.
+
+    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``. Where this run's
+    files lie is left out: another run by the same config has a directory of its own.
+
+    Args:
+        places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
+        arguments: of ``grpo``.
+    """
+
+    def __init__(
+        self, *args: Any, places: tuple[Any, Any] = (None, None), arguments: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.places = places
+        self.arguments = arguments
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
+        path = next(folder / name for name in names if not (folder / name).exists())
+        config: Any = self.config.clone()
+        config.run_dir = None
+        config.trainer.logger, config.trainer.default_root_dir = self.places
+        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
+        made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
+        record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
+        record.write_text(json.dumps(made_with, indent=2) + "\n")
+        self.already_saved = True
