@@ -376,7 +376,12 @@ def test_what_a_pattern_matched_and_is_no_run_is_skipped_with_a_line(
     arguments = [str(path) for path in sorted(runs.iterdir())] if shell else [str(runs / "*")]
     main(["compare", *arguments, "--out", str(tmp_path / "out")])
     out = capsys.readouterr().out
-    for name in ("failed is no run", "early has no TensorBoard events", "interrupted is no run", "notes.txt is no fold"):
+    for name in (
+        "failed is no run",
+        "early has no TensorBoard events",
+        "interrupted is no run",
+        "notes.txt is no fold",
+    ):
         assert f"skipped: {runs}/{name}" in out
     assert "1 runs of 1 methods" in out
     assert names(*arguments) == {"GRPO": [7]}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import RunCheckpoint
+from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
@@ -148,6 +151,24 @@ def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_pa
     last = tmp_path / "part/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
+
+
+@pytest.mark.parametrize("break_at", [None, 3], ids=["ended with a validation", "broke off in an update"])
+def test_the_curves_of_a_resumed_run_have_every_step_once(
+    tiny_model: Callable[[str], str], tmp_path: Path, break_at: int | None
+) -> None:
+    for steps, breaks in ((4, [] if break_at is None else [Break(break_at)]), (6, [])):
+        last = tmp_path / "checkpoints/last.ckpt"
+        with suppress(KeyboardInterrupt, SystemExit):
+            fit(
+                tmp_path, grpo(tiny_model("llama")), steps, rollouts(task=ToyTask(rows=60)),
+                callbacks=[*breaks, RunSummary(), RunCheckpoint(save_top_k=0)], enable_checkpointing=True,
+                limit_val_batches=1, val_check_interval=2, ckpt_path=last if last.exists() else None,
+                logger=TensorBoardLogger(str(tmp_path), name="", version=""), log_every_n_steps=1,
+            )  # fmt: skip
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("policy/loss")] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

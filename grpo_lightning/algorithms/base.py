@@ -175,6 +175,14 @@ class PolicyModule(EvaluatedModule):
                 for scheduler in schedulers:
                     scheduler.base_lrs[index] = wanted
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Log at the number of steps done.
+
+        Lightning's own count (2.6, ``reset`` and ``on_advance_end`` of its training epoch loop) is one too high when a
+        run goes on that had ended with a validation, or had broken off in an update.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.data.steps_done
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""
         cast(LightningOptimizer, self.optimizers()).zero_grad()
