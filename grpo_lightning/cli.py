@@ -17,17 +17,18 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
 import grpo_lightning.algorithms
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
+from grpo_lightning import mistakes
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
-from grpo_lightning.saving import SaveRunConfig
+from grpo_lightning.runs import check_checkpoint, last_checkpoint, make_run_dir, new_run_dir, run_of_checkpoint
+from grpo_lightning.saving import SaveRunConfig, into_run_dir, tensorboard
 from grpo_lightning.tasks.base import check_gold
 from grpo_lightning.trial import read_samples, report
 from grpo_lightning.types import ConfigError
@@ -54,6 +55,16 @@ CALLBACKS = {
 }
 """Callbacks that every run has, by the config key that holds their options."""
 
+
+VERIFY_HELP = """\
+usage: grpo verify --config FILE --samples FILE [--KEY VALUE ...]
+
+Score the completions of a JSONL file with the config's verifiers.
+
+  --samples FILE   rows with a completion and what the verifier asks for, such as answer: what grpo predict writes
+
+The keys of a config:
+"""
 
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # as we do
@@ -96,6 +107,15 @@ class GRPOCLI(LightningCLI):
             for key in ("ckpt_path", "weights_only"):
                 self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        mistakes.check_config_files(args)
+        super().parse_arguments(parser, args)
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        mistakes.check_seed(config.seed_everything)
+        if "subcommand" in self.config and config.ckpt_path not in (None, "last"):
+            # Lightning looks into it next.
+            check_checkpoint(config.ckpt_path)
+
     def before_instantiate_classes(self) -> None:
         """Settle where the run's files go, before anything is built that writes some."""
         if self.subcommand is None:
@@ -103,8 +123,7 @@ class GRPOCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("ckpt_path") == "last":
             config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
-        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
-            raise ConfigError(f"ckpt_path: there is no checkpoint {config.ckpt_path}")
+            check_checkpoint(config.ckpt_path)
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         if config.run_dir is None:
             config.run_dir = self._run_dir(config)
@@ -116,11 +135,11 @@ class GRPOCLI(LightningCLI):
             if self.subcommand == "fit":
                 self._warm_start(config, run_dir)
             _start_from(config, self._warm_policy(config, run_dir))
-        refuse_trainer_options(config.trainer)
+        mistakes.refuse_trainer_options(config.trainer)
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
-            config.trainer.logger = _tensorboard(run_dir)
-        _into_run_dir(config.trainer.logger, run_dir)
+            config.trainer.logger = tensorboard(run_dir)
+        into_run_dir(config.trainer.logger, run_dir)
         callbacks = config.trainer.callbacks or []
         if config.trainer.enable_progress_bar is not False and not any(
             "ProgressBar" in c.class_path for c in callbacks
@@ -129,21 +148,26 @@ class GRPOCLI(LightningCLI):
             config.trainer.callbacks = [*callbacks, bar]
 
     def instantiate_classes(self) -> None:
-        """Build all from the config. The parser wraps what a constructor raises; a user's mistake is dug out again.
+        """Build all from the config. The parser wraps what a constructor raises; the mistake is dug out again.
 
         Raises:
-            ConfigError: an option is out of its range, or options exclude each other.
+            ConfigError: an option is out of its range, options exclude each other, or a class cannot be built.
         """
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ConfigError):
-                cause = cause.__cause__
-            raise cause or error from None
+        except Exception as error:
+            raise mistakes.of_construction(error, config) from error
+        if self.subcommand is not None:
+            make_run_dir(Path(config.run_dir))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ConfigError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise mistakes.of_trainer(error) from error
         if trainer.is_global_zero and self.subcommand is not None:
             log.info("run dir: %s", trainer.default_root_dir)
         return trainer
@@ -153,6 +177,8 @@ class GRPOCLI(LightningCLI):
         listed = {type(callback) for callback in config.get("callbacks") or []}
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
+        if config["enable_checkpointing"] is False:
+            listed.add(importlib.import_module("grpo_lightning.callbacks").RunCheckpoint)
         return super()._instantiate_trainer(config, [one for one in callbacks if type(one) not in listed])
 
     def _run_dir(self, config: Any) -> str:
@@ -223,18 +249,6 @@ def _start_from(config: Any, policy: Path) -> None:
     config.warm_start = None
 
 
-def refuse_trainer_options(trainer: Any) -> None:
-    """Options of the trainer that belong to automatic optimization, with what to use in their place.
-
-    Raises:
-        ConfigError: one of them is set.
-    """
-    if trainer.gradient_clip_val is not None:
-        raise ConfigError("trainer.gradient_clip_val: set model.max_grad_norm instead")
-    if trainer.accumulate_grad_batches != 1:
-        raise ConfigError("trainer.accumulate_grad_batches: set model.max_tokens_per_microbatch instead")
-
-
 def run(args: Sequence[str]) -> GRPOCLI:
     """Parse ``args`` and do what they say."""
     _show_log()
@@ -245,7 +259,13 @@ def run(args: Sequence[str]) -> GRPOCLI:
         return _check(args[1:])
     if args[0] == "verify":
         return _verify(args[1:])
-    return _cli(args)
+    try:
+        return _cli(args)
+    except RuntimeError as error:
+        mistake = mistakes.of_run(error)
+        if mistake is None:
+            raise
+        raise mistake from error
 
 
 def _show_log() -> None:
@@ -299,10 +319,12 @@ def _check(args: list[str]) -> GRPOCLI:
 
 def _verify(args: list[str]) -> GRPOCLI:
     """Score the completions of a JSONL file with the config's verifiers."""
-    parser = argparse.ArgumentParser("grpo verify", add_help=False)
+    parser = argparse.ArgumentParser("grpo verify", add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", nargs="?")
     given, rest = parser.parse_known_args(args)
-    if given.samples is None and not {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest):
+        print(VERIFY_HELP)
+    elif given.samples is None:
         raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
     cli = parse(rest)
     samples = read_samples(Path(given.samples))
@@ -310,18 +332,3 @@ def _verify(args: list[str]) -> GRPOCLI:
         for line in report(name, verifier, samples):
             print(line)
     return cli
-
-
-def _into_run_dir(loggers: Any, run_dir: Path) -> None:
-    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        options = getattr(logger, "init_args", None)
-        if options is not None and str(options.get("save_dir")) == ".":
-            options.save_dir = str(run_dir)
-
-
-def _tensorboard(run_dir: Path) -> Any:
-    return Namespace(
-        class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
-        init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),
-    )

@@ -29,6 +29,7 @@ ORDER = [
     "runs",
     "environment",
     "saving",
+    "mistakes",
     "compare",
     "cli",
     "planner",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -36,7 +37,7 @@ Each is propagated back before the next one is asked for: the activations of two
 """
 
 
-class PolicyModule(EvaluatedModule):
+class PolicyModule(EvaluatedModule, ABC):
     """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
 
     Args:
@@ -175,12 +176,12 @@ class PolicyModule(EvaluatedModule):
                 for scheduler in schedulers:
                     scheduler.base_lrs[index] = wanted
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Log at the number of steps done.
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Learn from one batch."""
 
-        Lightning's own count (2.6, ``reset`` and ``on_advance_end`` of its training epoch loop) is one too high when a
-        run goes on that had ended with a validation, or had broken off in an update.
-        """
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.data.steps_done
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -80,8 +80,8 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
                 given[key] = name
     if not groups:
         raise skipped[0]
-    for error in skipped:
-        print(f"skipped: {str(error).removeprefix('RUN_DIR: ')}")
+    for reason in skipped:
+        print(f"skipped: {str(reason).removeprefix('RUN_DIR: ')}")
     for runs in groups.values():
         runs.sort(key=lambda run: (str(type(run.seed)), run.seed or 0, str(run.folder)))
     names = given | _names({key: runs[0] for key, runs in groups.items() if key not in given}, set(given.values()))
