@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -41,14 +42,27 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save as the last after every validation: Lightning's own hook does so only where the best was saved."""
+        super().on_validation_end(trainer, pl_module)
+        if self._every_n_train_steps < 1 and not self._should_save_on_train_epoch_end(trainer):
+            self._save_as_last(trainer)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing."""
         if self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             if trainer.is_global_zero:
-                print(f"\ninterrupted at step {trainer.global_step}: go on with --ckpt_path {self.last_model_path}")
+                folder = Path(trainer.default_root_dir)
+                # A warm start is part of the run in whose directory it lies, and goes on with it.
+                part = folder.name == "warm_start"
+                go_on = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
+                print(f"\ninterrupted at step {trainer.global_step}: go on with the same config and {go_on}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""
+        self._save_as_last(trainer)
+
+    def _save_as_last(self, trainer: pl.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -121,8 +121,9 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
         found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
     else:
         signal = len(set(rewards)) - 1
-        found, silence = f"{signal + 1} different rewards among all of them", "all rewards are the same"
-    mean = sum(rewards) / len(rewards) if rewards else float("nan")
+        found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
+    mean = sum(rewards) / max(1, len(rewards))
+    told = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
         (
             logging.INFO,
@@ -132,8 +133,7 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
         ),
         (
             logging.INFO,
-            f"preflight: reward {mean:.2f} on average, from {min(rewards, default=mean):.2f} to "
-            f"{max(rewards, default=mean):.2f}; {found} to learn from",
+            f"preflight: {told}; {found} to learn from",
         ),
     ]
     if cut > truncated:
@@ -146,7 +146,7 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
         )
     if errors:
         lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
-    if signal <= 0:
+    if signal <= 0 and rewards:  # without a single reward the verifier is at fault
         lines.append((logging.WARNING, f"preflight: {silence}: {_no_signal(mean, groups)}"))
     return lines
 

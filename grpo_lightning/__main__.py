@@ -35,7 +35,11 @@ examples:
   grpo compare runs/quickstart/* "PPO=runs/quickstart_ppo/*" --out report
   grpo plan --config configs/lfm_gsm8k.yaml --memory 8GiB
 
-  grpo SUBCOMMAND --help      every key of a subcommand
+  grpo SUBCOMMAND --help                          the keys of a subcommand, and of a class that a config names:
+  grpo fit --model.help GRPOModule
+  grpo fit --data.task.help Tabular
+  grpo fit --trainer.callbacks.help ReferenceSync
+  grpo fit --model GRPOModule --model.verifiers.help MathVerifier
   grpo --version
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import json
 import logging
 import re
 import shutil
@@ -17,18 +16,19 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
 import grpo_lightning.algorithms
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
+from grpo_lightning import mistakes
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.environment import environment
 from grpo_lightning.parser import SentenceParser
 from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.runs import last_checkpoint, new_run_dir, run_of_checkpoint
+from grpo_lightning.runs import check_checkpoint, last_checkpoint, make_run_dir, new_run_dir, run_of_checkpoint
+from grpo_lightning.saving import SaveRunConfig, into_run_dir, tensorboard
 from grpo_lightning.tasks.base import check_gold
 from grpo_lightning.trial import read_samples, report
 from grpo_lightning.types import ConfigError
@@ -56,6 +56,16 @@ CALLBACKS = {
 """Callbacks that every run has, by the config key that holds their options."""
 
 
+VERIFY_HELP = """\
+usage: grpo verify --config FILE --samples FILE [--KEY VALUE ...]
+
+Score the completions of a JSONL file with the config's verifiers.
+
+  --samples FILE   rows with a completion and what the verifier asks for, such as answer: what grpo predict writes
+
+The keys of a config:
+"""
+
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # as we do
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
@@ -68,41 +78,6 @@ BESIDE_THE_POINT = (
     ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a folder of its own
 )
 """Warnings that a user can do nothing about."""
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run dir, with what the run was made with beside it.
-
-    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``. Where this run's
-    files lie is left out: another run by the same config has a directory of its own.
-
-    Args:
-        places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
-        arguments: of ``grpo``.
-    """
-
-    def __init__(
-        self, *args: Any, places: tuple[Any, Any] = (None, None), arguments: Sequence[str] = (), **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.places = places
-        self.arguments = arguments
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ["config.yaml", *(f"config-{n}.yaml" for n in range(2, 10_000))]
-        path = next(folder / name for name in names if not (folder / name).exists())
-        config: Any = self.config.clone()
-        config.run_dir = None
-        config.trainer.logger, config.trainer.default_root_dir = self.places
-        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
-        made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
-        record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
-        record.write_text(json.dumps(made_with, indent=2) + "\n")
-        self.already_saved = True
 
 
 class GRPOCLI(LightningCLI):
@@ -123,6 +98,24 @@ class GRPOCLI(LightningCLI):
         for key, name in CALLBACKS.items():
             parser.add_lightning_class_args(getattr(callbacks, name), key)
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:
+            # The config that a run saved has fit's own keys too; where nothing is run, they say nothing.
+            for key in ("ckpt_path", "weights_only"):
+                self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        mistakes.check_config_files(args)
+        super().parse_arguments(parser, args)
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        mistakes.check_seed(config.seed_everything)
+        if "subcommand" in self.config and config.ckpt_path not in (None, "last"):
+            # Lightning looks into it next.
+            check_checkpoint(config.ckpt_path)
+
     def before_instantiate_classes(self) -> None:
         """Settle where the run's files go, before anything is built that writes some."""
         if self.subcommand is None:
@@ -130,8 +123,7 @@ class GRPOCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("ckpt_path") == "last":
             config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
-        if config.get("ckpt_path") and not Path(config.ckpt_path).is_file():
-            raise ConfigError(f"ckpt_path: there is no checkpoint {config.ckpt_path}")
+            check_checkpoint(config.ckpt_path)
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         if config.run_dir is None:
             config.run_dir = self._run_dir(config)
@@ -139,13 +131,15 @@ class GRPOCLI(LightningCLI):
             go_on = ", or go on with that one by --ckpt_path and its checkpoint" if self.subcommand == "fit" else ""
             raise ConfigError(f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one{go_on}")
         run_dir = Path(config.run_dir)
-        if config.warm_start is not None and self.subcommand == "fit":
-            self._warm_start(config, run_dir)
-        refuse_trainer_options(config.trainer)
+        if config.warm_start is not None:
+            if self.subcommand == "fit":
+                self._warm_start(config, run_dir)
+            _start_from(config, self._warm_policy(config, run_dir))
+        mistakes.refuse_trainer_options(config.trainer)
         config.trainer.default_root_dir = str(run_dir)
         if config.trainer.logger in (None, True):
-            config.trainer.logger = _tensorboard(run_dir)
-        _into_run_dir(config.trainer.logger, run_dir)
+            config.trainer.logger = tensorboard(run_dir)
+        into_run_dir(config.trainer.logger, run_dir)
         callbacks = config.trainer.callbacks or []
         if config.trainer.enable_progress_bar is not False and not any(
             "ProgressBar" in c.class_path for c in callbacks
@@ -154,21 +148,26 @@ class GRPOCLI(LightningCLI):
             config.trainer.callbacks = [*callbacks, bar]
 
     def instantiate_classes(self) -> None:
-        """Build all from the config. The parser wraps what a constructor raises; a user's mistake is dug out again.
+        """Build all from the config. The parser wraps what a constructor raises; the mistake is dug out again.
 
         Raises:
-            ConfigError: an option is out of its range, or options exclude each other.
+            ConfigError: an option is out of its range, options exclude each other, or a class cannot be built.
         """
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ConfigError):
-                cause = cause.__cause__
-            raise cause or error from None
+        except Exception as error:
+            raise mistakes.of_construction(error, config) from error
+        if self.subcommand is not None:
+            make_run_dir(Path(config.run_dir))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ConfigError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise mistakes.of_trainer(error) from error
         if trainer.is_global_zero and self.subcommand is not None:
             log.info("run dir: %s", trainer.default_root_dir)
         return trainer
@@ -178,6 +177,8 @@ class GRPOCLI(LightningCLI):
         listed = {type(callback) for callback in config.get("callbacks") or []}
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
+        if config["enable_checkpointing"] is False:
+            listed.add(importlib.import_module("grpo_lightning.callbacks").RunCheckpoint)
         return super()._instantiate_trainer(config, [one for one in callbacks if type(one) not in listed])
 
     def _run_dir(self, config: Any) -> str:
@@ -204,37 +205,48 @@ class GRPOCLI(LightningCLI):
             return path.absolute().parent.parent.name
         return path.stem
 
-    def _warm_start(self, config: Any, run_dir: Path) -> None:
-        policy = run_dir / "warm_start" / "policy"
+    def _warm_policy(self, config: Any, run_dir: Path) -> Path:
+        """The policy that a run started from: this one's, or that of the run whose checkpoint is evaluated."""
+        if self.subcommand == "fit":
+            return run_dir / "warm_start" / "policy"
+        run = run_of_checkpoint(config.ckpt_path) if config.ckpt_path else None
+        if run is None:
+            raise ConfigError(
+                "warm_start: without the checkpoint of a run no policy has started from it: give RUN/config.yaml as "
+                "--config and RUN/checkpoints/last.ckpt as --ckpt_path, or --warm_start null for model.policy.path as "
+                "it is"
+            )
+        policy = run / "warm_start" / "policy"
         if not policy.is_dir():
-            if config.get("ckpt_path"):
-                raise ConfigError(
-                    f"warm_start: {policy}, which this run started from, is gone: name another policy in "
-                    "model.init_args.policy.path and set warm_start to null"
-                )
-            last = policy.parent / "checkpoints" / "last.ckpt"
-            go_on = ["--ckpt_path", str(last)] if last.is_file() else []
-            if not go_on:
-                # What a warm start left behind that broke off before its first checkpoint.
-                shutil.rmtree(policy.parent, ignore_errors=True)
-            folder, seed = str(policy.parent), str(config.seed_everything)
+            raise ConfigError(f"warm_start: {run} did none, or {policy} is gone: give --config {run / 'config.yaml'}")
+        return policy
+
+    def _warm_start(self, config: Any, run_dir: Path) -> None:
+        policy = self._warm_policy(config, run_dir)
+        if policy.is_dir():
+            return
+        if config.ckpt_path:
+            raise ConfigError(
+                f"warm_start: {policy}, which this run started from, is gone: name another policy in "
+                "model.init_args.policy.path and set warm_start to null"
+            )
+        last = policy.parent / "checkpoints" / "last.ckpt"
+        go_on = ["--ckpt_path", str(last)] if last.is_file() else []
+        if not go_on:
+            # What a warm start left behind that broke off before its first checkpoint.
+            shutil.rmtree(policy.parent, ignore_errors=True)
+        folder, seed = str(policy.parent), str(config.seed_everything)
+        try:
             run(["fit", "--config", config.warm_start, "--run_dir", folder, "--seed_everything", seed, *go_on])
-            pl.seed_everything(config.seed_everything, workers=True, verbose=False)
-        config.model.init_args.policy.path = str(policy)
-        config.model.init_args.policy.init = "pretrained"
-        config.warm_start = None
+        except ConfigError as error:
+            raise ConfigError(f"warm_start: in {config.warm_start}: {error}") from error
+        pl.seed_everything(config.seed_everything, workers=True, verbose=False)
 
 
-def refuse_trainer_options(trainer: Any) -> None:
-    """Options of the trainer that belong to automatic optimization, with what to use in their place.
-
-    Raises:
-        ConfigError: one of them is set.
-    """
-    if trainer.gradient_clip_val is not None:
-        raise ConfigError("trainer.gradient_clip_val: set model.max_grad_norm instead")
-    if trainer.accumulate_grad_batches != 1:
-        raise ConfigError("trainer.accumulate_grad_batches: set model.max_tokens_per_microbatch instead")
+def _start_from(config: Any, policy: Path) -> None:
+    config.model.init_args.policy.path = str(policy)
+    config.model.init_args.policy.init = "pretrained"
+    config.warm_start = None
 
 
 def run(args: Sequence[str]) -> GRPOCLI:
@@ -247,7 +259,13 @@ def run(args: Sequence[str]) -> GRPOCLI:
         return _check(args[1:])
     if args[0] == "verify":
         return _verify(args[1:])
-    return _cli(args)
+    try:
+        return _cli(args)
+    except RuntimeError as error:
+        mistake = mistakes.of_run(error)
+        if mistake is None:
+            raise
+        raise mistake from error
 
 
 def _show_log() -> None:
@@ -301,10 +319,12 @@ def _check(args: list[str]) -> GRPOCLI:
 
 def _verify(args: list[str]) -> GRPOCLI:
     """Score the completions of a JSONL file with the config's verifiers."""
-    parser = argparse.ArgumentParser("grpo verify", add_help=False)
+    parser = argparse.ArgumentParser("grpo verify", add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", nargs="?")
     given, rest = parser.parse_known_args(args)
-    if given.samples is None and not {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest):
+        print(VERIFY_HELP)
+    elif given.samples is None:
         raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
     cli = parse(rest)
     samples = read_samples(Path(given.samples))
@@ -312,18 +332,3 @@ def _verify(args: list[str]) -> GRPOCLI:
         for line in report(name, verifier, samples):
             print(line)
     return cli
-
-
-def _into_run_dir(loggers: Any, run_dir: Path) -> None:
-    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        options = getattr(logger, "init_args", None)
-        if options is not None and str(options.get("save_dir")) == ".":
-            options.save_dir = str(run_dir)
-
-
-def _tensorboard(run_dir: Path) -> Any:
-    return Namespace(
-        class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
-        init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),
-    )

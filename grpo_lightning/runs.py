@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +35,41 @@ def run_of_checkpoint(checkpoint: str) -> Path | None:
     """The run dir that a checkpoint lies in; ``None`` where it lies elsewhere."""
     folder = Path(checkpoint).absolute().parent
     return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """See whether a file is a checkpoint of a run, without loading what is in it.
+
+    Raises:
+        ConfigError: it is not there, is something else, or is cut off.
+    """
+    file = Path(checkpoint)
+    if not file.is_file():
+        raise ConfigError(f"ckpt_path: there is no checkpoint {checkpoint}")
+    try:
+        with zipfile.ZipFile(file) as parts:  # which is what torch writes, with its table of contents at the end
+            names = [name for name in parts.namelist() if name.endswith("/data.pkl")]
+            ours = any(b"skipped_steps" in parts.read(name) for name in names)
+    except zipfile.BadZipFile:
+        ours = False
+    except OSError as error:
+        raise ConfigError(f"ckpt_path: {checkpoint} cannot be read: {error.strerror}") from error
+    if not ours:
+        raise ConfigError(f"ckpt_path: {checkpoint} is no checkpoint of grpo, or is cut off")
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make a run's directory.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir: {run_dir} cannot be made: {error.strerror}") from error
+    if not os.access(run_dir, os.W_OK):
+        raise ConfigError(f"run_dir: {run_dir} cannot be written to")
 
 
 def last_checkpoint(root: Path, name: str) -> str:

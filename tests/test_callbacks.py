@@ -65,6 +65,7 @@ STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
         ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: raise data.group_size"], ["truncated:"]),
         ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take a harder task"], ["raise"]),
         ([(float("nan"), STOP), (1.0, STOP)], ["a verifier broke on 1 completions, first: gone"], []),
+        ([(float("nan"), STOP)] * 2, ["no reward; 0 of 1", "broke on 2"], ["nan", "raise"]),
     ],
 )  # fmt: skip
 def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list[str], unwanted: list[str]) -> None:

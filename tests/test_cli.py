@@ -234,6 +234,51 @@ def test_a_warm_start_trains_first_and_is_not_repeated_on_resume(tmp_path: Path)
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
+def short_warm_start(folder: Path) -> Path:
+    sft = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
+    sft["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 1}
+    sft["data"] |= {"prompts_per_step": 4, "val_batch_size": 4}
+    file = folder / "sft.yaml"
+    file.write_text(yaml.safe_dump(sft))
+    return file
+
+
+def test_a_checkpoint_is_evaluated_on_the_warm_start_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--config", "configs/quickstart.yaml"]
+    main(["fit", *base, *few(tmp_path / "runs", warm_start=short_warm_start(tmp_path))])
+    run = only_run(tmp_path / "runs", "quickstart")
+    checkpoint = ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    for subcommand in ("validate", "test", "predict"):
+        main([subcommand, *base, *few(tmp_path), *checkpoint])
+        saved = yaml.safe_load((only_run(run, subcommand) / "config.yaml").read_text())
+        policy = {"path": str(run / "warm_start/policy"), "init": "pretrained"}
+        assert policy.items() <= saved["model"]["init_args"]["policy"].items()
+    (run / "warm_start").rename(run / "gone")
+    for arguments, text in ((checkpoint, f"give --config {run}/config.yaml"), ([], "give RUN/config.yaml as --config")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            main(["test", *base, *few(tmp_path), *arguments])
+        assert text in capsys.readouterr().err
+
+
+def test_the_config_that_a_run_saved_is_checked_tried_and_planned(
+    lfm: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm)])
+    run = only_run(tmp_path, "lfm_gsm8k")
+    main(["fit", "--config", str(run / "config.yaml"), "--trainer.max_steps", "3", "--ckpt_path", "last"])
+    (tmp_path / "samples.jsonl").write_text('{"completion": "#### 4", "answer": "4"}\n')
+    for config in (run / "config.yaml", run / "config-2.yaml"):  # the second has a ckpt_path
+        main(["check", "--config", str(config)])
+        main(["verify", "--config", str(config), "--samples", str(tmp_path / "samples.jsonl")])
+        with pytest.raises(SystemExit, match="0"):
+            main(["plan", "--config", str(config), "--fast"])
+        out = capsys.readouterr().out
+        assert all(text in out for text in ("every gold answer", "MathVerifier: 1 completions", "The plan fits"))
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -338,6 +338,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     other = write_run(tmp_path / "other", correct="101010", beta=1)
     silent = write_run(tmp_path / "silent", curves={})
     (tmp_path / "empty").mkdir()
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
     broken = write_run(tmp_path / "broken", correct="1")
     (broken / "test/first/test_results.jsonl").write_text('{"problem": "p1"}\n')
     cases = {
@@ -345,6 +347,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         "there is no folder": [tmp_path / "none"],
         "there is none in it": [tmp_path / "empty"],
         "trainer.logger is another than TensorBoard's": [silent],
+        "stopped is no run, and there is none in it": [f"x={stopped}", run],
+        "is no folder": [run / "config.yaml"],
         "is given twice": [run, tmp_path / "ru*"],
         "write NAME=RUN_DIR": [f"={run}"],
         "was tested on 4 problems and": [run, other],
@@ -357,6 +361,30 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
         assert line.startswith("grpo: error: ")
         assert text in line
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["pattern", "expanded by the shell"])
+def test_what_a_pattern_matched_and_is_no_run_is_skipped_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: bool
+) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "whole", seed=7, correct="10")
+    (runs / "failed").mkdir()
+    write_run(runs / "early", curves={})
+    write_run(runs / "interrupted/warm_start", module="SFTModule")
+    (runs / "notes.txt").write_text("mine")
+    arguments = [str(path) for path in sorted(runs.iterdir())] if shell else [str(runs / "*")]
+    main(["compare", *arguments, "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    for name in (
+        "failed is no run",
+        "early has no TensorBoard events",
+        "interrupted is no run",
+        "notes.txt is no fold",
+    ):
+        assert f"skipped: {runs}/{name}" in out
+    assert "1 runs of 1 methods" in out
+    assert names(*arguments) == {"GRPO": [7]}
 
 
 def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +438,7 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
     assert first.curves["val/accuracy"].steps.tolist() == [0, 1, 2]
     assert first.curves["memory/validation_peak_gib"].steps.tolist() == [0, 1, 2]
     assert first.curves["policy/loss"].steps.tolist() == [1, 2]
+    assert max(curve.steps[-1] for curve in first.curves.values()) == 2, "as the report counts them"
     assert first.test is not None
     assert second.test is not None
     assert first.test.correct.keys() == second.test.correct.keys(), "the same problems have the same keys"

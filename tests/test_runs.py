@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     CosineAnnealingLR,
@@ -22,12 +26,13 @@ from torch.optim.lr_scheduler import (
 )
 
 from grpo_lightning.algorithms import GRPOModule, SFTModule
-from grpo_lightning.callbacks import RunCheckpoint
+from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.tasks import Tabular
 from grpo_lightning.types import ConfigError
+from grpo_lightning.verifiers import FormatVerifier
 from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
 
 LORA = LoRAConfig(r=4, alpha=8)
@@ -179,6 +184,24 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tm
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
 
 
+def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class See(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            last = tmp_path / "checkpoints/last.ckpt"
+            saved.append(torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0)
+
+    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 0, 3, 3])):
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        saved.clear()
+        # Nothing is ever correct, so that no validation is better than the first.
+        module = grpo(tiny_model("llama"), verifiers=[FormatVerifier(pattern="never")])
+        checked = {"limit_val_batches": 1, "val_check_interval": 2, "enable_checkpointing": True}
+        fit(tmp_path, module, 5, callbacks=[See(), keep], **checked)
+        assert saved == wanted
+
+
 class Break(pl.Callback):
     """Breaks a run off in the middle of an update, before its gradient is applied."""
 
@@ -197,6 +220,38 @@ def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_pa
     last = tmp_path / "part/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
+
+
+@pytest.mark.parametrize(
+    ("break_at", "every"), [(None, 3), (3, None)], ids=["ended with a validation", "broke off in an update"]
+)
+def test_the_curves_of_a_resumed_run_have_every_step_once(
+    tiny_model: Callable[[str], str], tmp_path: Path, break_at: int | None, every: int | None
+) -> None:
+    for steps, breaks in ((4, [] if break_at is None else [Break(break_at)]), (6, [])):
+        last = tmp_path / "checkpoints/last.ckpt"
+        with suppress(KeyboardInterrupt, SystemExit):
+            fit(
+                tmp_path, grpo(tiny_model("llama")), steps, rollouts(task=ToyTask(rows=60)),
+                callbacks=[*breaks, RunSummary(), RunCheckpoint(every_n_train_steps=every)], enable_checkpointing=True,
+                limit_val_batches=1, val_check_interval=2, ckpt_path=last if last.exists() else None,
+                logger=TensorBoardLogger(str(tmp_path), name="", version=""), log_every_n_steps=1,
+            )  # fmt: skip
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("policy/loss")] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("folder", "hint"), [("run", "--ckpt_path {}/checkpoints/last.ckpt"), ("run/warm_start", "--run_dir {}")]
+)
+def test_a_run_that_broke_off_says_how_to_go_on(
+    tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, hint: str
+) -> None:
+    path, options = tmp_path / folder, {"callbacks": [Break(1), RunCheckpoint()], "enable_checkpointing": True}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(path, grpo(tiny_model("llama")), 2, **options)
+    assert f"step 1: go on with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
 
 
 def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:

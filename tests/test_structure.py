@@ -28,6 +28,8 @@ ORDER = [
     "parser",
     "runs",
     "environment",
+    "saving",
+    "mistakes",
     "compare",
     "cli",
     "planner",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -39,7 +40,7 @@ Each is propagated back before the next one is asked for: the activations of two
 """
 
 
-class PolicyModule(EvaluatedModule):
+class PolicyModule(EvaluatedModule, ABC):
     """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
 
     Args:
@@ -176,6 +177,14 @@ class PolicyModule(EvaluatedModule):
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         restored = cast(Any, schedulers[0]) if schedulers else None
         take_up_configured(self.trainer.optimizers[0], restored, made["optimizer"], made["lr_scheduler"])
+
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Learn from one batch."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.data.steps_done
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""

@@ -28,7 +28,10 @@ def main(args: Sequence[str]) -> None:
         SystemExit: after ``--help``, or with 2 on an unknown option.
     """
     parser = argparse.ArgumentParser(
-        "grpo compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "grpo compare",
+        allow_abbrev=False,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="*", metavar="[NAME=]RUN_DIR",
@@ -44,7 +47,10 @@ def main(args: Sequence[str]) -> None:
         raise ConfigError(f"--resamples: must be at least 100, not {given.resamples}")
     pyplot()
     methods = find_methods(given.runs)
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {given.out} cannot be made: {error.strerror}") from error
     found = blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
     (given.out / "report.md").write_text(markdown(given.title, found))
     (given.out / "report.html").write_text(page(given.title, found, given.out))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from grpo_lightning.compare.runs import Run, is_run, read_run
+from grpo_lightning.compare.runs import NoRun, Run, is_run, read_run
 from grpo_lightning.types import ConfigError
 
 PLACES = (
@@ -51,9 +51,13 @@ class Method:
 def find_methods(arguments: Sequence[str]) -> list[Method]:
     """The methods that ``[NAME=]RUN_DIR ...`` stand for; patterns and folders of runs stand for all runs in them.
 
+    What a pattern matched, here or in the shell, may be a run that stopped before its first curve, or none: with a run
+    among the others it is skipped, and a line says so.
+
     Raises:
-        ConfigError: there is no run, a folder is none, or one is named twice.
+        ConfigError: there is no run, a ``NAME=RUN_DIR`` is none, or one is named twice.
     """
+    skipped: list[NoRun] = []
     groups: dict[str, list[Run]] = {}
     given: dict[str, str] = {}
     seen: set[Path] = set()
@@ -63,11 +67,21 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
             if folder.resolve() in seen:
                 raise ConfigError(f"RUN_DIR: {folder} is given twice")
             seen.add(folder.resolve())
-            run = read_run(folder)
+            try:
+                run = read_run(folder)
+            except NoRun as error:
+                if name and folder == Path(argument.partition("=")[2]):
+                    raise
+                skipped.append(error)
+                continue
             key = f"name {name}" if name else str(sorted(what_it_did(run.config, run.folder).items()))
             groups.setdefault(key, []).append(run)
             if name:
                 given[key] = name
+    if not groups:
+        raise skipped[0]
+    for reason in skipped:
+        print(f"skipped: {str(reason).removeprefix('RUN_DIR: ')}")
     for runs in groups.values():
         runs.sort(key=lambda run: (str(type(run.seed)), run.seed or 0, str(run.folder)))
     names = given | _names({key: runs[0] for key, runs in groups.items() if key not in given}, set(given.values()))
@@ -88,10 +102,9 @@ def _folders(argument: str) -> tuple[str | None, list[Path]]:
         if is_run(match) or not match.is_dir():
             folders.append(match)
             continue
-        inside = sorted(child for child in match.iterdir() if is_run(child))
-        if not inside:
-            raise ConfigError(f"RUN_DIR: {match} is no run, and there is none in it: a run has a config.yaml")
-        folders += inside
+        # A warm start alone is what a run left that stopped in it.
+        inside = sorted(child for child in match.iterdir() if is_run(child) and child.name != "warm_start")
+        folders += inside or [match]
     return name, folders
 
 

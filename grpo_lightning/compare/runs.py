@@ -22,6 +22,10 @@ TEST_RESULTS = "test_results*.jsonl"
 TEST_COMMAND = "grpo test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
 
 
+class NoRun(ConfigError):
+    """A folder is no run, or one that stopped before its first curve."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """One logged curve.
@@ -99,15 +103,16 @@ def read_run(folder: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        ConfigError: it holds no config, no events, or an unreadable file.
+        NoRun: it is no folder, or holds no config or no curves.
+        ConfigError: it holds an unreadable file.
     """
     if not folder.is_dir():
-        raise ConfigError(f"RUN_DIR: there is no folder {folder}")
+        raise NoRun(f"RUN_DIR: {folder} is no folder")
     if not is_run(folder):
-        raise ConfigError(f"RUN_DIR: {folder} is no run: it has no config.yaml")
+        raise NoRun(f"RUN_DIR: {folder} is no run, and there is none in it: a run has a config.yaml")
     curves = read_curves(folder)
     if not curves:
-        raise ConfigError(
+        raise NoRun(
             f"RUN_DIR: {folder} has no TensorBoard events with curves: it was stopped early, or trainer.logger is "
             "another than TensorBoard's, such as CSVLogger alone"
         )
@@ -120,7 +125,8 @@ def read_run(folder: Path) -> Run:
 def read_curves(folder: Path) -> dict[str, Curve]:
     """All scalars of a folder's event files, less the values that are not finite, and the curves that have no other.
 
-    Where a step was logged twice, by a resumed run, the later value counts.
+    Where a step was logged twice, by a resumed run, the later value counts. ``epoch`` is left out: Lightning logs it
+    with whatever it logs, evaluations among it.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -128,9 +134,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         return {}
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    names = events.Tags()["scalars"]
-    # Lightning logs the epoch with whatever it logs, evaluations among it.
-    training = [name for name in names if not _of_evaluation(name) and name != "epoch"]
+    names = [name for name in events.Tags()["scalars"] if name != "epoch"]
+    training = [name for name in names if not _of_evaluation(name)]
     trained = sorted((event.wall_time, event.step) for name in training for event in events.Scalars(name))
     curves = {}
     for name in names:

@@ -16,9 +16,11 @@ def main(args: Sequence[str]) -> None:
     """Write a run's rollouts as one HTML file.
 
     Raises:
-        ConfigError: there is nothing to write, or an argument makes no sense.
+        ConfigError: there is nothing to write, it cannot be written, or an argument makes no sense.
     """
-    parser = argparse.ArgumentParser("grpo samples", description="Write a run's rollouts as one HTML file.")
+    parser = argparse.ArgumentParser(
+        "grpo samples", allow_abbrev=False, description="Write a run's rollouts as one HTML file."
+    )
     parser.add_argument("run_dir", type=Path, help="such as runs/quickstart/20260101-120000-abcd")
     parser.add_argument("--out", type=Path, help="the file to write; left out: RUN_DIR/samples.html")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
@@ -35,7 +37,10 @@ def main(args: Sequence[str]) -> None:
         raise ConfigError(f"--steps: {given.run_dir} has no rollouts of the steps {given.steps}")
     out = given.out or given.run_dir / "samples.html"
     text, note = page.html()
-    out.write_text(text, encoding="utf-8")
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
     print(f"{note}\n{out}")
     if given.open:
         webbrowser.open(out.absolute().as_uri())
