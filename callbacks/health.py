@@ -80,7 +80,7 @@ class HealthCheck(pl.Callback):
             log.warning(
                 "no group had completions of different rewards in the last %d steps, so there was nothing to learn "
                 "from: %s",
-                self.patience, _no_signal(float(metrics["reward/mean"])),
+                self.patience, _no_signal(float(metrics.get("reward/mean", "nan"))),
             )  # fmt: skip
         self._watch_length(float(metrics["completion/length_mean"]))
 

@@ -94,12 +94,12 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
     if not isinstance(cause, ImportError) and frames:
         frame, line = frames[-1]
         place = f" ({Path(frame.f_code.co_filename).name} line {line})"
-    return ConfigError(f"{what} cannot be built: {type(cause).__name__}: {first_sentences(cause)}{place}")
+    return ConfigError(f"{what} cannot be built: {type(cause).__name__}: {one_line(cause)}{place}")
 
 
 def of_trainer(error: Exception) -> ConfigError:
     """What Lightning's Trainer has against its options."""
-    return ConfigError(f"trainer: {first_sentences(error)}")
+    return ConfigError(f"trainer: {one_line(error)}")
 
 
 def of_run(error: RuntimeError) -> ConfigError | None:
@@ -112,7 +112,7 @@ def of_run(error: RuntimeError) -> ConfigError | None:
     )
 
 
-def first_sentences(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split())
 

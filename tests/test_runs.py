@@ -202,6 +202,22 @@ def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable
         assert saved == wanted
 
 
+def test_steps_between_checkpoints_are_kept_where_a_batch_makes_several(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    saved: list[int] = []
+
+    class Noting(RunCheckpoint):
+        def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+            saved.append(trainer.global_step)
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    module = grpo(tiny_model("llama"), updates_per_rollout=3)
+    fit(tmp_path, module, 15, callbacks=[Noting(every_n_train_steps=5)], enable_checkpointing=True)
+    # Batches end at 3, 6, 9, 12 and 15: the first ones behind 5 and 10, and the third.
+    assert saved == [6, 12, 15]
+
+
 class Break(pl.Callback):
     """Breaks a run off in the middle of an update, before its gradient is applied."""
 
