@@ -115,9 +115,6 @@ class PolicyModule(EvaluatedModule, ABC):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, and let the verifiers get ready, before the model is loaded."""
         refuse_unsupported(self.trainer)
-        if stage == "fit":
-            # A matrix, for the optimizers that take nothing else.
-            self._optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
         for verifier in self.verifiers.values():
             verifier.start()
 
