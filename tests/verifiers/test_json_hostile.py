@@ -127,13 +127,16 @@ HOSTILE_TEXTS = {
 
 
 def timed(completion: str, schema: Any, gold: Any, verifier: JSONSchemaVerifier = VERIFIER) -> tuple[Verdict, float]:
-    """The verdict, and the better of two times. The schema is compiled already, as it is from the second sample on."""
+    """The verdict, and the better of two times of the processor, which other work does not lengthen.
+
+    The schema is compiled already, as it is from the second sample on.
+    """
     best = float("inf")
     judge(verifier, [Sample("", "1", gold, {"schema": schema})])
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         verdict = judge(verifier, [Sample("", completion, gold, {"schema": schema})])[0]
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
         if best < LIMIT_S:
             break
     return verdict, best
