@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.learning_rate import take_up_configured
+from grpo_lightning.algorithms.learning_rate import initial_rates, take_up_configured
 from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
@@ -149,6 +149,7 @@ class PolicyModule(EvaluatedModule, ABC):
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.optimizer_parameters())
         if self.make_scheduler is None:
+            self._configured_rates = initial_rates(optimizer, None)
             return optimizer
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -156,6 +157,7 @@ class PolicyModule(EvaluatedModule, ABC):
                 f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
                 "the optimizer: take one that needs none"
             )
+        self._configured_rates = initial_rates(optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
@@ -169,11 +171,13 @@ class PolicyModule(EvaluatedModule, ABC):
         self.totals.start()
         if self.trainer.ckpt_path is None:
             return
+        (optimizer,), schedulers = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        scheduler = cast(Any, schedulers[0].scheduler) if schedulers else None
+        if initial_rates(optimizer, scheduler) == self._configured_rates:
+            return
         made = self.configure_optimizers()
         made = made if isinstance(made, dict) else {"optimizer": made, "lr_scheduler": None}
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        restored = cast(Any, schedulers[0]) if schedulers else None
-        take_up_configured(self.trainer.optimizers[0], restored, made["optimizer"], made["lr_scheduler"])
+        take_up_configured(optimizer, scheduler, made["optimizer"], made["lr_scheduler"])
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def take_up_configured(
     optimizer: Optimizer, scheduler: LRScheduler | None, configured: Optimizer, schedule: LRScheduler | None
 ) -> None:
-    """Give an optimizer and its schedule, as restored, the learning rates that are configured, if these are others.
+    """Give an optimizer and its schedule, as restored, the learning rates that are configured.
 
     Args:
         optimizer: restored from a checkpoint.
@@ -22,8 +22,6 @@ def take_up_configured(
         configured: an optimizer of the same parameters, just made from the config.
         schedule: of that one; it is run up to where ``scheduler`` is.
     """
-    if _initial(optimizer, scheduler) == _initial(configured, schedule):
-        return
     if scheduler is not None and schedule is not None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -43,7 +41,7 @@ def _steps(scheduler: LRScheduler) -> int:
     return scheduler.last_epoch
 
 
-def _initial(optimizer: Optimizer, scheduler: LRScheduler | None) -> list[float]:
+def initial_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> list[float]:
     """What the schedule starts from, which it leaves in the groups; without one, the present learning rates."""
     key = "lr" if scheduler is None else "initial_lr"
     return [float(group[key]) for group in optimizer.param_groups]
