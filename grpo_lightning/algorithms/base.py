@@ -16,10 +16,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.learning_rate import initial_rates, take_up_configured
 from grpo_lightning.algorithms.metrics import StepMetrics, stacked
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
+from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.functional import adding_in_place, length_mask
@@ -147,24 +147,12 @@ class PolicyModule(EvaluatedModule, ABC):
         return []
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.optimizer_parameters())
-        if self.make_scheduler is None:
-            self._configured_rates = initial_rates(optimizer, None)
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError(
-                f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
-                "the optimizer: take one that needs none"
-            )
+        optimizer, scheduler = self._configured()
         self._configured_rates = initial_rates(optimizer, scheduler)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        try:
-            return self.make_optimizer(parameters)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.optimizer: {error}") from error
+    def _configured(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+        return optimizer_and_schedule(self.make_optimizer, self.make_scheduler, self.optimizer_parameters())
 
     def on_train_start(self) -> None:
         """Start the clocks; give a resumed run the learning rate of its config."""
@@ -173,11 +161,8 @@ class PolicyModule(EvaluatedModule, ABC):
             return
         (optimizer,), schedulers = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         scheduler = cast(Any, schedulers[0].scheduler) if schedulers else None
-        if initial_rates(optimizer, scheduler) == self._configured_rates:
-            return
-        made = self.configure_optimizers()
-        made = made if isinstance(made, dict) else {"optimizer": made, "lr_scheduler": None}
-        take_up_configured(optimizer, scheduler, made["optimizer"], made["lr_scheduler"])
+        if initial_rates(optimizer, scheduler) != self._configured_rates:
+            take_up_configured(optimizer, scheduler, *self._configured())
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:

@@ -1,14 +1,41 @@
-"""The learning rate of a resumed run: that of its config, for a checkpoint brings its own."""
+"""Optimizer and schedule as configured; a resumed run has the learning rate of its config, not its checkpoint's."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
+
+from grpo_lightning.types import ConfigError
 
 log = logging.getLogger(__name__)
+
+
+def optimizer_and_schedule(
+    make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None, parameters: Any
+) -> tuple[Optimizer, LRScheduler | None]:
+    """Both, of some parameters; ``None`` for a schedule that is not configured.
+
+    Raises:
+        ConfigError: the optimizer does not take its options, or the schedule waits for a metric.
+    """
+    try:
+        optimizer = make_optimizer(parameters)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model.optimizer: {error}") from error
+    if make_scheduler is None:
+        return optimizer, None
+    scheduler = make_scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigError(
+            f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with the "
+            "optimizer: take one that needs none"
+        )
+    return optimizer, scheduler
 
 
 def take_up_configured(
