@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from grpo_lightning.verifiers import CodeVerifier, Sample
-from grpo_lightning.verifiers.sandbox.client import SandboxUnavailable
+from grpo_lightning.verifiers.code.sandbox.client import SandboxUnavailable
 
 PROGRAM = "def add(a, b):\n    return a + b{}\n"
 TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0\nassert add(10, 5) == 15\n"

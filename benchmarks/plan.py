@@ -97,7 +97,7 @@ def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Pat
 
 
 def predicted(path: Path, memory: int) -> dict[str, int]:
-    from grpo_lightning.planner.configured import planner_of
+    from grpo_lightning.commands.plan.configured import planner_of
 
     planner, _ = planner_of(["--config", str(path)], None, memory)
     return {phase.name: phase.total for phase in planner.phases(planner.settings)}
@@ -108,8 +108,8 @@ def measured(path: Path, device: str) -> dict[str, int]:
     import lightning.pytorch as pl
     import torch
 
-    from grpo_lightning.cli import parse
-    from grpo_lightning.planner.configured import PlanCLI
+    from grpo_lightning.cli.grpo_cli import parse
+    from grpo_lightning.commands.plan.configured import PlanCLI
 
     cli = parse(["--config", str(path)], PlanCLI)
     trainer = pl.Trainer(

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 COUNTER = "total/rollout_tokens"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from grpo_lightning.types import ConfigError, FinishReason, RolloutBatch
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import FinishReason, RolloutBatch
 
 log = logging.getLogger(__name__)
 

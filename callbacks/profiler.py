@@ -11,7 +11,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from grpo_lightning.types import ConfigError, OutOfMemory, RolloutBatch
+from grpo_lightning.errors import ConfigError, OutOfMemory
+from grpo_lightning.types import RolloutBatch
 
 from .memory import GIB, Memory, Meter, biggest_tensors, meter_of
 

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from grpo_lightning.types import ConfigError, FinishReason, Rollout, RolloutBatch
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import FinishReason, Rollout, RolloutBatch
 
 LAYOUT = {
     "Reward": {

@@ -44,13 +44,11 @@ examples:
 """
 
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "check", "verify")
-LIGHT_SUBCOMMANDS = {
-    "plan": "grpo_lightning.planner.command",
-    "samples": "grpo_lightning.samples.command",
-    "compare": "grpo_lightning.compare.command",
+LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = {
+    name: f"grpo_lightning.commands.{name}.command" for name in ("check", "verify", "plan", "samples", "compare")
 }
-"""Those that load what they need themselves: the module whose ``main(args)`` does it."""
+"""The other subcommands: the module whose ``main(args)`` runs each, imported only then."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -72,22 +70,15 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A verifier or task of the user's own, in a file beside the config, as ``python -m`` would find it.
     sys.path.insert(0, os.getcwd())
-    if args[0] not in (*SUBCOMMANDS, *LIGHT_SUBCOMMANDS):
-        names = ", ".join((*SUBCOMMANDS, *LIGHT_SUBCOMMANDS))
+    if args[0] not in (*LIGHTNING_SUBCOMMANDS, *COMMANDS):
+        names = ", ".join((*LIGHTNING_SUBCOMMANDS, *COMMANDS))
         print(f"grpo: error: no subcommand {args[0]!r}: use one of {names}", file=sys.stderr)
         raise SystemExit(2)
-    if args[0] in LIGHT_SUBCOMMANDS:
-        _run_light(args)
-        return
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from grpo_lightning.types import ConfigError, RunError
+    from grpo_lightning.errors import ConfigError, RunError
 
     try:
-        from grpo_lightning.cli import run
-
-        run(args)
-    except (ConfigError, MisconfigurationException) as error:
+        _run(args)
+    except ConfigError as error:
         print(f"grpo: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except RunError as error:
@@ -95,14 +86,13 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from error
 
 
-def _run_light(args: list[str]) -> None:
-    from grpo_lightning.types import ConfigError
+def _run(args: list[str]) -> None:
+    if args[0] in COMMANDS:
+        importlib.import_module(COMMANDS[args[0]]).main(args[1:])
+        return
+    from grpo_lightning.cli.grpo_cli import run
 
-    try:
-        importlib.import_module(LIGHT_SUBCOMMANDS[args[0]]).main(args[1:])
-    except ConfigError as error:
-        print(f"grpo: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run(args)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from grpo_lightning.types import OutOfMemory, RunError
+from grpo_lightning.errors import OutOfMemory, RunError
 
 MENDS = {
     "rollout": "lower data.rollout_rows_at_once (left out, all rows of the step decode together), "

@@ -12,11 +12,11 @@ from types import ModuleType
 import pytest
 import yaml
 
-from grpo_lightning import cli
 from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import TokenBudget
+from grpo_lightning.cli.grpo_cli import parse
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.types import ConfigError
 from tests.toy import LetterVerifier, Watch, fit, grpo
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_every_method_is_a_config_that_can_be_run(
     shutil.copytree(ROOT / "configs/tiny_decoder", plan.folder("sft", 2) / "policy")
     subcommand, *arguments = plan.fit(method, 2)
     assert subcommand == "fit"
-    parsed = cli.parse(arguments)
+    parsed = parse(arguments)
     assert parsed.config.seed_everything == 2
     assert parsed.config.run_dir == str(tmp_path / name / "seed-2")
     assert (parsed.config.warm_start is None) or not method.samples

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.cli import parse
+from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.types import Sample
-from tests.test_cli import few, only_run
+from tests.cli.test_cli import few, only_run
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -22,13 +22,14 @@ from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import adding_in_place, length_mask
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
-from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.phases import Phases
-from grpo_lightning.types import ConfigError, Credit, Rollout, TokenRows
+from grpo_lightning.speed.shared_prompt import PredictingStates
+from grpo_lightning.types import Credit, Rollout, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)

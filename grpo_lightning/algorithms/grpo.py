@@ -11,8 +11,9 @@ from torch import Tensor
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, row_advantages
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import AdvantageKind, RatioLevel, has_signal, masked_std, policy_loss
-from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
+from grpo_lightning.types import RolloutBatch, TokenRows
 
 
 class GRPOModule(OnlineModule):

@@ -6,8 +6,9 @@ import json
 import logging
 from pathlib import Path
 
+from grpo_lightning.errors import RunError
 from grpo_lightning.rollout.records import record
-from grpo_lightning.types import Rollout, RunError
+from grpo_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from grpo_lightning.algorithms.metrics import StepMetrics, widest
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, learning_rows
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,
@@ -28,7 +29,7 @@ from grpo_lightning.functional import (
 )
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import ConfigError, Credit, RolloutBatch, RunError, TokenRows
+from grpo_lightning.types import Credit, RolloutBatch, TokenRows
 
 log = logging.getLogger(__name__)
 

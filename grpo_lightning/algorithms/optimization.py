@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,
@@ -27,9 +28,9 @@ from grpo_lightning.functional import (
     value_loss,
     whiten,
 )
-from grpo_lightning.models.shared_prompt import PredictingStates
 from grpo_lightning.models.value import Critic, CriticForm
-from grpo_lightning.types import ConfigError, RolloutBatch, TokenRows
+from grpo_lightning.speed.shared_prompt import PredictingStates
+from grpo_lightning.types import RolloutBatch, TokenRows
 
 
 @dataclass

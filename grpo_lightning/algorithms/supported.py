@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 _PRECISIONS = ("16-true", "bf16-true", "64-true")
 

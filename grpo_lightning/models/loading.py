@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import InPlaceEmbedding
-from grpo_lightning.models.activations import keep_less
-from grpo_lightning.types import ConfigError
+from grpo_lightning.speed.activations import keep_less
 
 
 @dataclass

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import token_logprobs
-from grpo_lightning.models.activations import keeping_less
-from grpo_lightning.models.direct import why_not_direct
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
-from grpo_lightning.models.packed import can_pack
 from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
-from grpo_lightning.models.shared_prompt import PredictingStates, pass_overhead, predicting_states, why_not_shared
 from grpo_lightning.models.tokenizer import load_tokenizer, terminators
-from grpo_lightning.types import ConfigError, TokenRows
+from grpo_lightning.speed.activations import keeping_less
+from grpo_lightning.speed.direct import why_not_direct
+from grpo_lightning.speed.packed import can_pack
+from grpo_lightning.speed.shared_prompt import PredictingStates, pass_overhead, predicting_states, why_not_shared
+from grpo_lightning.types import TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Policy(MovableReference, nn.Module):
 
     @property
     def pass_overhead(self) -> int:
-        """See :func:`grpo_lightning.models.shared_prompt.pass_overhead`."""
+        """See :func:`grpo_lightning.speed.shared_prompt.pass_overhead`."""
         return pass_overhead(decoder_of(self.lm))
 
     @contextmanager
@@ -193,12 +194,12 @@ class Policy(MovableReference, nn.Module):
 
     @property
     def decodes_directly(self) -> bool:
-        """Whether rollouts feed tokens by :class:`grpo_lightning.models.direct.DirectStep`; known in rollout mode."""
+        """Whether rollouts feed tokens by :class:`grpo_lightning.speed.direct.DirectStep`; known in rollout mode."""
         return bool(self._decodes_directly)
 
     @property
     def packs_weights(self) -> bool:
-        """Whether rollouts multiply by packed copies of the weights; see :mod:`grpo_lightning.models.packed`."""
+        """Whether rollouts multiply by packed copies of the weights; see :mod:`grpo_lightning.speed.packed`."""
         return can_pack(self.lm)
 
     # -- export -----------------------------------------------------------------------------------------------------

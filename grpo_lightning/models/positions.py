@@ -7,7 +7,7 @@ import logging
 from torch import nn
 from transformers import PreTrainedModel
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

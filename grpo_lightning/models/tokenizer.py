@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 
 def load_tokenizer(path: str, revision: str | None = None, chat_template: str | None = None) -> PreTrainedTokenizerBase:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask
-from grpo_lightning.models.activations import keeping_less
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.policy import VALUE, Policy, decoder_of
-from grpo_lightning.types import ConfigError, TokenRows
+from grpo_lightning.speed.activations import keeping_less
+from grpo_lightning.types import TokenRows
 
 CriticForm = Literal["shared", "separate", "adapter"]
 

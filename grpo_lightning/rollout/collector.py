@@ -14,7 +14,7 @@ import torch
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.batch import right_padded, token_rows
-from grpo_lightning.rollout.engine import Further, generate
+from grpo_lightning.rollout.engines.in_process import Further, generate
 from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.refinement import Attempt, RefinementConfig, can_be_refined, choose, follow
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed

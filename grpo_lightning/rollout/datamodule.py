@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
@@ -18,7 +19,7 @@ from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.types import ConfigError, Credit, RolloutBatch, TokenRows
+from grpo_lightning.types import Credit, RolloutBatch, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)

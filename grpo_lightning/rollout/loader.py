@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout.sampling import row_seed
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 
 @dataclass(frozen=True)

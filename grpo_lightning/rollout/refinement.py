@@ -8,7 +8,8 @@ from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.types import ConfigError, FinishReason, Prompt, Rollout
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import FinishReason, Prompt, Rollout
 
 NO_FEEDBACK = "This answer is not correct."
 

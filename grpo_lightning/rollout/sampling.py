@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 
 @dataclass

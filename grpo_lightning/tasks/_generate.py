@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 Row = TypeVar("Row")
 

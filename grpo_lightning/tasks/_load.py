@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_lightning.types import ConfigError
+from grpo_lightning.errors import ConfigError
 
 _KEY = "data.task.init_args.path"
 

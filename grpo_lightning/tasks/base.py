@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, judge
 
 log = logging.getLogger(__name__)

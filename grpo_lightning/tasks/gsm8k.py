@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks._load import Table
 from grpo_lightning.tasks._published import Published
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 SYSTEM_PROMPT = (
     "Solve the problem step by step. "

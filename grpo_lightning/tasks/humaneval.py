@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks._load import Table
 from grpo_lightning.tasks._published import Published
 from grpo_lightning.tasks.mbpp import SYSTEM_PROMPT, fenced
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 
 class HumanEval(Published):

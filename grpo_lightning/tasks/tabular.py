@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks._load import Table, open_splits
 from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 
 _ARGS = "data.task.init_args"
 _USUAL_NAMES: Mapping[Split, Sequence[str]] = {

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Prompt, Sample, Verdict
 
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
 """No say on this sample."""

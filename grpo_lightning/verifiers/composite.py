@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from grpo_lightning.types import ConfigError, Prompt, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
 OTHER_CURVES = frozenset(

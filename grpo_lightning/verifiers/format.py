@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier
 
 _CORRECT = Verdict(correct=True, format_valid=True)

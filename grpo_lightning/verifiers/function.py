@@ -8,7 +8,8 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
 
 Style = Literal["sample", "answer", "trl"]

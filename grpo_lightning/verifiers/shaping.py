@@ -6,7 +6,8 @@ from collections.abc import Hashable, Sequence
 from itertools import islice
 from typing import Literal, get_args
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier
 
 Unit = Literal["tokens", "words", "characters"]

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import Arithmetic, check_gold
-from grpo_lightning.types import ConfigError, Prompt
+from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import MathVerifier
 
 SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}

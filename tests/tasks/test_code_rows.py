@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from rows import WriteRows
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import MBPP, HumanEval, check_gold
 from grpo_lightning.tasks.mbpp import SYSTEM_PROMPT
-from grpo_lightning.types import ConfigError, Sample
+from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier
 
 FULL = {

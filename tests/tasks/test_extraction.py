@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import Extraction, check_gold
 from grpo_lightning.tasks.extraction import SCHEMA
-from grpo_lightning.types import ConfigError, Prompt, Sample
+from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import JSONSchemaVerifier
 
 SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}

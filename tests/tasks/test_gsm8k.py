@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rows import WriteRows
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import GSM8K, check_gold
 from grpo_lightning.tasks.gsm8k import SYSTEM_PROMPT
-from grpo_lightning.types import ConfigError
 from grpo_lightning.verifiers import MathVerifier
 
 REAL = Path(__file__).parents[3] / "shared/data/gsm8k"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import Programs, check_gold
-from grpo_lightning.types import ConfigError, Prompt, Sample
+from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
 
 SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}

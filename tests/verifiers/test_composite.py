@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.scoring import Scoring, reward_names
-from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,

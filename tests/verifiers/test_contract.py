@@ -14,8 +14,9 @@ import torch
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import GRPOModule
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, ConfigError, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,

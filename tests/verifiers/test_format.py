@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_lightning.types import ConfigError, Sample
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import FormatVerifier
 
 TAGS = ["think", "answer"]

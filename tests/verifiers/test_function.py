@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_lightning.types import ConfigError, Sample, Verdict
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers import FunctionVerifier, Verifier, WeightedVerifier, judge
 from grpo_lightning.verifiers.base import rewarded
 

@@ -1,0 +1,1 @@
+"""LightningCLI as ``grpo`` uses it: parsing, run directories, errors in one sentence."""

@@ -1,0 +1,131 @@
+"""What other libraries raise on a user's mistake, as one sentence that names the key."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from grpo_lightning.errors import ConfigError
+
+SEEDS = 2**32
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Read every file that is given as ``--config``.
+
+    Raises:
+        ConfigError: one cannot be read as YAML, or holds no keys.
+    """
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        file = Path(value if equals else "".join(arguments[index + 1 : index + 2]))
+        if file.is_file():
+            _check_yaml(file)
+
+
+def _check_yaml(file: Path) -> None:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config: {file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
+        raise ConfigError(f"config: {file} is no YAML: {problem}{place}") from error
+    if not isinstance(found, dict):
+        what = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise ConfigError(f"config: {file} {what}: it must hold keys, such as model, data and trainer")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises:
+    ConfigError: no generator takes it.
+    """
+    if not 0 <= seed < SEEDS:
+        raise ConfigError(f"seed_everything: must be from 0 to {SEEDS - 1}, not {seed}")
+
+
+def refuse_trainer_options(trainer: Any) -> None:
+    """Options of the trainer that belong to automatic optimization, with what to use in their place, or make no sense.
+
+    Raises:
+        ConfigError: one of them is set.
+    """
+    if trainer.gradient_clip_val is not None:
+        raise ConfigError("trainer.gradient_clip_val: set model.max_grad_norm instead")
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and interval <= 0:
+        raise ConfigError(
+            f"trainer.val_check_interval: must be above 0, not {interval}: to validate never, set limit_val_batches: 0"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError("trainer.accumulate_grad_batches: set model.max_tokens_per_microbatch instead")
+
+
+def of_construction(error: BaseException, config: Any) -> ConfigError:
+    """Why a class that a config names could not be built, out of what the parser made of it.
+
+    Args:
+        error: a user's mistake, or anything else that a constructor raised, in the parser's wrapping.
+        config: in which the class is named.
+    """
+    cause = error
+    while not isinstance(cause, ConfigError) and (cause.__cause__ or cause.__context__) is not None:
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    if isinstance(cause, ConfigError):
+        return cause
+    frames = list(traceback.walk_tb(cause.__traceback__))
+    built = [type(frame.f_locals.get("self")).__name__ for frame, _ in frames if frame.f_code.co_name == "__init__"]
+    named = dict(_classes(config))
+    name = next((name for name in built if name in named), None)
+    what = f"{named[name]}: {name}" if name else "the config"
+    place = ""
+    if not isinstance(cause, ImportError) and frames:
+        frame, line = frames[-1]
+        place = f" ({Path(frame.f_code.co_filename).name} line {line})"
+    return ConfigError(f"{what} cannot be built: {type(cause).__name__}: {one_line(cause)}{place}")
+
+
+def of_trainer(error: Exception) -> ConfigError:
+    """What Lightning's Trainer has against its options."""
+    return ConfigError(f"trainer: {one_line(error)}")
+
+
+def of_run(error: RuntimeError) -> ConfigError | None:
+    """A user's mistake that Lightning notices only in the run; ``None`` for any other error."""
+    found = re.match(r"Early stopping conditioned on metric `(.*?)` which is not available.*?: (.*)", str(error))
+    if found is None:
+        return None
+    return ConfigError(
+        f"trainer.callbacks: EarlyStopping.monitor: nothing is logged as {found[1]}: use one of {found[2]}"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
+
+
+def _classes(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Names of the classes in a config, with their keys as they are written on the command line."""
+    items: Any = ()
+    if isinstance(config, Namespace | dict):
+        config = vars(config) if isinstance(config, Namespace) else config
+        if "class_path" in config:
+            yield str(config["class_path"]).rpartition(".")[2], key
+        items = ((name, value) for name, value in config.items())
+    elif isinstance(config, list):
+        items = (("", value) for value in config)
+    for name, value in items:
+        yield from _classes(value, key if name in ("", "init_args") else f"{key}.{name}".strip("."))

@@ -1,0 +1,1 @@
+"""The subcommands of ``grpo`` beside Lightning's own."""

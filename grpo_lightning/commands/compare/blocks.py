@@ -1,0 +1,136 @@
+"""What a report is made of, and how it is written as Markdown and as HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_lightning.commands.compare.figures import inline_svg
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; ``code`` stands between backticks."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; all columns but the first ``left`` are numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    left: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``<name>.svg`` and ``<name>.png`` in the report's folder."""
+
+    name: str
+    title: str
+    caption: str
+
+
+Block = Heading | Text | Table | Figure
+
+
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    parts = [f"# {_markdown(title)}"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {_markdown(block.text)}")
+        elif isinstance(block, Text):
+            parts.append(_markdown(block.text))
+        elif isinstance(block, Table):
+            lines = [block.header, ["---"] * block.left + ["---:"] * (len(block.header) - block.left), *block.rows]
+            rows = ["| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+            parts += ["\n".join(rows), _markdown(block.caption)]
+        else:
+            parts += [f"![{block.title}]({block.name}.svg)", _markdown(block.caption)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Text on one line that Markdown shows as it is; ``code`` between backticks needs no escape."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.splitlines()))
+    return "".join(part if at % 2 else _escaped(part) for at, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    # What begins no tag and no entity stands as it is: "p < 0.001".
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text.replace("\\", "\\\\"))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
+    """One HTML file that needs no other: styles and pictures are in it."""
+    parts = [f"<h1>{_inline(title)}</h1>"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"<h2>{_inline(block.text)}</h2>")
+        elif isinstance(block, Text):
+            parts.append(f"<p>{_inline(block.text)}</p>")
+        elif isinstance(block, Table):
+            parts.append(_table(block))
+        else:
+            picture = inline_svg(folder / f"{block.name}.svg", html.escape(block.title, quote=True))
+            parts.append(f"<figure>{picture}<figcaption>{_inline(block.caption)}</figcaption></figure>")
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(_cell(cell, tag, at >= table.left) for at, cell in enumerate(cells)) + "</tr>"
+
+    rows = "\n".join(line(row, "td") for row in table.rows)
+    caption = f"<p class=caption>{_inline(table.caption)}</p>" if table.caption else ""
+    head = line(table.header, "th")
+    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>{caption}'
+
+
+def _cell(text: str, tag: str, number: bool) -> str:
+    if not number:
+        return f"<{tag}>{_inline(text)}</{tag}>"
+    # A line may end behind a comma, never within a number and what belongs to it.
+    parts = [part.replace(" ", "&nbsp;") for part in _inline(text).split(", ")] if tag == "td" else [_inline(text)]
+    return f'<{tag} class="number">{", ".join(parts)}</{tag}>'
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --ground: #fff; --line: #d1d9e0; --stripe: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --soft: #9aa4ae; --ground: #0d1117; --line: #3d444d; --stripe: #151b23 }
+}
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem }
+h1 { font-size: 1.7rem; line-height: 1.25 } h2 { font-size: 1.25rem; margin-top: 2.2rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+th { vertical-align: bottom } td:first-child { min-width: 11rem }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+tbody tr:nth-child(odd) { background: var(--stripe) }
+figure { margin: 1.5rem 0 } figure svg { width: 100%; height: auto; color: var(--soft) }
+figcaption, .caption { color: var(--soft); font-size: .88rem; max-width: 60rem }
+code { font-size: .88em; background: var(--stripe); padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere }
+"""

@@ -1,0 +1,133 @@
+"""``grpo plan``: the memory of each phase of a config, whether it fits, and the largest settings that do."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from grpo_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from grpo_lightning.commands.plan.plan import Planner, Settings
+    from grpo_lightning.commands.plan.rehearsal import PhaseMemory
+
+HELP = """\
+usage: grpo plan --config FILE [--KEY VALUE ...] [--memory SIZE] [--prompt_tokens N] [--fast]
+
+What memory each phase of a training step takes, whether it fits, and the largest settings that do. One iteration is
+run on tensors without memory; of the model it reads config.json alone, and neither weights nor data are downloaded.
+
+  --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
+  --memory SIZE       of the device to plan for, such as 8GiB or 24GB; left out: of this machine's
+  --prompt_tokens N   of the longest prompt; left out: data.max_prompt_tokens, or 512
+  --fast              the table and the verdict alone, without the search for the largest settings
+
+Exit status: 0 if the config fits, 1 if it does not.
+"""
+
+GIB = 2**30
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
+CUDA_CONTEXT = GIB // 2
+"""What the driver and its libraries take on a GPU before the first tensor, at a guess."""
+FRAGMENTATION = 0.05
+"""The share of the memory that the caching allocator holds and cannot use, at a guess."""
+
+
+def main(args: list[str]) -> None:
+    """Print the plan of a config.
+
+    Raises:
+        SystemExit: with 0 if the config fits its device, with 1 if not.
+        ConfigError: the config or an option is wrong.
+    """
+    parser = argparse.ArgumentParser("grpo plan", add_help=False, allow_abbrev=False)
+    parser.add_argument("--memory")
+    parser.add_argument("--prompt_tokens", type=int)
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    given, rest = parser.parse_known_args(args)
+    if given.help:
+        print(HELP)
+        raise SystemExit(0)
+    if given.prompt_tokens is not None and given.prompt_tokens < 1:
+        raise ConfigError(f"--prompt_tokens: must be at least 1, not {given.prompt_tokens}")
+    memory = None if given.memory is None else _size(given.memory)
+    # Imported here: ``grpo plan --help`` needs no torch.
+    from grpo_lightning.commands.plan.configured import planner_of
+
+    planner, device = planner_of(rest, given.prompt_tokens, memory)
+    budget = available(device.memory, planner.on_cuda)
+    phases = planner.phases(planner.settings)
+    for line in table(phases):
+        print(line)
+    print()
+    print(planner.assumptions())
+    worst = max(phases, key=lambda phase: phase.total)
+    fits = worst.total <= budget
+    print(
+        f"{device.name}: {device.memory / GIB:.2f} GiB, of which {budget / GIB:.2f} GiB for tensors. "
+        f"The plan {'fits' if fits else 'does not fit'}: {worst.name} takes {worst.total / GIB:.2f} GiB."
+    )
+    if not given.fast:
+        for line in proposal(planner, planner.propose(budget), budget):
+            print(line)
+    raise SystemExit(0 if fits else 1)
+
+
+def available(memory: int, on_cuda: bool) -> int:
+    """The bytes that tensors may take of a device's memory."""
+    return int((memory - CUDA_CONTEXT) * (1 - FRAGMENTATION)) if on_cuda else memory
+
+
+def table(phases: list[PhaseMemory]) -> Iterator[str]:
+    """Phases by parts, in GiB."""
+    parts = list(dict.fromkeys(part for phase in phases for part in phase.parts))
+    shown = [part for part in parts if any(phase.parts.get(part, 0) >= 0.0005 * phase.total for phase in phases)]
+    width = max(len(phase.name) for phase in phases)
+    yield f"{'GiB':{width}}  " + "  ".join(f"{part:>9}" for part in (*shown, "total"))
+    for phase in phases:
+        sizes = [phase.parts.get(part, 0) for part in shown]
+        cells = [f"{size / GIB:{max(9, len(part))}.3f}" for part, size in zip(shown, sizes, strict=True)]
+        yield f"{phase.name:{width}}  " + "  ".join([*cells, f"{phase.total / GIB:9.3f}"])
+    host = max(phase.host for phase in phases)
+    if host:
+        yield f"and {host / GIB:.3f} GiB of host memory, for the weights that the adapter is merged into"
+
+
+def proposal(planner: Planner, proposed: Settings | None, budget: int) -> Iterator[str]:
+    """What to paste into the config, or onto the command line."""
+    if proposed is None:
+        yield (
+            "No setting fits: the smallest update or rollout takes more. Use LoRA, model.policy.dtype bfloat16, a "
+            "smaller model, or shorter prompts and completions."
+        )
+        return
+    after = planner.phases(proposed)
+    worst = max(after, key=lambda phase: phase.total)
+    if proposed == planner.settings:
+        yield "The settings are the largest that fit already."
+        return
+    rows = "null" if proposed.rollout_rows_at_once is None else str(proposed.rollout_rows_at_once)
+    checkpointing = str(proposed.gradient_checkpointing).lower()
+    yield f"The largest settings that fit ({worst.name} takes {worst.total / GIB:.2f} GiB then):"
+    yield ""
+    yield "model:"
+    yield "  init_args:"
+    yield f"    policy: {{gradient_checkpointing: {checkpointing}}}"
+    yield f"    max_tokens_per_microbatch: {proposed.max_tokens_per_microbatch}"
+    yield f"data: {{rollout_rows_at_once: {rows}}}"
+    yield ""
+    yield (
+        f"--model.policy.gradient_checkpointing {checkpointing} "
+        f"--model.max_tokens_per_microbatch {proposed.max_tokens_per_microbatch} --data.rollout_rows_at_once {rows}"
+    )
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
+    unit = found and UNITS.get(found[2].upper())
+    if not found or unit is None or found[1].count(".") > 1 or float(found[1]) <= 0:
+        raise ConfigError(f"--memory: give a size such as 8GiB or 24GB, not {text!r}")
+    return int(float(found[1]) * unit)

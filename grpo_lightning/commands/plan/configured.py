@@ -1,0 +1,67 @@
+"""From the command line to a planner, and to the device that it plans for."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from grpo_lightning.cli.grpo_cli import GRPOCLI, IGNORED_WARNINGS, parse
+from grpo_lightning.commands.plan.plan import Planner
+from grpo_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is planned for: its name, and its memory in bytes."""
+
+    name: str
+    memory: int
+
+
+class PlanCLI(GRPOCLI):
+    """Reads a config for what it says of the trainer; builds none, for its device may be another machine's."""
+
+    def before_instantiate_classes(self) -> None:
+        self.wanted: dict[str, Any] = vars(self.config.trainer.clone())
+        self.config.trainer.callbacks = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+def planner_of(args: list[str], prompt_tokens: int | None, memory: int | None) -> tuple[Planner, Device]:
+    """The planner of a config as on a command line.
+
+    Args:
+        args: ``--config FILE`` and keys.
+        prompt_tokens: of the longest prompt; ``None``: ``data.max_prompt_tokens``, or 512.
+        memory: of the device in bytes; ``None``: of this machine's.
+
+    Raises:
+        ConfigError: a mistake in the config, or a GPU planned for that is not there and has no ``memory``.
+    """
+    for message in (*IGNORED_WARNINGS, ".*is_gradient_checkpointing.*", ".*gradient_checkpointing_enable.*"):
+        warnings.filterwarnings("ignore", message=message)
+    transformers_logging.set_verbosity_error()
+    cli = cast(PlanCLI, parse(args, PlanCLI))
+    assert cli.datamodule is not None
+    accelerator, devices = str(cli.wanted["accelerator"]), cli.wanted["devices"]
+    has_gpu = torch.cuda.is_available()
+    on_cuda = accelerator in ("gpu", "cuda") or (accelerator == "auto" and (has_gpu or memory is not None))
+    if on_cuda and not has_gpu and memory is None:
+        raise ConfigError("--memory: this machine has no GPU to ask, so give the memory of the one planned for")
+    device = Device("GPU" if on_cuda else "CPU", memory or 0)
+    if memory is None and on_cuda:
+        properties = torch.cuda.get_device_properties(0)
+        device = Device(properties.name, properties.total_memory)
+    elif memory is None:
+        device = Device("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    tokens = prompt_tokens or cli.datamodule.max_prompt_tokens or 512
+    count = devices if isinstance(devices, int) and devices > 0 else 1
+    planner = Planner(cli.model, cli.datamodule, str(cli.wanted["precision"] or "32-true"), on_cuda, tokens, count)
+    return planner, device

@@ -1,0 +1,261 @@
+"""The plan of a config: what each phase of its training step takes, and the largest settings that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+
+import torch
+
+from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_rows
+from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.speed.shared_prompt import pass_overhead
+from grpo_lightning.types import TokenRows
+
+FEEDBACK_TOKENS = 64
+"""What the turn between two attempts is taken to hold."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What sets the memory of a run and not its result.
+
+    Args:
+        max_tokens_per_microbatch: of the update, the option of the module.
+        rollout_rows_at_once: of the rollout, the option of the data module.
+        gradient_checkpointing: of the policy.
+    """
+
+    max_tokens_per_microbatch: int
+    rollout_rows_at_once: int | None
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """Completions that a step, or a validation, samples: so many of each conversation of so many tokens."""
+
+    name: str
+    conversations: int
+    completions: int
+    tokens: int
+    params: SamplingParams
+
+
+class Planner:
+    """Rehearses the phases of a config, one device's share of them.
+
+    Args:
+        module: as configured; its policy is never loaded.
+        data: as configured; its task is never read.
+        precision: ``trainer.precision``.
+        on_cuda: the run is on a GPU.
+        prompt_tokens: of the longest prompt.
+        devices: over which a step's prompts are dealt out.
+    """
+
+    def __init__(
+        self,
+        module: PolicyModule,
+        data: RolloutDataModule,
+        precision: str,
+        on_cuda: bool,
+        prompt_tokens: int,
+        devices: int = 1,
+    ) -> None:
+        self.module = module
+        self.data = data
+        self.precision = precision
+        self.on_cuda = on_cuda
+        self.prompt_tokens = prompt_tokens
+        self.prompts = ceil(data.prompts_per_step / devices)
+        self.settings = Settings(
+            module.max_tokens_per_microbatch, data.rollout_rows_at_once, module.policy_config.gradient_checkpointing
+        )
+        self._rehearsals: dict[bool, Rehearsal] = {}
+        self._phases: dict[Hashable, PhaseMemory] = {}
+
+    def assumptions(self) -> str:
+        """The shapes that the plan is for."""
+        data = self.data
+        rows = f"{self.prompts} prompts"
+        if self.module.learns_from == "rollouts":
+            rows += f" x {data.group_size} completions"
+        return (
+            f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
+            f"{data.sampling.cap}, all of them at their longest; {self.precision}."
+        )
+
+    # -- prediction -------------------------------------------------------------------------------------------------
+
+    def phases(self, settings: Settings) -> list[PhaseMemory]:
+        """Every phase of a step, in its order, with the validation's rollouts at the end."""
+        return [*self.learning(settings), *self.sampling(settings)]
+
+    def learning(self, settings: Settings) -> list[PhaseMemory]:
+        """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
+        rows, rehearsal = self._step_rows(), self._rehearsal(settings)
+        critic, shares = rehearsal.policy.critic, rehearsal.policy.shares_prompts
+        temperature = self.data.sampling.temperature if self.module.learns_from == "rollouts" else 1.0
+        phases = []
+        if self.module.wants_reference:
+            _, tokens, key = self._cut(rows, shares, settings)
+            phases.append(self._once(("reference", *key), partial(rehearsal.reference, tokens, temperature)))
+        if critic is not None:
+            _, tokens, key = self._cut(rows, False, settings)
+            phases.append(self._once(("value", *key), partial(rehearsal.value, tokens)))
+            shares = shares and critic.form == "shared"
+        # A minibatch may draw the longest rows of all.
+        longest = rows.lengths_N.argsort(descending=True, stable=True)
+        minibatch = rows.select(longest[: ceil(len(rows) / getattr(self.module, "minibatches_per_update", 1))])
+        count, tokens, key = self._cut(minibatch, shares, settings)
+        # The second micro-batch finds the gradients of the first.
+        work = [tokens] * min(2, count)
+        return [*phases, self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))]
+
+    def sampling(self, settings: Settings) -> list[PhaseMemory]:
+        """The rollouts: of the step, of further attempts, and of validation."""
+        rows = settings.rollout_rows_at_once
+        rehearsal = self._rehearsal(settings)
+        phases = []
+        for job in self._decodings():
+            at_once = job.conversations if rows is None else min(job.conversations, max(1, rows // job.completions))
+            shape = (at_once, job.completions, job.tokens)
+            key = ("rollout", *shape, str(job.params))
+            phase = self._once(key, partial(rehearsal.rollout, *shape, job.params))
+            phases.append(replace(phase, name=job.name))
+        return phases
+
+    # -- proposal ---------------------------------------------------------------------------------------------------
+
+    def propose(self, limit: int) -> Settings | None:
+        """The largest settings whose every phase takes at most ``limit`` bytes.
+
+        Gradient checkpointing is turned on where nothing fits without. ``None``: nothing fits at all.
+        """
+        for checkpointing in (False, True) if not self.settings.gradient_checkpointing else (True,):
+            settings = replace(self.settings, gradient_checkpointing=checkpointing)
+            proposed = self._largest_update(settings, limit)
+            if proposed is not None:
+                return self._largest_rollout(proposed, limit)
+        return None
+
+    def _largest_update(self, settings: Settings, limit: int) -> Settings | None:
+        rows = self._step_rows()
+        longest = int(rows.lengths_N.max())
+
+        def with_rows(count: int) -> Settings:
+            budget = count * longest
+            if count == len(rows):
+                # All rows at once: a larger budget than that changes nothing, so the configured one may stay.
+                budget = max(budget, settings.max_tokens_per_microbatch)
+            return replace(settings, max_tokens_per_microbatch=budget)
+
+        count = largest(lambda count: most(self.learning(with_rows(count))), limit, len(rows))
+        return None if count is None else with_rows(count)
+
+    def _largest_rollout(self, settings: Settings, limit: int) -> Settings | None:
+        everything = max(job.conversations * job.completions for job in self._decodings())
+        group = self.data.group_size if self.module.learns_from == "rollouts" else 1
+
+        def with_groups(count: int) -> Settings:
+            rows = count * group
+            return replace(settings, rollout_rows_at_once=None if rows >= everything else rows)
+
+        count = largest(lambda count: most(self.sampling(with_groups(count))), limit, ceil(everything / group))
+        return None if count is None else with_groups(count)
+
+    # -- shapes -----------------------------------------------------------------------------------------------------
+
+    def _decodings(self) -> list[_Decoding]:
+        data, width, cap = self.data, self.prompt_tokens, self.data.sampling.cap
+        jobs = []
+        if self.module.learns_from == "rollouts":
+            jobs.append(_Decoding("rollout", self.prompts, data.group_size, width, data.sampling))
+            if data.refinement is not None:
+                longest = width + data.refinement.attempts * (cap + FEEDBACK_TOKENS)
+                jobs.append(_Decoding("refinement", self._refined, 1, longest, data.sampling))
+        jobs.append(_Decoding("validation", data.val_batch_size, 1, width, data.val_sampling))
+        if data.pass_at_k:
+            jobs.append(_Decoding("pass@k", data.val_batch_size, data.pass_samples, width, data.sampling))
+        return jobs
+
+    @property
+    def _refined(self) -> int:
+        """Further attempts of a round."""
+        refinement = self.data.refinement
+        if refinement is None or self.module.learns_from != "rollouts":
+            return 0
+        return min(refinement.budget, self.data.group_size) * self.prompts
+
+    def _step_rows(self) -> TokenRows:
+        """The rows that a step learns from, at their longest."""
+        cap = self.data.sampling.cap
+        if self.module.learns_from == "demonstrations":
+            return step_rows([self.prompt_tokens] * self.prompts, [cap] * self.prompts)
+        numbers = [number for number in range(self.prompts) for _ in range(self.data.group_size)]
+        prompts = [self.prompt_tokens] * len(numbers)
+        refinement = self.data.refinement
+        if refinement is not None:
+            for attempt in range(1, refinement.attempts + 1):
+                in_context = refinement.mode == "in_context"
+                turns = attempt * (cap + FEEDBACK_TOKENS) if in_context else 0
+                prompts += [self.prompt_tokens + turns] * self._refined
+                # In context a prompt goes on with the attempt before, which is of one row alone.
+                numbers += range(len(numbers), len(prompts)) if in_context else numbers[: self._refined]
+        return step_rows(prompts, [cap] * len(prompts), numbers)
+
+    def _cut(self, rows: TokenRows, share: bool, settings: Settings) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
+        """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
+        overhead = pass_overhead(decoder_of(self._rehearsal(settings).policy.lm), "cuda" if self.on_cuda else "cpu")
+        parts = microbatches(rows, torch.arange(len(rows)), settings.max_tokens_per_microbatch, share, overhead)
+        tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
+        sharing = tokens.sharing and tuple(tuple(one.tolist()) for one in tokens.sharing)
+        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), sharing)
+        return len(parts), tokens, shape
+
+    def _rehearsal(self, settings: Settings) -> Rehearsal:
+        checkpointing = settings.gradient_checkpointing
+        if checkpointing not in self._rehearsals:
+            policy = replace(self.module.policy_config, gradient_checkpointing=checkpointing)
+            self._rehearsals[checkpointing] = Rehearsal(self.module, policy, self.precision, self.on_cuda)
+        return self._rehearsals[checkpointing]
+
+    def _once(self, key: Hashable, rehearse: Callable[[], PhaseMemory]) -> PhaseMemory:
+        if key not in self._phases:
+            self._phases[key] = rehearse()
+        return self._phases[key]
+
+
+def most(phases: list[PhaseMemory]) -> int:
+    """The bytes of the largest phase."""
+    return max(phase.total for phase in phases)
+
+
+def largest(bytes_at: Callable[[int], int], limit: int, high: int) -> int | None:
+    """The largest number from 1 to ``high`` at which ``bytes_at``, which rises, is within ``limit``; ``None`` if none.
+
+    Memory is nearly a straight line over rows, so the next guess is where the line through the bounds meets the limit.
+    """
+    over = bytes_at(high)
+    if over <= limit:
+        return high
+    under = bytes_at(1)
+    if under > limit or high == 1:
+        return None
+    low = 1
+    while high - low > 1:
+        guess = low + int((high - low) * (limit - under) / (over - under))
+        guess = min(max(guess, low + 1), high - 1)
+        taken = bytes_at(guess)
+        if taken <= limit:
+            low, under = guess, taken
+        else:
+            high, over = guess, taken
+    return low

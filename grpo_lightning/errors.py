@@ -1,0 +1,34 @@
+"""What goes wrong in a way that one sentence explains: to the user, without a traceback."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong. The message names the key or row, and the mend.
+
+    The command line prints it alone, without a traceback, and exits with 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, and nothing in the program is wrong. The command line prints the message and exits with 1."""
+
+
+class OutOfMemory(RunError):
+    """The memory did not suffice.
+
+    Args:
+        phase: of the step, where it happened.
+        mend: which setting to lower.
+    """
+
+    def __init__(self, phase: str, mend: str) -> None:
+        super().__init__(phase, mend)
+        self.phase = phase
+        self.mend = mend
+        self.shapes = ""
+        """What was being computed; filled in by who knows it."""
+
+    def __str__(self) -> str:
+        shapes = f" ({self.shapes})" if self.shapes else ""
+        return f"out of memory in the {self.phase} phase{shapes}: {self.mend}"

@@ -1,0 +1,178 @@
+"""The model while it decodes: prompts prefilled once, rows forked from them, tokens fed, finished rows dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from grpo_lightning.models.policy import Policy, decoder_of, softcap_of
+from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
+from grpo_lightning.speed.direct import DirectStep, has_plain_cache
+from grpo_lightning.speed.packed import product
+from grpo_lightning.speed.shared_prompt import cut_by_padding, pass_overhead
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
+
+
+class DecodingModel:
+    """A policy's model as it decodes, from the weights of the moment: made anew for every batch of prompts.
+
+    Args:
+        policy: in rollout mode.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.lm = policy.lm
+        self.body = decoder_of(self.lm)
+        self.pad = policy.pad_token_id
+        self.direct = DirectStep(self.lm, policy.packs_weights) if policy.decodes_directly else None
+        self._head = product(self.lm.get_output_embeddings(), policy.packs_weights)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """``logits_RV`` of the output head, with the final softcap where the model has one."""
+        logits_RV = self._head(hidden_RD)
+        cap = softcap_of(self.lm)
+        return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
+
+
+class Decoder:
+    """Cache, masks and the next logits of the active rows ``R``: at first ``group_size`` of every prompt.
+
+    A prompt is prefilled once, equal ones together, and its cache forked to its rows. Left padding keeps the rows' last
+    tokens aligned, so that all rows fill the same column of the cache. Without any, no mask is needed, and its kernels
+    are faster.
+
+    Args:
+        model: what decodes, without gradients.
+        prompts: token ids, ``B`` lists, the longest first, equal ones next to each other.
+        group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
+        max_new_tokens: tokens drawn a row, at the most.
+    """
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        prompts: list[list[int]],
+        group_size: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.model = model
+        self.device = model.lm.device
+        self.max_new_tokens = max_new_tokens
+        self.can_join = has_plain_cache(model.lm)
+        # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
+        # them, and on a GPU every look waits for the tokens before.
+        self.kernel_mask = self.can_join and model.lm.config._attn_implementation == "sdpa"
+        self.logits_RV, caches, forks = self._prefill(prompts, group_size)
+        self.cache = decoding_cache(caches, forks, max_new_tokens)
+        self.position_R = self._last_positions(prompts, group_size)
+        self.length = max(map(len, prompts))
+        self.padded = min(map(len, prompts)) < self.length
+        self._make_mask()
+
+    def join(self, prompts: list[list[int]]) -> None:
+        """Go on with more rows, one a prompt, behind those that are active; only where ``can_join``."""
+        logits_RV, caches, forks = self._prefill(prompts, 1)
+        active_R = torch.arange(len(self.position_R), device=self.device)
+        self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
+        self.logits_RV = torch.cat([self.logits_RV, logits_RV])
+        self.position_R = torch.cat([self.position_R, self._last_positions(prompts, 1)])
+        lengths = {self.length, *map(len, prompts)}
+        self.length = max(lengths)
+        self.padded = self.padded or len(lengths) > 1
+        self._make_mask()
+
+    def _last_positions(self, prompts: list[list[int]], group_size: int) -> Tensor:
+        return torch.tensor([len(prompt) - 1 for prompt in prompts]).repeat_interleave(group_size).to(self.device)
+
+    def _make_mask(self) -> None:
+        """Where the rows are in the cache, for now and for all tokens to come: they all end in the same column."""
+        start_R = self.length - 1 - self.position_R
+        place_L = torch.arange(self.length + self.max_new_tokens, device=start_R.device)
+        self.mask_RL = place_L >= start_R[:, None]
+
+    def advance(self, tokens_R: Tensor) -> None:
+        """Feed the tokens just drawn."""
+        self.length += 1
+        self.position_R = self.position_R + 1
+        mask_RL = self.mask_RL[:, : self.length] if self.padded else None
+        if self.model.direct is not None:
+            hidden_RD = self.model.direct(tokens_R, self.position_R, mask_RL, self.cache)
+        else:
+            hidden_RD = self._forward(tokens_R, mask_RL)
+        self.logits_RV = self.model.logits(hidden_RD)
+
+    def _forward(self, tokens_R: Tensor, mask_RL: Tensor | None) -> Tensor:
+        mask = None if mask_RL is None else mask_RL[:, None, None] if self.kernel_mask else mask_RL.long()
+        out = self.model.body(
+            input_ids=tokens_R[:, None],
+            attention_mask=mask,
+            position_ids=self.position_R[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return cast(Tensor, out.last_hidden_state[:, -1])
+
+    def drop(self, rows: list[int]) -> Tensor:
+        """Go on without some rows. The last ones take their places, so that little is copied: which is returned."""
+        count = len(self.position_R) - len(rows)
+        to = [row for row in rows if row < count]
+        dropped = set(rows)
+        source = [row for row in range(count, len(self.position_R)) if row not in dropped]
+        device = self.device
+        to_R, source_R = torch.tensor(to, device=device), torch.tensor(source, device=device)
+        index_R = torch.arange(count, device=device)
+        if to:
+            index_R[to_R] = source_R
+        drop_rows(self.cache, to_R.long(), source_R.long(), index_R)
+        self.mask_RL = self.mask_RL[index_R]
+        self.position_R = self.position_R[index_R]
+        return index_R
+
+    def _prefill(self, prompts: list[list[int]], group_size: int) -> tuple[Tensor, list[Cache], list[Tensor]]:
+        """Run each prompt once: the next logits of its rows, caches, and the rows of each that these start from."""
+        slots: dict[tuple[int, ...], int] = {}
+        slot_B = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
+        slot_R = slot_B.repeat_interleave(group_size)
+        distinct = list(slots)
+        parts = _parts(distinct, pass_overhead(self.model.body)) if self.can_join else [distinct]
+        first, last, caches, forks = 0, [], [], []
+        for part in parts:
+            of_part_R = (slot_R >= first) & (slot_R < first + len(part))
+            forks.append((slot_R[of_part_R] - first).to(self.device))
+            hidden_BD, cache = self._run(part)
+            last.append(hidden_BD)
+            caches.append(cache)
+            first += len(part)
+        return self.model.logits(torch.cat(last))[slot_R.to(self.device)], caches, forks
+
+    def _run(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+        """The hidden state at each prompt's last token, and the cache of all."""
+        width = max(map(len, prompts))
+        ids_BP = torch.tensor(
+            [[self.model.pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device
+        )
+        start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.device)
+        place_BP = torch.arange(width, device=self.device) - start_B[:, None]
+        padded = min(map(len, prompts)) < width
+        out = self.model.body(
+            input_ids=ids_BP,
+            attention_mask=(place_BP >= 0).long() if padded else None,
+            position_ids=place_BP.clamp(min=0),
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1], out.past_key_values
+
+
+def _parts(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[list[tuple[int, ...]]]:
+    """Neighbouring prompts, cut where padding would cost more than a pass, and where the tokens of one are enough."""
+    parts = []
+    for run in cut_by_padding(range(len(prompts)), [len(prompt) for prompt in prompts], overhead):
+        held = max(1, PREFILL_TOKENS // len(prompts[run[0]]))
+        parts += [[prompts[index] for index in run[start : start + held]] for start in range(0, len(run), held)]
+    return parts

@@ -1,0 +1,1 @@
+"""Shortcuts: the same results in less time or memory."""

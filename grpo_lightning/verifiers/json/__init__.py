@@ -1,0 +1,5 @@
+"""Judges JSON documents."""
+
+from grpo_lightning.verifiers.json.verifier import JSONSchemaVerifier
+
+__all__ = ["JSONSchemaVerifier"]

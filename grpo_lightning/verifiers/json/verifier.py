@@ -1,0 +1,210 @@
+"""Judges JSON: whether a completion is one document that fits a JSON Schema, and whether it equals the gold one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers.base import Verifier
+from grpo_lightning.verifiers.json.compare import Equality, TooManyPairs, field_tree, has_selected, select
+from grpo_lightning.verifiers.json.documents import read_documents
+from grpo_lightning.verifiers.json.extract import Json, NotJSON, find_documents, parse
+from grpo_lightning.verifiers.json.rules import Problem, Schema, compile_schema
+from grpo_lightning.verifiers.visible import visible_text
+
+# None of these shows a value, neither of the gold document nor of the schema.
+_CORRECT = Verdict(correct=True, format_valid=True)
+_WRONG = Verdict(False, True, "The JSON fits the schema, but not all of its values are correct. Check each of them.")
+_TOO_MANY_PAIRS = Verdict(False, True, "The JSON fits the schema, but its arrays are too much alike to compare.")
+_SEVERAL = Verdict(False, False, "There are several different JSON documents. Give exactly one.")
+_TOO_LONG = Verdict(False, False, "The completion is too long to check. Give a shorter one.")
+
+_same = Equality()
+
+# With what was thought: looking for the thoughts takes time, too.
+_MAX_COMPLETION_CHARS = 2_000_000
+
+
+class JSONSchemaVerifier(Verifier):
+    """Checks that a completion is JSON that fits a schema, and equals the gold document if the row has one.
+
+    The format is valid where there is exactly one JSON document and it fits the schema in ``metadata["schema"]`` (an
+    object, or its JSON text), or the one given here. The completion is correct where the document also equals
+    ``answer``: the gold object, or any JSON value as JSON text. Without an answer, every document that fits is correct.
+
+    Where the document is read: the whole text, a fenced block that is nothing but the document, or inside prose. Text
+    in ``<think>`` blocks does not count, and neither does a document inside a string or inside broken JSON. The same
+    document given twice is one. In prose, ``[1]`` is no document where the schema asks for an object.
+
+    JSON is read strictly: no comments, trailing commas, NaN or Infinity, no key twice in an object, no numbers beyond
+    the range of a double, no nesting deeper than 100. As in JSON Schema, 1.0 is an integer and equals 1, and true
+    is no number. The draft is the schema's ``$schema``, and 2020-12 without one.
+
+    A schema may refer to the documents of ``schemas``, by their URIs, and to no others: nothing is ever fetched, and no
+    file is read because a schema names it.
+
+    A row is an error if its schema is missing or invalid, refers to a document that is not registered, or has a pattern
+    with look-around or back-references (which would take exponential time), and if its gold document does not fit the
+    schema. Feedback names the place and the rule that is broken, never a value of the gold document or of the schema.
+
+    Args:
+        schema: the schema of rows without one of their own, as an object or the path of a JSON file.
+        schemas: other documents that schemas may refer to: objects or paths of JSON files by URI, or the path of a
+            folder, each ``.json`` file in which is known by its ``$id``.
+        document: whether there must be ``only`` one document, or the ``last`` one counts.
+        array_order: whether arrays must have the gold's order.
+        key_order: whether objects must have the gold's order of keys.
+        rel_tol: how far numbers may be off, as a part of the gold number; integers, too.
+        abs_tol: how far numbers may be off; integers, too.
+        extra_fields: whether objects may have keys that the gold lacks. The gold may be a part of a document then, and
+            is not checked against the schema.
+        fields: the only fields to compare, everywhere else whatever fits the schema is correct. Dots lead into objects,
+            and into the objects of arrays: ``["total", "items.price"]``.
+        check_formats: whether ``format`` in a schema (``date``, ``email``, ...) is checked.
+        max_chars: longer completions, not counting what was thought, are not read, and have no valid format.
+        reward_correct: reward of a correct completion.
+        reward_format: reward of a completion that has only the format right.
+        reward_wrong: reward of everything else.
+
+    Raises:
+        ValueError: an option is out of range, or a schema cannot be used.
+    """
+
+    def __init__(
+        self,
+        # Not dict[str, Any]: jsonargparse reads strings typed Any as YAML, "42" becomes 42 and "#/a" becomes None.
+        schema: dict | str | None = None,
+        schemas: dict | str | None = None,
+        document: Literal["only", "last"] = "only",
+        array_order: bool = True,
+        key_order: bool = False,
+        rel_tol: float = 0.0,
+        abs_tol: float = 0.0,
+        extra_fields: bool = False,
+        fields: Sequence[str] = (),
+        check_formats: bool = False,
+        max_chars: int = 250_000,
+        reward_correct: float = 1.0,
+        reward_format: float = 0.5,
+        reward_wrong: float = 0.0,
+    ) -> None:
+        super().__init__(reward_correct, reward_format, reward_wrong)
+        if document not in ("only", "last"):
+            raise ValueError(f"document must be only or last, not {document!r}")
+        if not (0 <= rel_tol < 1 and 0 <= abs_tol < math.inf):
+            raise ValueError("rel_tol must be in [0, 1), and abs_tol must not be negative or infinite")
+        if max_chars <= 0:
+            raise ValueError("max_chars must be positive")
+        self.document = document
+        self.equality = Equality(array_order, key_order, rel_tol, abs_tol, extra_fields)
+        self.fields = field_tree(fields)
+        self.check_formats = check_formats
+        self.max_chars = max_chars
+        self._documents = () if schemas is None else read_documents(schemas)
+        self._schema_text = None if schema is None else _configured(schema)
+        if self._schema_text is not None:
+            self._compiled(self._schema_text)
+
+    def verify(self, sample: Sample) -> Verdict:
+        """Judge one completion.
+
+        Raises:
+            ValueError: the schema or the gold document is missing or broken, or they do not fit together.
+        """
+        schema = self._schema(sample.metadata)
+        gold = None if sample.answer is None else self._gold(sample.answer, schema)
+        if len(sample.completion) > _MAX_COMPLETION_CHARS:
+            return _TOO_LONG
+        text = visible_text(sample.completion)
+        if len(text) > self.max_chars:
+            return _TOO_LONG
+        try:
+            documents = find_documents(text)
+        except NotJSON as refusal:
+            return Verdict(False, False, f"The JSON cannot be read: {refusal}.")
+        candidates = [one.value for one in documents if one.apart or schema.takes_kind(one.value)]
+        # Where nothing is left, the feedback is about what there is.
+        document, *others = reversed(candidates or [one.value for one in documents])
+        if self.document == "only" and not all(_same(document, other) for other in others):
+            return _SEVERAL
+        if not schema.fits(document):
+            return _unfit(schema.problem(document, len(text)), gold)
+        if gold is None:
+            return _CORRECT
+        try:
+            equal = self.equality(gold.value, select(document, self.fields))
+        except TooManyPairs:
+            return _TOO_MANY_PAIRS
+        return _CORRECT if equal else _WRONG
+
+    def require(self, prompt: Prompt) -> None:
+        self._schema(prompt.metadata)
+
+    def _schema(self, metadata: Mapping[str, Any]) -> Schema:
+        schema = metadata.get("schema")
+        text = self._schema_text if schema is None else _json_text(schema, "the schema in metadata['schema']")
+        if text is None:
+            raise ValueError("JSONSchemaVerifier needs a schema in metadata['schema'], or its option 'schema'")
+        return self._compiled(text)
+
+    def _compiled(self, text: str) -> Schema:
+        return compile_schema(text, self.check_formats, self._documents)
+
+    def _gold(self, answer: object, schema: Schema) -> _Gold:
+        try:
+            gold = parse(_json_text(answer, "the gold document in 'answer'"))
+        except NotJSON as refusal:
+            raise ValueError(f"the gold document in 'answer' is not valid JSON: {refusal}") from refusal
+        if not self.equality.extra_fields and not schema.fits(gold):
+            raise ValueError(f"the gold document in 'answer' does not fit the schema: {str(gold)[:200]}")
+        if self.fields and not has_selected(gold, self.fields):
+            raise ValueError(f"the gold document in 'answer' has none of the fields to compare: {str(gold)[:200]}")
+        return _Gold(select(gold, self.fields))
+
+
+class _Gold(NamedTuple):
+    """What the document must equal; its value may be None, JSON's null."""
+
+    value: Json
+
+
+def _unfit(problem: Problem, gold: _Gold | None) -> Verdict:
+    # The name of a property comes from the schema, and may be a gold value elsewhere: {"type": "circle", "circle": 1}.
+    name_missing = gold is None or not any(scalar in problem.missing for scalar in _scalars(gold.value))
+    return Verdict(False, False, f"The JSON does not fit the schema. {problem.text(name_missing)}.")
+
+
+def _scalars(value: Json) -> Iterator[str]:
+    """The strings, numbers, true, false and null of a document as texts."""
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _scalars(inner)
+    elif value != "":
+        yield value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_text(value: object, what: str) -> str:
+    """A JSON text as it is, anything else written as one."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+
+
+def _configured(schema: dict | str) -> str:
+    """The text of the schema given as an option."""
+    if isinstance(schema, dict):
+        return _json_text(schema, "the option 'schema'")
+    try:
+        return Path(schema).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"JSONSchemaVerifier: the option 'schema' names a file that cannot be read: {error}"
+        ) from error

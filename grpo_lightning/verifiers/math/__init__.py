@@ -1,0 +1,5 @@
+"""Judges final answers in mathematics."""
+
+from grpo_lightning.verifiers.math.verifier import MathVerifier
+
+__all__ = ["MathVerifier"]

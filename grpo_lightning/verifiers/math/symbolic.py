@@ -1,0 +1,212 @@
+r"""The gate before the symbolic check: lets through only what looks like one closed mathematical expression.
+
+Answers come from a policy that is rewarded for finding holes, so everything is refused that is not known: LaTeX
+commands, characters, words, long digits, deep nesting, towers of exponents. Operators that only state a calculation
+(sums, integrals, limits, ``\gcd``) are refused too, or copying the problem would answer it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from grpo_lightning.verifiers.math.numbers import is_unit, unwrap
+
+MAX_CHARS = 400
+MAX_DEPTH = 12
+MAX_DIGITS = 40
+MAX_POWER_DEPTH = 2
+# The digits of an exponent or of a factorial's argument.
+MAX_GROWTH_DIGITS = 4
+
+_GREEK = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau phi "
+    "varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_FUNCTIONS = frozenset(
+    {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
+    | {"ln", "log", "exp", "pi"}
+)
+_COMMANDS = _FUNCTIONS | frozenset(
+    f"frac binom infty cdot times div pm cup cap in le leq ge geq lt gt ne neq setminus emptyset "
+    f"mathbb overline {_GREEK}".split()
+)
+_MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "vmatrix", "Bmatrix"})
+_NO_ANSWER = frozenset({"nan", "inf", "null"})
+_REFUSED_WORDS = frozenset({"or", "and", "not", "yes", "no", "nan", "inf", "is", "if"})
+_ESCAPES = {"\\{": "\\{", "\\}": "\\}", "\\\\": "\\\\ ", "\\!": "", "\\$": ""} | {f"\\{c}": " " for c in ",;: "}
+_SIGNS = {
+    **{"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "·": "\\cdot ", "÷": "\\div ", "**": "^"},
+    **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "√": "\\sqrt ", "²": "^2", "³": "^3", "\u00a0": " "},
+    **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∈": "\\in ", "\u222a": "\\cup ", "∩": "\\cap "},
+    **{"∅": "\\emptyset ", "\\varnothing": "\\emptyset "},
+}
+_SIGN = re.compile("|".join(re.escape(sign) for sign in _SIGNS))
+_UNIT = re.compile(r"(?<=\S)\s*\\(?:text|mathrm)\s*\{\s*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?$")
+_LIST_WORD = re.compile(r",?\s*\\text\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+")
+_FACE = re.compile(r"\\(?:mathbf|mathrm|text|vec|bold)\s*\{\s*([A-Za-z])\s*\}")
+_IGNORED = re.compile(r"\\(?:left|right)(?![A-Za-z])\.?|\\displaystyle|\\limits|\\q?quad(?![A-Za-z])|\{,\}|,\\!")
+_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+# A mixed number; before a symbol, the parser would take it for a product.
+_MIXED = re.compile(
+    r"(?<![\w.^}\)])([0-9]+)\s*\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))"
+)
+_TOKEN = re.compile(
+    r"\\(?:begin|end)\{[A-Za-z]+\}|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.", re.DOTALL
+)
+_CHARACTERS = frozenset("+-*/^_=<>()[]{}|!,&")
+_TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
+_GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
+
+_NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
+
+_VARIABLE = re.compile(
+    r"(?P<name>\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z]\([A-Za-z]\))\s*(?:=|\\in(?![A-Za-z])|∈)(?P<value>[^=]+)"
+)
+_LITERAL = re.compile(
+    r"\([A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
+    re.ASCII,
+)
+_LITERAL_FACE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
+
+
+class NotAnExpression(ValueError):
+    """The text is refused before anything symbolic sees it; the message says why."""
+
+
+def split_variable(text: str) -> tuple[str | None, str]:
+    r"""``("x", "5")`` for ``x = 5`` or ``x \in 5``, ``(None, text)`` for anything else. A chain is anything else."""
+    match = _VARIABLE.fullmatch(unwrap(text))
+    return (match["name"].replace(" ", ""), match["value"]) if match else (None, text)
+
+
+def literal(text: str) -> str | None:
+    r"""The comparable text of an answer that is a name, a choice, a ratio or a numeral in another base, else ``None``.
+
+    ``\text{East}`` is ``east``, ``(C)`` and ``\text{C}`` are ``C``, ``2:3`` and ``101_2`` are themselves.
+    """
+    text = unwrap(text)
+    if len(text) > MAX_CHARS:
+        return None
+    text = unwrap(_LITERAL_FACE.sub(r"\1", text))
+    if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER:
+        return None
+    text = text.strip("()").replace("{", "").replace("}", "")
+    return text.lower() if len(text) > 1 and "_" not in text else text
+
+
+def is_single(latex: str) -> bool:
+    """Whether gated LaTeX is one value: no list, relation, set operation or plus-minus."""
+    return not _NOT_SINGLE.search(latex)
+
+
+def to_latex(text: str) -> str:
+    """The answer as the LaTeX that the symbolic check reads, with exact fractions in place of decimals.
+
+    Raises:
+        NotAnExpression: the text is no expression, or one beyond the caps.
+    """
+    if len(text) > MAX_CHARS:
+        raise NotAnExpression("longer than an answer can be")
+    text = _IGNORED.sub("", unwrap(text))
+    text = _SIGN.sub(lambda match: _SIGNS[match[0]], text)
+    text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], _FACE.sub(r"\1", text))
+    text = _FRAC.sub(r"\\frac", _LIST_WORD.sub(", ", text)).strip()
+    text = _MIXED.sub(_improper, text)
+    if not text:
+        raise NotAnExpression("empty")
+    latex = _Writer().write(text)
+    if _TOWER.search(latex) or _GROWTH.search(latex):
+        raise NotAnExpression("powers too large to check")
+    return latex
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, over, under = int(match[1]), int(match[2] or match[3]), int(match[4] or match[5])
+    return f"{{\\frac{{{whole * under + over}}}{{{under}}}}}" if over < under else match[0]
+
+
+class _Writer:
+    """Copies known tokens one by one, and follows the brackets."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.open: list[str] = []
+        self.last = ""
+
+    def write(self, text: str) -> str:
+        for match in _TOKEN.finditer(text):
+            token = match[0]
+            written = self._token(token)
+            self.written.append(written)
+            if not written.isspace():
+                # The base of a logarithm may stand beside a number.
+                self.last = "base" if self.last == "_" else token
+        if self.open:
+            raise NotAnExpression("an unclosed bracket")
+        return "".join(self.written).strip()
+
+    def _token(self, token: str) -> str:
+        if token.isspace():
+            return " "
+        if token[0] == "\\":
+            return self._command(token)
+        if token[0] in ".0123456789" and token != ".":
+            return self._number(token)
+        if token.isascii() and token.isalpha():
+            return self._letters(token)
+        if token not in _CHARACTERS:
+            raise NotAnExpression("a character that no answer has")
+        if token in "([{":
+            return self._opening(token)
+        if token in ")]}":
+            return self._closing(token)
+        if token == "_" and self.last[:1].isdigit():
+            raise NotAnExpression("a subscript on a number")
+        return {"*": "\\cdot ", ",": ", "}.get(token, token)
+
+    def _command(self, token: str) -> str:
+        if token in _ESCAPES:
+            return _ESCAPES[token]
+        if token.startswith(("\\begin", "\\end")):
+            if token[token.index("{") + 1 : -1] in _MATRICES:
+                return token
+        elif token[1:] in _COMMANDS:
+            return token + " "
+        raise NotAnExpression("a LaTeX command that no answer has")
+
+    def _number(self, token: str) -> str:
+        if len(token) > MAX_DIGITS:
+            raise NotAnExpression("too many digits")
+        if self.last[-1:].isdigit():
+            raise NotAnExpression("two numbers side by side")
+        whole, _, decimals = token.partition(".")
+        if not decimals:
+            return token
+        return f"{{\\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}}}"
+
+    def _letters(self, token: str) -> str:
+        if token in _FUNCTIONS:
+            return f"\\{token} "
+        if len(token) > 3 or token.lower() in _REFUSED_WORDS:
+            raise NotAnExpression("words")
+        return token
+
+    def _opening(self, token: str) -> str:
+        # sqrt(2) and x^(2) are written with braces in LaTeX.
+        if token == "(" and self.last in ("^", "sqrt", "\\sqrt"):
+            token = "^()" if self.last == "^" else "()"
+        elif token == "{" and self.last == "^":
+            token = "^{"
+        self.open.append(token)
+        if len(self.open) > MAX_DEPTH or sum(kind[0] == "^" for kind in self.open) > MAX_POWER_DEPTH:
+            raise NotAnExpression("nested too deeply")
+        return "{" if token[-1] in "){" else token
+
+    def _closing(self, token: str) -> str:
+        opening = self.open.pop() if self.open else ""
+        if opening in ("()", "^()") and token == ")":
+            return "}"
+        # An interval may close with the other bracket: [0, 1).
+        if (opening in ("{", "^{")) != (token == "}") or opening in ("", "()", "^()"):
+            raise NotAnExpression("an unmatched bracket")
+        return token

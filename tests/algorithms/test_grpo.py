@@ -1,0 +1,422 @@
+"""One training step of GRPO against formulas written out, and each option against its absence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.plugins.precision import MixedPrecision
+from transformers import AutoModelForCausalLM
+
+from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.errors import ConfigError, RunError
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.types import RolloutBatch, TokenRows
+from grpo_lightning.verifiers import AllOf, Verdict, Verifier
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd, trainer
+
+NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
+
+
+def gradient(
+    folder: Path, path: str, data: dict[str, Any] | None = None, **options: Any
+) -> tuple[dict[str, torch.Tensor], RolloutBatch, dict[str, float]]:
+    """Minus the change of the weights in one step of SGD with learning rate 1, with the step's batch and log."""
+    watch = Watch()
+    after = fit(folder, grpo(path, **NO_CLIP | options), 1, rollouts(**data or {}), callbacks=[watch])
+    before = {f"policy.model.{name}": p for name, p in AutoModelForCausalLM.from_pretrained(path).named_parameters()}
+    return {name: before[name] - tensor for name, tensor in after.items()}, watch.batches[0], watch.logged[0]
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3)
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((tensor - other[name]).abs().max().item() for name, tensor in one.items())
+
+
+def test_the_on_policy_gradient_is_reinforce_with_a_group_baseline(model_path: str, tmp_path: Path) -> None:
+    found, batch, _ = gradient(tmp_path, model_path)
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    loss = torch.zeros(())
+    for row, rollout in enumerate(batch.rollouts):
+        group = [r.reward for r in batch.rollouts[row // 4 * 4 : row // 4 * 4 + 4]]
+        mean = sum(group) / 4
+        std = (sum((reward - mean) ** 2 for reward in group) / 3) ** 0.5
+        prompt = int(batch.tokens.prompt_lengths_N[row])
+        ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
+        logprobs = model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+        chosen = logprobs.gather(-1, ids[0, prompt:, None])[:, 0]
+        # REINFORCE: the mean over rollouts of - A * d log pi, a token's share being 1 / |y|.
+        loss = loss - (rollout.reward - mean) / (std + 1e-4) * chosen.mean() / 12
+    loss.backward()
+    close(found, {f"policy.model.{name}": p.grad for name, p in model.named_parameters()})
+    assert max(tensor.abs().max() for tensor in found.values()) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"aggregation": "dapo"}, {"aggregation": "dr_grpo"}])
+def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, batch, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=100_000, **options)
+    lengths = batch.tokens.lengths_N
+    assert lengths.unique().numel() > 3, "ragged rows, or nothing is tested"
+    for budget in (1, int(lengths.max()) * 4, 77):
+        pieces = microbatches(batch.tokens, torch.arange(len(batch)), budget)
+        assert len(pieces) > 1
+        split, _, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=budget, **options)
+        close(whole, split)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.5}, {"beta": 0.5, "kl_estimator": "k2"}, {"advantage": "none-scaled"}, {"advantage": "batch-std"},
+        {"advantage": "leave_one_out"}, {"aggregation": "dr_grpo"}, {"aggregation": "dapo"}, {"mask_truncated": True},
+        {"max_grad_norm": 0.1},
+    ],
+)  # fmt: skip
+def test_an_option_changes_the_first_step(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tiny_model("llama")
+    steps = 2 if "beta" in options else 1  # before the first step policy and reference are equal
+    data = {"sampling": SamplingParams(max_new_tokens=40)}
+    base = {"beta": 0.5} if "kl_estimator" in options else {}
+    plain = fit(tmp_path, grpo(path, **NO_CLIP | base), steps, rollouts(**data))
+    changed = fit(tmp_path, grpo(path, **NO_CLIP | options), steps, rollouts(**data))
+    assert largest_difference(plain, changed) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21}, {"ratio_level": "sequence"},
+        {"objective": "cispo"},
+        {"objective": "cispo", "cispo_epsilon_high": 1.0}, {"updates_per_rollout": 3}, {"minibatches_per_update": 3},
+    ],
+)  # fmt: skip
+def test_an_option_of_the_ratio_changes_a_second_update(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {"updates_per_rollout": 2, "minibatches_per_update": 2}
+    if "cispo_epsilon_high" in options:
+        base |= {"objective": "cispo"}
+    plain = fit(tmp_path, grpo(tiny_model("llama"), **base), 8)
+    changed = fit(tmp_path, grpo(tiny_model("llama"), **base | options), 8)
+    assert largest_difference(plain, changed) > 1e-6
+
+
+def test_recomputed_old_logprobs_are_the_samplers(model_path: str, tmp_path: Path) -> None:
+    kept = fit(tmp_path, grpo(model_path, updates_per_rollout=2, optimizer=sgd), 2)
+    recomputed = fit(tmp_path, grpo(model_path, updates_per_rollout=2, old_logprobs="recompute", optimizer=sgd), 2)
+    close(kept, recomputed)
+
+
+def test_the_aggregations_of_one_process_agree_with_each_other(model_path: str, tmp_path: Path) -> None:
+    dapo, _, _ = gradient(tmp_path, model_path, aggregation="dapo")
+    bnpo, _, _ = gradient(tmp_path, model_path, aggregation="bnpo")
+    close(dapo, bnpo)
+
+
+class Constant(Verifier):
+    """Rewards that differ in some groups and not in others."""
+
+    def __init__(self, letter: str = "ab") -> None:
+        super().__init__()
+        self.letter = letter
+
+    def verify(self, sample: Any) -> Verdict:
+        varied = self.letter in sample.prompt[-1]["content"]
+        return Verdict(correct=varied and len(sample.completion) % 2 == 0, format_valid=True)
+
+
+def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model_path: str, tmp_path: Path) -> None:
+    data = {"prompts_per_step": 6}
+    some, batch, logged = gradient(tmp_path, model_path, data, verifiers=[Constant()])
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    silent = int((rewards_BG == rewards_BG[:, :1]).all(1).sum())
+    assert 0 < silent < 6
+    assert logged["reward/groups_without_signal"] == pytest.approx(silent / 6)
+    with_kl, _, kl_logged = gradient(tmp_path, model_path, data, verifiers=[Constant()], beta=1e-12)
+    close(some, with_kl)
+    assert kl_logged["policy/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_without_signal_do_not_run(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    logprobs = Policy.logprobs
+
+    def counting(self: Policy, tokens: TokenRows, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            ran.append(len(tokens))
+        return logprobs(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "logprobs", counting)
+    _, batch, _ = gradient(tmp_path, model_path, {"prompts_per_step": 6}, verifiers=[Constant()])
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    assert sum(ran) == int((rewards_BG != rewards_BG[:, :1]).any(1).sum()) * 4
+
+
+def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Path) -> None:
+    nothing, _, logged = gradient(tmp_path, model_path, verifiers=[Constant("never")])
+    assert all((tensor == 0).all() for tensor in nothing.values())
+    assert logged["reward/groups_without_signal"] == 1
+    assert logged["optim/grad_norm"] == 0
+
+
+def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Path) -> None:
+    data = {"sampling": SamplingParams(max_new_tokens=30), "group_size": 8}
+    _, batch, logged = gradient(tmp_path, model_path, data, verifiers=[BrokenVerifier()], max_error_rate=1.0)
+    broken = batch.rewards_N.isnan()
+    assert 0 < broken.sum() < len(broken)
+    assert logged["reward/errors"] == pytest.approx(broken.float().mean().item())
+    assert logged["reward/mean"] == pytest.approx(batch.rewards_N[~broken].mean().item())
+    # A reward of 0 in their place would have been another gradient.
+    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == [
+        "BrokenVerifier: OSError: the checker is gone"
+    ] * int(broken.sum())
+
+
+def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(VerifierError, match=r"broke on \d+ of 12 .* model.max_error_rate=0.1 .*the checker is gone"):
+        fit(tmp_path, grpo(model_path, verifiers=[BrokenVerifier("")]), 1)
+
+
+def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, grpo(model_path, verifiers=[LetterVerifier(), Constant(""), LetterVerifier()]), 1, callbacks=[watch])
+    for rollout in watch.batches[0].rollouts:
+        assert set(rollout.rewards_by_verifier) == {"LetterVerifier", "Constant", "LetterVerifier2"}
+        assert rollout.reward == pytest.approx(sum(rollout.rewards_by_verifier.values()) / 3)
+    (logged,) = watch.logged
+    each = [logged[f"reward/{name}"] for name in ("LetterVerifier", "Constant", "LetterVerifier2")]
+    assert logged["reward/mean"] == pytest.approx(sum(each) / 3)
+
+
+class Unsafe(LetterVerifier):
+    unsafe = True
+
+
+class Refusing(LetterVerifier):
+    def start(self) -> None:
+        raise RunError("no sandbox here")
+
+
+def test_a_verifier_without_isolation_is_shown_in_the_metrics(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    for verifiers, shown in (([AllOf([Unsafe()])], True), ([AllOf([LetterVerifier()])], False)):
+        watch = Watch()
+        fit(tmp_path, grpo(tiny_model("llama"), verifiers=verifiers), 1, callbacks=[watch])
+        assert ("reward/unsafe_sandbox" in watch.logged[0]) is shown
+
+
+def test_a_verifier_can_refuse_before_the_model_loads(
+    tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GRPOModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    for verifier in (Refusing(), AllOf([Refusing()])):
+        with pytest.raises(RunError, match="no sandbox here"):
+            fit(tmp_path, grpo(tiny_model("llama"), verifiers=[verifier]), 1)
+
+
+@pytest.mark.parametrize("kind", ["group", "none-scaled", "leave_one_out", "batch-std"])
+def test_the_gain_is_what_the_normalisation_multiplies_centred_rewards_by(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    _, batch, logged = gradient(tmp_path, tiny_model("llama"), advantage=kind)
+    rewards_BG = batch.rewards_N.view(-1, 4)
+    centred_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
+    scale = {
+        "group": 1 / (rewards_BG.std(1, keepdim=True) + 1e-4),
+        "none-scaled": torch.ones(()),
+        "leave_one_out": torch.tensor(4 / 3),
+        "batch-std": 1 / (rewards_BG.std() + 1e-4),
+    }[kind]
+    gain = ((centred_BG * scale).square().mean() / centred_BG.square().mean()).sqrt()
+    assert logged["advantage/gain"] == pytest.approx(gain.item(), rel=1e-4)
+
+
+def test_the_kl_of_an_update_is_that_from_the_policy_before_to_the_one_after(model_path: str, tmp_path: Path) -> None:
+    watch, module = Watch(), grpo(model_path, updates_per_rollout=2)
+    fit(tmp_path, module, 2, callbacks=[watch])
+    tokens = watch.batches[0].tokens.select(torch.tensor([0]))  # a sixteenth of twelve rows
+    before, after = Policy(PolicyConfig(path=model_path)), module.policy
+    with torch.no_grad():
+        log_ratio = after.logprobs(tokens)[0] - before.logprobs(tokens)[0]
+    expected = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert expected > 1e-3
+    assert watch.logged[0]["policy/update_kl"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_update_ends_early_where_its_kl_passes_the_target(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    for target, epochs in ((None, 3), (1e9, 3), (1e-6, 1)):
+        watch = Watch()
+        fit(tmp_path, grpo(tiny_model("llama"), updates_per_rollout=3, target_kl=target), 3, callbacks=[watch])
+        assert {logged["policy/epochs"] for logged in watch.logged} == {epochs}
+        assert len(watch.logged) == 3 / epochs
+
+
+# -- non-finite gradients ---------------------------------------------------------------------------------------------
+
+
+class Spoil(Watch):
+    """Makes the gradient of chosen steps infinite, the way an overflow would."""
+
+    def __init__(self, steps: set[int]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.count = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        parameter = pl_module.policy.trainable_parameters()[0]
+        scale = float("nan") if self.count in self.steps else 1.0
+        self.handle = parameter.register_hook(lambda grad: grad * scale)
+        self.count += 1
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.handle.remove()
+        super().on_train_batch_end(*args)
+
+
+def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_path: str, tmp_path: Path) -> None:
+    spoil = Spoil({1})
+    weights = fit(tmp_path, grpo(model_path), 3, callbacks=[spoil])
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert [logged["optim/skipped_steps"] for logged in spoil.logged] == [0, 1, 1, 1]
+    (file,) = (tmp_path / "nonfinite").glob("*.jsonl")
+    signal = (spoil.batches[1].rewards_N.view(-1, 4).std(1) > 0).sum() * 4
+    assert len(file.read_text().splitlines()) in range(1, int(signal) + 1)
+
+
+def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"two training steps running .*nonfinite"):
+        fit(tmp_path, grpo(model_path), 5, callbacks=[Spoil({1, 2})])
+
+
+def test_one_bad_rollout_may_spoil_all_its_updates(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    spoil = Spoil({1})
+    fit(tmp_path, grpo(tiny_model("llama"), updates_per_rollout=2), 8, callbacks=[spoil])
+    assert spoil.logged[-1]["optim/skipped_steps"] == 2
+
+
+# -- options that exclude each other ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "text"),
+    [
+        ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions a prompt, not 1"),
+        ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
+        ({"beta": -1.0}, {}, "model: beta must not be negative"),
+        ({"delta": 1.1}, {}, "model: delta must be above"),
+        ({"epsilon": -0.1}, {}, "model: epsilon"),
+        ({"updates_per_rollout": 0}, {}, "model.updates_per_rollout: must be at least 1"),
+        ({"target_kl": -1.0}, {}, "model.target_kl: must be above 0, or null"),
+        ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),
+        ({"max_grad_norm": 0.0}, {}, "model.max_grad_norm: must be above 0"),
+        ({"max_tokens_per_microbatch": 0}, {}, "model.max_tokens_per_microbatch: must be at least 1"),
+        (
+            {"minibatches_per_update": 13}, {},
+            r"model.minibatches_per_update: 13 optimizer steps cannot share the 12 completions that a device has",
+        ),
+        ({"verifiers": []}, {}, "model.verifiers: give at least one"),
+        ({"beta": 0.1, "reference": "none"}, {}, "model.beta: above 0 it needs a reference"),
+        ({}, {"rollout_rows_at_once": 0}, "data.rollout_rows_at_once: must be at least 1"),
+        ({}, {"prompts_per_step": 0}, "data.prompts_per_step: must be at least 1"),
+        ({}, {"pass_at_k": [4], "pass_samples": 2}, "data.pass_at_k: every k must be from 1 to pass_samples"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_one_sentence_before_the_model_loads(
+    tmp_path: Path,
+    tiny_model: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: dict,
+    data: dict,
+    text: str,
+) -> None:
+    monkeypatch.setattr(GRPOModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match=text) as error:
+        fit(tmp_path, grpo(tiny_model("llama"), **module), 1, rollouts(**data))
+    assert "\n" not in str(error.value)
+
+
+def test_as_many_minibatches_as_completions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    module = grpo(tiny_model("llama"), minibatches_per_update=12)
+    run = trainer(tmp_path, 12)
+    run.fit(module, datamodule=rollouts())
+    assert module.data.steps_done == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "text"),
+    [
+        (partial(torch.optim.AdamW, lr=-0.1), "model.optimizer: Invalid learning rate: -0.1"),
+        (partial(torch.optim.SGD, tempo=1), "model.optimizer: .* unexpected keyword.* 'tempo'"),
+    ],
+)
+def test_options_that_an_optimizer_does_not_take_are_one_sentence(
+    tiny_model: Callable[[str], str], tmp_path: Path, optimizer: Any, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        fit(tmp_path, grpo(tiny_model("llama"), optimizer=optimizer), 1)
+
+
+def test_the_objective_of_distilled_attempts_is_no_option() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GRPOModule, "model")
+    required = ["--model.policy.path", "x", "--model.verifiers", "[]", "--model.objective"]
+    for objective in ("clip", "cispo"):
+        assert parser.parse_args([*required, objective]).model.objective == objective
+    with pytest.raises(ArgumentError, match="objective"):
+        parser.parse_args([*required, "shaped"])
+
+
+def test_loss_scaling_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(ConfigError, match=r"trainer.precision: 16-mixed is not supported"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, plugins=[plugin])
+    with pytest.raises(ConfigError, match=r"trainer.precision: bf16-true is not supported: use bf16-mixed"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, precision="bf16-true")
+
+
+def test_truncated_sampling_in_training_is_said_and_measured(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"sampling": SamplingParams(max_new_tokens=16, top_p=0.5)}
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        _, batch, logged = gradient(tmp_path, tiny_model("llama"), data)
+    assert "make training samples off-policy" in caplog.text
+    gaps = [
+        a - b
+        for r in batch.rollouts
+        for a, b in zip(r.completion.sampling_logprobs, r.completion.logprobs, strict=True)
+    ]
+    assert logged["policy/truncation_gap"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+    assert logged["policy/truncation_gap"] > 0.1
+
+
+def test_the_rows_that_decode_together_set_the_memory_and_never_the_result(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path, grpo(model_path), 2)
+    for rows in (1, 5, 8):
+        close(whole, fit(tmp_path, grpo(model_path), 2, rollouts(rollout_rows_at_once=rows)))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_lora_over_bfloat16_learns_under_each_precision(model_path: str, tmp_path: Path, precision: Any) -> None:
+    module = GRPOModule(
+        policy=PolicyConfig(path=model_path, dtype="bfloat16", lora=LoRAConfig(r=4)),
+        verifiers=[LetterVerifier()],
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    )
+    watch = Watch()
+    fit(tmp_path, module, 3, callbacks=[watch], precision=precision)
+    assert watch.logged[-1]["policy/kl"] > 0
+    assert watch.logged[-1]["optim/grad_norm"] > 0

@@ -1,0 +1,439 @@
+"""Whole runs through a real Trainer: learning, repeating, resuming, validating, several processes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    SequentialLR,
+)
+
+from grpo_lightning.algorithms import GRPOModule, SFTModule
+from grpo_lightning.callbacks import RunCheckpoint, RunSummary
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.functional import pass_at_k
+from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.tasks import Tabular
+from grpo_lightning.verifiers import FormatVerifier
+from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
+
+LORA = LoRAConfig(r=4, alpha=8)
+
+
+def test_reward_rises(model_path: str, tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, grpo(model_path, beta=0.01), 40, rollouts(prompts_per_step=4, group_size=8), callbacks=[watch])
+    first = sum(logged["reward/mean"] for logged in watch.logged[:4]) / 4
+    last = sum(logged["reward/mean"] for logged in watch.logged[-4:]) / 4
+    assert last > first + 0.15
+
+
+def test_one_seed_repeats_and_two_differ(model_path: str, tmp_path: Path) -> None:
+    one = fit(tmp_path, grpo(model_path), 3)
+    assert same(one, fit(tmp_path, grpo(model_path), 3))
+    assert not same(one, fit(tmp_path, grpo(model_path), 3, rollouts(seed=2)))
+
+
+def test_validation_leaves_no_trace_in_the_training_run(model_path: str, tmp_path: Path) -> None:
+    without = fit(tmp_path, grpo(model_path, lora=LORA), 4)
+    watched = {"limit_val_batches": 2, "val_check_interval": 1}
+    data = rollouts(val_batch_size=4, pass_at_k=[1, 2])
+    assert same(without, fit(tmp_path, grpo(model_path, lora=LORA), 4, data, **watched))
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": LORA, "beta": 0.05}, {"updates_per_rollout": 2, "minibatches_per_update": 2}, {"scheduler": True}],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
+    model_path: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    options = dict(options)
+    if options.pop("scheduler", False):
+        options["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    steps = options.get("updates_per_rollout", 1) * options.get("minibatches_per_update", 1)
+    # 24 rows and 5 prompts a step: the run is interrupted in the middle of the second pass over the data.
+    data = {"prompts_per_step": 5, "group_size": 3}
+    validated = {"limit_val_batches": 1, "val_check_interval": 3, "enable_checkpointing": True}
+    whole = fit(tmp_path / "whole", grpo(model_path, **options), 10 * steps, rollouts(**data), **validated)
+    first = RunCheckpoint()
+    fit(tmp_path / "part", grpo(model_path, **options), 7 * steps, rollouts(**data), callbacks=[first], **validated)
+    resumed = fit(
+        tmp_path / "part", grpo(model_path, **options), 10 * steps, rollouts(**data),
+        ckpt_path=tmp_path / "part/checkpoints/last.ckpt", callbacks=[RunCheckpoint()], **validated,
+    )  # fmt: skip
+    assert same(whole, resumed)
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
+    weights = fit(
+        tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True
+    )
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"].keys() == weights.keys()
+    assert all("lora_" in name for name in weights)
+
+
+def test_the_checkpoint_of_another_policy_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
+    with pytest.raises(ConfigError, match="ckpt_path: the checkpoint is of another policy"):
+        fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
+def test_the_checkpoint_of_another_rank_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    fit(tmp_path, grpo(tiny_model("llama"), lora=LORA), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True)
+    other = LoRAConfig(r=2, alpha=8)
+    with pytest.raises(ConfigError, match=r"have another shape, such as .*lora_A"):
+        fit(tmp_path, grpo(tiny_model("llama"), lora=other), 2, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
+def warmup_then_cosine(optimizer: torch.optim.Optimizer) -> SequentialLR:
+    return SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=3), CosineAnnealingLR(optimizer, 6)], [3])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        None,
+        lambda optimizer: LambdaLR(optimizer, lambda step: 0.5),
+        lambda optimizer: CosineAnnealingLR(optimizer, 8, eta_min=1e-3),
+        lambda optimizer: OneCycleLR(optimizer, max_lr=2 * optimizer.defaults["lr"], total_steps=8),
+        warmup_then_cosine,
+        lambda optimizer: ChainedScheduler([ExponentialLR(optimizer, 0.9), LinearLR(optimizer, 0.1, total_iters=4)]),
+    ],
+    ids=["none", "lambda", "cosine", "one-cycle", "warm-up", "chained"],
+)
+def test_a_resumed_run_takes_the_learning_rate_of_its_config(
+    tiny_model: Callable[[str], str], tmp_path: Path, scheduler: Any
+) -> None:
+    """The schedule goes on as if its run had had the new learning rate from the start."""
+
+    def module(lr: float) -> GRPOModule:
+        return grpo(
+            tiny_model("llama"),
+            lr_scheduler=scheduler,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr),
+        )
+
+    fit(tmp_path, module(1e-2), 2, callbacks=[RunCheckpoint()], enable_checkpointing=True)
+    last = tmp_path / "checkpoints/last.ckpt"
+    watches = {lr: Watch() for lr in (1e-2, 3e-3)}
+    for lr, watch in watches.items():
+        fit(tmp_path, module(lr), 5, ckpt_path=last, callbacks=[watch])
+    for lr, watch in watches.items():
+        alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        schedule = None if scheduler is None else scheduler(alone)
+        expected = []
+        for _ in range(5):
+            alone.step()
+            if schedule is not None:
+                schedule.step()
+            expected.append(alone.param_groups[0]["lr"])
+        assert [logged["optim/lr"] for logged in watch.logged] == pytest.approx(expected[2:])
+
+
+def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    refused = {
+        "ModelParallelStrategy deals out weights": ModelParallelStrategy(),
+        "static_graph": DDPStrategy(static_graph=True),
+    }
+    for text, strategy in refused.items():
+        module = grpo(tiny_model("llama"))
+        module.trainer = trainer(tmp_path, 1, strategy=strategy, devices=1)
+        with pytest.raises(ConfigError, match=rf"trainer.strategy: {text}"):
+            module.setup("fit")
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
+    keep = RunCheckpoint()
+    fit(
+        tmp_path,
+        grpo(model_path),
+        6,
+        callbacks=[keep],
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=2,
+    )
+    assert keep.best_model_score is not None
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        Path(keep.best_model_path).name,
+    }
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class See(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            last = tmp_path / "checkpoints/last.ckpt"
+            saved.append(torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0)
+
+    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 0, 3, 3])):
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        saved.clear()
+        # Nothing is ever correct, so that no validation is better than the first.
+        module = grpo(tiny_model("llama"), verifiers=[FormatVerifier(pattern="never")])
+        checked = {"limit_val_batches": 1, "val_check_interval": 2, "enable_checkpointing": True}
+        fit(tmp_path, module, 5, callbacks=[See(), keep], **checked)
+        assert saved == wanted
+
+
+def test_steps_between_checkpoints_are_kept_where_a_batch_makes_several(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    saved: list[int] = []
+
+    class Noting(RunCheckpoint):
+        def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+            saved.append(trainer.global_step)
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    module = grpo(tiny_model("llama"), updates_per_rollout=3)
+    fit(tmp_path, module, 15, callbacks=[Noting(every_n_train_steps=5)], enable_checkpointing=True)
+    # Batches end at 3, 6, 9, 12 and 15: the first ones behind 5 and 10, and the third.
+    assert saved == [6, 12, 15]
+
+
+class Break(pl.Callback):
+    """Breaks a run off in the middle of an update, before its gradient is applied."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", grpo(model_path), 5)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path / "part", grpo(model_path), 5, callbacks=[Break(3), RunCheckpoint()], enable_checkpointing=True)
+    last = tmp_path / "part/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
+
+
+@pytest.mark.parametrize(
+    ("break_at", "every"), [(None, 3), (3, None)], ids=["ended with a validation", "broke off in an update"]
+)
+def test_the_curves_of_a_resumed_run_have_every_step_once(
+    tiny_model: Callable[[str], str], tmp_path: Path, break_at: int | None, every: int | None
+) -> None:
+    for steps, breaks in ((4, [] if break_at is None else [Break(break_at)]), (6, [])):
+        last = tmp_path / "checkpoints/last.ckpt"
+        with suppress(KeyboardInterrupt, SystemExit):
+            fit(
+                tmp_path, grpo(tiny_model("llama")), steps, rollouts(task=ToyTask(rows=60)),
+                callbacks=[*breaks, RunSummary(), RunCheckpoint(every_n_train_steps=every)], enable_checkpointing=True,
+                limit_val_batches=1, val_check_interval=2, ckpt_path=last if last.exists() else None,
+                logger=TensorBoardLogger(str(tmp_path), name="", version=""), log_every_n_steps=1,
+            )  # fmt: skip
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("policy/loss")] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("folder", "hint"), [("run", "--ckpt_path {}/checkpoints/last.ckpt"), ("run/warm_start", "--run_dir {}")]
+)
+def test_a_run_that_broke_off_says_how_to_go_on(
+    tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, hint: str
+) -> None:
+    path, options = tmp_path / folder, {"callbacks": [Break(1), RunCheckpoint()], "enable_checkpointing": True}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(path, grpo(tiny_model("llama")), 2, **options)
+    assert f"step 1: go on with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
+
+
+def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:
+    module = grpo(model_path, beta=0.1)
+    trainer(tmp_path, 1, limit_val_batches=1).validate(module, datamodule=rollouts())
+    assert same(fit(tmp_path, module, 2), fit(tmp_path, grpo(model_path, beta=0.1), 2))
+
+
+def test_schedules_are_left_alone_on_a_fresh_run_and_one_that_needs_a_metric_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    def cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10)
+
+    watch = Watch()
+    fit(tmp_path, grpo(tiny_model("llama"), lr_scheduler=cycle), 3, callbacks=[watch])
+    alone = cycle(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-2))
+    for logged in watch.logged:
+        alone.optimizer.step()
+        alone.step()
+        assert logged["optim/lr"] == pytest.approx(alone.get_last_lr()[0])
+    with pytest.raises(ConfigError, match=r"model.lr_scheduler: ReduceLROnPlateau waits for a metric"):
+        fit(tmp_path, grpo(tiny_model("llama"), lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau), 1)
+
+
+def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.overfit_batches"):
+        fit(tmp_path, grpo(tiny_model("llama")), 1, overfit_batches=1)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aggregation": "dapo", "beta": 0.05},
+        {"advantage": "batch-std"},
+        {"minibatches_per_update": 2, "advantage": "batch-std"},
+    ],
+    ids=["defaults", "dapo", "batch-std", "minibatches"],
+)
+def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    # Five prompts for two processes: the shares differ, and no count is a multiple of another.
+    data = {"prompts_per_step": 5, "val_batch_size": 8}
+    run: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 1.0, "val_check_interval": 1}
+    if "minibatches_per_update" not in options:
+        # Adam would blow rounding in gradients near 0 up to whole steps, after which other tokens may be drawn. With
+        # more steps than these, other tokens are drawn at some time anyhow.
+        options = options | {"optimizer": sgd}
+    # Which rows share a minibatch depends on the shares; there only steps and finiteness can be compared.
+    results = []
+    for name, devices in (("one", 1), ("two", 2)):
+        parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
+        keep = RunCheckpoint(every_n_train_steps=1)
+        pl.seed_everything(0, verbose=False)
+        lightning = trainer(tmp_path / name, 2, callbacks=[keep], **run, **parallel)
+        lightning.fit(grpo(model_path, **options), datamodule=rollouts(**data))
+        checkpoint = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        results.append((checkpoint["state_dict"], checkpoint["global_step"]))
+    (one, steps), (two, other_steps) = results
+    assert steps == other_steps == 2
+    for name, tensor in one.items():
+        assert torch.isfinite(two[name]).all()
+        if "minibatches_per_update" not in options:
+            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class See(pl.Callback):
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            seen.append(batch)
+
+    data = rollouts(val_batch_size=7, pass_at_k=[1, 2, 4], pass_samples=5)
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(
+        grpo(model_path), datamodule=data
+    )
+    single = [rollout for batch in seen for rollout in batch.single]
+    assert len(single) == 24
+    assert metrics["val/accuracy"] == pytest.approx(sum(r.verdict.correct for r in single) / 24)
+    assert metrics["val/length_mean"] == pytest.approx(sum(len(r.completion.token_ids) for r in single) / 24)
+    groups = [b.sampled[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
+    for k in (1, 2, 4):
+        expected = sum(pass_at_k(5, sum(r.verdict.correct for r in group), k) for group in groups) / 24
+        assert metrics[f"val/pass@{k}"] == pytest.approx(expected)
+    assert {len(group) for group in groups} == {5}
+
+
+def test_broken_verdicts_do_not_count_as_wrong(model_path: str, tmp_path: Path) -> None:
+    module = grpo(model_path, verifiers=[BrokenVerifier()])
+    (metrics,) = trainer(tmp_path, 1).test(module, datamodule=rollouts(val_sampling=SamplingParams(max_new_tokens=30)))
+    assert 0 < metrics["test/errors"] < 1
+    assert metrics["test/format_valid"] == 1
+
+
+@pytest.mark.parametrize(("samples", "correct", "k"), [(5, 2, 1), (5, 2, 3), (8, 0, 4), (8, 8, 1), (6, 5, 2)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_one(samples: int, correct: int, k: int) -> None:
+    from itertools import combinations
+
+    subsets = list(combinations([True] * correct + [False] * (samples - correct), k))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    with pytest.raises(ValueError, match="pass_at_k needs"):
+        pass_at_k(samples, correct, samples + 1)
+
+
+# -- SFT --------------------------------------------------------------------------------------------------------------
+
+
+def sft(path: str, **options: Any) -> SFTModule:
+    return SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, **options)
+
+
+def test_sft_learns_the_solutions_and_only_their_tokens(model_path: str, tmp_path: Path) -> None:
+    module, watch = sft(model_path), Watch()
+    fit(tmp_path, module, 60, callbacks=[watch])
+    assert watch.logged[0]["policy/loss"] > 2
+    assert watch.logged[-1]["policy/loss"] < 0.3
+    tokens = watch.batches[0]
+    (ids,) = {tuple(tokens.ids_NL[row, p : p + 5].tolist()) for row, p in enumerate(tokens.prompt_lengths_N.tolist())}
+    assert module.policy.tokenizer.decode(ids) == "eeee<|im_end|>"
+    logprobs_NT, _ = module.policy.logprobs(tokens)
+    expected = -logprobs_NT.sum() / 15
+    assert watch.logged[-1]["policy/loss"] == pytest.approx(expected.item(), abs=0.3)
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(module, datamodule=rollouts())
+    assert math.isclose(metrics["val/length_mean"], 5)
+
+
+def test_the_sft_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=100_000), 3)
+    split = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=50), 3)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(split[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+class NoSolutions(ToyTask):
+    def prompts(self, split: Any) -> Any:
+        return [p if n < 2 else type(p)(p.messages, p.answer) for n, p in enumerate(super().prompts(split))]
+
+
+def test_sft_needs_solutions(tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SFTModule, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    text = (
+        "data.task: SFT learns from .* NoSolutions has none of the row with the prompt 'train abab2': give every prompt"
+    )
+    with pytest.raises(ConfigError, match=text):
+        fit(tmp_path, sft(tiny_model("llama")), 1, RolloutDataModule(NoSolutions()))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1?"}\n{"prompt": "1+1?"}\n')
+    task = Tabular(str(tmp_path / "rows.jsonl"), answer_column=None, val_size=1)
+    with pytest.raises(
+        ConfigError, match=r"'1\+1\?': name the column .* data\.task\.init_args\.solution_column, or give"
+    ):
+        fit(tmp_path, sft(tiny_model("llama")), 1, RolloutDataModule(task))
+
+
+def test_only_sft_and_only_training_need_solutions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    data = rollouts(task=NoSolutions())
+    fit(tmp_path, grpo(tiny_model("llama")), 1, data)
+    trainer(tmp_path, 1, limit_val_batches=1).validate(
+        sft(tiny_model("llama")), datamodule=rollouts(task=NoSolutions())
+    )
+    # The same data, set up before by a module that needed none.
+    with pytest.raises(ConfigError, match="SFT learns from worked solutions"):
+        fit(tmp_path, sft(tiny_model("llama")), 1, data)

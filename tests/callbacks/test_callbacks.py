@@ -1,0 +1,301 @@
+"""What the callbacks of every run say, write and do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from grpo_lightning.algorithms import PPOModule
+from grpo_lightning.callbacks import (
+    HealthCheck,
+    PolicyExport,
+    PredictionWriter,
+    RunCheckpoint,
+    RunSummary,
+    StepProgressBar,
+)
+from grpo_lightning.callbacks.health import preflight
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, TokenRows, Verdict
+from tests.algorithms.test_grpo import Constant
+from tests.toy import LetterVerifier, ToyTask, Watch, fit, grpo, rollouts, same, trainer
+
+
+def batch_of(rows: list[tuple[float, FinishReason]], group_size: int = 2) -> RolloutBatch:
+    made = [
+        Rollout(
+            Prompt([]), Completion([1] * (index + 1), "", reason, [], []),
+            Verdict(reward == 1, True, error="gone" if math.isnan(reward) else None), reward,
+        )
+        for index, (reward, reason) in enumerate(rows)
+    ]  # fmt: skip
+    nothing = torch.zeros(len(rows))
+    tokens = TokenRows(nothing[:, None].long(), nothing.long(), nothing.long())
+    return RolloutBatch(made, group_size, tokens, nothing[:, None], nothing, 1.0, 9, {})
+
+
+STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "unwanted"),
+    [
+        ([(1.0, STOP), (0.0, STOP)], ["1 of 1 groups have a signal", "100% ended"], ["raise", "broke"]),
+        ([(0.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: raise"], ["no group"]),
+        ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: raise data.group_size"], ["truncated:"]),
+        ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take a harder task"], ["raise"]),
+        ([(float("nan"), STOP), (1.0, STOP)], ["a verifier broke on 1 completions, first: gone"], []),
+        ([(float("nan"), STOP)] * 2, ["no reward; 0 of 1", "broke on 2"], ["nan", "raise"]),
+    ],
+)  # fmt: skip
+def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list[str], unwanted: list[str]) -> None:
+    text = "\n".join(line for _, line in preflight(batch_of(rows), 0.5))
+    assert all(part in text for part in wanted)
+    assert not any(part in text for part in unwanted)
+    assert "1 to 2 tokens" in text
+
+
+def test_the_health_check_runs_before_the_first_step_and_changes_nothing(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = fit(tmp_path, grpo(model_path), 2)
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        checked = fit(tmp_path, grpo(model_path), 2, callbacks=[HealthCheck(prompts=2)])
+    assert same(plain, checked)
+    assert "preflight: 8 completions of 2 prompts" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path), 1, callbacks=[HealthCheck(prompts=0)])
+    assert "preflight" not in caplog.text
+
+
+@pytest.mark.parametrize(("patience", "alarmed"), [(2, True), (5, False)])
+def test_alarms_ring_after_so_many_steps_in_a_row(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, patience: int, alarmed: bool
+) -> None:
+    data = rollouts(sampling=SamplingParams(max_new_tokens=2))
+    module = grpo(model_path, verifiers=[Constant("never")])
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        fit(tmp_path, module, 3, data, callbacks=[HealthCheck(prompts=0, patience=patience)])
+    truncated = f"were truncated in each of the last {patience} steps: raise data.sampling.max_new_tokens above 2"
+    assert (truncated in caplog.text) is alarmed
+    assert (f"in the last {patience} steps, so there was nothing to learn" in caplog.text) is alarmed
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path), 3, data, callbacks=[HealthCheck(prompts=0, patience=patience, truncated=1.0)])
+    assert "truncated" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([10, 10, 41, 41], "much longer: 41 tokens on average, after 10 in the first 2 steps"),
+        ([10, 10, 2, 2], "much shorter: 2 tokens on average, after 10"),
+        ([10, 10, 39, 39, 3, 3], None),
+        ([10, 10, 41, 10, 41, 10], None),
+        ([10, 50, 100, 100], None),
+    ],
+)
+def test_lengths_far_from_the_start_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lengths: list[int], said: str | None
+) -> None:
+    metrics = {"completion/truncated": 0.0, "reward/groups_without_signal": 0.0}
+    lightning: Any = trainer(tmp_path, 1)
+
+    def watch(check: HealthCheck, lengths: list[int]) -> None:
+        for length in lengths:
+            lightning._logger_connector._callback_metrics |= metrics | {"completion/length_mean": float(length)}
+            check.on_train_batch_end(lightning, None, None, batch_of([(1.0, STOP), (0.0, STOP)]), 0)
+
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        watch(HealthCheck(patience=2), lengths)
+        assert (said is None and not caplog.text) or (said or "") in caplog.text
+        caplog.clear()
+        watch(HealthCheck(patience=2, length_change=100.0), lengths)
+        assert not caplog.text
+        # The start is remembered over a resume.
+        first, second = HealthCheck(patience=2), HealthCheck(patience=2)
+        watch(first, lengths[:2])
+        second.load_state_dict(first.state_dict())
+        watch(second, lengths[2:])
+        assert (said is None and not caplog.text) or (said or "") in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"length_change": 1.0}, {"patience": 0}, {"prompts": -1}, {"truncated": -0.1}, {"truncated": 1.1}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=rf"HealthCheck\.{name}: must be .*, not {value}"):
+        HealthCheck(**options)
+
+
+def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = PPOModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, module, 1, callbacks=[HealthCheck(prompts=2)])
+    assert "preflight: 8 completions of 2 prompts" in caplog.text
+    assert "different rewards" in caplog.text
+    assert "groups" not in caplog.text
+    one_a_prompt = [(0.0, STOP), (1.0, STOP), (1.0, STOP)]
+    ((_, _), (_, said), *more) = preflight(batch_of(one_a_prompt, group_size=1), 0.5, groups=False)
+    assert said.endswith("2 different rewards among all of them to learn from")
+    assert not more, "one completion a prompt is enough where groups are nothing"
+    silent = preflight(batch_of([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
+    assert silent.startswith("preflight: all rewards are the same: raise data.sampling.temperature")
+
+
+def test_the_summary_tells_before_and_after_and_where_everything_is(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The last of three steps lies behind the last validation of the loop's own.
+    options: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 2}
+    plain = fit(tmp_path, grpo(model_path), 3, **options)
+    watch = Watch()
+    capsys.readouterr()
+    told = fit(tmp_path, grpo(model_path), 3, callbacks=[RunSummary(), PolicyExport(), watch], **options)
+    assert same(plain, told), "validating first leaves no trace"
+    out = capsys.readouterr().out
+    (before,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(grpo(model_path), datamodule=rollouts())
+    last = f"{watch.logged[-1]['reward/mean']:.3f}"
+    module = grpo(model_path)
+    fit(tmp_path, module, 3)
+    (after,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(module, datamodule=rollouts())
+    assert f"accuracy    {before['val/accuracy']:.3f} -> {after['val/accuracy']:.3f}" in out
+    assert f"reward      {watch.logged[0]['reward/mean']:.3f} -> {last}" in out
+    assert f"policy      {tmp_path}/policy" in out
+    watch = Watch()
+    fit(tmp_path, grpo(model_path), 1, callbacks=[RunSummary(validate_first=False), watch], **options)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
+    first, _, last = line.removeprefix("accuracy").split()[:3]
+    assert first == last, "without the validation before the first step there is one value only"
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [({}, {"adapter_config.json"}), ({"merged": True}, {"config.json"}), ({"enabled": False}, set())],
+)
+def test_export_writes_what_it_is_asked_to(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, bool], files: set[str]
+) -> None:
+    fit(tmp_path, grpo(tiny_model("lfm2"), lora=LoRAConfig(r=2)), 1, callbacks=[PolicyExport(**options)])
+    written = {path.name for path in (tmp_path / "policy").glob("*")}
+    assert files <= written
+    assert bool(written) is bool(files)
+    if options.get("merged"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+
+
+def test_the_policy_of_the_best_validation_is_exported_whole(
+    tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = [0.1, 0.3, 0.3, 0.2]
+
+    class Accuracies(pl.Callback):
+        """Says what each validation found: a script in place of a measurement."""
+
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            value = torch.tensor(accuracies[trainer.global_step - 1])
+            pl_module._evaluation.compute = lambda: {"accuracy": value}
+
+    def run(steps: int, **options: Any) -> RunCheckpoint:
+        keep = RunCheckpoint()
+        callbacks = [Accuracies(), PolicyExport(best=True), keep]
+        fit(
+            tmp_path, grpo(tiny_model("llama")), steps, callbacks=callbacks, enable_checkpointing=True,
+            limit_val_batches=1, val_check_interval=1, **options,
+        )  # fmt: skip
+        return keep
+
+    def best() -> dict[str, torch.Tensor]:
+        return dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy_best").state_dict())
+
+    keep = run(3)
+    trained = torch.load(keep.best_model_path, weights_only=True)
+    assert trained["global_step"] == 2
+    exported = best()
+    for name, tensor in trained["state_dict"].items():
+        assert torch.equal(exported[name.removeprefix("policy.model.")], tensor)
+    assert not same(exported, dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()))
+    # A resumed run knows what the best was; a better one takes its place, and nothing is left beside it.
+    run(4, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+    assert same(exported, best())
+    accuracies[3] = 0.4
+    run(4, ckpt_path=keep.best_model_path)
+    assert not same(exported, best())
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "policy", "policy_best"}
+    # A folder that could not be written whole leaves the one before it.
+    accuracies[:] = [0.9] * 4
+    now = best()
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", _full_disk)
+    with pytest.raises(OSError, match="no space"):
+        run(1)
+    assert same(now, best())
+    # Nor does one after a run that ended just when the two were changing places.
+    (tmp_path / "policy_best").rename(tmp_path / ".policy_best.old")
+    with pytest.raises(OSError, match="no space"):
+        run(1)
+    monkeypatch.undo()
+    assert same(now, best())
+
+
+def _full_disk(*_: Any, **__: Any) -> None:
+    raise OSError("no space left on device")
+
+
+def test_without_the_option_no_best_policy_is_exported(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1}
+    fit(tmp_path, grpo(tiny_model("llama")), 1, callbacks=[PolicyExport()], **options)
+    assert not (tmp_path / "policy_best").exists()
+
+
+def test_predictions_hold_every_completion_with_its_verdict(model_path: str, tmp_path: Path) -> None:
+    data = rollouts(val_batch_size=10, pass_at_k=[2])
+    trainer(tmp_path, 1, callbacks=[PredictionWriter("out.jsonl")]).predict(grpo(model_path), datamodule=data)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 * 3, "one greedy and two sampled completions of each of 24 prompts"
+    assert all(row["answer"] == "e" and row["reward"] is not None and row["tokens"] >= 1 for row in rows)
+
+
+def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = StepProgressBar(log_interval_s=0.0)
+    options = {"enable_progress_bar": True, "limit_val_batches": 1, "val_check_interval": 1}
+    fit(tmp_path, grpo(model_path, updates_per_rollout=2), 4, callbacks=[bar], **options)
+    err = capsys.readouterr().err
+    assert "4/4" in err
+    assert "reward=" in err.split("4/4")[-1]
+    assert "val_accuracy=" in err.split("4/4")[-1]
+    assert "tokens/s=" in err.split("4/4")[-1]
+    # In a log every update is a line, with the time left in it.
+    lines = [line for line in err.splitlines() if line.startswith("train:")]
+    assert len(lines) >= 3
+    assert "\r" not in "".join(lines)
+    assert re.search(r"train:  50% 2/4 \[\d\d:\d\d<\d\d:\d\d, .*reward=0\.\d{3}, ", "\n".join(lines))
+    trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
+    assert "test: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("subcommand", "stem"), [("test", "test_results"), ("predict", "predictions")])
+def test_what_more_ranks_wrote_before_is_removed(model_path: str, tmp_path: Path, subcommand: str, stem: str) -> None:
+    for name in (f"{stem}.rank1.jsonl", f"{stem}.rank12.jsonl", "other.rank1.jsonl", f"{stem}.jsonl"):
+        (tmp_path / name).write_text("of an earlier one\n")
+    one = trainer(tmp_path, 1, callbacks=[PredictionWriter()])
+    getattr(one, subcommand)(grpo(model_path), datamodule=rollouts(task=ToyTask(rows=4)))
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == sorted(["other.rank1.jsonl", f"{stem}.jsonl"])
+    assert len((tmp_path / f"{stem}.jsonl").read_text().splitlines()) == 4

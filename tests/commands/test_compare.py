@@ -1,0 +1,448 @@
+"""``grpo compare``: runs read, grouped and named; what stands in the report; mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from grpo_lightning.__main__ import main
+from grpo_lightning.commands.compare.dynamics import AXES, PANELS, band, progress
+from grpo_lightning.commands.compare.methods import PLACES, WATCHERS, find_methods
+from grpo_lightning.commands.compare.runs import read_run
+from grpo_lightning.errors import ConfigError
+from tests.written_runs import write_run, write_test
+
+STEPS, TOKENS, TIME = AXES
+REWARD, ACCURACY, *_, MEMORY = PANELS
+
+
+def names(*arguments: Path | str) -> dict[str, list[Any]]:
+    return {method.name: method.seeds for method in find_methods([str(argument) for argument in arguments])}
+
+
+def totals(step_tokens: int, steps: int = 3) -> dict[str, list[tuple[int, float]]]:
+    return {
+        "total/rollout_tokens": [(step, step_tokens * (step + 1)) for step in range(steps)],
+        "total/train_tokens": [(step, 3 * step_tokens * (step + 1)) for step in range(steps)],
+        "total/wall_s": [(step, 60.0 * (step + 1)) for step in range(steps)],
+        "total/cpu_s": [(step, 90.0 * (step + 1)) for step in range(steps)],
+        "reward/mean": [(step, 0.1 * step) for step in range(steps)],
+        "memory/rollout_peak_gib": [(step, 1.0 + step) for step in range(steps)],
+        "memory/update_peak_gib": [(0, 2.5), (1, 0.5), (2, 0.5)],
+        "val/accuracy": [(0, 0.25), (steps, 0.75)],
+    }
+
+
+# -- methods ----------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_of_one_config_are_one_method_and_labels_say_what_differs(tmp_path: Path) -> None:
+    for seed in (2, 1):
+        write_run(tmp_path / f"grpo{seed}", seed)
+        write_run(tmp_path / f"ten{seed}", seed, data={"group_size": 10})
+        write_run(tmp_path / f"ppo{seed}", seed, "PPOModule", critic="adapter")
+        write_run(tmp_path / f"refined{seed}", seed, data={"refinement": {"mode": "distill"}})
+        write_run(tmp_path / f"sft{seed}", seed, "SFTModule")
+    assert names(tmp_path / "*") == {
+        "GRPO, group_size 8": [1, 2],
+        "GRPO, group_size 10": [1, 2],
+        "PPO (adapter critic)": [1, 2],
+        "GRPO + refinement (distill)": [1, 2],
+        "SFT": [1, 2],
+    }
+
+
+def test_a_warm_start_of_each_seeds_own_does_not_split_a_method(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
+        other = write_run(tmp_path / f"other/{seed}", seed, "SFTModule", max_grad_norm=9)
+        write_run(tmp_path / f"a/{seed}", seed, policy={"path": str(warm / "policy")})
+        write_run(tmp_path / f"b/{seed}", seed, policy={"path": str(other / "policy")})
+        own = tmp_path / f"c/{seed}"
+        write_run(own, seed, beta=1, policy={"path": str(own / "warm_start/policy")})
+        write_run(own / "warm_start", seed, "SFTModule")
+    assert names(tmp_path / "a") == {"GRPO": [1, 2]}
+    assert names(tmp_path / "c") == {"GRPO": [1, 2]}
+    assert len(names(tmp_path / "a", tmp_path / "b")) == 2, "what the policies were trained on differs"
+
+
+def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) -> None:
+    for name, callbacks in {
+        "plain": ["StepProgressBar"],
+        "watched": ["VRAMProfiler", "RunSummary", "HealthCheck", "LearningRateMonitor", "RolloutLogger"],
+        "stopped": ["TokenBudget"],
+        "another": ["MyHealthCheck"],
+    }.items():
+        run = write_run(tmp_path / name)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{one}"} for one in callbacks]
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert names(tmp_path) == {
+        "GRPO, callbacks none": [1, 1],
+        "GRPO, callbacks TokenBudget": [1],
+        "GRPO, callbacks MyHealthCheck": [1],
+    }
+
+
+def test_options_of_the_callbacks_that_every_run_has_make_no_other_method() -> None:
+    from grpo_lightning.cli.grpo_cli import CALLBACKS
+
+    assert CALLBACKS.keys() <= set(PLACES)
+    assert set(CALLBACKS.values()) <= set(WATCHERS)
+
+
+def test_the_best_policy_of_a_run_stands_for_that_run_too(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
+        write_run(tmp_path / f"best/{seed}", seed, policy={"path": str(warm / "policy_best")})
+        write_run(tmp_path / f"last/{seed}", seed, policy={"path": str(warm / "policy")})
+    assert names(tmp_path / "best") == {"GRPO": [1, 2]}
+    assert len(names(tmp_path / "best", tmp_path / "last")) == 2, "another policy of the same run"
+
+
+def test_names_patterns_and_folders_of_runs(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"runs/seed-{seed}", seed, max_grad_norm=seed)
+    assert names(f"mine={tmp_path}/runs/seed-[12]") == {"mine": [1, 2]}
+    assert names(tmp_path / "runs") == {f"GRPO, max_grad_norm {seed}": [seed] for seed in (1, 2, 3)}
+    assert names(f"all={tmp_path / 'runs'}") == {"all": [1, 2, 3]}
+    assert names(f"x={tmp_path}/runs/seed-1", f"x={tmp_path}/runs/seed-3") == {"x": [1, 3]}
+    write_run(tmp_path / "a=b", 7)
+    assert names(tmp_path / "a=b") == {"GRPO": [7]}, "a folder whose name has a = in it"
+    assert list(names(f"GRPO={tmp_path}/runs/seed-1", tmp_path / "a=b")) == ["GRPO", "GRPO'"]
+
+
+# -- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_band_is_mean_minimum_and_maximum_on_the_common_stretch(tmp_path: Path) -> None:
+    # Per step, seed 1 generates 10 tokens and seed 2 generates 20.
+    for seed, tokens in ((1, 10), (2, 20)):
+        write_run(tmp_path / str(seed), seed, curves=totals(tokens) | {"val/accuracy": [(0, 0.0), (3, 0.3 * seed)]})
+    runs = [read_run(tmp_path / seed) for seed in "12"]
+    over_steps = band(runs, ACCURACY, STEPS)
+    assert over_steps is not None
+    assert over_steps.x.tolist() == [0, 3]
+    assert np.stack([over_steps.low, over_steps.mean, over_steps.high])[:, 1] == pytest.approx([0.3, 0.45, 0.6])
+    over_tokens = band(runs, ACCURACY, TOKENS)
+    assert over_tokens is not None
+    assert over_tokens.x[-1] == pytest.approx(30e-6), "as far as both seeds go"
+    # There seed 1 has ended at 0.3, and seed 2 is at half of its way to 0.6.
+    assert (over_tokens.low[-1], over_tokens.high[-1]) == pytest.approx((0.3, 0.3), abs=1e-6)
+    memory = band(runs[:1], MEMORY, STEPS)
+    assert memory is not None
+    assert memory.mean.tolist() == [2.5, 2.0, 3.0], "the highest of all peaks at each step"
+
+
+def test_a_training_step_has_been_made_when_its_curves_are_drawn(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", curves=totals(10)))
+    assert run.curves["reward/mean"].steps.tolist() == [1, 2, 3]
+    assert run.curves["val/accuracy"].steps.tolist() == [0, 3]
+    found = progress(run, TIME, np.array([0.0, 1.0, 1.5, 3.0]))
+    assert found is not None
+    assert found.tolist() == pytest.approx([0, 1, 1.5, 3])
+    assert progress(read_run(write_run(tmp_path / "other")), TIME, np.array([1.0])) is None
+
+
+def test_what_is_not_finite_is_left_out_of_a_curve(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    curves = {
+        "reward/mean": [(0, nan), *((step, 0.5) for step in range(1, 80)), (80, inf)],
+        "policy/kl": [(0, nan), (1, inf)],
+    }
+    run = read_run(write_run(tmp_path / "run", curves=curves))
+    assert "policy/kl" not in run.curves
+    assert run.last("reward/mean") == 0.5
+    found = band([run], REWARD, STEPS)
+    assert found is not None
+    assert found.x.tolist() == list(range(2, 81))
+    assert found.mean.tolist() == [0.5] * 79
+    main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert re.search(r"Not measured by any run: .*KL to the reference", (tmp_path / "out/report.md").read_text())
+
+
+def test_smoothing_is_for_single_steps_only(tmp_path: Path) -> None:
+    saw = [(step, float(step % 2)) for step in range(80)]
+    run = read_run(write_run(tmp_path / "run", curves={"reward/mean": saw, "val/accuracy": saw}))
+    smooth, plain = band([run], REWARD, STEPS), band([run], ACCURACY, STEPS)
+    assert smooth is not None
+    assert plain is not None
+    assert smooth.mean[1:].tolist() == [0.5] * 79, "a running mean over a 40th of 80 steps"
+    assert set(plain.mean.tolist()) == {0.0, 1.0}
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def table(text: str, heading: str) -> list[dict[str, str]]:
+    """A table of the Markdown report, by its header."""
+    section = text.split(f"## {heading}\n\n")[1].split("\n\n")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """Two methods of two seeds, and an untested one that measured nothing but its reward."""
+    for seed in (1, 2):
+        solved = {1: "1110110101", 2: "1111011111"}[seed]
+        write_run(tmp_path / f"grpo/{seed}", seed, curves=totals(10 * seed), correct=solved)
+        write_run(tmp_path / f"ppo/{seed}", seed, "PPOModule", curves=totals(20), correct="0101000101")
+    write_run(tmp_path / "bare", 3, "SFTModule")
+    out = tmp_path / "report"
+    main(["compare", str(tmp_path / "grpo"), str(tmp_path / "ppo"), str(tmp_path / "bare"), "--out", str(out)])
+    return out
+
+
+def test_the_report_has_the_right_numbers(report: Path) -> None:
+    text = (report / "report.md").read_text()
+    grpo, ppo, bare = table(text, "Results")
+    # 7 and 9 of 10. PPO's seeds agree: MS_problem = 2 * 2.4 / 9 = 0.533, 9 degrees: 0.4 -+ 2.262 sqrt(0.533 / 20).
+    assert (grpo["method"], grpo["test accuracy"], grpo["seeds"]) == ("GRPO", "80.0 %", "2")
+    assert (ppo["method"], ppo["test accuracy"], ppo["95 % interval"]) == ("PPO", "40.0 %", "3.1 to 76.9 %")
+    # The largest memory; means of (30 + 60) / 2 and 60 tokens, times three for those trained on.
+    assert (grpo["peak memory"], grpo["tokens generated"], grpo["tokens trained"]) == ("3.00 GiB", "45", "135")
+    assert (ppo["wall time"], ppo["CPU time"], ppo["validation"]) == ("3.0 min", "4.5 min", "75.0 %")
+    unmeasured = ("test accuracy", "peak memory", "wall time", "CPU time", "tokens generated", "tokens trained")
+    assert {bare[column] for column in unmeasured} == {"not measured"}
+    (difference,) = table(text, "Differences")
+    assert (difference["difference"], difference["points"]) == ("PPO vs GRPO", "-40.0")
+    assert difference["by seed"] == "-30.0, -50.0"
+    # Of 10 problems GRPO alone solves 4 and PPO 1 (seed 1), 5 and 0 (seed 2): 2 (1 + 5) / 32 and 2 / 32.
+    assert difference["McNemar by seed"] == "1:4 p 0.375, 0:5 p 0.062"
+    assert difference["p"] == difference["p, Holm"]
+    runs = table(text, "Runs")
+    assert [(row["seed"], row["accuracy"]) for row in runs][:2] == [("1", "70.0 %"), ("2", "90.0 %")]
+    assert "| GRPO | `grpo fit --config 'my config.yaml'` |" in text
+    assert {row["device"] for row in runs} >= {"cpu: a processor, 2 cores"}
+    assert "Seeds: 1, 2, 3." in text
+    assert "python 3.11, torch 2.13.0" in text
+    assert f"--out {report}" in text
+    assert "Not tested: SFT" in text
+
+
+def test_the_page_needs_no_other_file_and_has_both_grounds(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", page)
+    assert not re.search(r"url\(\s*[\"']?(?!#)|@import", page)
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<svg") == 4
+    assert "currentColor" in page
+    for name in ("accuracy", "steps", "tokens", "time"):
+        assert (report / f"{name}.svg").read_text().startswith("<?xml")
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({name}.svg)" in (report / "report.md").read_text()
+    assert "80.0&nbsp;%" in page
+    assert "band from the lowest to the highest" in page
+
+
+def test_two_seeds_have_a_band_in_the_picture_and_one_has_none(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/{seed}", seed, curves={"reward/mean": [(0, 0.1 * seed), (1, 0.4 * seed)]})
+    for name, runs in (("two", [tmp_path / "runs"]), ("one", [tmp_path / "runs/1"])):
+        main(["compare", *map(str, runs), "--out", str(tmp_path / name)])
+    assert 'id="FillBetweenPolyCollection_1"' in (tmp_path / "two/steps.svg").read_text()
+    assert "PolyCollection" not in (tmp_path / "one/steps.svg").read_text()
+    text = (tmp_path / "one/report.md").read_text()
+    assert "no run has `total/rollout_tokens`" in text
+    assert "Not measured by any run: validation accuracy, KL" in text
+    assert "## Differences" not in text
+
+
+def test_title_and_resamples(tmp_path: Path) -> None:
+    for name, correct in (("a", "1110110101" * 3), ("b", "0110110001" * 3)):
+        write_run(tmp_path / name, correct=correct, beta=name)
+    texts = []
+    for resamples in ("200", "5000"):
+        out = tmp_path / resamples
+        options = ["--title", "Mine & <yours>", "--resamples", resamples, "--out", str(out)]
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *options])
+        texts.append((out / "report.md").read_text())
+        assert "<h1>Mine &amp; &lt;yours&gt;</h1>" in (out / "report.html").read_text()
+        assert texts[-1].startswith("# Mine & &lt;yours>\n")
+    (few,), (many,) = (table(text, "Differences") for text in texts)
+    assert few["p"] != many["p"]
+    assert few["95 %, other seeds and problems"] == "not measured", "one seed says nothing of others"
+    assert "(5,000 resamples)" in texts[1]
+
+
+def test_without_a_common_seed_runs_are_paired_in_order_and_the_report_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1, correct="10", beta=0)
+    write_run(tmp_path / "b", 2, correct="11", beta=1)
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+    assert (
+        "No seed in common, so paired in order: GRPO, beta 0 and GRPO, beta 1."
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_runs_without_a_partner_are_named(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"a/{seed}", seed, correct="10", beta=0)
+    for seed in (2, 4):
+        write_run(tmp_path / f"b/{seed}", seed, correct="11", beta=1)
+    main(["compare", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}", "--out", str(tmp_path / "out")])
+    assert (
+        "Without a partner, and so in no difference: A seed 1, A seed 3, B seed 4 (B vs A)."
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_any_text_can_be_a_name(tmp_path: Path) -> None:
+    odd = [r"a$\frac$b", "_hidden", "<b>|&amp;"]
+    for number, name in enumerate(odd):
+        write_run(tmp_path / str(number), curves=totals(10 + number), correct="10")
+        odd[number] = f"{name}={tmp_path / str(number)}"
+    main(["compare", *odd, "--title", "two\nlines", "--out", str(tmp_path / "out")])
+    picture = (tmp_path / "out/steps.svg").read_text()
+    for name in (r"a$\frac$b", "_hidden", "&lt;b&gt;|&amp;amp;"):
+        assert f">{name}</text>" in picture
+    text = (tmp_path / "out/report.md").read_text()
+    assert text.startswith("# two lines\n")
+    assert [row["method"] for row in table(text, "Results")] == [r"a$\\frac$b", "_hidden", r"&lt;b>\|&amp;amp;"]
+    assert "<h1>two\nlines</h1>" in (tmp_path / "out/report.html").read_text()
+
+
+# -- tests of a policy ------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_test_counts_with_the_files_of_all_ranks(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", correct="0000")
+    write_test(run / "test" / "second", "1x", checkpoint="best-step5.ckpt")
+    lines = [{"problem": "p0", "correct": False}, {"problem": "p7", "correct": True}]
+    (run / "test/second/test_results.rank1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_run(run).test
+    assert found is not None
+    assert found.correct == {"p0": 1.0, "p1": 0.0, "p0#1": 0.0, "p7": 1.0}, "a problem asked twice is two"
+    assert found.broken == 1
+    assert found.checkpoint == "best-step5.ckpt"
+    main(["compare", str(run), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out/report.md").read_text()
+    assert "On 1 completions a verifier broke" in text
+    assert "best-step5.ckpt" in text
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", correct="1010")
+    other = write_run(tmp_path / "other", correct="101010", beta=1)
+    silent = write_run(tmp_path / "silent", curves={})
+    (tmp_path / "empty").mkdir()
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    broken = write_run(tmp_path / "broken", correct="1")
+    (broken / "test/first/test_results.jsonl").write_text('{"problem": "p1"}\n')
+    cases = {
+        "name at least one run directory": [],
+        "there is no folder": [tmp_path / "none"],
+        "there is none in it": [tmp_path / "empty"],
+        "trainer.logger is another than TensorBoard's": [silent],
+        "stopped is no run, and there is none in it": [f"x={stopped}", run],
+        "is no folder": [run / "config.yaml"],
+        "is given twice": [run, tmp_path / "ru*"],
+        "write NAME=RUN_DIR": [f"={run}"],
+        "was tested on 4 problems and": [run, other],
+        "line 1 is no result of a test": [broken],
+        "--resamples: must be at least 100, not 5": [run, "--resamples", "5"],
+    }
+    for text, arguments in cases.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["compare", *map(str, arguments), "--out", str(tmp_path / "out")])
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert line.startswith("grpo: error: ")
+        assert text in line
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["pattern", "expanded by the shell"])
+def test_what_a_pattern_matched_and_is_no_run_is_skipped_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: bool
+) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "whole", seed=7, correct="10")
+    (runs / "failed").mkdir()
+    write_run(runs / "early", curves={})
+    write_run(runs / "interrupted/warm_start", module="SFTModule")
+    (runs / "notes.txt").write_text("mine")
+    arguments = [str(path) for path in sorted(runs.iterdir())] if shell else [str(runs / "*")]
+    main(["compare", *arguments, "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    for name in (
+        "failed is no run",
+        "early has no TensorBoard events",
+        "interrupted is no run",
+        "notes.txt is no fold",
+    ):
+        assert f"skipped: {runs}/{name}" in out
+    assert "1 runs of 1 methods" in out
+    assert names(*arguments) == {"GRPO": [7]}
+
+
+def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    from grpo_lightning.commands.compare.command import main as compare
+
+    with pytest.raises(ConfigError, match=r"pip install 'grpo-lightning\[report\]'"):
+        compare([str(write_run(tmp_path / "run"))])
+
+
+def test_compare_loads_no_torch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", correct="10")
+    code = (
+        "import sys; from grpo_lightning.__main__ import main\n"
+        f"main(['compare', {str(run)!r}, '--out', {str(tmp_path / 'out')!r}])\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- from training to the report --------------------------------------------------------------------------------------
+
+
+def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    sizes = {
+        "trainer.max_steps": 2, "trainer.val_check_interval": 1, "trainer.limit_val_batches": 1,
+        "trainer.enable_progress_bar": "false", "data.prompts_per_step": 2, "data.val_batch_size": 4,
+        "data.task.init_args.test_size": 6, "data.sampling.max_new_tokens": 8,
+        "trainer.callbacks": "[VRAMProfiler]",
+    }  # fmt: skip
+    options = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
+    for seed in ("1", "2"):
+        run = tmp_path / "sft" / seed
+        where = ["--run_dir", str(run), "--seed_everything", seed, "--summary.validate_first", "true"]
+        main(["fit", "--config", "configs/quickstart_sft.yaml", *where, *options])
+        main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+        # What the test wrote lies with the run, and apart from its curves and its config.
+        (tested,) = (run / "test").iterdir()
+        results = [json.loads(line) for line in (tested / "test_results.jsonl").read_text().splitlines()]
+        assert len({result["problem"] for result in results}) == 6
+        assert {"correct", "format_valid", "reward", "tokens", "finish_reason", "error"} <= results[0].keys()
+        assert len(list(run.glob("events.out*"))) == 1
+        assert not (run / "config-2.yaml").exists()
+        assert yaml.safe_load((tested / "config.yaml").read_text())["ckpt_path"].endswith("last.ckpt")
+        made_with = json.loads((run / "environment.json").read_text())
+        assert made_with["device"].startswith("cpu: ")
+        assert {"torch", "lightning", "grpo-lightning", "python"} <= made_with["versions"].keys()
+    first, second = (read_run(tmp_path / "sft" / seed) for seed in ("1", "2"))
+    # Validated before the first step, and behind each of the two: the steps of the training curves are 1 and 2.
+    assert first.curves["val/accuracy"].steps.tolist() == [0, 1, 2]
+    assert first.curves["memory/validation_peak_gib"].steps.tolist() == [0, 1, 2]
+    assert first.curves["policy/loss"].steps.tolist() == [1, 2]
+    assert max(curve.steps[-1] for curve in first.curves.values()) == 2, "as the report counts them"
+    assert first.test is not None
+    assert second.test is not None
+    assert first.test.correct.keys() == second.test.correct.keys(), "the same problems have the same keys"
+    main(["compare", str(tmp_path / "sft"), "--out", str(tmp_path / "out")])
+    (row,) = table((tmp_path / "out/report.md").read_text(), "Results")
+    assert (row["method"], row["seeds"]) == ("SFT", "2")
+    assert row["validation"].endswith("%")

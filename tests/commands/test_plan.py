@@ -1,0 +1,464 @@
+"""`grpo plan`: what it predicts against real runs, and what it proposes against its own predictions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensor
+from transformers import Lfm2Config
+
+from grpo_lightning.__main__ import main
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.commands.plan.command import CUDA_CONTEXT, GIB, available
+from grpo_lightning.commands.plan.meter import MemoryMeter
+from grpo_lightning.commands.plan.plan import Planner, largest, most
+from grpo_lightning.commands.plan.policy import WeightlessPolicy
+from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_rows
+from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.rollout.engines.cache import BLOCK
+from grpo_lightning.rollout.engines.in_process import generate
+from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.speed import packed
+from tests.algorithms.test_ppo import CRITICS, ppo
+from tests.tiny import save_tiny_model
+from tests.toy import ToyTask, fit, grpo
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def planner(path: str, precision: str = "32-true", on_cuda: bool = False, tokens: int = 24, **options: Any) -> Planner:
+    data = {key: options.pop(key) for key in list(options) if key in DATA}
+    given = {"prompts_per_step": 3, "group_size": 4, "val_batch_size": 4, "sampling": SamplingParams(max_new_tokens=16)}
+    policy = {key: options.pop(key) for key in ("dtype",) if key in options}
+    module = grpo(path, **options)
+    module.policy_config = replace(module.policy_config, **policy)
+    return Planner(module, RolloutDataModule(ToyTask(), **given | data), precision, on_cuda, tokens)
+
+
+DATA = (
+    "prompts_per_step",
+    "group_size",
+    "val_batch_size",
+    "sampling",
+    "refinement",
+    "rollout_rows_at_once",
+    "pass_at_k",
+)
+
+
+def phases(plan: Planner) -> dict[str, PhaseMemory]:
+    return {phase.name: phase for phase in plan.phases(plan.settings)}
+
+
+MARK = 1_000_003
+"""Bytes of an allocation that nothing else makes: where a span begins and ends, in the very stream that is read."""
+
+
+def peaks_of(run: Callable[[], object], spans: Sequence[str] = ()) -> dict[str, int]:
+    """The most bytes that torch's allocator came to hold, by every allocation and release that its profiler saw.
+
+    ``all`` is that of the whole, the others of the last span that was recorded under each name by :class:`Spans`.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peaks, inside, held = dict.fromkeys(["all", *spans], 0), {"all"}, 0
+    for _, change in changes:
+        span, end = divmod(abs(change) - MARK, 2)
+        if 0 <= span < len(spans):
+            if change > 0:
+                inside ^= {spans[span]}
+                peaks[spans[span]] = peaks[spans[span]] if end else held
+            continue
+        held += change
+        peaks |= {name: max(peaks[name], held) for name in inside}
+    return peaks
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    return peaks_of(run)["all"]
+
+
+class Spans(pl.Callback):
+    """Marks some phases of a run in the allocations, and lets every completion run to the cap."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.phases.listeners.append(self)
+        pl_module.policy.terminators = []
+
+    def phase_started(self, name: str) -> None:
+        self._mark(name, 0)
+
+    def phase_ended(self, name: str) -> None:
+        self._mark(name, 1)
+
+    def _mark(self, name: str, end: int) -> None:
+        if name in self.names:
+            torch.empty(MARK + 2 * self.names.index(name) + end, dtype=torch.uint8)
+
+
+# -- predictions against real runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=str)
+def test_a_run_of_ppo_takes_what_was_planned(model_path: str, critic: dict[str, Any], tmp_path: Path) -> None:
+    module = ppo(model_path, beta=0.1, **critic)
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
+        max_prompt_tokens=12, overlong="truncate-left",
+    )  # fmt: skip
+    plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
+    assert list(plan) == ["reference", "value", "update", "rollout", "validation"]
+    steps = 2 * module.updates_per_rollout
+    names = ("reference", "value", "update", "rollout")
+    peaks = peaks_of(lambda: fit(tmp_path, module, steps, data, callbacks=[Spans(names)]), names)
+    for name in names:
+        assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=str)
+def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]) -> None:
+    module = ppo(model_path, **critic)
+    module.policy = Policy(module.policy_config)
+    module.critic = Critic(module.policy, module.critic_form, module.critic_path, module.critic_frozen)
+    trained = [parameter for side in module.trained_sides().values() for parameter in side]
+    own = [*module.critic.parameters(), *module.policy.value_parameters()]
+    rehearsal = Rehearsal(ppo(model_path, **critic), module.policy_config, "32-true", on_cuda=False)
+    assert rehearsal.meter.live["critic"] == sum(parameter.nbytes for parameter in own)
+    update = rehearsal.update([step_rows([2], [2])])
+    # At the peak, some may still have to come.
+    assert 0.9 < update.parts["gradients"] / sum(parameter.nbytes for parameter in trained) <= 1
+    assert rehearsal.meter.live["gradients"] == 0, "they are freed when the step is over"
+    # Two moments of each, and a step count of 4 bytes.
+    assert rehearsal.meter.live["optimizer"] == sum(2 * parameter.nbytes + 4 for parameter in trained)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)])
+def test_what_stays_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
+    module = grpo(model_path, lora=lora)
+    policy = Policy(module.policy_config)
+    optimizer = module.make_optimizer(policy.trainable_parameters())
+    for parameter in policy.trainable_parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    wanted = {
+        "weights": sum(p.nbytes for name, p in policy.named_parameters() if "lora_" not in name),
+        "adapter": sum(p.nbytes for name, p in policy.named_parameters() if "lora_" in name),
+        "gradients": 0,
+        "optimizer": sum(value.nbytes for value in state),
+    }
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    assert {part: rehearsal.meter.live.get(part, 0) for part in wanted} == wanted
+    update = rehearsal.update([step_rows([2], [2])])
+    assert 0.9 < update.parts["gradients"] / sum(p.nbytes for p in policy.trainable_parameters()) <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[str, Any], mixed: bool) -> None:
+    module = grpo(model_path, **options)
+    rows = step_rows([24] * 8, [16] * 8)
+    policy = Policy(module.policy_config)
+    optimizer = module.make_optimizer(policy.trainable_parameters())
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):  # as Lightning does
+            logprobs_NT, _ = policy.logprobs(rows)
+            logprobs_NT.sum().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the state of the optimizer, and caches of the libraries
+    rehearsal = Rehearsal(module, module.policy_config, "bf16-mixed" if mixed else "32-true", on_cuda=False)
+    rehearsal.optimizer.zero_grad()
+    before = sum(rehearsal.meter.live.values())
+    assert rehearsal.update([rows]).total - before == pytest.approx(peak_of(step), rel=0.1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: float) -> None:
+    module, sampling = grpo(model_path), SamplingParams(temperature=temperature, max_new_tokens=16)
+    policy = Policy(module.policy_config)
+    policy.terminators = []  # all completions run to the cap
+    prompts = [[9] * 63, *([9 + row] * 64 for row in range(1, 8))]
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    before = sum(rehearsal.meter.live.values())
+    real = peak_of(lambda: generate(policy, prompts, 4, sampling, list(range(32))))
+    assert rehearsal.rollout(8, 4, 64, sampling).total - before == pytest.approx(real, rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Deep enough for what one layer takes for a moment not to count."""
+    return save_tiny_model(tmp_path_factory.mktemp("deep"), "llama", num_hidden_layers=8)
+
+
+def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
+    module, sampling = grpo(deep_model), SamplingParams(max_new_tokens=BLOCK + 20)
+    policy = Policy(module.policy_config)
+    policy.terminators = []
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    before = sum(rehearsal.meter.live.values())
+    real = peak_of(lambda: generate(policy, [[9] * 7, [8] * 8], 4, sampling, list(range(8))))
+    taken = rehearsal.rollout(2, 4, 8, sampling)
+    assert taken.total - before == pytest.approx(real, rel=0.2)
+    assert taken.parts["cache"] > 0.7 * real
+
+
+def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SMALL", 0)
+    module = grpo(model_path)
+    here, there = (
+        Rehearsal(module, module.policy_config, "32-true", on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts
+        for on_cuda in (False, True)
+    )
+    lm = Policy(module.policy_config).lm
+    multiplied = sum(part.weight.nbytes for part in lm.modules() if isinstance(part, torch.nn.Linear))
+    assert here["packed weights"] == multiplied
+    assert "packed weights" not in there
+
+
+def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:
+    module, rows = grpo(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
+    (part,) = microbatches(rows, torch.arange(8), 8192, share=True)
+    assert part.tokens.sharing is not None
+    assert part.real_tokens == 2 * 24 + 8 * 16
+    policy = Policy(module.policy_config)
+    assert policy.shares_prompts
+    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    before = sum(rehearsal.meter.live.values())
+    real = peak_of(lambda: policy.logprobs(part.tokens)[0].sum().backward())
+    assert rehearsal.update([part.tokens]).total - before == pytest.approx(real, rel=0.2)
+
+
+def test_a_prompt_beyond_one_row_and_a_cap_of_one_can_be_planned(model_path: str) -> None:
+    plan = planner(model_path, tokens=1, prompts_per_step=1, group_size=1, sampling=SamplingParams(max_new_tokens=1))
+    assert phases(plan)["rollout"].total > 0
+
+
+# -- what changes the plan ---------------------------------------------------------------------------------------------
+
+
+def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: str) -> None:
+    path, lora = tiny_model("llama"), LoRAConfig(r=4)
+    plain = phases(planner(path))
+    assert set(plain) == {"rollout", "update", "validation"}
+
+    def differs(phase: str, part: str, **options: Any) -> float:
+        """Another plan's part, as a share of the plain one's."""
+        changed = phases(planner(path, **options))[phase].parts.get(part, 0)
+        return changed / plain[phase].parts[part]
+
+    assert differs("update", "weights", dtype="bfloat16") == 0.5
+    assert differs("update", "optimizer", lora=lora) < 0.8
+    assert differs("update", "activations", max_tokens_per_microbatch=80) < 0.5
+    assert differs("update", "activations", precision="bf16-mixed") != 1
+    assert differs("update", "activations", tokens=48) > 1.3
+    assert differs("update", "activations", minibatches_per_update=2) < 0.8
+
+    def alone(**options: Any) -> int:
+        """The update's activations where no prompt is shared, which checkpointing rules out."""
+        return phases(planner(deep_model, prompts_per_step=12, group_size=1, **options))["update"].parts["activations"]
+
+    assert alone(gradient_checkpointing=True) < 0.8 * alone()
+    assert differs("update", "activations", prompts_per_step=12, group_size=1) > 1.1
+
+    def long(phase: str, **options: Any) -> int:
+        """With completions so long that the cache makes the peak, not the pass over the prompts."""
+        return phases(planner(path, sampling=SamplingParams(max_new_tokens=200), **options))[phase].total
+
+    assert long("rollout", group_size=8) > 1.3 * long("rollout", group_size=4)
+    assert long("rollout", rollout_rows_at_once=4) < 0.7 * long("rollout")
+    assert long("validation", val_batch_size=16) > 1.3 * long("validation", val_batch_size=4)
+    with_kl = phases(planner(path, beta=0.1))
+    assert with_kl["reference"].parts["reference"] == with_kl["update"].parts["weights"]
+    assert "reference" not in phases(planner(path, beta=0.1, lora=lora))["reference"].parts
+    assert "pass@k" in phases(planner(path, pass_at_k=[4]))
+    refined = phases(planner(path, refinement=RefinementConfig(budget=2)))
+    # A further attempt is sampled behind the whole conversation, and learned under it.
+    assert refined["refinement"].total > refined["validation"].total
+    assert refined["update"].total > plain["update"].total
+
+
+def test_a_gpu_keeps_the_copies_for_merging_in_host_memory(tiny_model: Callable[[str], str]) -> None:
+    here, there = (
+        phases(planner(tiny_model("lfm2"), on_cuda=on_cuda, lora=LoRAConfig(r=4)))["rollout"]
+        for on_cuda in (False, True)
+    )
+    assert here.host == 0
+    assert there.host == here.parts["merge copy"] > 0
+    assert "merge copy" not in there.parts
+
+
+# -- without weights ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_a_billion_parameters_is_planned_without_its_weights(tmp_path: Path) -> None:
+    attention = (2, 5, 8, 10, 12, 14)
+    Lfm2Config(
+        vocab_size=65_536, hidden_size=2048, intermediate_size=12_288, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, layer_types=["full_attention" if i in attention else "conv" for i in range(16)],
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    policy = WeightlessPolicy(PolicyConfig(str(tmp_path), dtype="bfloat16", lora=LoRAConfig()), True, on_cuda=True)
+    assert policy.meter.live["weights"] == 2 * 1_170_340_608
+    assert all(isinstance(parameter, FakeTensor) for parameter in policy.parameters())
+    assert all(isinstance(buffer, FakeTensor) for buffer in policy.buffers())
+
+
+def test_the_meter_counts_what_lives_and_frees_what_is_gone() -> None:
+    meter = MemoryMeter()
+    with meter:
+        with meter.counting_as("kept"):
+            kept = torch.empty(1000)
+        with meter.counting_as("passing"):
+            passing = kept + 1
+            view = passing[:10]
+        del passing
+        assert meter.live["passing"] == 4000  # a view keeps its storage
+        del view
+    assert (meter.live["kept"], meter.live["passing"]) == (4000, 0)
+    assert meter.peak == {"kept": 4000, "passing": 4000}
+    assert isinstance(kept, FakeTensor)
+
+
+# -- proposals ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(0, 500), st.integers(1, 9), st.integers(0, 700))
+def test_largest_finds_the_largest(high: int, offset: int, slope: int, limit: int) -> None:
+    def taken(count: int) -> int:
+        return offset + slope * count + count**2 // 16
+
+    fitting = [count for count in range(1, high + 1) if taken(count) <= limit]
+    assert largest(taken, limit, high) == max(fitting, default=None)
+
+
+def test_a_proposal_fits_and_one_step_more_does_not(tiny_model: Callable[[str], str]) -> None:
+    plan = planner(tiny_model("lfm2"), tokens=40, prompts_per_step=8)
+    limit = int(0.5 * most(plan.phases(plan.settings)))
+    proposed = plan.propose(limit)
+    assert proposed is not None
+    assert most(plan.phases(proposed)) <= limit
+    row = 40 + 16
+    wider = replace(proposed, max_tokens_per_microbatch=proposed.max_tokens_per_microbatch + row)
+    assert most(plan.learning(wider)) > limit
+    assert proposed.rollout_rows_at_once is None or (
+        most(plan.sampling(replace(proposed, rollout_rows_at_once=proposed.rollout_rows_at_once + 4))) > limit
+    )
+
+
+def test_a_proposal_fits_a_critic_too(tiny_model: Callable[[str], str]) -> None:
+    module = ppo(tiny_model("llama"), critic="separate")
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=2, sampling=SamplingParams(max_new_tokens=32)
+    )
+    plan = Planner(module, data, "32-true", False, prompt_tokens=64)
+    limit = int(0.7 * most(plan.phases(plan.settings)))
+    proposed = plan.propose(limit)
+    assert proposed is not None
+    assert most(plan.phases(proposed)) <= limit
+    assert proposed.max_tokens_per_microbatch < plan.settings.max_tokens_per_microbatch
+
+
+def test_checkpointing_is_proposed_where_nothing_fits_without(tiny_model: Callable[[str], str]) -> None:
+    plan = planner(tiny_model("llama"), tokens=200, prompts_per_step=1, group_size=1, val_batch_size=1)
+    with_it = replace(plan.settings, gradient_checkpointing=True)
+    smallest, without = most(plan.phases(with_it)), most(plan.phases(plan.settings))
+    assert smallest < without
+    proposed = plan.propose((smallest + without) // 2)
+    assert proposed is not None
+    assert proposed.gradient_checkpointing
+    assert plan.propose(1000) is None
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", *args])
+    captured = capsys.readouterr()
+    return int(exit_.value.code or 0), captured.out if exit_.value.code != 2 else captured.err
+
+
+@pytest.mark.usefixtures("_in_the_repository")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_can_be_planned(
+    name: str, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith("lfm") else []
+    code, out = run(capsys, "--config", f"configs/{name}", *path, "--memory", "64GiB", "--fast")
+    assert ("ppo" in name) == (re.search(r"^value ", out, re.MULTILINE) is not None)
+    assert code == 0
+    assert "The plan fits" in out
+    assert re.search(r"^update ", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("_in_the_repository")
+def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", "configs/quickstart.yaml", "--memory", "15MB", "--prompt_tokens", "60"]
+    base += ["--data.prompts_per_step", "4", "--data.val_batch_size", "16", "--data.sampling.max_new_tokens", "16"]
+    code, out = run(capsys, *base)
+    assert code == 1
+    assert "does not fit" in out
+    line = out.strip().splitlines()[-1]
+    assert line.startswith("--model.policy.gradient_checkpointing")
+    code, out = run(capsys, *base, *line.split(), "--fast")
+    assert code == 0
+
+
+@pytest.mark.usefixtures("_in_the_repository")
+def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", "configs/quickstart.yaml"]
+    code, error = run(capsys, *base, "--memory", "8 apples")
+    assert code == 2
+    assert error.endswith("grpo: error: --memory: give a size such as 8GiB or 24GB, not '8 apples'\n")
+    code, error = run(capsys, *base, "--prompt_tokens", "0")
+    assert (code, "--prompt_tokens" in error) == (2, True)
+    code, error = run(capsys, *base, "--model.policy.path", "not/there")
+    assert error.endswith(
+        "grpo: error: model.policy.path: the config.json of not/there is neither on the disk nor to be had from the "
+        "hub: name a folder that holds it, for grpo plan reads no other file of a model\n"
+    )
+    if not torch.cuda.is_available():
+        code, error = run(capsys, *base, "--trainer.accelerator", "gpu")
+        assert (code, "--memory" in error) == (2, True)
+
+
+def test_a_gpu_keeps_something_for_itself() -> None:
+    assert available(8 * GIB, on_cuda=True) < 8 * GIB - CUDA_CONTEXT
+    assert available(8 * GIB, on_cuda=False) == 8 * GIB
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom grpo_lightning.__main__ import main\n"
+        "try:\n    main(['plan', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "--memory" in done.stdout

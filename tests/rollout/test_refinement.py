@@ -1,0 +1,401 @@
+"""Refinement: who gets another attempt, what it is told, what is learned from it, and what is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from grpo_lightning.algorithms import GRPOModule, PPOModule, base
+from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.rows import credited, learning_rows
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.rollout import RefinementConfig, SamplingParams
+from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choose, next_turn
+from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, Sample, Verdict
+from grpo_lightning.verifiers import MathVerifier, Verifier
+from tests.tiny import tiny_tokenizer
+from tests.toy import Watch, fit, grpo, rollouts, same, sgd, trainer
+
+STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
+
+
+def rollout(correct: bool, reason: FinishReason = STOP, error: str | None = None, feedback: str = "Wrong.") -> Rollout:
+    verdict = Verdict(correct, True, feedback, error=error)
+    return Rollout(Prompt([]), Completion([30, 31, 7], "ab", reason, [], []), verdict, float(correct))
+
+
+KINDS = {
+    "right": rollout(True), "wrong": rollout(False), "cut": rollout(False, CUT), "broken": rollout(False, error="x")
+}  # fmt: skip
+
+
+class Parity(Verifier):
+    """About half of all completions are correct, and the feedback says so to the others."""
+
+    def verify(self, sample: Sample) -> Verdict:
+        right = sum(sample.completion.encode()) % 2 == 0
+        return Verdict(right, len(sample.completion) % 3 > 0, "" if right else "The sum of the bytes is odd.")
+
+
+# -- who ---------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_without_success_come_first_and_in_turn() -> None:
+    rows = [
+        *(rollout(True), rollout(False), rollout(False)),  # group 0 has a success
+        *(rollout(False), rollout(False), rollout(False)),  # groups 1 and 2 have none
+        *(rollout(False), rollout(False, CUT), rollout(False, error="gone")),
+    ]
+    groups = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    # By hand: the first failures of groups 1 and 2, then the second and third of 1 (2 has no other), then group 0's.
+    assert [choose(rows, groups, budget) for budget in range(1, 8)] == [
+        [3], [3, 6], [3, 4, 6], [3, 4, 5, 6], [1, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6],
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(["right", "wrong", "cut", "broken"]), min_size=4, max_size=24), st.integers(1, 8))
+def test_only_failures_that_ended_by_themselves_are_chosen(kinds: list[str], budget: int) -> None:
+    chosen = choose([KINDS[kind] for kind in kinds], [row // 4 for row in range(len(kinds))], budget)
+    assert all(kinds[row] == "wrong" for row in chosen)
+    assert len(chosen) == min(budget, kinds.count("wrong"))
+
+
+@given(st.data())
+def test_what_is_chosen_early_would_be_chosen_if_all_that_still_decode_failed(data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.sampled_from([*KINDS]), min_size=4, max_size=24))
+    budget = data.draw(st.integers(1, 8))
+    groups = [row // 4 for row in range(len(kinds))]
+    known: list[Rollout | None] = [None] * len(kinds)
+    chosen: set[int] = set()
+    for row in data.draw(st.permutations(range(len(kinds)))):
+        known[row] = KINDS[kinds[row]]
+        outlook = choose([one or rollout(False) for one in known], groups, budget, chosen)
+        now = choose(known, groups, budget, chosen)
+        assert now == [one for one in outlook if known[one] is not None]
+        assert chosen.isdisjoint(now)
+        chosen.update(now)
+    assert all(kinds[row] == "wrong" for row in chosen)
+    assert len(chosen) == min(budget, kinds.count("wrong"))
+    for group in set(groups):
+        failures = [row for row, kind in enumerate(kinds) if groups[row] == group and kind == "wrong"]
+        own = sorted(row for row in chosen if groups[row] == group)
+        assert own == failures[: len(own)], "the first in the group, not the shortest"
+
+
+# -- what it is told ---------------------------------------------------------------------------------------------------
+
+
+def test_the_next_turn_is_the_rendered_chat_with_the_sampled_tokens_in_it() -> None:
+    tokenizer = tiny_tokenizer()
+    user = [{"role": "user", "content": "2 + 2?"}]
+    prompt = tokenizer.encode(tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True))
+    failed = rollout(False, feedback="No.")
+    ids = next_turn(tokenizer, prompt, failed, "{feedback} Again.", terminators=[7, 2])
+    said = tokenizer.decode(failed.completion.token_ids[:-1])
+    chat = [*user, {"role": "assistant", "content": said}, {"role": "user", "content": "No. Again."}]
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert ids[: len(prompt) + 2] == [*prompt, 30, 31]
+    # Ended by a stop string, without a terminator of its own: the template's is put behind it all the same.
+    cut = Rollout(failed.prompt, Completion([30, 31], "ab", STOP, [], []), failed.verdict, 0.0)
+    assert next_turn(tokenizer, prompt, cut, "{feedback} Again.", [7, 2]) == ids
+    silent = rollout(False, feedback="")
+    assert NO_FEEDBACK in tokenizer.decode(next_turn(tokenizer, prompt, silent, "{feedback}", [7, 2]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gold=st.integers(10_000, 10**9),
+    wrong=st.integers(0, 9_999),
+    form=st.sampled_from(["#### {}", "{}", "\\boxed{{{}}}"]),
+)
+def test_the_gold_answer_never_reaches_the_second_turn(gold: int, wrong: int, form: str) -> None:
+    tokenizer = tiny_tokenizer()
+    verdict = MathVerifier().verify(Sample("", form.format(wrong), str(gold)))
+    failed = Rollout(Prompt([], answer=str(gold)), Completion([30, 7], "a", STOP, [], []), verdict, 0.0)
+    text = tokenizer.decode(next_turn(tokenizer, [1], failed, RefinementConfig().template, [7]))
+    assert str(gold) not in text
+
+
+# -- what is learned ---------------------------------------------------------------------------------------------------
+
+
+def step(
+    folder: Path, path: str, refinement: RefinementConfig | None, **options: Any
+) -> tuple[RolloutBatch, dict[str, torch.Tensor], Watch]:
+    """One step of SGD with learning rate 1: the batch, minus the change of the weights, and the log."""
+    watch = Watch()
+    data = rollouts(refinement=refinement, prompts_per_step=3, group_size=4, sampling=SamplingParams(max_new_tokens=80))
+    module = grpo(path, verifiers=[Parity()], max_grad_norm=None, optimizer=sgd, **options)
+    after = fit(folder, module, 1, data, callbacks=[watch])
+    before = {f"policy.model.{name}": p for name, p in AutoModelForCausalLM.from_pretrained(path).named_parameters()}
+    return watch.batches[0], {name: before[name] - tensor for name, tensor in after.items()}, watch
+
+
+def naive(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    logprobs = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def split(batch: Any, row: int) -> tuple[list[int], list[int]]:
+    ids, prompt = batch.tokens.ids_NL[row].tolist(), int(batch.tokens.prompt_lengths_N[row])
+    return ids[:prompt], ids[prompt : prompt + int(batch.tokens.completion_lengths_N[row])]
+
+
+def group_advantage(rewards: list[float], own: int, std: bool) -> float:
+    if len(rewards) < 2 or max(rewards) == min(rewards):
+        return 0.0
+    mean = sum(rewards) / len(rewards)
+    spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5 + 1e-4
+    return (rewards[own] - mean) / (spread if std else 1.0)
+
+
+@pytest.mark.parametrize("mode", ["in_context", "distill"])
+def test_the_gradient_is_that_of_the_formula(model_path: str, tmp_path: Path, mode: Any) -> None:
+    config = RefinementConfig(mode=mode, budget=3, gamma=0.8)
+    batch, found, _ = step(tmp_path, model_path, config)
+    (second,) = batch.refinements
+    assert any(r.verdict.correct for r in second.rollouts), "or nothing is tested"
+    first = batch.rewards_N.tolist()
+    later = second.rewards_N.tolist()
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    terms = []
+    if mode == "in_context":
+        for parent, reward in zip(second.parents, later, strict=True):
+            first[parent] = max(first[parent], 0.8 * reward)
+    for row in range(12):
+        start = row // 4 * 4
+        mates = first[start : start + 4]
+        if mode == "distill":
+            joined = [
+                r
+                for r, g, one in zip(later, second.groups, second.rollouts, strict=True)
+                if g == row // 4 and one.verdict.correct
+            ]
+            mates = mates + joined
+        advantage = group_advantage(mates, row - start, std=mode == "in_context")
+        terms.append(advantage * naive(model, *split(batch, row)).mean())
+    for index, one in enumerate(second.rollouts):
+        mates = [i for i, group in enumerate(second.groups) if group == second.groups[index]]
+        logprobs = naive(model, *split(second, index))
+        if mode == "in_context":
+            advantage = group_advantage([later[i] for i in mates], mates.index(index), std=True)
+            terms.append(advantage * logprobs.mean())
+        elif one.verdict.correct:
+            group = second.groups[index]
+            mates = [i for i in mates if second.rollouts[i].verdict.correct]
+            rewards = first[group * 4 : group * 4 + 4] + [later[i] for i in mates]
+            advantage = group_advantage(rewards, 4 + mates.index(index), std=False)
+            probs = logprobs.exp()
+            terms.append(advantage * (probs / (probs + 0.1)).mean())
+    (-torch.stack(terms).sum() / len(terms)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[f"policy.model.{name}"], parameter.grad, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [GRPOModule, PPOModule])
+def test_an_attempt_that_another_follows_does_not_run_by_itself(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: type[OnlineModule]
+) -> None:
+    ran: list[int] = []
+    original = base.microbatches
+
+    def spy(*args: Any) -> Any:
+        parts = original(*args)
+        ran.append(sum(part.real_tokens for part in parts))
+        return parts
+
+    monkeypatch.setattr(base, "microbatches", spy)
+    data = rollouts(
+        refinement=RefinementConfig(budget=4), sampling=SamplingParams(max_new_tokens=80), prompts_per_step=3
+    )
+    trained, batches = [], []
+    for shares in (True, False):
+        monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
+        policy = PolicyConfig(path=model_path)
+        module = algorithm(policy, [Parity()], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd)
+        watch = Watch()
+        trained.append(fit(tmp_path, module, 1, data, callbacks=[watch]))
+        batches += watch.batches
+    (second,) = batches[0].refinements
+    # All count here, for beta is above 0, and each parent's row is saved; perhaps more, where attempts are alike.
+    saved = batches[0].tokens.lengths_N[sorted(set(second.parents))].sum()
+    assert 0 < saved <= ran[1] - ran[0]
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(weight, trained[1][name], atol=5e-5, rtol=1e-3)
+    assert not same(*trained)
+
+
+class SlowParity(Parity):
+    slow = True
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 8])
+@pytest.mark.parametrize("verifier", [Parity(), SlowParity()])
+def test_the_budget_is_spent_whenever_verdicts_come(
+    model_path: str, tmp_path: Path, verifier: Verifier, rows_at_once: int | None
+) -> None:
+    watch = Watch()
+    data = rollouts(
+        refinement=RefinementConfig(budget=2, attempts=2), sampling=SamplingParams(max_new_tokens=80),
+        prompts_per_step=3, group_size=8, rollout_rows_at_once=rows_at_once,
+    )  # fmt: skip
+    fit(tmp_path, grpo(model_path, verifiers=[verifier]), 1, data, callbacks=[watch])
+    before, groups = watch.batches[0].rollouts, [row // 8 for row in range(24)]
+    for round_ in watch.batches[0].refinements:
+        failures = [row for row, one in enumerate(before) if can_be_refined(one)]
+        assert set(round_.parents) <= set(failures)
+        assert len(round_.parents) == len(set(round_.parents)) == min(6, len(failures))
+        assert round_.parents == sorted(round_.parents)
+        assert round_.groups == [groups[parent] for parent in round_.parents]
+        if verifier.slow and rows_at_once is None:
+            assert round_.parents == choose(before, groups, 6)
+        before, groups = round_.rollouts, round_.groups
+    assert len(watch.batches[0].refinements) == 2 or not any(map(can_be_refined, before))
+
+
+def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, tmp_path: Path) -> None:
+    for mode in ("in_context", "distill"):
+        batch, _, _ = step(tmp_path, model_path, RefinementConfig(mode=mode, budget=2))
+        (second,) = batch.refinements
+        tokenizer = Policy(PolicyConfig(path=model_path)).tokenizer
+        for index, parent in enumerate(second.parents):
+            trained_under, attempt = split(second, index)
+            prompt, said = split(batch, parent)
+            assert attempt == second.rollouts[index].completion.token_ids
+            assert second.groups[index] == parent // 4
+            if mode == "distill":
+                assert trained_under == prompt
+            else:
+                assert trained_under[: len(prompt) + len(said) - 1] == prompt + said[:-1]
+                assert "The sum of the bytes is odd." in tokenizer.decode(trained_under)
+
+
+def test_credit_is_the_better_of_the_reward_and_the_discounted_next_one() -> None:
+    own, after = torch.tensor([0.0, 0.5, 1.0, 0.2]), torch.tensor([1.0, 0.4, float("nan")])
+    assert torch.equal(credited(own, after, [0, 1, 3], gamma=0.0), own)
+    rewards = credited(own, after, [0, 1, 3], gamma=0.9)
+    torch.testing.assert_close(rewards, torch.tensor([0.9, 0.5, 1.0, 0.2]))
+
+
+def test_without_refinement_the_rows_are_the_groups(model_path: str, tmp_path: Path) -> None:
+    batch, _, _ = step(tmp_path, model_path, None)
+    rows = learning_rows(batch)
+    assert len(rows) == 12
+    assert not rows.distilled_N.any()
+    assert torch.equal(rows.tokens.ids_NL, batch.tokens.ids_NL)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        RefinementConfig(mode="distill", budget=2), RefinementConfig(budget=1), RefinementConfig(budget=2, gamma=0.1),
+        RefinementConfig(budget=2, attempts=2), RefinementConfig(budget=2, template="{feedback}"), None,
+    ],
+)  # fmt: skip
+def test_each_option_changes_the_step(
+    tiny_model: Callable[[str], str], tmp_path: Path, changed: RefinementConfig | None
+) -> None:
+    path = tiny_model("llama")
+    _, plain, _ = step(tmp_path, path, RefinementConfig(budget=2))
+    _, other, _ = step(tmp_path, path, changed)
+    assert not same(plain, other)
+
+
+def test_the_temperature_of_distilled_attempts_is_their_own(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    path = tiny_model("llama")
+    warm, _, _ = step(tmp_path, path, RefinementConfig(mode="distill"))
+    cold, _, _ = step(tmp_path, path, RefinementConfig(mode="distill", temperature=0.2))
+    texts = [[r.completion.text for r in batch.refinements[0].rollouts] for batch in (warm, cold)]
+    assert texts[0] != texts[1]
+    assert [r.completion.token_ids for r in warm.rollouts] == [r.completion.token_ids for r in cold.rollouts]
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.1}, {"updates_per_rollout": 2}, {"max_tokens_per_microbatch": 64}])
+@pytest.mark.parametrize("mode", ["in_context", "distill"])
+def test_refinement_goes_with_everything_else(
+    model_path: str, tmp_path: Path, mode: Any, options: dict[str, Any]
+) -> None:
+    data = {
+        "sampling": SamplingParams(max_new_tokens=80),
+        "refinement": RefinementConfig(mode=mode, attempts=2, budget=4),
+    }
+    watch = Watch()
+    fit(tmp_path, grpo(model_path, verifiers=[Parity()], **options), 4, rollouts(**data), callbacks=[watch])
+    assert watch.logged[-1]["optim/skipped_steps"] == 0
+    assert any(len(batch.refinements) == 2 for batch in watch.batches)
+
+
+# -- what is logged ----------------------------------------------------------------------------------------------------
+
+
+def test_first_attempts_and_later_ones_are_logged_apart(model_path: str, tmp_path: Path) -> None:
+    batch, _, watch = step(tmp_path, model_path, RefinementConfig(budget=2))
+    (second,), (logged, *_) = batch.refinements, watch.logged
+    first = [r.verdict.correct for r in batch.rollouts]
+    assert logged["reward/correct"] == pytest.approx(sum(first) / 12)
+    assert logged["refinement/correct"] == pytest.approx(
+        sum(r.verdict.correct for r in second.rollouts) / len(second.rollouts)
+    )
+    assert logged["refinement/attempts"] == len(second.rollouts)
+    after = list(first)
+    for parent, one in zip(second.parents, second.rollouts, strict=True):
+        after[parent] = after[parent] or one.verdict.correct
+    assert logged["reward/correct_after_refinement"] == pytest.approx(sum(after) / 12)
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [("format", "val/accuracy_after_refinement"), ("verdict", "val/accuracy_after_gold_feedback"), ("none", None)],
+)
+def test_validation_says_in_the_name_what_the_feedback_knew(
+    model_path: str, tmp_path: Path, told: Any, name: str | None
+) -> None:
+    seen: list[Any] = []
+
+    class See(Watch):
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            seen.append(batch)
+
+    sampling = SamplingParams(max_new_tokens=40)
+    data = rollouts(refinement=RefinementConfig(val_feedback=told), sampling=sampling, val_sampling=sampling)
+    module = grpo(model_path, verifiers=[Parity()])
+    (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(module, datamodule=data)
+    assert {key for key in metrics if "after" in key} == ({name} if name else set())
+    if name is None:
+        return
+    (batch,) = seen
+    for before, after in zip(batch.single, batch.refined, strict=True):
+        failed = not before.verdict.correct and before.completion.finish_reason is STOP
+        may_be_told = failed and (told == "verdict" or not before.verdict.format_valid)
+        assert (after is not before) is may_be_told
+    assert metrics[name] == pytest.approx(sum(r.verdict.correct for r in batch.refined) / 24)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"budget": 0}, "data.refinement.budget: must be at least 1, not 0"),
+        ({"attempts": 0}, "data.refinement.attempts: must be at least 1"),
+        ({"template": "Again."}, "data.refinement.template: must be a text with {feedback} in it"),
+        ({"gamma": 2.0}, "data.refinement.gamma: must be from 0 to 1"),
+        ({"temperature": 0.5}, "data.refinement.temperature: under in_context it is data.sampling.temperature"),
+        ({"mode": "distill", "temperature": 0.0}, "data.refinement.temperature: must be above 0"),
+    ],
+)
+def test_bad_options_name_their_key(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        rollouts(refinement=RefinementConfig(**options))
+
+
+def test_a_temperature_of_its_own_needs_one_to_differ_from() -> None:
+    refinement = RefinementConfig(mode="distill", temperature=0.5)
+    with pytest.raises(ConfigError, match=r"data\.refinement\.temperature: needs data\.sampling\.temperature above 0"):
+        rollouts(refinement=refinement, sampling=SamplingParams(temperature=0.0))

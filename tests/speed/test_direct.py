@@ -1,0 +1,177 @@
+"""Decoding straight from a model's modules, against its own forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout.engines.in_process import generate
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.speed import packed
+from grpo_lightning.speed.direct import DirectStep, why_not_direct
+from tests.tiny import tiny_config, tiny_tokenizer
+
+PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
+SIZES = {
+    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": tiny_config("llama"),
+    "llama with biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
+    "llama with scaled rope": tiny_config(
+        "llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    ),
+    "llama with every head its own key": tiny_config("llama", num_key_value_heads=4),
+    "qwen2, whose projections have biases": Qwen2Config(**SIZES),
+    "qwen3, which norms queries and keys": Qwen3Config(head_dim=16, **SIZES),
+    "lfm2": tiny_config("lfm2"),
+    "lfm2 with biases": tiny_config("lfm2", conv_bias=True),
+}
+
+
+def policy_of(config: PreTrainedConfig, folder: Path, lora: LoRAConfig | None = None, dtype: str = "float32") -> Policy:
+    """Random everywhere, biases and norms too: what is left out would show."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.25)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[[2, 7]] *= 3
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Policy(PolicyConfig(path=str(folder), lora=lora, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
+@pytest.mark.parametrize("small", [packed.SMALL, 0], ids=["weights as they are", "packed weights"])
+def test_rollouts_are_those_of_the_forward_pass(
+    name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "SMALL", small)
+    policy = policy_of(CONFIGS[name], tmp_path)
+    sampling = SamplingParams(max_new_tokens=40)
+    found = []
+    for direct in (True, False):
+        if not direct:
+            policy._decodes_directly = False
+        found.append(generate(policy, prompts, 4, sampling, list(range(4 * len(prompts)))))
+        assert policy.decodes_directly == direct
+    for own, plain in zip(*found, strict=True):
+        assert own.token_ids == plain.token_ids
+        torch.testing.assert_close(torch.tensor(own.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=1e-4)
+    assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
+
+
+@pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
+def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(300, width, bias=bias) for width, bias in zip((1000, 200), biases, strict=True)]
+    assert packed.can_pack(layers[0])
+    apply = packed.products(layers, pack=True)
+    with torch.no_grad():
+        for rows in (1, 2, 3, 4, 5, 17, 64):
+            inner_RD = torch.randn(rows, 300)
+            torch.testing.assert_close(apply(inner_RD), tuple(layer(inner_RD) for layer in layers))
+        layers[0].weight.zero_()
+        assert apply(inner_RD)[0].any(), "it should have been a copy of the weights"
+
+
+def test_few_kernels_serve_all_numbers_of_rows() -> None:
+    filled = [packed.filled_up(rows) for rows in range(1, 129)]
+    assert sorted(set(filled)) == [4, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    assert all(rows <= found < rows + max(4, rows / 2) for rows, found in enumerate(filled, 1))
+
+
+def test_weights_are_packed_in_float32_only() -> None:
+    layer = torch.nn.Linear(300, 1000)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packed.can_pack(layer)
+    assert not packed.can_pack(layer.bfloat16())
+
+
+def test_layers_that_are_no_linear_ones_are_called_as_they_are() -> None:
+    layers = [torch.nn.Sequential(torch.nn.Linear(300, 1000)), torch.nn.Linear(300, 1000)]
+    inner_RD = torch.randn(2, 300)
+    for one, other in zip(packed.products(layers, pack=True)(inner_RD), layers, strict=True):
+        assert torch.equal(one, other(inner_RD))
+
+
+def test_without_the_operators_weights_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(weight_FD: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    monkeypatch.setattr(packed, "_packed", missing)
+    packed.has_operators.cache_clear()
+    with caplog.at_level("INFO"):
+        assert not packed.can_pack(torch.nn.Linear(300, 1000))
+    packed.has_operators.cache_clear()
+    assert "multiply by the weights as they are" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_the_merged_adapter_is_in_it(kind: str, tmp_path: Path) -> None:
+    policy = policy_of(tiny_config(kind), tmp_path, LoRAConfig(r=4, alpha=8))
+    torch.manual_seed(1)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    with policy.rollout_mode() as lm:
+        assert policy.decodes_directly
+        assert why_not_direct(lm) is None
+    with torch.no_grad():
+        why_not = why_not_direct(policy.lm)
+    assert why_not is not None, "unmerged, the adapter is passed by, and that should be found"
+    assert "other states" in why_not
+
+
+def test_bfloat16_with_autocast_is_served(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path, dtype="bfloat16"))
+    with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
+        assert policy.decodes_directly
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "gelu"}, "decodes to other states than its forward pass"),
+        ({"attn_implementation": "eager"}, "is not among llama"),
+    ],
+)
+def test_what_is_not_served_decodes_by_its_forward_pass(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
+    policy = policy_of(tiny_config("llama", **changes), tmp_path)
+    if "attn_implementation" in changes:
+        policy.lm.set_attn_implementation("eager")
+    with policy.rollout_mode() as lm:
+        assert not policy.decodes_directly
+        why_not = why_not_direct(lm)
+    assert why_not is not None
+    assert reason in why_not
+    own = generate(policy, PROMPTS[:1], 1, SamplingParams(temperature=0.0, max_new_tokens=12), [0])[0].token_ids
+    ids = policy.lm.eval().generate(
+        input_ids=torch.tensor(PROMPTS[:1]), max_new_tokens=12, do_sample=False, eos_token_id=policy.terminators,
+        pad_token_id=0,
+    )  # fmt: skip
+    assert own == ids[0, len(PROMPTS[0]) :].tolist()
+
+
+def test_a_model_built_in_another_way_is_a_reason_and_no_crash(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(PolicyConfig(path=model_path))
+
+    def other(self: DirectStep, lm: object, pack: bool) -> None:
+        raise AttributeError("it has no embed_tokens")
+
+    monkeypatch.setattr(DirectStep, "__init__", other)
+    why_not = why_not_direct(policy.lm)
+    assert why_not is not None
+    assert "built in another way" in why_not
