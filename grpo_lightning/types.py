@@ -26,14 +26,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class FinishReason(str, Enum):
@@ -60,7 +57,7 @@ class Prompt:
 
     messages: list[dict[str, str]]
     answer: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     solution: str | None = None
 
 
@@ -75,14 +72,31 @@ class Sample:
         metadata: the other columns of the prompt's row.
         finish_reason: why the completion ended.
         token_ids: the completion's tokens, the terminator included; ``None`` where only the text is known.
+        prompt_end: the last characters of the prompt as the policy read it, the chat template included: they tell
+            whether the template opened a thought. Empty if unknown.
     """
 
     prompt: str | list[dict[str, str]]
     completion: str
     answer: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: FinishReason = FinishReason.STOP
     token_ids: Sequence[int] | None = None
+    prompt_end: str = ""
+
+
+class Explanation(NamedTuple):
+    """Why a verdict is what it is, for people. The policy never sees it: it holds the gold answer.
+
+    Args:
+        extracted: what was read as the answer.
+        expected: what it was compared with.
+        reason: one sentence.
+    """
+
+    extracted: str = ""
+    expected: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,8 @@ class Verdict:
         abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
             sample that no verifier has a say on is an error.
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
+        explanation: for ``grpo verify`` and other readers; ``None`` if the verifier gives none.
+        correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
     """
 
     correct: bool
@@ -110,6 +126,8 @@ class Verdict:
     error: str | None = None
     abstained: bool = False
     parts: Mapping[str, float] = field(default_factory=dict, hash=False)
+    explanation: Explanation | None = field(default=None, compare=False)
+    correct_but_truncated: bool = False
 
     @property
     def judged(self) -> bool:
@@ -154,7 +172,7 @@ class Rollout:
     completion: Completion
     verdict: Verdict
     reward: float
-    rewards_by_verifier: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
+    rewards_by_verifier: Mapping[str, float] = field(default_factory=dict)
 
 
 class Sharing(NamedTuple):

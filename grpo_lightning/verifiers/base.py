@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.types import FinishReason, Prompt, Sample, Verdict
 
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
 """No say on this sample."""
+
+TRUNCATED = "The completion was cut off before it ended. Give a shorter one that ends by itself."
 
 
 class NoVerdict(ConfigError):
@@ -31,6 +33,9 @@ class Verifier(ABC):
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct, or well-formed. By
+            default neither: a policy that is paid for an answer and whatever follows it learns never to stop, and a
+            program that reads the whole completion cannot use it.
     """
 
     slow: bool = False
@@ -44,11 +49,19 @@ class Verifier(ABC):
     reward_correct: float = 1.0
     reward_format: float = 0.5
     reward_wrong: float = 0.0
+    accept_truncated: bool = False
 
-    def __init__(self, reward_correct: float = 1.0, reward_format: float = 0.5, reward_wrong: float = 0.0) -> None:
+    def __init__(
+        self,
+        reward_correct: float = 1.0,
+        reward_format: float = 0.5,
+        reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
+    ) -> None:
         self.reward_correct = reward_correct
         self.reward_format = reward_format
         self.reward_wrong = reward_wrong
+        self.accept_truncated = accept_truncated
 
     def start(self) -> None:  # noqa: B027 - not every verifier has something to start
         """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
@@ -120,7 +133,26 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
             raise NoVerdict(
                 f"model.verifiers: {name} must return a Verdict whose score is a number or None, not {verdict.score!r}"
             )
-    return verdicts
+    if verifier.accept_truncated:
+        return verdicts
+    return [
+        _of_truncated(verdict) if sample.finish_reason is FinishReason.LENGTH else verdict
+        for sample, verdict in zip(samples, verdicts, strict=True)
+    ]
+
+
+def _of_truncated(verdict: Verdict) -> Verdict:
+    """The verdict on a completion that was cut off. A score stays: whoever gives one decides the reward alone."""
+    if not verdict.judged:
+        return verdict
+    feedback = TRUNCATED if verdict.score is None else verdict.feedback
+    return replace(
+        verdict,
+        correct=False,
+        format_valid=False,
+        feedback=feedback,
+        correct_but_truncated=verdict.correct or verdict.correct_but_truncated,
+    )
 
 
 def rewarded(verifier: Verifier, samples: Sequence[Sample]) -> list[tuple[Verdict, float]]:

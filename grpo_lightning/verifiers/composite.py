@@ -32,7 +32,8 @@ class _Composite(Verifier):
     """
 
     def __init__(self, verifiers: Iterable[Verifier], **rewards: float) -> None:
-        super().__init__(**rewards)
+        # Each part has decided for itself.
+        super().__init__(**rewards, accept_truncated=True)
         self._all = list(verifiers)
         self.slow = any(verifier.slow for verifier in self._all)
         self.unsafe = any(verifier.unsafe for verifier in self._all)

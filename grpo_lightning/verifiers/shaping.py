@@ -35,7 +35,7 @@ class LengthPenalty(Verifier):
     """
 
     def __init__(self, max_length: int, buffer: int, unit: Unit = "tokens") -> None:
-        super().__init__()
+        super().__init__(accept_truncated=True)
         if max_length < 1:
             raise ConfigError(f"LengthPenalty.max_length: must be at least 1, not {max_length}")
         if not 0 <= buffer <= max_length:
@@ -79,7 +79,7 @@ class RepetitionPenalty(Verifier):
     """
 
     def __init__(self, ngram_size: int = 3, unit: Unit = "tokens") -> None:
-        super().__init__()
+        super().__init__(accept_truncated=True)
         if ngram_size < 1:
             raise ConfigError(f"RepetitionPenalty.ngram_size: must be at least 1, not {ngram_size}")
         self.ngram_size = ngram_size

@@ -11,10 +11,10 @@ from textwrap import dedent
 from typing import Any, Literal
 
 from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.code.sandbox.client import Level, Pool, Request
 from grpo_lightning.verifiers.code.sandbox.probe import choose
-from grpo_lightning.verifiers.visible import visible_text
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _LANGUAGE = re.compile(r"[ \t]*(\S*)")
@@ -28,7 +28,8 @@ class CodeVerifier(Verifier):
     """Runs the program of a completion against the tests of its row.
 
     The program is what stands in the blocks fenced as ```` ```python ````, one after the other; where there is none, in
-    those without a language; where there is no fence, the whole completion. Text in ``<think>`` blocks does not count.
+    those without a language; where there is no fence, the whole completion. What was
+    thought (``thought_tags``) is not read.
 
     The row's ``metadata`` holds ``tests``, ``io``, or both; then both must pass:
 
@@ -56,6 +57,9 @@ class CodeVerifier(Verifier):
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
+        thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
+        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
 
     Raises:
         ValueError: an option is out of range.
@@ -73,8 +77,12 @@ class CodeVerifier(Verifier):
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
+        thought_tags: Sequence[str] = ("think",),
+        answer_tag: str | None = None,
     ) -> None:
-        super().__init__(reward_correct, reward_format, reward_wrong)
+        super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
+        self._reader = AnswerReader(thought_tags, answer_tag)
         if sandbox not in ("auto", "namespaces", "landlock", "unsafe"):
             raise ValueError(f"sandbox must be auto, namespaces, landlock or unsafe, not {sandbox!r}")
         if not 0 < timeout_s <= 3600 or max_chars <= 0:
@@ -123,7 +131,10 @@ class CodeVerifier(Verifier):
         tests, entry_point, pairs = _row(sample.metadata)
         if len(sample.completion) > self.max_chars:
             return _TOO_LONG
-        program = extract_program(sample.completion)
+        text, problem = self._reader.read(sample)
+        if problem:
+            return Verdict(False, False, problem)
+        program = extract_program(text)
         if program is None:
             return _NO_PROGRAM
         result = self._pool.run(Request(program, tests, entry_point, pairs))
@@ -147,9 +158,8 @@ class CodeVerifier(Verifier):
         self._pool = Pool(partial(choose, self.sandbox, self.timeout_s, self.memory_mb), self.workers)
 
 
-def extract_program(completion: str) -> str | None:
-    """The program in a completion, ``None`` where there is none. Nothing is parsed, and the time is linear."""
-    text = visible_text(completion)
+def extract_program(text: str) -> str | None:
+    """The program in an answer, ``None`` where there is none. Nothing is parsed, and the time is linear."""
     blocks = _fenced(text)
     if blocks is None:
         program = text

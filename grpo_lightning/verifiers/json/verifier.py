@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.json.compare import Equality, TooManyPairs, field_tree, has_selected, select
 from grpo_lightning.verifiers.json.documents import read_documents
 from grpo_lightning.verifiers.json.extract import Json, NotJSON, find_documents, parse
 from grpo_lightning.verifiers.json.rules import Problem, Schema, compile_schema
-from grpo_lightning.verifiers.visible import visible_text
 
 # None of these shows a value, neither of the gold document nor of the schema.
 _CORRECT = Verdict(correct=True, format_valid=True)
@@ -37,8 +37,8 @@ class JSONSchemaVerifier(Verifier):
     object, or its JSON text), or the one given here. The completion is correct where the document also equals
     ``answer``: the gold object, or any JSON value as JSON text. Without an answer, every document that fits is correct.
 
-    Where the document is read: the whole text, a fenced block that is nothing but the document, or inside prose. Text
-    in ``<think>`` blocks does not count, and neither does a document inside a string or inside broken JSON. The same
+    Where the document is read: the whole text, a fenced block that is nothing but the document, or inside prose. What
+    was thought is not read, and neither does a document inside a string or inside broken JSON. The same
     document given twice is one. In prose, ``[1]`` is no document where the schema asks for an object.
 
     JSON is read strictly: no comments, trailing commas, NaN or Infinity, no key twice in an object, no numbers beyond
@@ -70,6 +70,9 @@ class JSONSchemaVerifier(Verifier):
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
+        thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
+        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
 
     Raises:
         ValueError: an option is out of range, or a schema cannot be used.
@@ -92,8 +95,12 @@ class JSONSchemaVerifier(Verifier):
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
+        thought_tags: Sequence[str] = ("think",),
+        answer_tag: str | None = None,
     ) -> None:
-        super().__init__(reward_correct, reward_format, reward_wrong)
+        super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
+        self._reader = AnswerReader(thought_tags, answer_tag)
         if document not in ("only", "last"):
             raise ValueError(f"document must be only or last, not {document!r}")
         if not (0 <= rel_tol < 1 and 0 <= abs_tol < math.inf):
@@ -120,7 +127,9 @@ class JSONSchemaVerifier(Verifier):
         gold = None if sample.answer is None else self._gold(sample.answer, schema)
         if len(sample.completion) > _MAX_COMPLETION_CHARS:
             return _TOO_LONG
-        text = visible_text(sample.completion)
+        text, problem = self._reader.read(sample)
+        if problem:
+            return Verdict(False, False, problem)
         if len(text) > self.max_chars:
             return _TOO_LONG
         try:

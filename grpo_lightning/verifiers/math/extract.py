@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
-from grpo_lightning.verifiers.visible import visible_text
-
 Format = Literal["hash", "boxed", "phrase", "bare"]
 
 MAX_ANSWER_CHARS = 2_000
@@ -28,7 +26,7 @@ _OPENING = re.compile(r"\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-def find_answers(completion: str, formats: Sequence[Format]) -> list[list[str]]:
+def find_answers(text: str, formats: Sequence[Format]) -> list[list[str]]:
     """The raw texts of the final answers, one list for each form that occurs, in order of appearance.
 
     ``####`` and ``\\boxed{}`` are read together, since an answer in one must not contradict the other. The phrase
@@ -36,7 +34,6 @@ def find_answers(completion: str, formats: Sequence[Format]) -> list[list[str]]:
     is never closed is an empty text, which parses as nothing. Of more than ``MAX_ANSWERS`` of a form, only one more
     is returned.
     """
-    text = visible_text(completion)
     found = []
     if "hash" in formats:
         found.append([match[1] for match in islice(_HASH.finditer(text), MAX_ANSWERS + 1)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Format, find_answers
 from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number
@@ -51,8 +52,8 @@ class MathVerifier(Verifier):
     r"""Compares the final answer of a completion with ``sample.answer``, the gold answer as a string.
 
     Where the answer is read: after ``####`` and in ``\boxed{}``; only where there is neither, after "the answer is".
-    Text in ``<think>`` blocks does not count. All the final answers must be the same, and the last of each form must be
-    readable, so that ``41 or 42``, two different boxes, or a box against a ``####`` line are never correct.
+    What was thought (``thought_tags``) is not read. All the final answers must be the same, and the last of each form
+    must be readable, so that ``41 or 42``, two different boxes, or a box against a ``####`` line are never correct.
 
     How it is compared depends on the gold answer:
 
@@ -74,6 +75,9 @@ class MathVerifier(Verifier):
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
+        thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
+        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
 
     Raises:
         ValueError: an option is out of range.
@@ -87,8 +91,12 @@ class MathVerifier(Verifier):
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
+        thought_tags: Sequence[str] = ("think",),
+        answer_tag: str | None = None,
     ) -> None:
-        super().__init__(reward_correct, reward_format, reward_wrong)
+        super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
+        self._reader = AnswerReader(thought_tags, answer_tag)
         if not formats or not set(formats) <= set(_FORM_HINTS):
             raise ValueError(f"formats must name some of {', '.join(_FORM_HINTS)}, not {list(formats)}")
         if symbolic_timeout_s <= 0 or max_chars <= 0:
@@ -112,7 +120,10 @@ class MathVerifier(Verifier):
         gold = _parse_gold(_gold_text(sample.answer))
         if len(sample.completion) > self.max_chars:
             return _TOO_LONG
-        found = find_answers(sample.completion, self.formats)
+        read = self._reader.read(sample)
+        if read.problem:
+            return Verdict(False, False, read.problem)
+        found = find_answers(read.text, self.formats)
         if not found:
             return self._no_answer
         if any(len(answers) > MAX_ANSWERS for answers in found):

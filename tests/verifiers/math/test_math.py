@@ -16,7 +16,6 @@ from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, judge
 from grpo_lightning.verifiers.math.extract import Format
 from grpo_lightning.verifiers.math.numbers import parse_number
-from grpo_lightning.verifiers.visible import visible_text
 
 GSM8K = Path(__file__).parents[4] / "shared/data/gsm8k"
 VERIFIER = MathVerifier()
@@ -451,23 +450,6 @@ def test_importing_the_verifiers_is_light() -> None:
     code = f"import sys, grpo_lightning.verifiers; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "visible"),
-    [
-        ("a", "a"),
-        ("<think>a</think>b", "\nb"),
-        ("a<think>b</think>c", "a\nc"),
-        ("a</think>b", "b"),
-        ("a</think>b</think>c", "c"),
-        ("<think>a<think>b</think>c", "\nc"),
-        ("a<think>b", ""),
-        ("think> a", "think> a"),
-    ],
-)
-def test_thinking_is_not_visible(text: str, visible: str) -> None:
-    assert visible_text(text) == visible
 
 
 # Properties
