@@ -73,9 +73,8 @@ class HealthCheck(pl.Callback):
             self._silent_steps = 0
         if self._truncated_steps == self.patience:
             log.warning(
-                "more than %.0f %% of the completions were truncated in each of the last %d steps: raise "
-                "data.sampling.max_new_tokens above %d, or ask for shorter answers in the prompt",
-                100 * self.truncated, self.patience, batch.max_new_tokens,
+                "more than %.0f %% of the completions were truncated in each of the last %d steps: %s",
+                100 * self.truncated, self.patience, _truncated(batch),
             )  # fmt: skip
         if self._silent_steps == self.patience:
             log.warning(
@@ -141,8 +140,7 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
         lines.append(
             (
                 logging.WARNING,
-                f"preflight: {cut:.0%} of the completions were truncated: raise data.sampling.max_new_tokens above "
-                f"{batch.max_new_tokens}, or ask for shorter answers in the prompt",
+                f"preflight: {cut:.0%} of the completions were truncated: {_truncated(batch)}",
             )
         )
     if errors:
@@ -150,6 +148,19 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
     if signal <= 0 and rewards:  # without a single reward the verifier is at fault
         lines.append((logging.WARNING, f"preflight: {silence}: {_no_signal(mean, groups)}"))
     return lines
+
+
+def _truncated(batch: RolloutBatch) -> str:
+    """What to do about truncated completions. A higher cap does not help a policy that answers and does not stop."""
+    cut = [one for one in batch.rollouts if one.completion.finish_reason is FinishReason.LENGTH]
+    answered = sum(one.verdict.correct or one.verdict.correct_but_truncated for one in cut)
+    if 2 * answered > len(cut):
+        return (
+            f"{answered} of these {len(cut)} hold the right answer and go on after it, so a higher cap does not help: "
+            "ask in the prompt to stop after the answer, and do not reward what never ends (accept_truncated: false; "
+            "for JSON, document: whole)"
+        )
+    return f"raise data.sampling.max_new_tokens above {batch.max_new_tokens}, or ask for shorter answers in the prompt"
 
 
 def _no_signal(mean_reward: float, groups: bool = True) -> str:

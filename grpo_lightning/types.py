@@ -130,6 +130,11 @@ class Verdict:
     correct_but_truncated: bool = False
 
     @property
+    def correct_if_ended(self) -> bool:
+        """Whether the text is correct, be it truncated or not."""
+        return self.correct or self.correct_but_truncated
+
+    @property
     def judged(self) -> bool:
         """Whether this is a judgement, and has a reward."""
         return self.error is None and not self.abstained

@@ -38,6 +38,9 @@ class ToyTask(Task):
 class LetterVerifier(Verifier):
     """The share of the answer letter among the bytes of the completion, so that nearly every group has a signal."""
 
+    def __init__(self) -> None:
+        super().__init__(accept_truncated=True)  # random weights seldom end
+
     def verify(self, sample: Sample) -> Verdict:
         count = sum(character < sample.answer for character in sample.completion)
         share = count / max(1, len(sample.completion))
@@ -48,7 +51,7 @@ class BrokenVerifier(Verifier):
     """Breaks on some completions."""
 
     def __init__(self, on: str = "a") -> None:
-        super().__init__()
+        super().__init__(accept_truncated=True)
         self.on = on
 
     def verify(self, sample: Sample) -> Verdict:

@@ -19,6 +19,7 @@ from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Credit, RolloutBatch, TokenRows
 from grpo_lightning.verifiers.base import Verifier
 
@@ -156,6 +157,9 @@ class RolloutDataModule(pl.LightningDataModule):
         for split in STAGE_SPLITS[stage]:
             for verifier in self._module.verifiers.values():
                 self._require_judgeable(split, verifier)
+            prompts = [prompt for prompt, _ in self._prompts[split].rows]
+            for warning in check_sample(self.task, split, prompts, list(self._module.verifiers.values())):
+                log.warning(warning)
         if stage == "fit" and self._module.learns_from == "demonstrations":
             self._require_solutions()
 

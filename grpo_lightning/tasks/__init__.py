@@ -1,7 +1,8 @@
 """Tasks: where prompts and gold answers come from."""
 
 from grpo_lightning.tasks.arithmetic import Arithmetic
-from grpo_lightning.tasks.base import GoldFailure, MissingSplit, Task, check_gold
+from grpo_lightning.tasks.base import MissingSplit, Task
+from grpo_lightning.tasks.controls import ControlFailure, check_controls
 from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
@@ -13,12 +14,12 @@ __all__ = [
     "GSM8K",
     "MBPP",
     "Arithmetic",
+    "ControlFailure",
     "Extraction",
-    "GoldFailure",
     "HumanEval",
     "MissingSplit",
     "Programs",
     "Tabular",
     "Task",
-    "check_gold",
+    "check_controls",
 ]

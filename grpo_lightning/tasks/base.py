@@ -1,18 +1,14 @@
-"""The contract of every task: data set rows become prompts, and the gold answers check the verifier."""
+"""The contract of every task: data set rows become prompts with gold answers."""
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import Prompt, Sample, Verdict
-from grpo_lightning.verifiers.base import Verifier, judge
-
-log = logging.getLogger(__name__)
+from grpo_lightning.tasks.wrong_answers import wrong_completions
+from grpo_lightning.types import Prompt
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -50,50 +46,19 @@ class Task(ABC):
     def gold_completion(self, prompt: Prompt) -> str:
         """The prompt's gold answer as a perfect completion: the task's verifier must find it correct."""
 
+    def wrong_completions(self, prompt: Prompt) -> Sequence[str]:
+        """Completions in the same format that are certainly wrong: the verifier must not find all of them correct.
+
+        By default the gold completion with another answer, as :func:`wrong_completions` makes it. Empty for a row
+        without any answer that could be wrong.
+        """
+        try:
+            gold = self.gold_completion(prompt)
+        except ConfigError:
+            gold = None
+        return wrong_completions(prompt, gold)
+
     def messages(self, user: str) -> list[dict[str, str]]:
         """A chat of the system prompt, if any, and one user turn."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": user}]
-
-
-@dataclass(frozen=True)
-class GoldFailure:
-    """A row whose own gold answer the verifier does not find correct."""
-
-    split: Split
-    row: int
-    verifier: str
-    completion: str
-    verdict: Verdict
-
-
-def check_gold(task: Task, verifiers: Sequence[Verifier], splits: Sequence[Split] = SPLITS) -> Iterator[GoldFailure]:
-    """Yield every row whose gold completion one of the verifiers does not find correct.
-
-    Broken rows are found here, before training, instead of as rewards that can never be had. A split that the data does
-    not have is left out, and named in the log.
-
-    Raises:
-        ConfigError: a split is empty, or there is none, so there is nothing to check.
-    """
-    missing = []
-    for split in splits:
-        try:
-            prompts = task.prompts(split)
-        except MissingSplit:
-            missing.append(split)
-            if len(missing) == len(splits):
-                raise
-            log.warning("data.task: no %s split: not checked", split)
-            continue
-        if not prompts:
-            raise ConfigError(f"data.task: the {split} split has no rows")
-        completions = [task.gold_completion(prompt) for prompt in prompts]
-        samples = [
-            Sample(prompt.messages, completion, prompt.answer, prompt.metadata)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        for verifier in verifiers:
-            for row, verdict in enumerate(judge(verifier, samples)):
-                if not verdict.correct and not verdict.abstained:
-                    yield GoldFailure(split, row, type(verifier).__name__, completions[row], verdict)

@@ -151,7 +151,7 @@ def _of_truncated(verdict: Verdict) -> Verdict:
         correct=False,
         format_valid=False,
         feedback=feedback,
-        correct_but_truncated=verdict.correct or verdict.correct_but_truncated,
+        correct_but_truncated=verdict.correct_if_ended,
     )
 
 

@@ -118,9 +118,8 @@ class WeightedVerifier(_Composite):
         required = [verdicts[name] for name in self.required if not verdicts[name].abstained]
         if not required:
             return replace(ABSTAINED, parts=parts)
-        return Verdict(
-            correct=all(verdict.correct for verdict in required),
-            format_valid=all(verdict.format_valid for verdict in required),
+        return replace(
+            _all_of(required),
             feedback=_feedback(verdict for name, verdict in verdicts.items() if self.weights[name] > 0),
             score=sum(self.weights[name] * reward for name, (verdict, reward) in judged.items() if verdict.judged),
             parts=parts,
@@ -198,9 +197,8 @@ class AllOf(_Logical):
         judged = [verdict for verdict in verdicts.values() if verdict.judged]
         if not judged:
             return ABSTAINED
-        return Verdict(
-            correct=all(verdict.correct for verdict in judged),
-            format_valid=all(verdict.format_valid for verdict in judged),
+        return replace(
+            _all_of(judged),
             feedback=_feedback(verdict for verdict in judged if not verdict.correct),
         )
 
@@ -236,6 +234,7 @@ class AnyOf(_Logical):
         return Verdict(
             correct=False,
             format_valid=any(verdict.format_valid for verdict in judged),
+            correct_but_truncated=any(verdict.correct_if_ended for verdict in judged),
             feedback=_feedback(judged),
         )
 
@@ -308,6 +307,16 @@ def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:
 def _named(name: str, verdict: Verdict, reward: float) -> dict[str, float]:
     """A part's reward and those of its own parts, by the names of :func:`_checked_names`."""
     return {name: reward} | {f"{name}/{inner}": value for inner, value in verdict.parts.items()}
+
+
+def _all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """What holds where all verdicts must agree."""
+    correct = all(verdict.correct for verdict in verdicts)
+    return Verdict(
+        correct,
+        format_valid=all(verdict.format_valid for verdict in verdicts),
+        correct_but_truncated=not correct and all(verdict.correct_if_ended for verdict in verdicts),
+    )
 
 
 def _error(verdicts: Iterable[tuple[str, Verdict]]) -> Verdict:

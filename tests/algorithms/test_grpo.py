@@ -131,7 +131,7 @@ class Constant(Verifier):
     """Rewards that differ in some groups and not in others."""
 
     def __init__(self, letter: str = "ab") -> None:
-        super().__init__()
+        super().__init__(accept_truncated=True)
         self.letter = letter
 
     def verify(self, sample: Any) -> Verdict:

@@ -144,7 +144,7 @@ def test_the_critic_comes_to_explain_the_returns(
     # The head alone reads little from a random trunk, so a shared trunk learns with it.
     critic = critic | ({"value_coef": 5.0} if critic["critic"] == "shared" else {"critic_warmup_steps": 100})
     module = ppo(
-        tiny_model("llama"), **critic, verifiers=[Told()], lam=1.0, value_epsilon=None, updates_per_rollout=4
+        tiny_model("llama"), **critic, verifiers=[Told(accept_truncated=True)], lam=1.0, value_epsilon=None, updates_per_rollout=4
     )  # fmt: skip
     fit(tmp_path, module, 80, rollouts(prompts_per_step=8, group_size=2), callbacks=[watch])
     explained = [logged["value/explained_variance"] for logged in watch.logged]

@@ -54,6 +54,7 @@ STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
     [
         ([(1.0, STOP), (0.0, STOP)], ["1 of 1 groups have a signal", "100% ended"], ["raise", "broke"]),
         ([(0.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: raise"], ["no group"]),
+        ([(1.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: 2 of these 2 hold the right"], ["raise"]),
         ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: raise data.group_size"], ["truncated:"]),
         ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take a harder task"], ["raise"]),
         ([(float("nan"), STOP), (1.0, STOP)], ["a verifier broke on 1 completions, first: gone"], []),

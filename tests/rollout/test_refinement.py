@@ -133,7 +133,7 @@ def step(
     """One step of SGD with learning rate 1: the batch, minus the change of the weights, and the log."""
     watch = Watch()
     data = rollouts(refinement=refinement, prompts_per_step=3, group_size=4, sampling=SamplingParams(max_new_tokens=80))
-    module = grpo(path, verifiers=[Parity()], max_grad_norm=None, optimizer=sgd, **options)
+    module = grpo(path, verifiers=[Parity(accept_truncated=True)], max_grad_norm=None, optimizer=sgd, **options)
     after = fit(folder, module, 1, data, callbacks=[watch])
     before = {f"policy.model.{name}": p for name, p in AutoModelForCausalLM.from_pretrained(path).named_parameters()}
     return watch.batches[0], {name: before[name] - tensor for name, tensor in after.items()}, watch
@@ -220,7 +220,9 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     for shares in (True, False):
         monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
         policy = PolicyConfig(path=model_path)
-        module = algorithm(policy, [Parity()], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd)
+        module = algorithm(
+            policy, [Parity(accept_truncated=True)], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd
+        )
         watch = Watch()
         trained.append(fit(tmp_path, module, 1, data, callbacks=[watch]))
         batches += watch.batches
@@ -238,7 +240,7 @@ class SlowParity(Parity):
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 8])
-@pytest.mark.parametrize("verifier", [Parity(), SlowParity()])
+@pytest.mark.parametrize("verifier", [Parity(accept_truncated=True), SlowParity(accept_truncated=True)])
 def test_the_budget_is_spent_whenever_verdicts_come(
     model_path: str, tmp_path: Path, verifier: Verifier, rows_at_once: int | None
 ) -> None:
@@ -328,7 +330,13 @@ def test_refinement_goes_with_everything_else(
         "refinement": RefinementConfig(mode=mode, attempts=2, budget=4),
     }
     watch = Watch()
-    fit(tmp_path, grpo(model_path, verifiers=[Parity()], **options), 4, rollouts(**data), callbacks=[watch])
+    fit(
+        tmp_path,
+        grpo(model_path, verifiers=[Parity(accept_truncated=True)], **options),
+        4,
+        rollouts(**data),
+        callbacks=[watch],
+    )
     assert watch.logged[-1]["optim/skipped_steps"] == 0
     assert any(len(batch.refinements) == 2 for batch in watch.batches)
 
@@ -366,7 +374,7 @@ def test_validation_says_in_the_name_what_the_feedback_knew(
 
     sampling = SamplingParams(max_new_tokens=40)
     data = rollouts(refinement=RefinementConfig(val_feedback=told), sampling=sampling, val_sampling=sampling)
-    module = grpo(model_path, verifiers=[Parity()])
+    module = grpo(model_path, verifiers=[Parity(accept_truncated=True)])
     (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(module, datamodule=data)
     assert {key for key in metrics if "after" in key} == ({name} if name else set())
     if name is None:

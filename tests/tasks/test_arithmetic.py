@@ -5,7 +5,7 @@ import re
 import pytest
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import Arithmetic, check_gold
+from grpo_lightning.tasks import Arithmetic, check_controls
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import MathVerifier
 
@@ -119,4 +119,4 @@ def test_an_impossible_option_is_named(option: str, value: int) -> None:
 
 
 def test_gold_answers_pass_the_verifier() -> None:
-    assert list(check_gold(Arithmetic(**SMALL), [MathVerifier()])) == []
+    assert list(check_controls(Arithmetic(**SMALL), [MathVerifier()])) == []

@@ -8,7 +8,7 @@ import pytest
 from rows import WriteRows
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import MBPP, HumanEval, check_gold
+from grpo_lightning.tasks import MBPP, HumanEval, check_controls
 from grpo_lightning.tasks.mbpp import SYSTEM_PROMPT
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier
@@ -42,7 +42,7 @@ HUMANEVAL = {
 def test_mbpp_gold_programs_pass(write_jsonl: WriteRows, row: dict[str, Any]) -> None:
     for split in ("train", "validation", "test"):
         folder = write_jsonl(f"{split}.jsonl", [row]).parent
-    assert list(check_gold(MBPP(str(folder)), [CodeVerifier()])) == []
+    assert list(check_controls(MBPP(str(folder)), [CodeVerifier()])) == []
 
 
 def test_an_mbpp_row_becomes_a_prompt(write_jsonl: WriteRows) -> None:
@@ -91,7 +91,7 @@ def test_an_unusable_mbpp_row_is_named(write_jsonl: WriteRows, row: dict[str, An
 
 def test_humaneval_gold_programs_pass(write_jsonl: WriteRows) -> None:
     folder = write_jsonl("test.jsonl", [HUMANEVAL]).parent
-    assert list(check_gold(HumanEval(str(folder)), [CodeVerifier()], ["test"])) == []
+    assert list(check_controls(HumanEval(str(folder)), [CodeVerifier()], ["test"])) == []
 
 
 def test_a_humaneval_row_becomes_a_prompt(write_jsonl: WriteRows) -> None:

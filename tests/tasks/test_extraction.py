@@ -6,7 +6,7 @@ import re
 import pytest
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import Extraction, check_gold
+from grpo_lightning.tasks import Extraction, check_controls
 from grpo_lightning.tasks.extraction import SCHEMA
 from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import JSONSchemaVerifier
@@ -85,7 +85,7 @@ def test_the_schema_can_be_shown() -> None:
 
 
 def test_gold_answers_pass_the_verifier() -> None:
-    assert list(check_gold(Extraction(**SMALL), [JSONSchemaVerifier()])) == []
+    assert list(check_controls(Extraction(**SMALL), [JSONSchemaVerifier()])) == []
 
 
 def test_any_change_of_the_gold_is_wrong() -> None:

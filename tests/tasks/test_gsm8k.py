@@ -6,7 +6,7 @@ import pytest
 from rows import WriteRows
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import GSM8K, check_gold
+from grpo_lightning.tasks import GSM8K, check_controls
 from grpo_lightning.tasks.gsm8k import SYSTEM_PROMPT
 from grpo_lightning.verifiers import MathVerifier
 
@@ -100,4 +100,4 @@ def test_the_real_data() -> None:
 
 @needs_gsm8k
 def test_real_gold_answers_pass_the_verifier() -> None:
-    assert list(check_gold(GSM8K(str(REAL)), [MathVerifier()])) == []
+    assert list(check_controls(GSM8K(str(REAL)), [MathVerifier()])) == []

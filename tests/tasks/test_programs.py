@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import Programs, check_gold
+from grpo_lightning.tasks import Programs, check_controls
 from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
 
@@ -99,7 +99,7 @@ def test_difficulty_options_hold() -> None:
 
 def test_gold_answers_pass_the_verifier_and_others_do_not() -> None:
     task, verifier = Programs(train_size=20, val_size=20, test_size=20), CodeVerifier()
-    assert list(check_gold(task, [verifier])) == []
+    assert list(check_controls(task, [verifier])) == []
     prompts = task.prompts("train")
     completions = ["def f(x):\n    return x", *(prompt.solution or "" for prompt in prompts)]
     samples = [

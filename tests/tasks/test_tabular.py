@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rows import WriteRows
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks import Tabular, check_gold
+from grpo_lightning.tasks import Tabular, check_controls
 from grpo_lightning.tasks._load import open_hub
 from grpo_lightning.tasks.tabular import fields, fill, hold_out
 from grpo_lightning.verifiers import MathVerifier
@@ -302,13 +302,13 @@ def test_no_gold_completion_without_answer_and_solution(write_jsonl: WriteRows) 
 def test_gold_answers_pass_the_verifier(write_jsonl: WriteRows) -> None:
     folder = str(write_jsonl("test.jsonl", ROWS).parent)
     for gold_format in ("#### {answer}", r"\boxed{{{answer}}}", "The answer is {answer}."):
-        assert list(check_gold(Tabular(folder, gold_format=gold_format), [MathVerifier()], splits=["test"])) == []
+        assert list(check_controls(Tabular(folder, gold_format=gold_format), [MathVerifier()], splits=["test"])) == []
 
 
 def test_a_solution_that_contradicts_its_answer_is_found(write_jsonl: WriteRows) -> None:
     rows = [{"prompt": "1+1", "answer": "2", "proof": f"1+1={n}\n#### {n}"} for n in (2, 3, 2)]
     task = Tabular(str(write_jsonl("test.jsonl", rows).parent), solution_column="proof")
-    assert [failure.row for failure in check_gold(task, [MathVerifier()], splits=["test"])] == [1]
+    assert [failure.row for failure in check_controls(task, [MathVerifier()], splits=["test"])] == [1]
 
 
 def test_a_check_leaves_out_splits_that_the_data_does_not_have(
@@ -316,18 +316,18 @@ def test_a_check_leaves_out_splits_that_the_data_does_not_have(
 ) -> None:
     rows = [{"prompt": "1+1", "answer": "2", "proof": f"1+1={n}\n#### {n}"} for n in (2, 3, 3)]
     task = Tabular(str(write_jsonl("rows.jsonl", rows)), solution_column="proof", val_size=1)
-    found = {(failure.split, failure.completion) for failure in check_gold(task, [MathVerifier()])}
+    found = {(failure.split, failure.completion) for failure in check_controls(task, [MathVerifier()])}
     assert {completion for _, completion in found} == {"1+1=3\n#### 3"}
     assert {split for split, _ in found} <= {"train", "val"}
     assert caplog.messages == ["data.task: no test split: not checked"]
     with pytest.raises(ConfigError, match=KEY + r"path: .*rows\.jsonl has no test split"):
-        list(check_gold(task, [MathVerifier()], splits=["test"]))
+        list(check_controls(task, [MathVerifier()], splits=["test"]))
 
 
 def test_a_check_does_not_take_a_wrong_split_name_for_a_missing_split(write_jsonl: WriteRows) -> None:
     task = Tabular(str(write_jsonl("rows.jsonl", ROWS)), val_size=1, splits={"test": "exam"})
     with pytest.raises(ConfigError, match=KEY + r"splits: .* has no split 'exam' to serve as test"):
-        list(check_gold(task, [MathVerifier()]))
+        list(check_controls(task, [MathVerifier()]))
 
 
 @pytest.mark.parametrize(

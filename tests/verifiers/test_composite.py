@@ -618,3 +618,23 @@ def test_a_mistake_in_yaml_is_one_sentence(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("grpo: error: ")]
     assert "Expected a <class 'float'>" in line
     assert "high" in line
+
+
+# -- truncation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda math: WeightedVerifier({"math": math, "length": LengthPenalty(9, 0, "characters")}, required=["math"]),
+        lambda math: AllOf({"math": math, "length": LengthPenalty(9, 0, "characters")}),
+        lambda math: AnyOf({"math": math}),
+        lambda math: ByColumn("kind", {"a": math}),
+    ],
+)
+def test_each_part_decides_whether_a_truncated_completion_can_be_correct(build: Any) -> None:
+    sample = Sample("", "#### 5", "5", {"kind": "a"}, FinishReason.LENGTH)
+    (refused,) = judge(build(MathVerifier()), [sample])
+    assert (refused.correct, refused.format_valid, refused.correct_but_truncated) == (False, False, True)
+    (accepted,) = judge(build(MathVerifier(accept_truncated=True)), [sample])
+    assert (accepted.correct, accepted.correct_but_truncated) == (True, False)

@@ -1,4 +1,4 @@
-"""``grpo check``: do the gold answers satisfy the verifiers?"""
+"""``grpo check``: do the verifiers tell the gold answers from wrong ones?"""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from collections.abc import Sequence
 
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks.base import check_gold
+from grpo_lightning.tasks.controls import check_controls
 
 
 def main(args: Sequence[str]) -> None:
-    """Score every gold answer in the expected format, and report those that fail.
+    """Score every gold answer in the expected format and a wrong one beside it, and report the rows that fail.
 
     Raises:
-        ConfigError: a gold answer does not satisfy its verifier.
+        ConfigError: a gold answer does not satisfy its verifier, or a certainly wrong one does.
     """
     set_up_output()
     cli = parse(list(args))
     assert cli.datamodule is not None
     task, verifiers = cli.datamodule.task, list(cli.model.verifiers.values())
-    failures = list(check_gold(task, verifiers))
+    failures = list(check_controls(task, verifiers))
     for failure in failures[:20]:
-        verdict = failure.verdict
-        print(
-            f"{failure.split} row {failure.row}: {failure.verifier} finds {failure.completion!r} not correct: "
-            f"{verdict.error or verdict.feedback}"
-        )
+        print(failure)
     if failures:
-        raise ConfigError(f"data.task: {len(failures)} gold answers do not satisfy their own verifier")
-    print(f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}")
+        wrong = sum(failure.control == "wrong" for failure in failures)
+        raise ConfigError(
+            f"data.task: {len(failures) - wrong} gold answers do not satisfy their own verifier, and {wrong} certainly "
+            "wrong ones do: repair or remove those rows, or take another verifier"
+        )
+    print(
+        f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}, "
+        "and no certainly wrong one is"
+    )

@@ -1,0 +1,113 @@
+"""Completions that are certainly wrong, for the control that no verifier may find them correct."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_lightning.types import Prompt
+
+_CODE_COLUMNS = ("tests", "io", "entry_point")
+_FENCED = re.compile(r"```+[ \t]*\w*[ \t]*\n(?P<inside>.*?)\n[ \t]*```", re.DOTALL)
+_INTEGER = re.compile(r"-?[0-9]{1,300}")
+_UNLIKELY = "-918273.645"
+"""Stands in for an answer that is not an integer: no row has it by chance."""
+_WRONG_DOCUMENTS = ('{"certainly": "wrong"}', '["certainly wrong"]', '"certainly wrong"', _UNLIKELY, "null")
+_RAISE = 'raise RuntimeError("certainly wrong")'
+
+
+def wrong_completions(prompt: Prompt, gold: str | None) -> list[str]:
+    """Completions in the format of the gold one, with answers that are certainly wrong.
+
+    - Code: the gold program, with every function raising an exception; a script does nothing but that.
+    - A JSON document: the gold one with each of its values changed. For a schema alone, documents of all types.
+    - Anything else: the gold completion with another answer: an integer is one too large, any other answer becomes a
+      number that nothing equals.
+
+    Args:
+        prompt: the row.
+        gold: its gold completion; ``None`` if it has none.
+
+    Returns:
+        Nothing for a row in which no answer can be found: one that is judged by its form alone, for example.
+    """
+    if any(column in prompt.metadata for column in _CODE_COLUMNS):
+        return [_broken_program(prompt.metadata, gold)]
+    if "schema" in prompt.metadata and prompt.answer is None:
+        return list(_WRONG_DOCUMENTS)
+    if gold is None:
+        return []
+    inside = _inside(gold)
+    try:
+        document = json.loads(inside)
+    except ValueError:
+        document = None
+    if isinstance(document, (dict, list)):
+        changed = _changed(document)
+        return [gold.replace(inside, json.dumps(changed))] if changed != document else []
+    return _with_other_answer(prompt.answer, gold)
+
+
+def _with_other_answer(answer: Any, gold: str) -> list[str]:
+    text = str(answer).strip()
+    if answer is None or not text or text not in gold:
+        return []
+    before, _, after = gold.rpartition(text)
+    other = str(int(text) + 1) if _INTEGER.fullmatch(text) else _UNLIKELY
+    return [f"{before}{other}{after}"]
+
+
+def _inside(gold: str) -> str:
+    """What stands in the first fenced block, or the whole text."""
+    block = _FENCED.search(gold)
+    return block["inside"] if block else gold.strip()
+
+
+def _broken_program(metadata: Mapping[str, Any], gold: str | None) -> str:
+    if gold is None:
+        names = [metadata["entry_point"]] if metadata.get("entry_point") else _called(metadata.get("tests"))
+        program = "\n".join(f"def {name}(*args, **kwargs):\n    {_RAISE}" for name in names)
+        return f"```python\n{program or _RAISE}\n```"
+    inside = _inside(gold)
+    return gold.replace(inside, _raising(inside))
+
+
+def _raising(program: str) -> str:
+    """The program with nothing but an exception in every function, or as a whole where there is no function."""
+    tree = _parsed(program)
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    for function in functions:
+        function.body = ast.parse(_RAISE).body
+    return ast.unparse(tree) if functions else _RAISE
+
+
+def _called(tests: object) -> list[str]:
+    """The functions that tests call and neither define nor find among the built-ins."""
+    nodes = list(ast.walk(_parsed(tests))) if isinstance(tests, str) else []
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return sorted(called - defined - set(dir(builtins)))
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _changed(value: Any) -> Any:
+    """A document of the same shape, in which no string, number or boolean is the same."""
+    if isinstance(value, dict):
+        return {key: _changed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_changed(item) for item in value]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1 if abs(value) < 2**50 else 0
+    return f"{value}, certainly wrong" if isinstance(value, str) else "certainly wrong"

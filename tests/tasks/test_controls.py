@@ -1,0 +1,168 @@
+"""The two controls of a row: its gold answer is correct, and a certainly wrong answer is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.tasks import MissingSplit, Task, check_controls
+from grpo_lightning.tasks.controls import check_sample
+from grpo_lightning.tasks.wrong_answers import wrong_completions
+from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerifier, Verifier
+from grpo_lightning.verifiers.base import rewarded
+
+TESTS = "assert f(1) == 2"
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+class Rows(Task):
+    """A train split of the rows given."""
+
+    def __init__(self, *prompts: Prompt) -> None:
+        super().__init__()
+        self.rows = prompts
+
+    def prompts(self, split: str) -> Any:
+        if split != "train":
+            raise MissingSplit("none")
+        return self.rows
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        if prompt.solution is None:
+            raise ConfigError("none")
+        return prompt.solution
+
+
+def row(answer: Any = None, solution: str | None = None, **metadata: Any) -> Prompt:
+    return Prompt([{"role": "user", "content": "?"}], answer, metadata, solution)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wrong"),
+    [
+        (row("72", "70 + 2 = 72\n#### 72"), "70 + 2 = 72\n#### 73"),
+        (row("-1", "#### -1"), "#### 0"),
+        (row(r"\frac{1}{2}", r"\boxed{\frac{1}{2}}"), r"\boxed{-918273.645}"),
+        (row("Paris", "Paris"), "-918273.645"),
+        (row(72, "#### 72"), "#### 73"),
+        (row({"a": 1}, '{"a": 1}'), '{"a": 2}'),
+        (row({"a": [True, "x", None]}, '{"a": [true, "x", null]}'),
+         '{"a": [false, "x, certainly wrong", "certainly wrong"]}'),
+        (row({"a": 1}, '```json\n{"a": 1}\n```'), '```json\n{"a": 2}\n```'),
+        (row(None, "def f(x):\n    return x + 1", tests=TESTS),
+         "def f(x):\n    raise RuntimeError('certainly wrong')"),
+        (row(None, "Here:\n```python\ndef f(x):\n    return x + 1\n```\nDone.", tests=TESTS),
+         "Here:\n```python\ndef f(x):\n    raise RuntimeError('certainly wrong')\n```\nDone."),
+        (row(None, "print(int(input()) + 1)", io=[{"stdin": "1", "stdout": "2"}]),
+         'raise RuntimeError("certainly wrong")'),
+        (row(None, None, tests=TESTS, entry_point="f"),
+         '```python\ndef f(*args, **kwargs):\n    raise RuntimeError("certainly wrong")\n```'),
+        (row(None, None, tests=TESTS),
+         '```python\ndef f(*args, **kwargs):\n    raise RuntimeError("certainly wrong")\n```'),
+    ],
+)  # fmt: skip
+def test_a_wrong_completion(prompt: Prompt, wrong: str) -> None:
+    assert Rows(prompt).wrong_completions(prompt) == [wrong]
+
+
+@pytest.mark.parametrize("prompt", [row(), row("72", "seventy-two"), row({}, "{}"), row("72")])
+def test_no_wrong_completion_can_be_found(prompt: Prompt) -> None:
+    assert Rows(prompt).wrong_completions(prompt) == []
+
+
+@settings(deadline=None)
+@given(st.integers(-(10**20), 10**20))
+def test_a_wrong_integer_is_wrong(answer: int) -> None:
+    (wrong,) = wrong_completions(row(str(answer)), f"#### {answer}")
+    assert rewarded(MathVerifier(), [Sample("", wrong, str(answer))])[0][1] == 0.5
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=3), json_values, min_size=1, max_size=3))
+def test_a_wrong_document_is_wrong(document: dict[str, Any]) -> None:
+    verifier = JSONSchemaVerifier({"type": "object"})
+    for wrong in wrong_completions(row(document), json.dumps(document)):
+        assert not rewarded(verifier, [Sample("", wrong, document)])[0][0].correct
+
+
+def test_good_rows_pass() -> None:
+    check = [
+        (MathVerifier(), row("72", "#### 72")),
+        (JSONSchemaVerifier(), row({"a": 1}, '{"a": 1}', schema=SCHEMA)),
+        (CodeVerifier(), row(None, "def f(x): return x + 1", tests=TESTS)),
+    ]
+    for verifier, prompt in check:
+        assert list(check_controls(Rows(prompt), [verifier])) == []
+
+
+class Lax(Verifier):
+    def verify(self, sample: Sample) -> Verdict:
+        return Verdict(True, True)
+
+
+def test_a_verifier_that_finds_everything_correct_is_found() -> None:
+    task = Rows(row("1", "#### 1"), row("2", "two"), row("3", "#### 3"))
+    failures = list(check_controls(task, [Lax()]))
+    assert [(one.row, one.verifier, one.control, one.completion) for one in failures] == [
+        (0, "Lax", "wrong", "#### 2"),
+        (2, "Lax", "wrong", "#### 4"),
+    ]
+    assert str(failures[0]) == "train row 0: Lax finds '#### 2' correct, which is certainly wrong"
+
+
+def test_a_verifier_with_no_opinion_on_the_answer_may_stand_beside_one_that_has() -> None:
+    task = Rows(row("1", "#### 1"), row("2", "two"))
+    (failure,) = check_controls(task, [Lax(), MathVerifier()])
+    assert (failure.row, failure.verifier, failure.control) == (1, "MathVerifier", "gold")
+    assert str(failure).startswith("train row 1: MathVerifier finds 'two' not correct: No final answer")
+
+
+def test_a_run_samples_rows_of_a_split() -> None:
+    rows = [row(str(number), f"#### {number}" if number % 2 else "broken") for number in range(80)]
+    (warning,) = check_sample(Rows(*rows), "train", rows, [MathVerifier()])
+    assert warning.startswith(
+        "data.task: the gold answer is not correct to the verifier in 8 of 8 rows: train row 0: MathVerifier finds "
+        "'broken' not correct"
+    )
+    (warning,) = check_sample(Rows(*rows[1::2]), "train", rows[1::2], [Lax()])
+    assert warning.startswith("data.task: a certainly wrong answer is correct to the verifiers in 8 of 8 rows: ")
+    assert check_sample(Rows(*rows[1::2]), "train", rows[1::2], [MathVerifier(), Lax()]) == []
+
+
+def test_rows_without_a_gold_completion_are_sampled_for_the_wrong_answer_alone() -> None:
+    rows = [row(None, None, schema=SCHEMA)]
+    assert check_sample(Rows(*rows), "val", rows, [JSONSchemaVerifier()]) == []
+    (warning,) = check_sample(Rows(*rows), "val", rows, [Lax()])
+    assert "certainly wrong" in warning
+
+
+class TypeOnly(Verifier):
+    """Takes any JSON document of one type."""
+
+    def __init__(self, *kinds: type) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def verify(self, sample: Sample) -> Verdict:
+        fits = isinstance(json.loads(sample.completion), self.kinds)
+        return Verdict(fits, fits)
+
+
+def test_a_schema_alone_must_refuse_something() -> None:
+    task = Rows(row(None, '{"a": 1}', schema=SCHEMA))
+    assert list(check_controls(task, [JSONSchemaVerifier(), TypeOnly(dict)])) == []
+    (failure,) = check_controls(task, [TypeOnly(dict, list, str, float, type(None))])
+    assert failure.control == "wrong"
