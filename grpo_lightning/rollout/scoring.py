@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from statistics import fmean
 from types import TracebackType
 
 from grpo_lightning.types import Completion, Prompt, Rollout, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, rewarded
+from grpo_lightning.verifiers.together import combine
 
 Judged = list[tuple[Verdict, float]]
 
@@ -20,9 +20,7 @@ class Scoring:
     Quick verifiers see samples when they are asked about them. A verifier that says it is ``slow`` is given completions
     as they finish, in a thread of its own, so that its work overlaps with the decoding of the others.
 
-    With several verifiers the reward is the mean of theirs, and a completion is correct (or format-valid) if all of
-    them find it so; those that abstain do not count. One that breaks leaves the rollout without a reward: a part of a
-    reward would be a wrong one.
+    What several verifiers say together: see :func:`grpo_lightning.verifiers.together.combine`.
 
     Args:
         verifiers: by the name their rewards are logged under.
@@ -96,22 +94,8 @@ def _rollout(
 ) -> Rollout:
     verdicts = {name: verdict for name, (verdict, _) in judged.items()}
     rewards = {name: reward for name, (_, reward) in judged.items()}
-    verdict = _together(verdicts)
-    reward = math.nan if verdict.error else fmean(rewards[name] for name in verdicts if verdicts[name].judged)
+    verdict, reward = combine(judged)
     return Rollout(prompt, completion, verdict, reward, rewards | _part_rewards(verifiers, verdicts))
-
-
-def _together(verdicts: Mapping[str, Verdict]) -> Verdict:
-    errors = [f"{name}: {verdict.error}" for name, verdict in verdicts.items() if verdict.error is not None]
-    judged = [verdict for verdict in verdicts.values() if verdict.judged]
-    if not errors and not judged:
-        errors = [f"no verifier has a say on this sample: {', '.join(verdicts)} abstained"]
-    return Verdict(
-        correct=not errors and all(verdict.correct for verdict in judged),
-        format_valid=not errors and all(verdict.format_valid for verdict in judged),
-        feedback=" ".join(verdict.feedback for verdict in judged if verdict.feedback),
-        error="; ".join(errors) or None,
-    )
 
 
 def reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:

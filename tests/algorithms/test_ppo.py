@@ -144,7 +144,8 @@ def test_the_critic_comes_to_explain_the_returns(
     # The head alone reads little from a random trunk, so a shared trunk learns with it.
     critic = critic | ({"value_coef": 5.0} if critic["critic"] == "shared" else {"critic_warmup_steps": 100})
     module = ppo(
-        tiny_model("llama"), **critic, verifiers=[Told(accept_truncated=True)], lam=1.0, value_epsilon=None, updates_per_rollout=4
+        tiny_model("llama"), **critic, verifiers=[Told(accept_truncated=True)], lam=1.0, value_epsilon=None,
+        updates_per_rollout=4,
     )  # fmt: skip
     fit(tmp_path, module, 80, rollouts(prompts_per_step=8, group_size=2), callbacks=[watch])
     explained = [logged["value/explained_variance"] for logged in watch.logged]
@@ -442,7 +443,13 @@ def test_the_gain_is_what_whitening_multiplies_by(model_path: str, tmp_path: Pat
 def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     data = rollouts(sampling=SamplingParams(max_new_tokens=80), refinement=RefinementConfig(budget=3, gamma=0.8))
-    fit(tmp_path, ppo(model_path, **PLAIN, verifiers=[Parity()], lam=1.0), 1, data, callbacks=[watch])
+    fit(
+        tmp_path,
+        ppo(model_path, **PLAIN, verifiers=[Parity(accept_truncated=True)], lam=1.0),
+        1,
+        data,
+        callbacks=[watch],
+    )
     (batch,) = watch.batches
     (second,) = batch.refinements
     rewards = batch.rewards_N.tolist()

@@ -1,38 +1,64 @@
-"""``grpo verify``: what a config's verifiers make of completions from a file."""
+"""``grpo verify``: what a config's verifiers make of completions from a file or a run."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
-from grpo_lightning.commands.verify.report import read_samples, report
+from grpo_lightning.commands.verify.read import read_samples
+from grpo_lightning.commands.verify.rejudge import rejudge
+from grpo_lightning.commands.verify.report import report
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.verifiers.base import Verifier
 
 HELP = """\
 usage: grpo verify --config FILE --samples FILE [--KEY VALUE ...]
+       grpo verify --samples RUN_DIR [--config FILE] [--KEY VALUE ...]
 
-Score the completions of a JSONL file with the config's verifiers.
+Judge completions with a config's verifiers, and print what was read as the answer, what it was compared with, and why
+it was judged so. For a run, judge its stored rollouts again, and print which verdicts change.
 
-  --samples FILE   rows with a completion and what the verifier asks for, such as answer: what grpo predict writes
+  --samples PATH   a JSONL file with a completion per line and what the verifier asks for, such as answer (grpo predict
+                   writes one); or the directory of a run, whose own config.yaml is then the default for --config
+  --show N         of a run, how many of the changed rollouts are printed (default: 20)
 
 The keys of a config:
 """
 
 
 def main(args: Sequence[str]) -> None:
-    """Score the completions of a JSONL file with the config's verifiers."""
+    """Judge the completions of a JSONL file or of a run with the config's verifiers."""
     set_up_output()
     parser = argparse.ArgumentParser("grpo verify", add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", nargs="?")
+    parser.add_argument("--show", default="20")
     given, rest = parser.parse_known_args(args)
     if {"-h", "--help"} & set(rest):
         print(HELP)
     elif given.samples is None:
-        raise ConfigError("--samples: give a JSONL file of completions, such as the one that grpo predict writes")
+        raise ConfigError(
+            "--samples: give a JSONL file of completions, such as grpo predict writes, or the directory of a run"
+        )
+    path = Path(given.samples or "")
+    if not given.show.isdecimal():
+        raise ConfigError(f"--show: give a number of rollouts, not {given.show!r}")
+    if (
+        given.samples is not None
+        and path.is_dir()
+        and not any(argument.split("=")[0] == "--config" for argument in rest)
+    ):
+        rest = ["--config", str(path / "config.yaml"), *rest]
     cli = parse(rest)
-    samples = read_samples(Path(given.samples))
-    for name, verifier in cli.model.verifiers.items():
-        for line in report(name, verifier, samples):
-            print(line)
+    for line in _lines(path, cli.model.verifiers, int(given.show)):
+        print(line)
+
+
+def _lines(path: Path, verifiers: Mapping[str, Verifier], shown: int) -> Iterator[str]:
+    if path.is_dir():
+        yield from rejudge(path, verifiers, shown)
+        return
+    samples = read_samples(path)
+    for name, verifier in verifiers.items():
+        yield from report(name, verifier, samples)

@@ -1,0 +1,57 @@
+"""Reads the completions that ``grpo verify`` judges: a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import FinishReason, Sample
+
+
+def read_samples(file: Path) -> list[Sample]:
+    """Samples of a JSONL file with a ``completion`` a line, and ``answer``, ``metadata``, ``prompt`` where wanted.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is not such a record; the message names the line.
+    """
+    if not file.is_file():
+        raise ConfigError(f"--samples: there is no file {file}")
+    samples = []
+    try:
+        # Line by line as a file has them: a string in JSON may hold what splitlines() takes for the end of a line.
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    samples.append(_sample(line, f"--samples: line {number} of {file}"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--samples: {file} is no text in UTF-8 ({error}): convert it") from error
+    if not samples:
+        raise ConfigError(f"--samples: {file} has no rows")
+    return samples
+
+
+def _sample(line: str, where: str) -> Sample:
+    try:
+        sample = sample_of(json.loads(line))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{where} is no JSON object with a completion ({error!r})") from error
+    if not isinstance(sample.completion, str):
+        raise ConfigError(f"{where} has a completion that is no text: {sample.completion!r}; put it in quotes")
+    if not isinstance(sample.metadata, dict):
+        raise ConfigError(f"{where} has metadata that is no JSON object: {sample.metadata!r}; write it as one")
+    return sample
+
+
+def sample_of(record: dict[str, Any]) -> Sample:
+    """The sample of one record: a line of a file, or a rollout that a run has stored."""
+    return Sample(
+        prompt=record.get("prompt", ""),
+        completion=record["completion"],
+        answer=record.get("answer"),
+        metadata=record.get("metadata") or {},
+        finish_reason=FinishReason(record.get("finish_reason", "stop")),
+        token_ids=record.get("token_ids"),
+        prompt_end=record.get("prompt_end") or "",
+    )
