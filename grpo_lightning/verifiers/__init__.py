@@ -1,6 +1,6 @@
 """Verifiers: objects that judge completions. Importing this package imports neither torch nor transformers."""
 
-from grpo_lightning.types import FinishReason, Sample, Verdict
+from grpo_lightning.types import Explanation, FinishReason, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, judge
 from grpo_lightning.verifiers.code.verifier import CodeVerifier
 from grpo_lightning.verifiers.composite import AllOf, AnyOf, ByColumn, WeightedVerifier
@@ -15,6 +15,7 @@ __all__ = [
     "AnyOf",
     "ByColumn",
     "CodeVerifier",
+    "Explanation",
     "FinishReason",
     "FormatVerifier",
     "FunctionVerifier",
