@@ -179,8 +179,14 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
         "seed": data.seed,
         "precision": str(trainer.precision),
     }
-    options = vars(pl_module) | getattr(pl_module, "clip", {})
-    found |= {name: options[name] for name in HYPERPARAMETERS if name not in found and name in options}
+    objective = getattr(pl_module, "objective", None)
+    options = vars(pl_module) | ({} if objective is None else vars(objective))
+    # An objective or advantage stands there by its name.
+    found |= {
+        name: getattr(options[name], "name", options[name])
+        for name in HYPERPARAMETERS
+        if name not in found and name in options
+    }
     return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
 
 

@@ -19,6 +19,8 @@ ORDER = [
     "types",
     "phases",
     "functional",
+    "objectives",
+    "advantages",
     "verifiers",
     "tasks",
     "speed",

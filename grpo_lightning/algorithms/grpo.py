@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, row_advantages
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import AdvantageKind, RatioLevel, has_signal, masked_std, policy_loss
+from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective
 from grpo_lightning.types import RolloutBatch, TokenRows
 
 
@@ -21,15 +22,14 @@ class GRPOModule(OnlineModule):
 
     ``L = - 1/N sum_i 1/|y_i| sum_t [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) - beta KL(pi || pi_ref) ]``
     with ``A = (r - mean of the group) / (std of the group + eps)`` and ``rho`` the ratio to the policy that sampled.
-    Each part has its variants; the equations stand in :mod:`grpo_lightning.functional`. With ``beta = 0``, groups
-    without signal cost nothing. The options that it shares with PPO are those of :class:`OnlineModule`.
+    Each part has its variants; the equations are in :mod:`grpo_lightning.functional`, the classes in
+    :mod:`grpo_lightning.objectives` and :mod:`grpo_lightning.advantages`. With ``beta = 0``, groups without signal cost
+    nothing. The options that it shares with PPO are those of :class:`OnlineModule`.
 
     Args:
-        ratio_level: ``token``, or ``sequence`` for GSPO (arXiv 2507.18071).
-        objective: ``clip``, or ``cispo`` (arXiv 2506.13585), which clips the weight and keeps every gradient.
-        cispo_epsilon_high: the cap of that weight.
-        advantage: ``group``; ``none-scaled`` leaves the division out (Dr. GRPO, arXiv 2503.20783); ``batch-std``
-            divides by the std of the step's rewards; ``leave_one_out`` is RLOO's (arXiv 2402.14740).
+        advantage: ``group`` (:class:`GroupStd`); ``none-scaled`` (:class:`Unscaled`) does not divide (Dr. GRPO, arXiv
+            2503.20783); ``batch-std`` (:class:`BatchStd`) divides by the std of the step's rewards; ``leave_one_out``
+            (:class:`LeaveOneOut`) is RLOO's (arXiv 2402.14740); or a class by its ``class_path``.
     """
 
     step_means = (*OnlineModule.step_means, "reward/groups_without_signal")
@@ -37,16 +37,19 @@ class GRPOModule(OnlineModule):
     def __init__(
         self,
         *args: Any,
-        ratio_level: RatioLevel = "token",
-        objective: Literal["clip", "cispo"] = "clip",
-        cispo_epsilon_high: float = 5.0,
-        advantage: AdvantageKind = "group",
+        advantage: Advantage | AdvantageName = "group",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.clip |= {"ratio_level": ratio_level, "objective": objective, "cispo_epsilon_high": cispo_epsilon_high}
-        self.advantage = advantage
+        self.advantage = named_advantage(advantage)
         self.validate_options()
+
+    def validate_options(self) -> None:
+        super().validate_options()
+        try:
+            self.advantage.check()
+        except ConfigError as error:
+            raise ConfigError(f"model.advantage: {error}") from error
 
     @property
     def _distils(self) -> bool:
@@ -55,26 +58,22 @@ class GRPOModule(OnlineModule):
     def setup(self, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
         super().setup(stage)
-        if stage == "fit" and self.data.group_size < 2:
+        if stage == "fit" and self.data.group_size < self.advantage.smallest_group:
             raise ConfigError(
-                f"data.group_size: an advantage relative to the group needs at least 2 completions a prompt, not "
-                f"{self.data.group_size}"
+                f"data.group_size: an advantage relative to the group needs at least {self.advantage.smallest_group} "
+                f"completions a prompt, not {self.data.group_size}"
             )
 
     def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
         """Advantages within the groups. Distilled attempts are one group with the others, and take no std."""
-        batch_std = None
-        if self.advantage == "batch-std":
-            _, batch_std = self.all_ranks_moments(batch.rewards_N[~batch.rewards_N.isnan()])
-        if self._distils and batch.refinements:
-            advantages_N = row_advantages(rows, "none-scaled")
-        else:
-            advantages_N = row_advantages(rows, self.advantage, batch_std)
+        moments = RewardMoments(*self.all_ranks_moments(batch.rewards_N[~batch.rewards_N.isnan()]))
+        centred_N = row_advantages(rows, Unscaled(), moments)
+        distilled = self._distils and batch.refinements
+        advantages_N = centred_N if distilled else row_advantages(rows, self.advantage, moments)
         signal_B = has_signal(advantages_N[: len(batch)].view(-1, batch.group_size))
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
         metrics.add_masked("advantage/abs_mean", advantages_N.abs(), rows.scored_N)
         metrics.add("advantage/std", masked_std(advantages_N, rows.scored_N), 1)
-        centred_N = row_advantages(rows, "none-scaled")
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         learned_N = counted_N & (advantages_N != 0) if self.beta == 0 else counted_N
         old_NT, reference_NT = self.frozen_logprobs(rows, learned_N, batch.temperature, metrics)
@@ -90,17 +89,20 @@ class GRPOModule(OnlineModule):
         )
 
     def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
-        """The one loss of GRPO; distilled attempts have a shaped objective in place of the ratio's."""
+        """The one loss of GRPO: the objective and the KL. Distilled attempts, which have no ratio, are shaped instead.
+
+        The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
+        """
         targets = step.targets
         logprobs_NT, mask_NT = self.policy_pass(part, metrics, targets.temperature)
-        kl: dict[str, Any] = {"beta": self.beta, "kl_estimator": self.kl_estimator}
-        if targets.reference_NT is not None:
-            kl["ref_logprobs_NT"] = targets.reference_NT[rows, : logprobs_NT.shape[1]]
-        terms = self.policy_terms(step, metrics, rows, logprobs_NT, mask_NT, **kl)
-        if targets.reference_NT is not None:
-            metrics.add_masked("policy/kl", terms.kl_NT, mask_NT)
-        loss_NT = terms.loss_NT
+        logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
+        loss_NT = self.policy_terms(step, metrics, rows, logprobs_NT, mask_NT).loss_NT
         if self._distils:
-            shaped = policy_loss(logprobs_NT, None, targets.advantages[rows], mask_NT, objective="shaped", **kl)
-            loss_NT = torch.where(targets.rows.distilled_N[rows, None], shaped.loss_NT, loss_NT)
+            shaped_NT = shaped_objective(logprobs_NT, targets.advantages[rows, None])
+            loss_NT = torch.where(targets.rows.distilled_N[rows, None], -shaped_NT, loss_NT)
+        if targets.reference_NT is not None:
+            reference_NT = targets.reference_NT[rows, : logprobs_NT.shape[1]]
+            kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
+            metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
+            loss_NT = loss_NT + self.beta * kl_NT
         yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))

@@ -20,12 +20,18 @@ from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,
-    PolicyLossTerms,
     aggregate,
     kl_divergence,
     length_mask,
     masked_sum,
-    policy_loss,
+)
+from grpo_lightning.objectives import (
+    Objective,
+    ObjectiveName,
+    PolicyLossTerms,
+    RatioLevel,
+    ShortForm,
+    check_objective,
 )
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
@@ -44,9 +50,14 @@ class OnlineModule(PolicyModule, ABC):
     Args:
         beta: weight of the KL to the reference. With 0 there is no reference.
         kl_estimator: of that KL (http://joschu.net/blog/kl-approx.html).
+        objective: ``clip`` (:class:`Clip`; with ``ratio_level: sequence`` :class:`GSPO`), ``cispo`` (:class:`CISPO`),
+            or a class by its ``class_path``, which has its options in its own ``init_args``. The keys up to
+            ``cispo_epsilon_high`` are options of the two names.
         epsilon: clip of the ratio.
         epsilon_high: upper clip, ``None`` for ``epsilon`` (clip-higher of DAPO, arXiv 2503.14476).
         delta: cap of the ratio for negative advantages, above ``1 + epsilon_high`` (arXiv 2505.07291).
+        ratio_level: ``token``, or ``sequence`` for GSPO (arXiv 2507.18071).
+        cispo_epsilon_high: cap of the weight of ``cispo`` (arXiv 2506.13585), which clips it and keeps every gradient.
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
@@ -74,9 +85,12 @@ class OnlineModule(PolicyModule, ABC):
         *args: Any,
         beta: float = 0.04,
         kl_estimator: KLEstimator = "k3",
+        objective: Objective | ObjectiveName = "clip",
         epsilon: float = 0.2,
         epsilon_high: float | None = None,
         delta: float | None = None,
+        ratio_level: RatioLevel = "token",
+        cispo_epsilon_high: float = 5.0,
         aggregation: Aggregation = "grpo",
         updates_per_rollout: int = 1,
         minibatches_per_update: int = 1,
@@ -89,7 +103,8 @@ class OnlineModule(PolicyModule, ABC):
         super().__init__(*args, **kwargs)
         self.beta = beta
         self.kl_estimator = kl_estimator
-        self.clip: dict[str, Any] = {"epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta}
+        flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
+        self.objective = flat.objective(objective)
         self.aggregation = aggregation
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
@@ -113,12 +128,18 @@ class OnlineModule(PolicyModule, ABC):
             raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
         if self.beta > 0 and self.policy_config.reference == "none":
             raise ConfigError("model.beta: above 0 it needs a reference, but model.policy.reference is none")
+        if self.beta < 0:
+            raise ConfigError(f"model: beta must not be negative, but is {self.beta}")
         one = torch.zeros(1, 1)
-        objective = {"ref_logprobs_NT": one, "beta": self.beta, "kl_estimator": self.kl_estimator, **self.clip}
         try:
-            policy_loss(one, one, one, one.bool(), **objective)
+            kl_divergence(one, one, self.kl_estimator)
+            aggregate(one, one.bool(), aggregation=self.aggregation, sequences=1, tokens=1, max_tokens=1)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
+        try:
+            check_objective(self.objective)
+        except ConfigError as error:
+            raise ConfigError(f"model.objective: {error}") from error
 
     @property
     def wants_reference(self) -> bool:
@@ -216,23 +237,16 @@ class OnlineModule(PolicyModule, ABC):
         self.optimizer_step_on(tokens, learned, partial(self.losses, step, metrics), metrics, targets.rows.rollouts)
 
     def policy_terms(
-        self,
-        step: Minibatch,
-        metrics: StepMetrics,
-        rows: Tensor,
-        logprobs_NT: Tensor,
-        mask_NT: Tensor,
-        **objective: Any,
+        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, logprobs_NT: Tensor, mask_NT: Tensor
     ) -> PolicyLossTerms:
-        """:func:`policy_loss` of a micro-batch, with what is logged of it. ``objective`` are further options of it."""
+        """The objective's terms of a micro-batch, with what is logged of them."""
         targets, width = step.targets, logprobs_NT.shape[1]
         advantages = targets.advantages[rows]
-        terms = policy_loss(
+        terms = self.objective(
             logprobs_NT,
             None if targets.old_NT is None else targets.old_NT[rows, :width],
             advantages[:, :width] if advantages.dim() == 2 else advantages,
             mask_NT,
-            **self.clip | objective,
         )
         sampled_NT = mask_NT & ~targets.rows.distilled_N[rows, None]
         metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_lightning.functional import AdvantageKind, group_advantages
+from grpo_lightning.advantages import Advantage, RewardMoments
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.types import FinishReason, Rollout, RolloutBatch, TokenRows
 
@@ -133,8 +133,8 @@ def credited(rewards_N: Tensor, next_K: Tensor, parents: Sequence[int], gamma: f
     return rewards_N
 
 
-def row_advantages(rows: LearningRows, kind: AdvantageKind, batch_std: Tensor | None = None) -> Tensor:
-    """Advantages of rows in groups of any sizes: missing members are NaN to :func:`group_advantages`."""
+def row_advantages(rows: LearningRows, advantage: Advantage, moments: RewardMoments) -> Tensor:
+    """Advantages of rows in groups of any sizes: missing members are NaN to the :class:`Advantage`."""
     rewards_K, groups = rows.rewards_N, rows.groups
     places, sizes = [], dict.fromkeys(groups, 0)
     for group in groups:
@@ -145,7 +145,7 @@ def row_advantages(rows: LearningRows, kind: AdvantageKind, batch_std: Tensor | 
     place_K = torch.tensor(places, device=rewards_K.device)
     rewards_BG = rewards_K.new_full((len(sizes), max(sizes.values())), torch.nan)
     rewards_BG[row_K, place_K] = rewards_K
-    return group_advantages(rewards_BG, kind=kind, batch_std=batch_std)[row_K, place_K]
+    return advantage(rewards_BG, moments)[row_K, place_K]
 
 
 def _stacked(parts: Sequence[TokenRows]) -> TokenRows:

@@ -20,7 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
+import grpo_lightning.advantages
 import grpo_lightning.algorithms
+import grpo_lightning.objectives
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule

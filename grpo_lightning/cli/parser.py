@@ -43,10 +43,17 @@ def sentence(message: str, names: list[str]) -> str:
     reasons = [line for line in lines if line and not _BESIDE.match(line) and not _KEY.match(line)]
     reasons = [line for line in reasons if _CERTAIN.match(line)] or reasons
     unnamed = re.search(r"Expected an instantiatable class, but [\w.]*?(\w+) is abstract", message)
+    # Of a name or a class, jsonargparse drops the class from its error, but says what was given.
+    unnamed = unnamed or re.search(
+        r"but is abstract$.*?^ *Given value: [\w.]*?(\w+)$", message, re.DOTALL | re.MULTILINE
+    )
     unnamed = unnamed or (None if reasons else re.search(r"Not a valid subclass of (\w+)", message))
     if unnamed and (choice := _concrete(unnamed[1])):
         return f"{'.'.join([*keys, 'class_path'])}: give one of {', '.join(choice)}"
     text = "; ".join(dict.fromkeys(reasons)) or message.strip()
+    names_too = re.search(r"Expected a typing\.Literal\[(.*)\]", message)
+    if names_too and text.startswith("Expected a dot import path string: "):
+        text += f": give one of {names_too[1]}, or the class_path of a class"
     wrong = re.search(r"(?:[Oo]ption|import path string:|arguments:) '?(?:--)?([\w.]+)", text)
     unknown = [part for part in wrong[1].split(".") if part not in names] if wrong else []
     near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.7) if unknown else []
@@ -58,15 +65,17 @@ def _names() -> list[str]:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
+    from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
     from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
+    from grpo_lightning.objectives import Objective
     from grpo_lightning.rollout.datamodule import RolloutDataModule
     from grpo_lightning.rollout.sampling import SamplingParams
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
     classes: list[Any] = [PolicyConfig, LoRAConfig, SamplingParams, RolloutDataModule, PolicyModule, Trainer]
-    for base in (PolicyModule, Verifier, Task):
+    for base in (PolicyModule, Verifier, Task, Objective, Advantage):
         classes += _subclasses(base)
     options = {name for cls in classes for name in inspect.signature(cls).parameters}
     classes += _subclasses(Callback) + _subclasses(Logger)
@@ -75,11 +84,13 @@ def _names() -> list[str]:
 
 def _concrete(base: str) -> list[str]:
     """The classes of the project's kinds that can stand where one of them is asked for, by name of that kind."""
+    from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
+    from grpo_lightning.objectives import Objective
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
-    kinds: dict[str, type] = {kind.__name__: kind for kind in (PolicyModule, Task, Verifier)}
+    kinds: dict[str, type] = {kind.__name__: kind for kind in (PolicyModule, Task, Verifier, Objective, Advantage)}
     found = _subclasses(kinds[base]) if base in kinds else []
     return sorted({kind.__name__ for kind in found if not inspect.isabstract(kind)})
 

@@ -1,6 +1,12 @@
 """The mathematics, on tensors alone: one function is one equation. Imports torch and nothing else of the project."""
 
-from grpo_lightning.functional.advantages import AdvantageKind, group_advantages, has_signal
+from grpo_lightning.functional.advantages import (
+    batch_std_advantages,
+    group_std_advantages,
+    has_signal,
+    leave_one_out_advantages,
+    unscaled_advantages,
+)
 from grpo_lightning.functional.gae import (
     ValueLossTerms,
     adapted_kl_coef,
@@ -14,51 +20,49 @@ from grpo_lightning.functional.in_place import InPlaceEmbedding, adding_in_place
 from grpo_lightning.functional.kl import KLEstimator, kl_divergence
 from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 from grpo_lightning.functional.losses import (
+    MAX_LOG_RATIO,
     Aggregation,
-    Objective,
-    PolicyLossTerms,
-    RatioLevel,
     aggregate,
     cispo_objective,
     clipped_objective,
-    importance_ratio,
-    policy_loss,
+    sequence_ratio,
     shaped_objective,
+    token_ratio,
 )
 from grpo_lightning.functional.masking import length_mask, masked_max, masked_mean, masked_std, masked_sum
 from grpo_lightning.functional.pass_at_k import pass_at_k
 
 __all__ = [
-    "AdvantageKind",
+    "MAX_LOG_RATIO",
     "Aggregation",
     "InPlaceEmbedding",
     "KLEstimator",
-    "Objective",
-    "PolicyLossTerms",
-    "RatioLevel",
     "TokenLogprobs",
     "ValueLossTerms",
     "adapted_kl_coef",
     "adding_in_place",
     "aggregate",
+    "batch_std_advantages",
     "cispo_objective",
     "clipped_objective",
     "explained_variance",
     "gae",
-    "group_advantages",
+    "group_std_advantages",
     "has_signal",
-    "importance_ratio",
     "kl_divergence",
+    "leave_one_out_advantages",
     "length_mask",
     "masked_max",
     "masked_mean",
     "masked_std",
     "masked_sum",
     "pass_at_k",
-    "policy_loss",
+    "sequence_ratio",
     "shaped_objective",
     "token_logprobs",
+    "token_ratio",
     "token_rewards",
+    "unscaled_advantages",
     "value_loss",
     "whiten",
 ]

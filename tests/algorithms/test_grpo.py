@@ -12,16 +12,19 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from grpo_lightning.advantages import Advantage, BatchStd, GroupStd, LeaveOneOut, RewardMoments, Unscaled
 from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.objectives import CISPO, GSPO, Clip
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.types import RolloutBatch, TokenRows
 from grpo_lightning.verifiers import AllOf, Verdict, Verifier
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, sgd, trainer
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same, sgd, trainer
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
@@ -113,6 +116,83 @@ def test_an_option_of_the_ratio_changes_a_second_update(
     plain = fit(tmp_path, grpo(tiny_model("llama"), **base), 8)
     changed = fit(tmp_path, grpo(tiny_model("llama"), **base | options), 8)
     assert largest_difference(plain, changed) > 1e-6
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_gradient_with_kl_is_that_of_the_formula(model_path: str, tmp_path: Path, estimator: str) -> None:
+    """In the second step, when the policy is no longer the reference."""
+    options = {**NO_CLIP, "beta": 0.5, "kl_estimator": estimator, "optimizer": partial(torch.optim.SGD, lr=0.1)}
+    before = fit(tmp_path, grpo(model_path, **options), 1)
+    watch = Watch()
+    after = fit(tmp_path, grpo(model_path, **options), 2, callbacks=[watch])
+    reference = AutoModelForCausalLM.from_pretrained(model_path)
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    model.load_state_dict({name.removeprefix("policy.model."): tensor for name, tensor in before.items()}, strict=False)
+    loss, kls, batch = torch.zeros(()), [], watch.batches[1]
+    for row, rollout in enumerate(batch.rollouts):
+        group = torch.tensor([r.reward for r in batch.rollouts[row // 4 * 4 : row // 4 * 4 + 4]])
+        advantage = (rollout.reward - group.mean()) / (group.std() + 1e-4)
+        prompt = int(batch.tokens.prompt_lengths_N[row])
+        ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
+        both = []
+        for lm in (model, reference):
+            logprobs = lm(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+            both.append(logprobs.gather(-1, ids[0, prompt:, None])[:, 0])
+        log_r = both[1].detach() - both[0]  # of the reference to the policy
+        kl = {"k1": -log_r, "k2": log_r**2 / 2, "k3": log_r.exp() - 1 - log_r}[estimator]
+        kls += kl.tolist()
+        loss = loss - (advantage * both[0] - 0.5 * kl).mean() / 12
+    loss.backward()
+    expected = {f"policy.model.{name}": p.grad for name, p in model.named_parameters()}
+    close({name: (before[name] - tensor) / 0.1 for name, tensor in after.items()}, expected)
+    assert watch.logged[1]["policy/kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
+    assert abs(watch.logged[1]["policy/kl"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flat", "classes"),
+    [
+        ({}, {"objective": Clip()}),
+        ({"epsilon": 0.01, "epsilon_high": 0.02, "delta": 1.1}, {"objective": Clip(0.01, 0.02, 1.1)}),
+        ({"ratio_level": "sequence", "epsilon": 0.01}, {"objective": GSPO(0.01, None)}),
+        ({"objective": "cispo", "cispo_epsilon_high": 1.0}, {"objective": CISPO(1.0)}),
+        ({"advantage": "none-scaled"}, {"advantage": Unscaled()}),
+        ({"advantage": "batch-std"}, {"advantage": BatchStd()}),
+        ({"advantage": "leave_one_out"}, {"advantage": LeaveOneOut()}),
+        ({"advantage": "group"}, {"advantage": GroupStd()}),
+    ],
+)
+def test_flat_keys_and_classes_are_the_same_bit_for_bit(
+    tiny_model: Callable[[str], str], tmp_path: Path, flat: dict[str, Any], classes: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {"updates_per_rollout": 2, "minibatches_per_update": 2}
+    short = fit(tmp_path, grpo(tiny_model("llama"), **base | flat), 8)
+    assert same(short, fit(tmp_path, grpo(tiny_model("llama"), **base | classes), 8))
+
+
+class AgainstTheStep(Advantage):
+    """The reward against the mean reward of the step."""
+
+    smallest_group = 1
+
+    def advantages(self, rewards_BG: torch.Tensor, moments: RewardMoments) -> torch.Tensor:
+        return rewards_BG - moments.mean
+
+
+def test_an_advantage_of_ones_own_may_look_beyond_the_group(model_path: str, tmp_path: Path) -> None:
+    data = {"group_size": 1, "prompts_per_step": 6}
+    found, batch, _ = gradient(tmp_path, model_path, data, advantage=AgainstTheStep())
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    mean, loss = batch.rewards_N.mean(), torch.zeros(())
+    for row, rollout in enumerate(batch.rollouts):
+        prompt = int(batch.tokens.prompt_lengths_N[row])
+        ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
+        logprobs = model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+        loss = loss - (rollout.reward - mean) * logprobs.gather(-1, ids[0, prompt:, None]).mean() / 6
+    loss.backward()
+    close(found, {f"policy.model.{name}": p.grad for name, p in model.named_parameters()})
+    with pytest.raises(ConfigError, match=r"data.group_size: .* at least 2 completions a prompt, not 1"):
+        fit(tmp_path, grpo(model_path), 1, rollouts(**data))
 
 
 def test_recomputed_old_logprobs_are_the_samplers(model_path: str, tmp_path: Path) -> None:
@@ -307,6 +387,16 @@ def test_one_bad_rollout_may_spoil_all_its_updates(tiny_model: Callable[[str], s
     assert spoil.logged[-1]["optim/skipped_steps"] == 2
 
 
+class MeanOfTheBatch(Clip):
+    def terms(self, logprobs_NT: Tensor, old_logprobs_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor) -> Any:
+        return super().terms(logprobs_NT, old_logprobs_NT, advantages_NT - advantages_NT.mean(), mask_NT)
+
+
+class OnePerGroup(Advantage):
+    def advantages(self, rewards_BG: Tensor, moments: RewardMoments) -> Tensor:
+        return rewards_BG.sum(1)
+
+
 # -- options that exclude each other ----------------------------------------------------------------------------------
 
 
@@ -318,6 +408,11 @@ def test_one_bad_rollout_may_spoil_all_its_updates(tiny_model: Callable[[str], s
         ({"beta": -1.0}, {}, "model: beta must not be negative"),
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
+        ({"kl_estimator": "k9"}, {}, "model: estimator is 'k9'"),
+        ({"aggregation": "mean"}, {}, "model: aggregation is 'mean'"),
+        ({"objective": GSPO(), "epsilon": 0.1}, {}, "model.epsilon: epsilon belongs to Clip, but .* class .GSPO"),
+        ({"objective": MeanOfTheBatch()}, {}, "model.objective: MeanOfTheBatch: its loss of a completion is another"),
+        ({"advantage": OnePerGroup()}, {}, "model.advantage: OnePerGroup.advantages must return a tensor of shape"),
         ({"updates_per_rollout": 0}, {}, "model.updates_per_rollout: must be at least 1"),
         ({"target_kl": -1.0}, {}, "model.target_kl: must be above 0, or null"),
         ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),

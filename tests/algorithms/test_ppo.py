@@ -17,6 +17,7 @@ from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.value import VALUE
+from grpo_lightning.objectives import CISPO, Clip
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import FinishReason
@@ -268,6 +269,7 @@ def test_a_separate_critic_can_be_another_model_with_only_its_head_trained(
         {"whiten_advantages": False},
         {"value_epsilon": 0.01}, {"value_epsilon": None}, {"value_coef": 2.0}, {"value_lr": 1e-3},
         {"critic": "separate"}, {"critic_warmup_steps": 1},
+        {"objective": "cispo"}, {"ratio_level": "sequence"},
     ],
     ids=str,
 )  # fmt: skip
@@ -276,6 +278,16 @@ def test_an_option_changes_the_run(
 ) -> None:
     changed = fit(tmp_path, ppo(tiny_model("llama"), **BASE | options), 8, rollouts(**SHORT))
     assert not same(plain, changed)
+
+
+def test_flat_keys_and_classes_are_the_same_bit_for_bit(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    path = tiny_model("llama")
+    for flat, objective in (
+        ({"epsilon": 0.01, "delta": 1.1}, Clip(0.01, None, 1.1)),
+        ({"objective": "cispo"}, CISPO()),
+    ):
+        short = fit(tmp_path, ppo(path, **BASE | flat), 8, rollouts(**SHORT))
+        assert same(short, fit(tmp_path, ppo(path, **BASE, objective=objective), 8, rollouts(**SHORT)))
 
 
 BASE: dict[str, Any] = {"beta": 0.5, "updates_per_rollout": 2}

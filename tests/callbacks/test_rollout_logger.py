@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from grpo_lightning.advantages import GroupStd
 from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import RolloutLogger
 from grpo_lightning.callbacks import rollouts as rollouts_module
 from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import group_advantages
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.records import TokenCharacters, record
@@ -48,7 +48,7 @@ def test_every_rollout_is_written_with_what_the_step_made_of_it(path: str, tmp_p
     rows = logged(tmp_path)
     assert len(rows) == 2 * 12
     for step, batch in enumerate(watch.batches):
-        advantages = group_advantages(batch.rewards_N.view(-1, 4)).flatten().tolist()
+        advantages = GroupStd()(batch.rewards_N.view(-1, 4)).flatten().tolist()
         for place, (rollout, advantage) in enumerate(zip(batch.rollouts, advantages, strict=True)):
             (row,) = [one for one in rows if one["id"] == f"train/{step}/{place // 4}/{place % 4}"]
             assert (row["step"], row["optimizer_step"], row["rank"]) == (step, step + 1, 0)

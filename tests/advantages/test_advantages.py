@@ -8,10 +8,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_lightning.functional import group_advantages, has_signal
+from grpo_lightning.advantages import (
+    Advantage,
+    BatchStd,
+    GroupStd,
+    LeaveOneOut,
+    RewardMoments,
+    Unscaled,
+    named_advantage,
+)
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.functional import (
+    batch_std_advantages,
+    group_std_advantages,
+    has_signal,
+    leave_one_out_advantages,
+    unscaled_advantages,
+)
+from tests.objectives.cases import subclasses
 
 KINDS = ["group", "none-scaled", "batch-std", "leave_one_out"]
 NAN = math.nan
+
+
+def group_advantages(rewards, *, kind="group", eps=None, batch_std=None):
+    """The advantage of a name, with another eps where it has one."""
+    advantage = named_advantage(kind)
+    if eps is not None and hasattr(advantage, "eps"):
+        advantage = type(advantage)(eps)
+    return advantage(rewards, None if batch_std is None else RewardMoments(torch.tensor(NAN), batch_std))
+
 
 rewards_lists = st.integers(1, 5).flatmap(
     lambda group: st.lists(
@@ -151,13 +177,90 @@ def test_does_not_change_the_rewards_given():
 
 def test_bad_arguments():
     rewards = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="kind is 'grpo', but must be one of 'group'"):
-        group_advantages(rewards, kind="grpo")
+    with pytest.raises(ConfigError, match=r"model.advantage: must be one of group, .* not 'grpo'"):
+        named_advantage("grpo")
     with pytest.raises(ValueError, match="two dimensions"):
         group_advantages(rewards[0])
-    with pytest.raises(ValueError, match="eps"):
-        group_advantages(rewards, eps=-1.0)
-    with pytest.raises(ValueError, match="batch_std is only used"):
-        group_advantages(rewards, batch_std=torch.tensor(1.0))
+    for kind in (GroupStd, BatchStd):
+        with pytest.raises(ConfigError, match=f"{kind.__name__}: eps must not be negative"):
+            kind(-1.0)
     with pytest.raises(ValueError, match="infinite"):
         group_advantages(torch.tensor([[1.0, math.inf]]))
+
+
+def test_only_the_std_of_the_batch_looks_at_the_moments():
+    rewards = torch.tensor([[0.0, 1.0, 5.0], [2.0, 2.0, 3.0]])
+    for kind in KINDS:
+        stds = (torch.tensor(0.5), torch.tensor(3.0))
+        one, other = (group_advantages(rewards, kind=kind, batch_std=std) for std in stds)
+        assert torch.equal(one, other) is (kind != "batch-std")
+
+
+def test_each_class_is_its_function():
+    rewards = torch.tensor([[1.0, NAN, 0.25, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    moments = RewardMoments(torch.tensor(0.7), torch.tensor(0.3))
+    assert torch.equal(GroupStd(0.1)(rewards, moments), group_std_advantages(rewards, 0.1))
+    assert torch.equal(BatchStd(0.1)(rewards, moments), batch_std_advantages(rewards, moments.std, 0.1))
+    assert torch.equal(Unscaled()(rewards, moments), unscaled_advantages(rewards))
+    assert torch.equal(LeaveOneOut()(rewards, moments), leave_one_out_advantages(rewards))
+
+
+# -- what holds for every advantage; a new class of the project is tried here without being named ----------------------
+
+
+@pytest.mark.parametrize("kind", subclasses(Advantage), ids=lambda kind: kind.__name__)
+def test_the_contract(kind):
+    kind().check()
+    rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, NAN, 0.0], [NAN, NAN, NAN], [1.0, NAN, NAN]])
+    advantages = kind()(rewards)
+    assert advantages.dtype == torch.float32
+    assert advantages.isfinite().all()
+    assert not advantages[rewards.isnan()].any()
+    assert kind()(rewards.double()).dtype == torch.float64
+    assert advantages[0].any()
+    # The order of the completions of a group means nothing.
+    torch.testing.assert_close(kind()(rewards.flip(1)).flip(1), advantages)
+
+
+def test_the_list_holds_the_advantages_of_the_package():
+    assert {GroupStd, BatchStd, Unscaled, LeaveOneOut} <= set(subclasses(Advantage))
+    assert [named_advantage(name).name for name in KINDS] == KINDS
+
+
+class AgainstTheStep(Advantage):
+    """A baseline beyond the group: the neighbour of the wrong ones below."""
+
+    smallest_group = 1
+
+    def advantages(self, rewards_BG, moments):
+        return rewards_BG - moments.mean
+
+
+class OnePerGroup(AgainstTheStep):
+    def advantages(self, rewards_BG, moments):
+        return super().advantages(rewards_BG, moments).sum(1)
+
+
+class Spoiled(AgainstTheStep):
+    def advantages(self, rewards_BG, moments):
+        return rewards_BG - rewards_BG.mean(1, keepdim=True)
+
+
+def test_an_advantage_of_ones_own():
+    AgainstTheStep().check()
+    assert AgainstTheStep.name == "AgainstTheStep"
+    got = AgainstTheStep()(torch.tensor([[1.0, NAN], [0.0, 0.0]]), RewardMoments(torch.tensor(0.25), torch.tensor(1.0)))
+    assert got.tolist() == [[0.75, 0.0], [-0.25, -0.25]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OnePerGroup, r"OnePerGroup.advantages must return a tensor of shape \(3, 3\), not \(3,\)"),
+        (Spoiled, "Spoiled.advantages returned NaN or infinity for a finite reward"),
+    ],
+)
+def test_an_advantage_that_breaks_the_contract_is_refused_in_one_sentence(kind, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        kind().check()
+    assert "\n" not in str(error.value)

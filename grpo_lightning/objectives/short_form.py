@@ -1,0 +1,65 @@
+"""The flat keys of ``model``: the short form of the objectives of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.objectives.base import Objective
+from grpo_lightning.objectives.cispo import CISPO, RatioLevel
+from grpo_lightning.objectives.clip import Clip
+from grpo_lightning.objectives.gspo import GSPO
+
+ObjectiveName = Literal["clip", "cispo"]
+
+OWNERS = {
+    "epsilon": "Clip", "epsilon_high": "Clip", "delta": "Clip", "ratio_level": "GSPO", "cispo_epsilon_high": "CISPO",
+}  # fmt: skip
+"""The class that a flat key is an option of."""
+
+
+@dataclass(frozen=True)
+class ShortForm:
+    """The flat keys with their defaults, which are those of ``model``. See :class:`Clip` and :class:`CISPO`."""
+
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    delta: float | None = None
+    ratio_level: RatioLevel = "token"
+    cispo_epsilon_high: float = 5.0
+
+    def objective(self, chosen: ObjectiveName | Objective) -> Objective:
+        """The objective of the key ``objective``: the one given, or the one that its name and the flat keys say.
+
+        Raises:
+            ConfigError: a flat key is out of its range, or is set although the objective is given.
+        """
+        if isinstance(chosen, Objective):
+            self._refuse_keys_beside(type(chosen).__name__)
+            return chosen
+        if chosen not in get_args(ObjectiveName):
+            raise ConfigError(f"model: objective is {chosen!r}, but must be 'clip', 'cispo' or an Objective")
+        if self.ratio_level not in get_args(RatioLevel):
+            raise ConfigError(f"model: ratio_level is {self.ratio_level!r}, but must be one of 'token', 'sequence'")
+        if self.cispo_epsilon_high <= 0:
+            raise ConfigError(f"model: cispo_epsilon_high must be positive, but is {self.cispo_epsilon_high}")
+        if self.delta is not None and chosen == "cispo":
+            raise ConfigError("model: delta belongs to objective='clip', but the objective is 'cispo'")
+        clip = Clip if self.ratio_level == "token" else GSPO
+        try:
+            # Built whichever is chosen, so that a key out of its range is found.
+            clipped = clip(self.epsilon, self.epsilon_high, self.delta)
+        except ConfigError as error:
+            raise ConfigError(f"model: {str(error).removeprefix(f'{clip.__name__}: ')}") from error
+        return clipped if chosen == "clip" else CISPO(self.cispo_epsilon_high, self.ratio_level)
+
+    def _refuse_keys_beside(self, name: str) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # A key at its default may stand in a config that a run saved.
+            if value != field.default:
+                raise ConfigError(
+                    f"model.{field.name}: {field.name} belongs to {OWNERS[field.name]}, but model.objective is a class "
+                    f"({name}): set its options under model.objective.init_args"
+                )
