@@ -28,10 +28,10 @@ from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.engines.cache import BLOCK
-from grpo_lightning.rollout.engines.in_process import generate
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
 from tests.algorithms.test_ppo import CRITICS, ppo
+from tests.sampling import generate
 from tests.tiny import save_tiny_model
 from tests.toy import ToyTask, fit, grpo
 

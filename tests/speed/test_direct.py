@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.rollout.engines.in_process import generate
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import packed
 from grpo_lightning.speed.direct import DirectStep, why_not_direct
+from tests.sampling import generate
 from tests.tiny import tiny_config, tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
