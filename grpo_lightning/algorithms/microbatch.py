@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lightning.speed.shared_prompt import SMALL_PASS, cut_by_padding, pass_rows
+from grpo_lightning.speed.passes import SMALL_PASS, cut_by_padding, pass_rows
 from grpo_lightning.types import Sharing, TokenRows
 
 # A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time. (The
@@ -61,7 +61,7 @@ def microbatches(
             once, and an eighth for each of its sequences, which keep its keys and values; a completion that is read out
             of another row's pass counts an eighth too.
         share: whether rows may share anything; else each runs by itself.
-        overhead: of a pass, in tokens: :func:`grpo_lightning.speed.shared_prompt.pass_overhead`.
+        overhead: of a pass, in tokens: :func:`grpo_lightning.speed.passes.pass_overhead`.
     """
     if not len(rows):
         return []

@@ -224,7 +224,7 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
 
 
 def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SMALL", 0)
+    monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
     module = grpo(model_path)
     here, there = (
         Rehearsal(module, module.policy_config, "32-true", on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts

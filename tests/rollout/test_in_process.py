@@ -267,7 +267,7 @@ def test_equal_prompts_are_prefilled_once(model_path: str) -> None:
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
     made = generate(policy, prompts, 2, sampling, list(range(10)))
     rows = sum(shape[0] for shape in seen if shape[1] > 1)
-    assert rows == 3 + 2, "the prompts that differ, and two rows that try direct decoding"
+    assert rows == 3, "the prompts that differ"
     alone = [generate(policy, [prompt], 2, sampling, [2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
     assert [one.token_ids for one in made] == [one.token_ids for group in alone for one in group]
 

@@ -16,7 +16,6 @@ from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.commands.plan.meter import HOST
 from grpo_lightning.commands.plan.policy import WeightlessCritic, WeightlessPolicy
-from grpo_lightning.functional import adding_in_place
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.cache import RoomyLayer
@@ -122,7 +121,7 @@ class Rehearsal:
 
     def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
         """An optimizer step on some micro-batches."""
-        with self._phase("update") as phase, adding_in_place():
+        with self._phase("update") as phase, self.policy.adding_gradients():
             for weight in self.policy.vocabulary_weights():
                 weight.grad = torch.zeros_like(weight)
                 self.meter.assign(weight.grad, "gradients")

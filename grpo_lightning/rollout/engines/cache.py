@@ -81,7 +81,7 @@ def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], columns: int) -> T
 
 def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -> Cache:
     """One cache for all decoding rows; with several parts, see
-    :func:`grpo_lightning.speed.direct.has_plain_cache`.
+    :func:`grpo_lightning.speed.caches.has_plain_cache`.
 
     Args:
         parts: the caches of prefill passes, and of rows that decode already. They are used up.

@@ -11,16 +11,17 @@ from transformers import Cache
 
 from grpo_lightning.models.policy import Policy, decoder_of, softcap_of
 from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
-from grpo_lightning.speed.direct import DirectStep, has_plain_cache
-from grpo_lightning.speed.packed import product
-from grpo_lightning.speed.shared_prompt import cut_by_padding, pass_overhead
+from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep
+from grpo_lightning.speed.packed import PackedWeights, linear
+from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
 
 
 class DecodingModel:
-    """A policy's model as it decodes, from the weights of the moment: made anew for every batch of prompts.
+    """A policy's model as it decodes, from its current weights: made anew for every batch of prompts.
 
     Args:
         policy: in rollout mode.
@@ -30,8 +31,12 @@ class DecodingModel:
         self.lm = policy.lm
         self.body = decoder_of(self.lm)
         self.pad = policy.pad_token_id
-        self.direct = DirectStep(self.lm, policy.packs_weights) if policy.decodes_directly else None
-        self._head = product(self.lm.get_output_embeddings(), policy.packs_weights)
+        uses = policy.shortcuts.uses
+        packs = uses(PackedWeights)
+        self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
+        self._head = linear(self.lm.get_output_embeddings(), packs)
+        self.has_plain_cache = has_plain_cache(self.lm)
+        self.joins_early = uses(EarlyJoins)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head, with the final softcap where the model has one."""
@@ -62,10 +67,9 @@ class Decoder:
         self.model = model
         self.device = model.lm.device
         self.max_new_tokens = max_new_tokens
-        self.can_join = has_plain_cache(model.lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
-        self.kernel_mask = self.can_join and model.lm.config._attn_implementation == "sdpa"
+        self.kernel_mask = model.has_plain_cache and model.lm.config._attn_implementation == "sdpa"
         self.logits_RV, caches, forks = self._prefill(prompts)
         self.cache = decoding_cache(caches, forks, max_new_tokens)
         self.position_R = self._last_positions(prompts)
@@ -74,7 +78,7 @@ class Decoder:
         self._make_mask()
 
     def join(self, prompts: list[list[int]]) -> None:
-        """Add rows, one per prompt, after those that are active. Only where ``can_join``."""
+        """Add rows, one per prompt, after those that are active. Only where :attr:`DecodingModel.joins_early`."""
         logits_RV, caches, forks = self._prefill(prompts)
         active_R = torch.arange(len(self.position_R), device=self.device)
         self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
@@ -145,7 +149,7 @@ class Decoder:
         slots: dict[tuple[int, ...], int] = {}
         slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         distinct = list(slots)
-        parts = _parts(distinct, pass_overhead(self.model.body)) if self.can_join else [distinct]
+        parts = _parts(distinct, pass_overhead(self.model.body)) if self.model.has_plain_cache else [distinct]
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))

@@ -91,7 +91,7 @@ class InProcessEngine(Engine):
 
 def _may_join(decoder: Decoder, prompts: list[list[int]]) -> bool:
     """Whether waiting rows are many enough, and short enough, for joining now to pay."""
-    if len(prompts) <= MIN_JOIN_FRACTION * len(decoder.position_R) or not decoder.can_join:
+    if len(prompts) <= MIN_JOIN_FRACTION * len(decoder.position_R) or not decoder.model.joins_early:
         return False
     return max(map(len, prompts)) <= MAX_CACHE_GROWTH * decoder.length
 
