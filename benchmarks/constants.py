@@ -21,6 +21,9 @@ from shapes import SHAPES, Shape, build, smoke
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.commands.plan.policy import WeightlessPolicy
+from grpo_lightning.commands.plan.rehearsal import step_rows
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.engines import in_process
@@ -63,7 +66,7 @@ def packing(args: argparse.Namespace) -> None:
 
 
 def passes_(args: argparse.Namespace) -> None:
-    """``passes._CALLS``, ``_WEIGHTS``, ``SMALL_PASS``, ``_PASS_TOKENS``; ``microbatch._ENOUGH``.
+    """``passes._CALL_WEIGHTS``, ``_WEIGHT_TOKENS``, ``SMALL_PASS``, ``_PASS_TOKENS``; ``microbatch._ENOUGH``.
 
     A forward and backward pass of ``n`` tokens takes ``a + b n``: its overhead is ``a / b`` tokens.
     """
@@ -97,25 +100,28 @@ def passes_(args: argparse.Namespace) -> None:
 
 
 def copies(args: argparse.Namespace) -> None:
-    """``microbatch._COPIED_SHARE``: bytes kept per token that runs, over bytes of keys and values per token copied."""
+    """``microbatch._COPIED_SHARE``: bytes kept for the backward pass, per token that runs and per token of a fork."""
     for name in ("tiny", "small"):
         shape = smoke(SHAPES[name]) if args.smoke else SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
             build(shape, Path(folder))
-            policy = Policy(PolicyConfig(path=folder))
-        kept: dict[int, int] = {}
+            policy = WeightlessPolicy(PolicyConfig(path=folder), with_reference=False, on_cuda=False)
 
-        def count(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def kept(prompt: int, rows: int, policy: WeightlessPolicy = policy) -> int:
+            tokens = step_rows([prompt] * rows, [8] * rows, [0] * rows)
+            (part,) = microbatches(tokens, torch.arange(rows), 10**6, overhead=1)
+            assert (part.tokens.sharing is not None) == (rows > 1)
+            with policy.meter:
+                before = sum(policy.meter.live.values())
+                held = policy.logprobs(part.tokens)
+                after = sum(policy.meter.live.values())
+                del held
+            return after - before
 
-        decoder, ids = policy.lm.get_decoder(), torch.full((1, 256), 5)
-        with policy.recomputing(policy.lm), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            out = decoder(input_ids=ids, use_cache=True)
-        states = [getattr(layer, side, None) for layer in out.past_key_values.layers for side in ("keys", "values")]
-        copied = sum(state.nbytes for state in states if state is not None)
-        print(f"{shape.name}: {sum(kept.values()) / 256:.0f} / {copied / 256:.0f} = {sum(kept.values()) / copied:.0f}")
+        # By how much prompts that are 256 tokens longer differ: one that runs, and one that runs and is forked 8 times.
+        run, forked = ((kept(320, rows) - kept(64, rows)) / 256 for rows in (1, 8))
+        copied = (forked - run) / 8
+        print(f"{shape.name}: {run:.0f} bytes per token that runs, {copied:.0f} per copy: {run / copied:.1f} times")
 
 
 def joins(args: argparse.Namespace) -> None:

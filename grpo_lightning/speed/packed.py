@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from grpo_lightning.speed.base import Shortcut
 
+# `python benchmarks/constants.py packing` compares layers with their packed copies over sizes, layouts and rows.
 PACK_ROWS = 16
 """Number of rows that the layout is chosen for; it serves more and fewer rows as well."""
 MIN_PACKED_ELEMENTS = 2**18

@@ -9,20 +9,22 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 SMALL_PASS = 64
-"""What :func:`pass_overhead` is of a small model on a CPU."""
+"""Upper bound of :func:`pass_overhead` on a CPU, where it is that of a small model."""
+# The overhead on a CPU, in tokens, is _WEIGHT_TOKENS + _CALL_WEIGHTS / (number of weights): reading the weights and
+# writing their gradients takes as long as 9 tokens; the calls take as long as one token of a model with 133 M weights.
+# `python benchmarks/constants.py passes` measures it.
+_CALL_WEIGHTS, _WEIGHT_TOKENS = 133_000_000, 9
+# An estimate: nobody has run `python benchmarks/constants.py passes --device cuda` yet.
 _PASS_TOKENS = {"cuda": 2048}
-# On a CPU the calls take as long as the products of so many weights with a token; and weights are read, and their
-# gradients written, in the time that these products take for 9 tokens.
-_CALLS, _WEIGHTS = 133_000_000, 9
 _weight_counts: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
-    """How many tokens could be run in the time that a forward and backward pass takes beside its tokens.
+    """The fixed cost of a forward and backward pass, in tokens that could run in the same time.
 
     Args:
-        decoder: what is run.
-        device_type: where, if not where its weights are.
+        decoder: the model without its head.
+        device_type: overrides the type of the device that the weights are on.
     """
     device_type = device_type or next(decoder.parameters()).device.type
     if device_type != "cpu":
@@ -30,7 +32,7 @@ def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
     if decoder not in _weight_counts:
         looked_up = cast(Any, decoder).get_input_embeddings().weight
         _weight_counts[decoder] = sum(one.numel() for one in decoder.parameters() if one is not looked_up)
-    return min(SMALL_PASS, _WEIGHTS + _CALLS // max(1, _weight_counts[decoder]))
+    return min(SMALL_PASS, _WEIGHT_TOKENS + _CALL_WEIGHTS // max(1, _weight_counts[decoder]))
 
 
 def pass_rows(lengths: Sequence[int], overhead: int) -> list[list[int]]:
@@ -43,7 +45,7 @@ def pass_rows(lengths: Sequence[int], overhead: int) -> list[list[int]]:
 
 
 def cut_by_padding(rows: Sequence[int], lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Rows that are sorted by length, cut where their padding would come to cost more than another pass."""
+    """Cut rows, sorted by length, where their padding would cost more than another pass."""
     runs: list[list[int]] = []
     longest = padding = 0
     for row, length in zip(rows, lengths, strict=True):

@@ -17,7 +17,7 @@ from grpo_lightning.speed.packed import PackedWeights, linear
 from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
 
 PREFILL_TOKENS = 4096
-"""Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
+"""Prompt tokens, padding included, of one prefill pass: a bound on its memory. Results do not depend on it."""
 
 
 class DecodingModel:

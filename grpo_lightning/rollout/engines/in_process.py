@@ -13,6 +13,7 @@ from grpo_lightning.rollout.engines.rows import SampledRows
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion
 
+# `python benchmarks/constants.py joins` times rollouts with other values of these two.
 MIN_JOIN_FRACTION = 0.1
 """Hand over finished rows, and admit waiting ones, only when they exceed this fraction of the rows still decoding: each
 costs an extra forward pass."""
