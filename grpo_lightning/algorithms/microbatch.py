@@ -17,7 +17,7 @@ from grpo_lightning.types import Sharing, TokenRows
 # tokens would only take memory. (The overhead of a small model: a head's products of fewer rows are slow, however large
 # the model is.) `python benchmarks/constants.py passes` prints the time per token.
 _ENOUGH = 16
-# Each sequence keeps a copy of its prefix's keys and values, and each row the states that it is read from. A copied token
+# Each sequence keeps a copy of its prefix's keys and values, and each row the states that it is read from. Such a token
 # takes 1/5 (a Llama) to 1/19 (LFM2-shaped, mostly convolutions) of the memory that a token takes which runs, by
 # `python benchmarks/constants.py copies`; 1/8 is between the two.
 _COPIED_SHARE = 8
