@@ -141,7 +141,7 @@ def joins(args: argparse.Namespace) -> None:
 
 
 def rollout(policy: Policy, shape: Shape, feedback: int) -> None:
-    """Completions of a step, and one more after every fourth, behind so many tokens of feedback."""
+    """Sample the completions of a step, and after every fourth another one, with ``feedback`` tokens in between."""
     requests = [Request([1, *range(5, 5 + 32 + row // 8)], row) for row in range(shape.rows)]
 
     def follow(rows: list[int], done: list[Completion]) -> list[Request]:

@@ -52,7 +52,7 @@ def token_logprobs(
     buffer ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
 
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
-    sums run in float32 (float64 for float64 inputs). Double backward is left out.
+    sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
     _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
     device_type = hidden_MD.device.type
@@ -313,7 +313,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _grad_from_probabilities(probs_CV: Tensor, grad_C1: Tensor) -> Tensor:
-    """``-p_v g`` in the place of the probabilities; what is missing is the target's ``g``."""
+    """Overwrite the probabilities with ``-p_v g``; the target's ``+ g`` is still missing."""
     return probs_CV.mul_(-grad_C1)
 
 

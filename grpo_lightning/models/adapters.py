@@ -22,8 +22,8 @@ def add_adapter(model: Any, name: str, trained: bool = False) -> None:
     """Give a peft model another adapter of the policy's shape. The policy's stays the active one.
 
     Args:
-        model: with an adapter :data:`POLICY`.
-        name: of the new adapter, whose values are peft's initial ones: it does nothing.
+        model: a peft model with an adapter :data:`POLICY`.
+        name: the new adapter's name. Its values are peft's initial ones, with which it does nothing.
         trained: whether the new adapter requires gradients. For all others nothing changes.
     """
     with _keeping_trained(model):

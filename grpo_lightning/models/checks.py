@@ -55,6 +55,5 @@ def check_model(lm: PreTrainedModel, path: str) -> None:
         )
     if not hasattr(cached, "past_key_values"):
         raise ConfigError(
-            f"model.policy.path: {path} ({type(lm).__name__}) keeps its states in no cache of "
-            "transformers that rollouts can go on from"
+            f"model.policy.path: {path} ({type(lm).__name__}) has no transformers cache that rollouts can continue from"
         )

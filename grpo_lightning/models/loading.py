@@ -35,10 +35,10 @@ class PolicyConfig:
     """How to load the policy.
 
     Args:
-        path: hub name or local folder of a transformers model, or the folder of a peft adapter, which then goes on
-            training.
+        path: hub name or local folder of a transformers model, or the folder of a peft adapter, whose training
+            then continues.
         revision: branch, tag or commit of a hub model.
-        dtype: of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
+        dtype: type of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
             and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
         init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
@@ -80,7 +80,7 @@ class PolicyConfig:
         has_lora, is_adapter = self.has_lora, self.is_adapter
         if is_adapter and self.lora is not None:
             raise ConfigError(
-                f"model.policy.lora: {self.path} is an adapter already, which goes on training: leave lora out"
+                f"model.policy.lora: {self.path} is already an adapter, whose training continues: omit lora"
             )
         if self.reference in ("adapter-off", "snapshot") and not has_lora:
             raise ConfigError(f"model.policy.reference: {self.reference} needs LoRA; without it use auto or copy")
@@ -133,7 +133,7 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
     if hasattr(lm, "peft_config"):
         raise ConfigError(
-            f"model.policy.path: {path} is an adapter: download it and name its folder, and it goes on training"
+            f"model.policy.path: {path} is an adapter: download it and name its folder to continue its training"
         )
     model = _with_adapter(lm, config, adapter)
     _turn_dropout_off(model)

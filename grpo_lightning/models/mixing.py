@@ -10,7 +10,7 @@ def mix(reference: dict[str, Tensor], policy: dict[str, Tensor], alpha: float) -
     """``reference <- alpha * policy + (1 - alpha) * reference`` in place, tensor by tensor (arXiv 2404.09656).
 
     With ``alpha`` 1 the values are copied, bit for bit. Low-rank factors ``lora_A`` and ``lora_B`` are mixed as the
-    product that they stand for, see :func:`mixed_factors`.
+    product that they represent, see :func:`mixed_factors`.
 
     Args:
         reference: tensors by name.

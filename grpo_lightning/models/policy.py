@@ -77,7 +77,7 @@ class Policy(nn.Module):
 
     @property
     def pad_token_id(self) -> int:
-        """Any token may stand in a masked place; the tokenizer's own pad reads best in a dump."""
+        """The token in masked places. Any would do; the tokenizer's own pad reads best in a dump."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -113,7 +113,7 @@ class Policy(nn.Module):
             on_states: is called with the hidden states that predict the completion tokens.
 
         Returns:
-            ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
+            ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 after each row's last token.
         """
         with self.reference.model() if reference else nullcontext(self.lm) as lm:
             with self.recomputing(lm):
@@ -188,7 +188,7 @@ class Policy(nn.Module):
 
         Args:
             folder: where to.
-            merged: with LoRA, write full weights with the adapter merged in, in place of the adapter alone.
+            merged: with LoRA, write the full weights with the adapter merged in, instead of the adapter alone.
         """
         if self.has_lora and not merged:
             self.model.save_pretrained(folder, selected_adapters=["default"])

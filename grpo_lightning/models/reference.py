@@ -54,7 +54,7 @@ class Reference(nn.Module, ABC):
             The reference to use from now on, which may be another object.
 
         Raises:
-            RuntimeError: there is no reference.
+            RuntimeError: the policy keeps no reference.
         """
         movable = self._movable()
         with torch.no_grad():

@@ -83,7 +83,7 @@ class Critic(nn.Module):
             yield policy.lm if self.backbone is None else _lm_of(self.backbone)
 
     def state_values(self, lm: PreTrainedModel, tokens: TokenRows, train_trunk: bool = True) -> Tensor:
-        """Values of the states before each token, and of the one behind the last.
+        """Values of the states before each token, and of the one after the last.
 
         Args:
             lm: what :meth:`trunk` gave.
@@ -91,7 +91,7 @@ class Critic(nn.Module):
             train_trunk: whether gradients pass into the trunk.
 
         Returns:
-            ``values_NS`` with ``S = T + 1``, float32, 0 behind each row's last state.
+            ``values_NS`` with ``S = T + 1``, float32, 0 after each row's last state.
         """
         ids_NL, mask_NS = tokens.ids_NL, length_mask(tokens.completion_lengths_N + 1)
         # The state before the token at position p is the hidden state at p - 1.

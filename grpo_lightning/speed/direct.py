@@ -29,7 +29,7 @@ class DirectStep:
     """Feeds one token per row.
 
     Args:
-        lm: in evaluation mode, its adapter merged or off: adapters are passed by.
+        lm: the model in evaluation mode, with its adapter merged or off: adapters are not run.
         pack: multiply by packed copies of the weights; see :mod:`grpo_lightning.speed.packed`.
 
     Raises:

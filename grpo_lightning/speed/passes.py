@@ -31,7 +31,7 @@ def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
         return _PASS_TOKENS.get(device_type, 512)
     if decoder not in _weight_counts:
         looked_up = cast(Any, decoder).get_input_embeddings().weight
-        _weight_counts[decoder] = sum(one.numel() for one in decoder.parameters() if one is not looked_up)
+        _weight_counts[decoder] = sum(p.numel() for p in decoder.parameters() if p is not looked_up)
     return min(SMALL_PASS, _WEIGHT_TOKENS + _CALL_WEIGHTS // max(1, _weight_counts[decoder]))
 
 

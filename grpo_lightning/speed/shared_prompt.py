@@ -1,6 +1,6 @@
 """Hidden states that predict the completions, with what several rows have in common run once for all of them.
 
-A group's rows differ behind their prompt only. Where it is long, running it once for all of them saves most of the
+A group's rows differ after their prompt only. If it is long, running it once for all of them saves most of the
 forward and the backward pass: the prompt leaves a cache, with gradients, which is forked to its completions. Every
 layer that can continue from a cache is served, attention and convolution alike, and no layer needs to know.
 
@@ -32,7 +32,7 @@ class PredictingStates(NamedTuple):
     place_M: Tensor
 
     def spread(self, values_M: Tensor, like: TokenRows) -> Tensor:
-        """``values_NT`` with 0 behind each row's last token."""
+        """``values_NT`` with 0 after each row's last token."""
         width = int(like.completion_lengths_N.max())
         return values_M.new_zeros(len(like), width).index_put((self.row_M, self.place_M), values_M)
 
@@ -94,7 +94,7 @@ def _longest(numbers_N: Tensor, lengths_N: Tensor) -> Tensor:
 
 
 class _Prefixes(NamedTuple):
-    """What prefixes leave behind: a cache, each one's last state, the prefix of each row, a mask if lengths differ."""
+    """The results of the prefixes: a cache, each one's last state, the prefix of each row, a mask if lengths differ."""
 
     cache: Any
     last_BD: Tensor

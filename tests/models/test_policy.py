@@ -194,7 +194,7 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     config = MambaConfig(vocab_size=264, hidden_size=32, state_size=4, num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) keeps its states in no cache"):
+    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) has no transformers cache"):
         Policy(PolicyConfig(path=str(tmp_path)))
 
 

@@ -344,7 +344,7 @@ def test_logits_that_are_no_numbers_end_the_run(model_path: str, temperature: fl
     policy = Policy(PolicyConfig(path=model_path))
     with torch.no_grad():
         policy.lm.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(RunError, match="the policy gives no numbers"):
+    with pytest.raises(RunError, match="the policy's log-probs are NaN"):
         generate(policy, PROMPTS, 1, SamplingParams(temperature=temperature, max_new_tokens=4), [1, 2, 3])
 
 

@@ -16,7 +16,7 @@ class Request(NamedTuple):
 
     Args:
         prompt: token ids.
-        seed: of the completion's random numbers: it depends on no other request.
+        seed: seeds the completion's random numbers, which depend on nothing else.
         temperature: overrides that of the sampling parameters; ``None`` keeps it.
     """
 

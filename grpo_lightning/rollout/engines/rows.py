@@ -102,7 +102,7 @@ class SampledRows:
         return found
 
     def latest(self, window: int) -> Tensor:
-        """The tokens of the last steps of each active row, ``[R, window]``; its first one stands in for missing."""
+        """The tokens of the last steps of each active row, ``[R, window]``, padded on the left with its first one."""
         place_RW = (self.step - self.begun_N[self.active_R])[:, None] + torch.arange(-window, 0, device=self.device)
         return self.tokens_NT[self.active_R[:, None], place_RW.clamp(min=0)]
 
@@ -114,8 +114,7 @@ class SampledRows:
         """
         if self.logprobs_NT[rows].isnan().any():
             raise RunError(
-                "rollout: the policy gives no numbers (NaN) any more: go back to an earlier checkpoint, with a lower "
-                "learning rate"
+                "rollout: the policy's log-probs are NaN: resume from an earlier checkpoint, with a lower learning rate"
             )
         lengths, stopped = self.lengths_N[rows].tolist(), self.stopped_N[rows].tolist()
         ids = [row[:length] for row, length in zip(self.tokens_NT[rows].tolist(), lengths, strict=True)]
