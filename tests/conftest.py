@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """``tiny_model("llama" | "lfm2")`` is the folder of such a model."""
+    """``tiny_model("llama" | "qwen3" | "lfm2" | "lfm3")`` is the folder of such a model."""
     folders: dict[str, str] = {}
 
     def build(kind: str) -> str:

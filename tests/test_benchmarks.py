@@ -57,6 +57,14 @@ def test_both_sides_compute_the_same_loss_and_gradient(benchmark_module: Any, tm
     assert max(found.gradient_errors) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("subject", "line"),
+    [("packing", "layout for 16 rows"), ("passes", "M weights"), ("copies", "tiny: "), ("joins", "fraction 0.1")],
+)
+def test_constants_runs(subject: str, line: str) -> None:
+    assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
+
+
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
         "logprobs.py", "--n", "2", "--t", "16", "--vocab", "256", "--hidden", "16", "--repeats", "1"

@@ -1,4 +1,4 @@
-"""Builders of tiny real models and their tokenizer, in the shapes of Llama and of LFM2."""
+"""Builders of tiny real models and their tokenizer, in the shapes of Llama, Qwen3, LFM2 and LFM3."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    Lfm3Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 # As LFM2.5 has it: the template writes BOS itself and ends turns with <|im_end|>, while the config says EOS is 2.
 PAD, BOS, CONFIG_EOS, IM_START, IM_END = 0, 1, 2, 6, 7
@@ -41,7 +49,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_config(kind: str, **changes: object) -> LlamaConfig | Lfm2Config:
+def tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
     common = {
         "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -49,6 +57,12 @@ def tiny_config(kind: str, **changes: object) -> LlamaConfig | Lfm2Config:
     }  # fmt: skip
     if kind == "llama":
         return LlamaConfig(**{"num_hidden_layers": 2} | common | changes)
+    if kind == "qwen3":
+        return Qwen3Config(**{"num_hidden_layers": 2, "head_dim": 16} | common | changes)
+    if kind == "lfm3":
+        layers = ["conv", "sliding_attention", "conv", "full_attention"]
+        sizes = {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 8}
+        return Lfm3Config(layer_types=layers, **sizes | common | changes)
     layers = ["conv", "full_attention", "conv"]
     return Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False, **common | changes)
 

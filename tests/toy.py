@@ -70,7 +70,9 @@ def adam(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def grpo(path: str, **options: Any) -> GRPOModule:
-    policy = {key: options.pop(key) for key in ("lora", "reference", "gradient_checkpointing") if key in options}
+    policy = {
+        key: options.pop(key) for key in ("lora", "reference", "gradient_checkpointing", "without") if key in options
+    }
     options = {"verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": adam} | options
     return GRPOModule(policy=PolicyConfig(path=path, **policy), **options)
 

@@ -23,7 +23,7 @@ from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import adding_in_place, length_mask
+from grpo_lightning.functional import length_mask
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
@@ -33,6 +33,9 @@ from grpo_lightning.types import Credit, Rollout, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+"""The format of what :meth:`PolicyModule.on_save_checkpoint` writes. Checkpoints without a number have format 1."""
 
 Losses = Callable[[Tensor, TokenRows], Iterator[Tensor]]
 """``(rows, their tokens) -> losses``: a micro-batch's shares of the losses of the whole step.
@@ -210,7 +213,7 @@ class PolicyModule(EvaluatedModule, ABC):
         overhead = self.policy.pass_overhead
         parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts, overhead)
         for part in parts:
-            with self._gradients_of_this_rank(), adding_in_place():
+            with self._gradients_of_this_rank(), self.policy.adding_gradients():
                 for loss in losses(part.rows, part.tokens):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.manual_backward(loss * self.trainer.world_size)
@@ -310,12 +313,18 @@ class PolicyModule(EvaluatedModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: under LoRA a checkpoint does not hold the frozen base."""
         trained = self._trained_names()
+        checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped.count
         checkpoint["totals"] = self.totals.state()
         checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("format", 1) > CHECKPOINT_FORMAT:
+            raise ConfigError(
+                f"ckpt_path: the checkpoint has format {checkpoint['format']}, and this version reads formats up to "
+                f"{CHECKPOINT_FORMAT}: install a newer grpo-lightning"
+            )
         found = checkpoint["state_dict"]
         other = [
             name

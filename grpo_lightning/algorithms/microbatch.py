@@ -10,15 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lightning.speed.shared_prompt import SMALL_PASS, cut_by_padding, pass_rows
+from grpo_lightning.speed.passes import SMALL_PASS, cut_by_padding, pass_rows
 from grpo_lightning.types import Sharing, TokenRows
 
-# A micro-batch of so many times a pass's overhead is long enough: more tokens would take memory and save no time. (The
-# overhead of a small model: a head's products of fewer rows are slow, however large the model is.)
+# A micro-batch of 16 times a pass's overhead is long enough: the overhead is then a sixteenth of its time, and more
+# tokens would only take memory. (The overhead of a small model: a head's products of fewer rows are slow, however large
+# the model is.) `python benchmarks/constants.py passes` prints the time per token.
 _ENOUGH = 16
-# Of a prefix that was run once, each sequence keeps a copy of the keys and values; of a sequence that was run once,
-# each row keeps the states that it is read from: less than an eighth of what a token that runs through the model
-# leaves behind for the backward pass.
+# Each sequence keeps a copy of its prefix's keys and values, and each row the states that it is read from. Such a token
+# takes 1/5 (a Llama) to 1/19 (LFM2-shaped, mostly convolutions) of the memory that a token takes which runs, by
+# `python benchmarks/constants.py copies`; 1/8 is between the two.
 _COPIED_SHARE = 8
 
 
@@ -61,7 +62,7 @@ def microbatches(
             once, and an eighth for each of its sequences, which keep its keys and values; a completion that is read out
             of another row's pass counts an eighth too.
         share: whether rows may share anything; else each runs by itself.
-        overhead: of a pass, in tokens: :func:`grpo_lightning.speed.shared_prompt.pass_overhead`.
+        overhead: of a pass, in tokens: :func:`grpo_lightning.speed.passes.pass_overhead`.
     """
     if not len(rows):
         return []

@@ -24,7 +24,7 @@ def adding_in_place() -> Iterator[None]:
 
     ``weight.grad`` comes out the same, but for the order of a sum.
     """
-    global _adding  # Not a context variable: on a GPU, autograd runs backward passes on a thread of its own.
+    global _adding  # Not a context variable: on a GPU, autograd runs backward passes on another thread.
     before, _adding = _adding, True
     try:
         yield

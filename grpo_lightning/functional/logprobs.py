@@ -30,6 +30,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_size: int | None = None,
     softcap: float | None = None,
+    keep_probabilities: bool = True,
 ) -> TokenLogprobs:
     """``hidden_MD``, ``weight_VD``, ``targets_M`` -> log-probs ``[M]`` and entropies ``[M]``, float32, in nats.
 
@@ -45,13 +46,13 @@ def token_logprobs(
     Where the head is frozen (``weight_VD`` and ``bias_V`` need no gradient), the log-prob's gradient with respect to
     ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is taken while the chunk's logits exist; the backward
     pass computes no logits then, unless the entropy is differentiated too. Where the head is trained, the backward pass
-    computes each chunk's logits again, but for the last chunk's: its probabilities are kept, in the memory that the
-    backward pass, which begins here, would take anyway. (With a ``softcap``, or where the entropy is differentiated,
-    these logits are computed again, too.) The weight's gradient is added up in one float32 buffer ``[V, D]``, which is
-    ``weight_VD.grad`` itself inside :func:`adding_in_place`.
+    computes each chunk's logits again, except the last chunk's: with ``keep_probabilities`` its probabilities are kept,
+    in the memory that the backward pass, which begins here, would take anyway. (With a ``softcap``, or where the
+    entropy is differentiated, these logits are computed again, too.) The weight's gradient is added up in one float32
+    buffer ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
 
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
-    sums run in float32 (float64 for float64 inputs). Double backward is left out.
+    sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
     _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
     device_type = hidden_MD.device.type
@@ -68,7 +69,7 @@ def token_logprobs(
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
     # The slope of a soft cap is told by the logits, not by the probabilities.
-    keeps_last = torch.is_grad_enabled() and not head_is_frozen and softcap is None
+    keeps_last = keep_probabilities and torch.is_grad_enabled() and not head_is_frozen and softcap is None
     options = (temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
     logprobs_M, entropy_M = _ChunkedLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, *options)
     return TokenLogprobs(logprobs_M, entropy_M)
@@ -284,7 +285,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_C1 = grad_logprobs_M[chunk, None]
                 softcap_slope_CV = None
                 if last_probs_CV is not None and grad_entropy_M is None:
-                    logit_grad_CV, last_probs_CV = last_probs_CV.mul_(-grad_C1), None
+                    logit_grad_CV, last_probs_CV = _grad_from_probabilities(last_probs_CV, grad_C1), None
                 else:
                     logprobs_CV = head.logits(hidden_MD[chunk])
                     softcap_slope_CV = head.softcap_slope(logprobs_CV)
@@ -309,6 +310,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
             *no_grads[3:],
         )
+
+
+def _grad_from_probabilities(probs_CV: Tensor, grad_C1: Tensor) -> Tensor:
+    """Overwrite the probabilities with ``-p_v g``; the target's ``+ g`` is still missing."""
+    return probs_CV.mul_(-grad_C1)
 
 
 def _add_at(values_CV: Tensor, columns_C: Tensor, added: Tensor | float) -> Tensor:

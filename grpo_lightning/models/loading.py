@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import InPlaceEmbedding
-from grpo_lightning.speed.activations import keep_less
+from grpo_lightning.speed.registry import NAMES
 
 
 @dataclass
@@ -36,10 +35,10 @@ class PolicyConfig:
     """How to load the policy.
 
     Args:
-        path: hub name or local folder of a transformers model, or the folder of a peft adapter, which then goes on
-            training.
+        path: hub name or local folder of a transformers model, or the folder of a peft adapter, whose training
+            then continues.
         revision: branch, tag or commit of a hub model.
-        dtype: of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
+        dtype: type of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
             and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
         init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
@@ -48,6 +47,8 @@ class PolicyConfig:
             for a fresh LoRA (the base itself, no copy), ``snapshot`` for an adapter that was loaded, and ``copy``
             without LoRA.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        without: names of shortcuts to switch off. The results are the same without them, up to rounding; the log and
+            ``grpo plan`` list them.
     """
 
     path: str
@@ -58,6 +59,7 @@ class PolicyConfig:
     lora: LoRAConfig | None = None
     reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
     gradient_checkpointing: bool = False
+    without: list[str] = field(default_factory=list)
 
     @property
     def is_adapter(self) -> bool:
@@ -78,7 +80,7 @@ class PolicyConfig:
         has_lora, is_adapter = self.has_lora, self.is_adapter
         if is_adapter and self.lora is not None:
             raise ConfigError(
-                f"model.policy.lora: {self.path} is an adapter already, which goes on training: leave lora out"
+                f"model.policy.lora: {self.path} is already an adapter, whose training continues: omit lora"
             )
         if self.reference in ("adapter-off", "snapshot") and not has_lora:
             raise ConfigError(f"model.policy.reference: {self.reference} needs LoRA; without it use auto or copy")
@@ -86,6 +88,11 @@ class PolicyConfig:
             raise ConfigError(
                 "model.policy.reference: with LoRA use adapter-off or snapshot, which need no second model"
             )
+        for name in self.without:
+            if name not in NAMES:
+                raise ConfigError(
+                    f"model.policy.without: {name} is not a shortcut: choose from {', '.join(sorted(NAMES))}"
+                )
         if self.lora is not None and self.lora.r < 1:
             raise ConfigError(f"model.policy.lora.r: must be at least 1, not {self.lora.r}")
 
@@ -126,11 +133,8 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
         raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
     if hasattr(lm, "peft_config"):
         raise ConfigError(
-            f"model.policy.path: {path} is an adapter: download it and name its folder, and it goes on training"
+            f"model.policy.path: {path} is an adapter: download it and name its folder to continue its training"
         )
-    keep_less(lm)
-    if InPlaceEmbedding.replaces(words := lm.get_input_embeddings()):
-        words.__class__ = InPlaceEmbedding
     model = _with_adapter(lm, config, adapter)
     _turn_dropout_off(model)
     return model, adapter is not None

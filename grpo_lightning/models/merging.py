@@ -48,7 +48,7 @@ def dithered(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
 
     A value between two neighbours is rounded to the nearer one otherwise, and a change that is small against their
     distance is lost in every weight at once. The random numbers come from ``seed`` alone, so that equal values round
-    alike: each weight flips at a threshold of its own.
+    alike: each weight flips at its own threshold.
     """
     if dtype is not torch.bfloat16:
         return values.to(dtype)

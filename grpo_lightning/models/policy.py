@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,34 +12,33 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import token_logprobs
+from grpo_lightning.functional import adding_in_place, token_logprobs
+from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
+from grpo_lightning.models.checks import check_model, decoder_of, softcap_of
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
-from grpo_lightning.models.reference import SNAPSHOT, MovableReference, add_snapshot
+from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import load_tokenizer, terminators
-from grpo_lightning.speed.activations import keeping_less
-from grpo_lightning.speed.direct import why_not_direct
-from grpo_lightning.speed.packed import can_pack
-from grpo_lightning.speed.shared_prompt import PredictingStates, pass_overhead, predicting_states, why_not_shared
+from grpo_lightning.speed.passes import pass_overhead
+from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
+from grpo_lightning.speed.registry import SWITCHED_OFF, Shortcuts
+from grpo_lightning.speed.shared_prompt import PredictingStates, SharedPrompts, predicting_states
+from grpo_lightning.speed.vocabulary import InPlaceGradients, KeptProbabilities
 from grpo_lightning.types import TokenRows
 
 log = logging.getLogger(__name__)
 
-VALUE = "value"
-"""The name of the adapter that belongs to a critic."""
 
-
-class Policy(MovableReference, nn.Module):
+class Policy(nn.Module):
     """A causal language model that can be sampled from, trained, and compared with its frozen reference.
 
     Args:
         config: how to load it.
-        chat_template: a chat template in place of the tokenizer's.
-        with_reference: somebody asks for a KL, so a reference is kept unless ``config.reference`` says ``none``.
+        chat_template: replaces the tokenizer's chat template.
+        with_reference: the loss has a KL, so a reference is kept unless ``config.reference`` says ``none``.
 
     Raises:
-        ConfigError: the path, or what lies there, cannot be used.
+        ConfigError: the path, or what it holds, cannot be used.
     """
 
     def __init__(self, config: PolicyConfig, chat_template: str | None = None, with_reference: bool = False) -> None:
@@ -50,20 +47,17 @@ class Policy(MovableReference, nn.Module):
         self.config = config
         self.tokenizer: PreTrainedTokenizerBase = self._load_tokenizer(chat_template)
         self.model, loaded_adapter = self._load_model()
-        self.reference_form = self._reference_form(with_reference, loaded_adapter)
-        self.reference_model: nn.Module | None = None
-        if self.reference_form == "copy":
-            self.reference_model = copy.deepcopy(self.lm).requires_grad_(False)
-        if self.reference_form == "snapshot":
-            add_snapshot(self.model)
+        self.eval()
+        self._check_model()
+        with adapters_off(self.model):
+            self.shortcuts = self._choose_shortcuts()
+        form = config.reference if with_reference else "none"
+        self.reference = make_reference(self.model, form, loaded_adapter)
         self.terminators = terminators(self.tokenizer, self.lm)
         self.merge = AdapterMerge()
-        self._decodes_directly: bool | None = None
-        self._check_head()
         if config.gradient_checkpointing:
             # Non-reentrant, so that no input needs to require a gradient: under LoRA none does.
             self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.shares_prompts = self._can_share_prompts()
         self.train()
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -83,7 +77,7 @@ class Policy(MovableReference, nn.Module):
 
     @property
     def pad_token_id(self) -> int:
-        """Any token may stand in a masked place; the tokenizer's own pad reads best in a dump."""
+        """The token in masked places. Any would do; the tokenizer's own pad reads best in a dump."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -92,8 +86,14 @@ class Policy(MovableReference, nn.Module):
         return [p for p in self.model.parameters() if p.requires_grad and p not in values]
 
     def value_parameters(self) -> list[nn.Parameter]:
-        """Those of the critic's adapter, if there is one."""
-        return [p for name, p in self.model.named_parameters() if re.search(rf"\.lora_\w+\.{VALUE}(\.|$)", name)]
+        """The parameters of the critic's adapter, if there is one."""
+        return adapter_parameters(self.model, VALUE)
+
+    @contextmanager
+    def with_adapter(self, name: str) -> Iterator[PreTrainedModel]:
+        """The causal LM with another adapter instead of the policy's."""
+        with active_adapter(self.model, name):
+            yield self.lm
 
     # -- log-probs --------------------------------------------------------------------------------------------------
 
@@ -109,14 +109,14 @@ class Policy(MovableReference, nn.Module):
         Args:
             tokens: right padded rows; what several of them have in common runs once, as ``tokens.sharing`` says.
             temperature: the sampling temperature; 0 (greedy) counts as 1.
-            reference: of the frozen reference instead of the policy.
-            on_states: is given the hidden states that predict the completion tokens.
+            reference: use the frozen reference instead of the policy.
+            on_states: is called with the hidden states that predict the completion tokens.
 
         Returns:
-            ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 behind each row's last token.
+            ``logprobs_NT`` and ``entropy_NT``, float32, in nats, 0 after each row's last token.
         """
-        with self._as_reference() if reference else nullcontext(self.lm) as lm:
-            with keeping_less(lm):
+        with self.reference.model() if reference else nullcontext(self.lm) as lm:
+            with self.recomputing(lm):
                 states = predicting_states(decoder_of(lm), tokens)
             if on_states is not None:
                 on_states(states)
@@ -128,53 +128,43 @@ class Policy(MovableReference, nn.Module):
                 bias_V=getattr(head, "bias", None),
                 temperature=temperature or 1.0,
                 softcap=softcap_of(lm),
+                keep_probabilities=self.shortcuts.uses(KeptProbabilities),
             )
         return states.spread(logprobs_M, tokens), states.spread(entropy_M, tokens)
 
+    # -- shortcuts --------------------------------------------------------------------------------------------------
+
     @property
     def pass_overhead(self) -> int:
-        """See :func:`grpo_lightning.speed.shared_prompt.pass_overhead`."""
+        """See :func:`grpo_lightning.speed.passes.pass_overhead`."""
         return pass_overhead(decoder_of(self.lm))
 
-    @contextmanager
-    def _as_reference(self) -> Iterator[PreTrainedModel]:
-        """The reference in the policy's place, for one forward without gradients."""
-        if self.reference_form == "none":
-            raise RuntimeError("this policy keeps no reference: model.policy.reference is none, or beta is 0")
-        with torch.no_grad():
-            if self.reference_form == "copy":
-                yield cast(PreTrainedModel, self.reference_model)
-            elif self.reference_form == "adapter-off":
-                with self._staying_trained(), self.model.disable_adapter():
-                    yield self.lm
-            else:
-                with self.with_adapter(SNAPSHOT):
-                    yield self.lm
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether what several rows have in common may run once."""
+        return self.shortcuts.uses(SharedPrompts)
 
-    @contextmanager
-    def with_adapter(self, name: str) -> Iterator[PreTrainedModel]:
-        """Another adapter in the place of the policy's."""
-        with self._staying_trained() as trained:
-            self.model.base_model.set_adapter(name, inference_mode=True)
-            trained()
-            try:
-                yield self.lm
-            finally:
-                self.model.base_model.set_adapter("default")
+    def recomputing(self, lm: nn.Module) -> AbstractContextManager[None]:
+        """Forward passes of ``lm`` inside recompute cheap activations in their backward pass, if that is used."""
+        return recompute_in_backward(lm) if self.shortcuts.uses(RecomputedActivations) else nullcontext()
 
-    @contextmanager
-    def _staying_trained(self) -> Iterator[Callable[[], None]]:
-        """What is trained stays so, though peft freezes the adapters that it turns off: at the end, and when called."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def adding_gradients(self) -> AbstractContextManager[None]:
+        """Backward passes inside end in ``weight.grad``, so gradients may be added there, if that is used."""
+        return adding_in_place() if self.shortcuts.uses(InPlaceGradients) else nullcontext()
 
-        def restore() -> None:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    # -- reference --------------------------------------------------------------------------------------------------
 
-        try:
-            yield restore
-        finally:
-            restore()
+    def sync_reference(self, alpha: float = 1.0) -> None:
+        """Move the reference to the policy; see :meth:`grpo_lightning.models.reference.Reference.move`."""
+        self.reference = self.reference.move(alpha)
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """See :meth:`grpo_lightning.models.reference.Reference.state`."""
+        return self.reference.state()
+
+    def load_reference_state(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`grpo_lightning.models.reference.Reference.loaded`."""
+        self.reference = self.reference.loaded(state)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -186,21 +176,10 @@ class Policy(MovableReference, nn.Module):
         self.eval()
         try:
             with torch.no_grad(), self.merge.applied(self.lm):
-                if self._decodes_directly is None:
-                    self._decodes_directly = self._can_decode_directly()
+                self.shortcuts.check_decoding(self.lm)
                 yield self.lm
         finally:
             self.train(was_training)
-
-    @property
-    def decodes_directly(self) -> bool:
-        """Whether rollouts feed tokens by :class:`grpo_lightning.speed.direct.DirectStep`; known in rollout mode."""
-        return bool(self._decodes_directly)
-
-    @property
-    def packs_weights(self) -> bool:
-        """Whether rollouts multiply by packed copies of the weights; see :mod:`grpo_lightning.speed.packed`."""
-        return can_pack(self.lm)
 
     # -- export -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +188,7 @@ class Policy(MovableReference, nn.Module):
 
         Args:
             folder: where to.
-            merged: with LoRA, write full weights with the adapter merged in, in place of the adapter alone.
+            merged: with LoRA, write the full weights with the adapter merged in, instead of the adapter alone.
         """
         if self.has_lora and not merged:
             self.model.save_pretrained(folder, selected_adapters=["default"])
@@ -233,77 +212,18 @@ class Policy(MovableReference, nn.Module):
     def _load_model(self) -> tuple[Any, bool]:
         return load_model(self.config)
 
-    def _reference_form(self, wanted: bool, loaded_adapter: bool) -> str:
-        if not wanted:
-            return "none"
-        if self.config.reference != "auto":
-            return self.config.reference
-        if not self.has_lora:
-            return "copy"
-        return "snapshot" if loaded_adapter else "adapter-off"
+    def _choose_shortcuts(self) -> Shortcuts:
+        shortcuts = Shortcuts(self.lm, self._ruled_out())
+        for line in shortcuts.lines():
+            log.info(line)
+        return shortcuts
 
-    def add_value_adapter(self) -> None:
-        """A second, fresh adapter, trained by a critic on the same base; see :meth:`with_adapter`."""
-        self.model.add_adapter(VALUE, self.model.peft_config["default"])
-        self.model.base_model.set_adapter("default")
-        for parameter in self.value_parameters():
-            parameter.requires_grad_(True)
-
-    def _can_share_prompts(self) -> bool:
-        """Whether prompts may be run once for their rows: checked against rows that run their own."""
+    def _ruled_out(self) -> dict[str, str]:
+        """Reasons by name for shortcuts that the config excludes."""
+        reasons = dict.fromkeys(self.config.without, SWITCHED_OFF)
         if self.config.gradient_checkpointing:
-            return False  # transformers drops the cache under it
-        why_not = why_not_shared(self.lm)
-        if why_not is not None:
-            log.info("each row runs its own prompt in training: %s", why_not)
-        return why_not is None
+            reasons.setdefault(SharedPrompts.name, "gradient checkpointing drops the cache that rows continue from")
+        return reasons
 
-    def _can_decode_directly(self) -> bool:
-        why_not = why_not_direct(self.lm)
-        if why_not is not None:
-            log.info("rollouts decode by the model's own forward pass: %s", why_not)
-        return why_not is None
-
-    def _check_head(self) -> None:
-        """Log-probs are computed from hidden states, so a model that reshapes its logits afterwards is refused.
-
-        So is one that keeps no cache to decode from.
-        """
-        head = self.lm.get_output_embeddings()
-        if head is None:
-            raise ConfigError(f"model.policy.path: {self.config.path} has no output head, so it is no language model")
-        if hasattr(head, "lora_A"):
-            raise ConfigError("model.policy.lora.target_modules: adapters on the output head are not supported")
-        words = cast(Any, self.lm.get_input_embeddings())
-        if hasattr(words, "lora_embedding_A") and words.get_base_layer().weight is head.weight:
-            raise ConfigError(
-                "model.policy.lora.target_modules: the embedding's weight is the output head's too in "
-                f"{self.config.path}, and adapters on that are not supported"
-            )
-        ids = torch.tensor([[0, 1, 2]], device=self.lm.device) % head.weight.shape[0]
-        with torch.no_grad():
-            logits = self.lm(input_ids=ids, use_cache=False).logits.float()
-            body = decoder_of(self.lm)
-            own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
-            cached = body(input_ids=ids, use_cache=True)
-            if cap := softcap_of(self.lm):
-                own = cap * torch.tanh(own / cap)
-        if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
-            raise ConfigError(
-                f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) changes its logits after the output "
-                "head in a way that is not supported"
-            )
-        if not hasattr(cached, "past_key_values"):
-            raise ConfigError(
-                f"model.policy.path: {self.config.path} ({type(self.lm).__name__}) keeps its states in no cache of "
-                "transformers that rollouts can go on from"
-            )
-
-
-def decoder_of(lm: PreTrainedModel) -> nn.Module:
-    """The language model without its output head."""
-    return cast(nn.Module, lm.get_decoder())
-
-
-def softcap_of(lm: PreTrainedModel) -> float | None:
-    return getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    def _check_model(self) -> None:
+        check_model(self.lm, self.config.path)

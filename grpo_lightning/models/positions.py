@@ -1,4 +1,4 @@
-"""How long a row may be for a model: further positions have no embedding, or change what the others mean."""
+"""How long a row may be for a model: later positions have no embedding, or change the meaning of the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def check_length(lm: PreTrainedModel, tokens: int) -> None:
-    """Whether rows of so many tokens suit a model. Rotary positions beyond those it was trained for are a warning.
+    """Check that rows of ``tokens`` tokens suit a model. Warn of rotary positions beyond those it was trained for.
 
     Raises:
         ConfigError: there is no embedding for that many positions, or frequencies would change with the longest row of
@@ -24,20 +24,20 @@ def check_length(lm: PreTrainedModel, tokens: int) -> None:
     if limit is None or tokens <= limit:
         return
     rows = f"a prompt and its completion have up to {tokens} tokens"
-    mend = "lower data.max_prompt_tokens or data.sampling.max_new_tokens"
+    fix = "lower data.max_prompt_tokens or data.sampling.max_new_tokens"
     if _has_learned_positions(lm, limit):
-        raise ConfigError(f"data: {rows}, but {type(lm).__name__} has {limit} positions: {mend}")
+        raise ConfigError(f"data: {rows}, but {type(lm).__name__} has {limit} positions: {fix}")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "dynamic" in (rope.get("rope_type"), rope.get("type")):
         raise ConfigError(
             f"data: {rows}, and beyond {limit} a model with dynamic rotary positions (rope_type: dynamic) gives every "
-            f"token another meaning: {mend}"
+            f"token another meaning: {fix}"
         )
     log.warning("%s, more than the %d positions that %s was made for", rows, limit, type(lm).__name__)
 
 
 def _has_learned_positions(lm: PreTrainedModel, limit: int) -> bool:
-    """Whether there is an embedding of positions; some have a few rows that stand for none."""
+    """Whether there is an embedding of positions; some have a few extra rows."""
     words = lm.get_input_embeddings()
     tables = [module for module in lm.modules() if isinstance(module, nn.Embedding) and module is not words]
     return any(limit <= table.num_embeddings <= limit + 8 for table in tables)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask
+from grpo_lightning.models.adapters import VALUE, add_adapter
 from grpo_lightning.models.loading import PolicyConfig, load_model
-from grpo_lightning.models.policy import VALUE, Policy, decoder_of
-from grpo_lightning.speed.activations import keeping_less
+from grpo_lightning.models.policy import Policy, decoder_of
 from grpo_lightning.types import TokenRows
 
 CriticForm = Literal["shared", "separate", "adapter"]
@@ -63,7 +63,7 @@ class Critic(nn.Module):
             if frozen:
                 self.backbone.requires_grad_(False)
         elif form == "adapter":
-            policy.add_value_adapter()
+            add_adapter(policy.model, VALUE, trained=True)
         with self.trunk() as lm:
             self.head = ValueHead(lm.get_output_embeddings().weight.shape[1], policy.device)
 
@@ -83,7 +83,7 @@ class Critic(nn.Module):
             yield policy.lm if self.backbone is None else _lm_of(self.backbone)
 
     def state_values(self, lm: PreTrainedModel, tokens: TokenRows, train_trunk: bool = True) -> Tensor:
-        """Values of the states before each token, and of the one behind the last.
+        """Values of the states before each token, and of the one after the last.
 
         Args:
             lm: what :meth:`trunk` gave.
@@ -91,13 +91,13 @@ class Critic(nn.Module):
             train_trunk: whether gradients pass into the trunk.
 
         Returns:
-            ``values_NS`` with ``S = T + 1``, float32, 0 behind each row's last state.
+            ``values_NS`` with ``S = T + 1``, float32, 0 after each row's last state.
         """
         ids_NL, mask_NS = tokens.ids_NL, length_mask(tokens.completion_lengths_N + 1)
         # The state before the token at position p is the hidden state at p - 1.
         position_NS = tokens.prompt_lengths_N[:, None] - 1 + torch.arange(mask_NS.shape[1], device=ids_NL.device)
         row_NS = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NS)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk), keeping_less(lm):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk), self._policy[0].recomputing(lm):
             hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
         values_M = self.head(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]])
         return torch.zeros(mask_NS.shape, dtype=values_M.dtype, device=ids_NL.device).masked_scatter(mask_NS, values_M)
@@ -108,6 +108,7 @@ class Critic(nn.Module):
         """A language model for values alone, of the policy's vocabulary."""
         model = self._load_model(config)
         lm = _lm_of(model)
+        policy.shortcuts.install_in(lm)
         words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
         if words != own:
             raise ConfigError(

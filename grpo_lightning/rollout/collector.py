@@ -14,7 +14,7 @@ import torch
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.batch import right_padded, token_rows
-from grpo_lightning.rollout.engines.in_process import Further, generate
+from grpo_lightning.rollout.engines.base import Engine, Request
 from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.refinement import Attempt, RefinementConfig, can_be_refined, choose, follow
 from grpo_lightning.rollout.sampling import SamplingParams, row_seed
@@ -48,7 +48,8 @@ class Collector:
     """Makes scored rollouts of a policy's current weights.
 
     Args:
-        policy: what is sampled from.
+        policy: the policy that the engine samples from.
+        engine: samples the completions; it has been started, and has the policy's current weights.
         verifiers: by the name their rewards are logged under.
         seed: of the sampling, together with each prompt's key.
         forward_context: the precision that forward passes run in.
@@ -59,6 +60,7 @@ class Collector:
     def __init__(
         self,
         policy: Policy,
+        engine: Engine,
         verifiers: Mapping[str, Verifier],
         seed: int,
         forward_context: Callable[[], AbstractContextManager[Any]],
@@ -66,6 +68,7 @@ class Collector:
         rows_at_once: int | None = None,
     ) -> None:
         self.policy = policy
+        self.engine = engine
         self.verifiers = verifiers
         self.seed = seed
         self.forward_context = forward_context
@@ -174,11 +177,10 @@ class Collector:
                 torch.set_autocast_cache_enabled(True)
                 for start in range(0, count, at_once):
                     rows = list(range(start, min(start + at_once, count)))
-                    conversations = [attempts[row].conversation for row in rows[::group_size]]
-                    seeds = [self.row_seed(attempts[row]) for row in rows]
+                    requests = [self.request(attempts[row]) for row in rows]
                     judging.decoding = len(rows)
                     on_finish = partial(judging.finish, rows) if refinement or scoring.any_slow else None
-                    made = generate(self.policy, conversations, group_size, sampling, seeds, on_finish)
+                    made = self.engine.generate(requests, sampling, on_finish)
                     if on_finish is None:
                         judging.finished.update(zip(rows, made, strict=True))
             with self.phases("verify", self.policy.device) as verify:
@@ -188,8 +190,8 @@ class Collector:
         self.seconds["verify"] += verify.seconds + inside
         return judging.rounds
 
-    def row_seed(self, attempt: Attempt) -> int:
-        return row_seed(self.seed, attempt.key)
+    def request(self, attempt: Attempt, temperature: float | None = None) -> Request:
+        return Request(attempt.conversation, row_seed(self.seed, attempt.key), temperature)
 
 
 class _Judging:
@@ -227,7 +229,7 @@ class _Judging:
         self.followed: list[set[int]] = [set() for _ in range(further)]
         """Places in each round but the last of those that another one follows."""
 
-    def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Further]:
+    def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
         """Take completions from the engine, and say what to sample further.
 
         Args:
@@ -248,7 +250,7 @@ class _Judging:
         self.decoding += len(following)
         rows += range(len(self.attempts) - len(following), len(self.attempts))
         temperature = self.refinement.temperature
-        return [Further(one.conversation, self.collector.row_seed(one), temperature) for one in following]
+        return [self.collector.request(attempt, temperature) for attempt in following]
 
     def judge(self) -> None:
         """Judge what has finished."""

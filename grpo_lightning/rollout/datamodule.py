@@ -14,6 +14,8 @@ from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.collector import Collector, EvalBatch
+from grpo_lightning.rollout.engines.base import Engine
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
 from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.refinement import RefinementConfig
@@ -57,6 +59,7 @@ class RolloutDataModule(pl.LightningDataModule):
             out, all of a step.
         overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
+        engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
         seed: int | None = None,
+        engine: Engine | None = None,
     ) -> None:
         super().__init__()
         self.task = task
@@ -89,6 +93,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.engine = InProcessEngine() if engine is None else engine
+        self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._characters: TokenCharacters | None = None
         self._validate()
@@ -239,7 +245,28 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "rollouts are those of a Trainer's module"
         module = self._module
         context = self.trainer.precision_plugin.forward_context
-        return Collector(module.policy, module.verifiers, self.seed, context, module.phases, self.rollout_rows_at_once)
+        rows_at_once = self.rollout_rows_at_once
+        engine = self._engine_with(module.policy, version=f"step-{self.trainer.global_step}")
+        return Collector(module.policy, engine, module.verifiers, self.seed, context, module.phases, rows_at_once)
+
+    def _engine_with(self, policy: Policy, version: str) -> Engine:
+        """The engine, started, with the weights of this version."""
+        if self._pushed is None:
+            self.engine.start(policy, self.longest_row)
+        if self._pushed != version:
+            self.engine.push(policy, version)
+            self._pushed = version
+        return self.engine
+
+    def teardown(self, stage: str) -> None:
+        """Stop the engine; the next stage may run with other weights."""
+        if self._pushed is not None:
+            self._pushed = None
+            self.engine.stop()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the engine when a run breaks off."""
+        self.teardown("exception")
 
     def _evaluation_batch(self, batch: PromptBatch) -> EvalBatch:
         collector = self.collector

@@ -1,43 +1,54 @@
-"""Linear layers as decoding uses them: a few rows at a time, with the same weights again and again.
+"""Packed copies of weights for decoding on a CPU: a few rows at a time, with the same weights again and again.
 
-On a CPU most of the time of a product of few rows goes into bringing the weight into the order that the library's
-kernel wants, anew every time. With a copy that is in that order already it takes about half of the time.
+Most of the time of a product with few rows goes into bringing the weight into the layout that the library's kernel
+wants, at every call. With a copy that has this layout it takes about half of the time.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from grpo_lightning.speed.base import Shortcut
 
-FEW = 16
-"""Rows that the order is chosen for; it serves more and less as well."""
-SMALL = 2**18
-"""Elements of a weight up to which its order matters no more than a call: it may stay in a core's caches."""
-
-
-def can_pack(lm: nn.Module) -> bool:
-    """Whether decoding gains by packed weights: on a CPU, in float32."""
-    weight = next(lm.parameters())
-    plain = weight.device.type == "cpu" and weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and has_operators()
+# `python benchmarks/constants.py packing` compares layers with their packed copies over sizes, layouts and rows.
+PACK_ROWS = 16
+"""Number of rows that the layout is chosen for; it serves more and fewer rows as well."""
+MIN_PACKED_ELEMENTS = 2**18
+"""Smaller weights are not packed: they stay in a core's caches, and packing gains no more than the extra calls cost."""
 
 
-def products(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What some layers make of the same ``[R, D]``: a tuple of ``[R, F]``.
+class PackedWeights(Shortcut):
+    """Rollouts multiply by packed copies of the weights. The plain way calls the layers."""
+
+    name = "packed_weights"
+    runs = "grpo_lightning.speed.packed:_packed_linear"
+    for_decoding = True
+
+    def unsuitable(self, lm: nn.Module) -> str | None:
+        if not has_operators():
+            return "this build of torch has no operators for it"
+        weight = next(lm.parameters())
+        if weight.device.type not in ("cpu", "meta"):
+            return "it is for CPUs"
+        if weight.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return "it is for float32 without autocast"
+        return None
+
+
+def fused_linear(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Several layers applied to the same ``[R, D]``: a tuple of ``[R, F]``.
 
     Args:
-        modules: linear layers that read the same, in one product if they are packed; others are called as they are.
+        modules: linear layers, which are one product if they are packed; others are called as they are.
         pack: make a packed copy of the weights, where that pays.
     """
     linear = [module for module in modules if type(module) is nn.Linear and module.weight.dtype is torch.float32]
     sizes = [module.out_features for module in linear]
-    if not pack or len(linear) < len(modules) or sum(sizes) * linear[0].in_features <= SMALL:
+    if not pack or len(linear) < len(modules) or sum(sizes) * linear[0].in_features <= MIN_PACKED_ELEMENTS:
         return lambda inner_RD: tuple(module(inner_RD) for module in modules)
     weights = [module.weight for module in linear]
     packed = _packed(weights[0] if len(weights) == 1 else torch.cat(weights))
@@ -48,34 +59,38 @@ def products(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tup
         )
 
     def apply(inner_RD: Tensor) -> tuple[Tensor, ...]:
-        rows = len(inner_RD)
-        if missing := filled_up(rows) - rows:
-            inner_RD = nn.functional.pad(inner_RD, (0, 0, 0, missing))
-        return _product(inner_RD, packed, bias_F)[:rows].split(sizes, 1)
+        return _packed_linear(inner_RD, packed, bias_F).split(sizes, 1)
 
     return apply
 
 
-def filled_up(rows: int) -> int:
-    """How many rows are multiplied in the place of some: 4, 8, 12, 16, 24, 32, 48, 64, 96, ...
+def linear(module: nn.Module, pack: bool) -> Callable[[Tensor], Tensor]:
+    """One layer applied to ``[R, D]``; see :func:`fused_linear`."""
+    apply = fused_linear([module], pack)
+    return lambda inner_RD: apply(inner_RD)[0]
 
-    For every number of rows that it meets, the library makes a kernel, which takes 2 ms and 0.6 MiB, and keeps it.
+
+def padded_rows(rows: int) -> int:
+    """Number of rows that are multiplied instead: 4, 8, 12, 16, 24, 32, 48, 64, 96, ...
+
+    For every number of rows the library makes a kernel, which takes 2 ms and 0.6 MiB, and keeps it.
     """
     step = max(4, 1 << max(0, (rows - 1).bit_length() - 2))
     return -(-rows // step) * step
 
 
-def product(module: nn.Module, pack: bool) -> Callable[[Tensor], Tensor]:
-    """What one layer makes of ``[R, D]``; see :func:`products`."""
-    apply = products([module], pack)
-    return lambda inner_RD: apply(inner_RD)[0]
+def _packed_linear(inner_RD: Tensor, packed_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+    rows = len(inner_RD)
+    if missing := padded_rows(rows) - rows:
+        inner_RD = nn.functional.pad(inner_RD, (0, 0, 0, missing))
+    return _product(inner_RD, packed_FD, bias_F)[:rows]
 
 
 # Operators that torch.compile lays out a frozen model's weights with on a CPU. They have no public name.
 
 
 def _packed(weight_FD: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight_FD.detach(), FEW)
+    return torch.ops.mkldnn._reorder_linear_weight(weight_FD.detach(), PACK_ROWS)
 
 
 def _product(inner_RD: Tensor, packed_FD: Tensor, bias_F: Tensor | None) -> Tensor:
@@ -84,12 +99,13 @@ def _product(inner_RD: Tensor, packed_FD: Tensor, bias_F: Tensor | None) -> Tens
 
 @functools.cache
 def has_operators() -> bool:
-    """Tried on a small product: without the operators, decoding multiplies as the layers do."""
-    generator = torch.Generator().manual_seed(0)
-    inner_RD, weight_FD = (torch.randn(rows, 64, generator=generator, dtype=torch.float32) for rows in (5, 96))
+    """Whether torch has the operators, and a small product by them is right."""
+    inner_RD, weight_FD = (
+        torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows), dtype=torch.float32, device="cpu")
+        for rows in (5, 96)
+    )
     try:
         found = _product(inner_RD, _packed(weight_FD), None)
-    except (AttributeError, RuntimeError) as error:
-        log.info("rollouts multiply by the weights as they are, which packed ones would do faster: %s", error)
+    except (AttributeError, RuntimeError):
         return False
     return torch.allclose(found, inner_RD @ weight_FD.T, atol=1e-3)

@@ -1,6 +1,6 @@
 """Hidden states that predict the completions, with what several rows have in common run once for all of them.
 
-A group's rows differ behind their prompt only. Where it is long, running it once for all of them saves most of the
+A group's rows differ after their prompt only. If it is long, running it once for all of them saves most of the
 forward and the backward pass: the prompt leaves a cache, with gradients, which is forked to its completions. Every
 layer that can continue from a cache is served, attention and convolution alike, and no layer needs to know.
 
@@ -11,16 +11,16 @@ conversation. Their states are read out of that other row's pass.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_lightning.functional import length_mask
+from grpo_lightning.speed.base import Shortcut, is_close
+from grpo_lightning.speed.passes import pass_overhead, pass_rows
 from grpo_lightning.types import Sharing, TokenRows
 
 
@@ -32,7 +32,7 @@ class PredictingStates(NamedTuple):
     place_M: Tensor
 
     def spread(self, values_M: Tensor, like: TokenRows) -> Tensor:
-        """``values_NT`` with 0 behind each row's last token."""
+        """``values_NT`` with 0 after each row's last token."""
         width = int(like.completion_lengths_N.max())
         return values_M.new_zeros(len(like), width).index_put((self.row_M, self.place_M), values_M)
 
@@ -94,7 +94,7 @@ def _longest(numbers_N: Tensor, lengths_N: Tensor) -> Tensor:
 
 
 class _Prefixes(NamedTuple):
-    """What prefixes leave behind: a cache, each one's last state, the prefix of each row, a mask if lengths differ."""
+    """The results of the prefixes: a cache, each one's last state, the prefix of each row, a mask if lengths differ."""
 
     cache: Any
     last_BD: Tensor
@@ -162,94 +162,56 @@ def _fork(cache: Any, slots_R: Tensor) -> Any:
 # -- whether a model can ----------------------------------------------------------------------------------------------
 
 
-def why_not_shared(lm: PreTrainedModel) -> str | None:
-    """The reason why this model's prompts cannot be shared, or ``None``: tried on a few tokens, against plain rows.
+class SharedPrompts(Shortcut):
+    """What rows have in common runs once in passes over them. In the plain way every row runs by itself."""
 
-    Compared are the hidden states, and the gradient that reaches the embedded tokens, through the cache.
-    """
-    ids_NL = torch.tensor([[0, 1, 2, 1, 0], [0, 1, 2, 2, 1], [2, 1, 0, 2, 0]], device=lm.device)
-    rows = TokenRows(
-        ids_NL % lm.config.get_text_config().vocab_size,
-        prompt_lengths_N=torch.tensor([2, 2, 1], device=lm.device),
-        completion_lengths_N=torch.tensor([3, 3, 3], device=lm.device),
-    )
-    numbers_N = torch.tensor([0, 0, 1], device=lm.device)
-    sharing = Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
-    decoder = cast(nn.Module, lm.get_decoder())
+    name = "shared_prompts"
+    runs = "grpo_lightning.speed.shared_prompt:_shared_states"
+
+    def unsuitable(self, lm: PreTrainedModel) -> str | None:
+        return None
+
+    def differs(self, lm: PreTrainedModel) -> str | None:
+        """Try a few tokens against plain rows.
+
+        Compared are the hidden states, and the gradient that reaches the embedded tokens, through the cache.
+        """
+        ids_NL = torch.tensor([[0, 1, 2, 1, 0], [0, 1, 2, 2, 1], [2, 1, 0, 2, 0]], device=lm.device)
+        rows = TokenRows(
+            ids_NL % lm.config.get_text_config().vocab_size,
+            prompt_lengths_N=torch.tensor([2, 2, 1], device=lm.device),
+            completion_lengths_N=torch.tensor([3, 3, 3], device=lm.device),
+        )
+        numbers_N = torch.tensor([0, 0, 1], device=lm.device)
+        sharing = Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
+        try:
+            plain = _states_and_gradient(lm, rows)
+            shared = _states_and_gradient(lm, replace(rows, sharing=sharing))
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            return f"{type(lm).__name__} cannot continue from a forked cache ({error})"
+        # Rounding aside, the two are equal; where a layer forgets its prompt, they differ by as much as there is.
+        tolerance = 0.01 if lm.dtype in (torch.float32, torch.float64) else 0.05
+        if not all(is_close(found, expected, tolerance) for found, expected in zip(shared, plain, strict=True)):
+            return f"{type(lm).__name__} continues from a forked cache to other results"
+        return None
+
+
+def _states_and_gradient(lm: PreTrainedModel, rows: TokenRows) -> tuple[Tensor, Tensor]:
+    """``hidden_NTD``, and the gradient of a weighted sum of it with respect to all embedded tokens, added up."""
     embedded: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
-    found = []
     handle = lm.get_input_embeddings().register_forward_hook(keep)
     try:
-        for way in (None, sharing):
-            embedded.clear()
-            with torch.enable_grad():
-                states = predicting_states(decoder, replace(rows, sharing=way))
-                hidden_NTD = states.hidden_MD.new_zeros(3, 3, states.hidden_MD.shape[1])
-                hidden_NTD = hidden_NTD.index_put((states.row_M, states.place_M), states.hidden_MD)
-                weights_NTD = torch.linspace(-1, 1, hidden_NTD.numel(), device=lm.device).view_as(hidden_NTD)
-                gradients = torch.autograd.grad((hidden_NTD.float() * weights_NTD).sum(), embedded)
-            found += [hidden_NTD.detach().float(), torch.stack([one.float().sum((0, 1)) for one in gradients]).sum(0)]
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        return f"{type(lm).__name__} cannot continue from a forked cache ({error})"
+        with torch.enable_grad():
+            states = predicting_states(cast(nn.Module, lm.get_decoder()), rows)
+            hidden_NTD = states.hidden_MD.new_zeros(3, 3, states.hidden_MD.shape[1])
+            hidden_NTD = hidden_NTD.index_put((states.row_M, states.place_M), states.hidden_MD)
+            weights_NTD = torch.linspace(-1, 1, hidden_NTD.numel(), device=lm.device).view_as(hidden_NTD)
+            gradients = torch.autograd.grad((hidden_NTD.float() * weights_NTD).sum(), embedded)
     finally:
         handle.remove()
-    # Rounding aside, the two are equal; where a layer forgets its prompt, they differ by as much as there is.
-    tolerance = 0.01 if lm.dtype in (torch.float32, torch.float64) else 0.05
-    for plain, shared in zip(found[:2], found[2:], strict=True):
-        if not (shared - plain).norm() <= tolerance * plain.norm():
-            return f"{type(lm).__name__} continues from a forked cache to other results"
-    return None
-
-
-# -- what a pass costs ------------------------------------------------------------------------------------------------
-
-SMALL_PASS = 64
-"""What :func:`pass_overhead` is of a small model on a CPU."""
-_PASS_TOKENS = {"cuda": 2048}
-# On a CPU the calls take as long as the products of so many weights with a token; and weights are read, and their
-# gradients written, in the time that these products take for 9 tokens.
-_CALLS, _WEIGHTS = 133_000_000, 9
-_weight_counts: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-
-
-def pass_overhead(decoder: nn.Module, device_type: str | None = None) -> int:
-    """How many tokens could be run in the time that a forward and backward pass takes beside its tokens.
-
-    Args:
-        decoder: what is run.
-        device_type: where, if not where its weights are.
-    """
-    device_type = device_type or next(decoder.parameters()).device.type
-    if device_type != "cpu":
-        return _PASS_TOKENS.get(device_type, 512)
-    if decoder not in _weight_counts:
-        looked_up = _embedding_of(decoder).weight
-        _weight_counts[decoder] = sum(one.numel() for one in decoder.parameters() if one is not looked_up)
-    return min(SMALL_PASS, _WEIGHTS + _CALLS // max(1, _weight_counts[decoder]))
-
-
-def pass_rows(lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Completions that continue from a cache, the longest first, cut into passes where padding would cost more.
-
-    A completion's last token predicts nothing, so those of one token need no pass at all.
-    """
-    rows = sorted((row for row, length in enumerate(lengths) if length > 1), key=lambda row: -lengths[row])
-    return cut_by_padding(rows, [lengths[row] for row in rows], overhead)
-
-
-def cut_by_padding(rows: Sequence[int], lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Rows that are sorted by length, cut where their padding would come to cost more than another pass."""
-    runs: list[list[int]] = []
-    longest = padding = 0
-    for row, length in zip(rows, lengths, strict=True):
-        padding += longest - length
-        if not runs or padding > overhead:
-            runs.append([])
-            longest, padding = length, 0
-        runs[-1].append(row)
-    return runs
+    return hidden_NTD.detach(), torch.stack([gradient.float().sum((0, 1)) for gradient in gradients]).sum(0)

@@ -433,7 +433,7 @@ def test_the_coefficient_of_the_kl_adapts_and_is_resumed(tiny_model: Callable[[s
 def test_a_kl_that_is_no_number_leaves_the_coefficient_alone(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     class Spoil(pl.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            next(pl_module.policy.reference_model.parameters()).data.fill_(float("nan"))
+            next(pl_module.policy.reference.parameters()).data.fill_(float("nan"))
 
     module = ppo(tiny_model("llama"), beta=0.1, updates_per_rollout=1, adaptive_kl=KLController(target=1.0, horizon=60))
     fit(tmp_path, module, 1, callbacks=[Spoil()], limit_train_batches=1, max_epochs=1)

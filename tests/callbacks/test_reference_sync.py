@@ -13,8 +13,9 @@ import torch
 from grpo_lightning.callbacks import ReferenceSync, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.models.mixing import mixed_factors
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.models.reference import mixed_factors
+from grpo_lightning.models.reference import CopyReference
 from grpo_lightning.rollout.batch import token_rows
 from tests.toy import Watch, fit, grpo, rollouts, same, trainer
 
@@ -78,13 +79,13 @@ def test_after_a_hard_move_the_reference_is_the_policy_bit_for_bit(model_path: s
 
 def test_a_soft_move_of_a_copy_mixes_the_weights_once_tied_ones_too(model_path: str) -> None:
     policy = moved(model_path, {})
-    assert policy.reference_model is not None
+    assert isinstance(policy.reference, CopyReference)
     ours = {name: p.detach().clone() for name, p in policy.lm.named_parameters()}
-    theirs = {name: p.detach().clone() for name, p in policy.reference_model.named_parameters()}
+    theirs = {name: p.detach().clone() for name, p in policy.reference.lm.named_parameters()}
     policy.sync_reference(alpha=0.25)
-    for name, parameter in policy.reference_model.named_parameters():
+    for name, parameter in policy.reference.lm.named_parameters():
         torch.testing.assert_close(parameter.data, 0.25 * ours[name] + 0.75 * theirs[name])
-    assert policy.reference_model.get_output_embeddings().weight is policy.reference_model.get_input_embeddings().weight
+    assert policy.reference.lm.get_output_embeddings().weight is policy.reference.lm.get_input_embeddings().weight
 
 
 def test_the_first_soft_move_from_a_fresh_adapter_is_exact(model_path: str) -> None:

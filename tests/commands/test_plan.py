@@ -28,10 +28,10 @@ from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.engines.cache import BLOCK
-from grpo_lightning.rollout.engines.in_process import generate
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
 from tests.algorithms.test_ppo import CRITICS, ppo
+from tests.sampling import generate
 from tests.tiny import save_tiny_model
 from tests.toy import ToyTask, fit, grpo
 
@@ -224,7 +224,7 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
 
 
 def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SMALL", 0)
+    monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
     module = grpo(model_path)
     here, there = (
         Rehearsal(module, module.policy_config, "32-true", on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts

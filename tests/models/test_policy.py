@@ -15,6 +15,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.merging import dithered
 from grpo_lightning.models.positions import check_length
+from grpo_lightning.models.reference import AdapterOffReference
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import TokenRows
@@ -77,7 +78,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(model_path: str) -> None
 def test_the_lora_reference_is_the_base_model(model_path: str) -> None:
     base = AutoModelForCausalLM.from_pretrained(model_path)
     policy = with_adapter(model_path)
-    policy.reference_form = "adapter-off"
+    policy.reference = AdapterOffReference(policy.model)
     reference, _ = policy.logprobs(rows(), reference=True)
     for row, expected in enumerate(naive_logprobs(base)):
         torch.testing.assert_close(reference[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
@@ -100,7 +101,7 @@ def test_auto_chooses_the_reference_that_is_the_start(
         with_adapter(path).save_pretrained(tmp_path)
         path = str(tmp_path)
     policy = Policy(PolicyConfig(path=path, **config), with_reference=True)
-    assert policy.reference_form == form
+    assert policy.reference.form == form
     start = policy.logprobs(rows())[0].detach()
     trainable = policy.trainable_parameters()
     with torch.no_grad():
@@ -114,7 +115,7 @@ def test_auto_chooses_the_reference_that_is_the_start(
 
 def test_without_a_kl_no_reference_is_kept(model_path: str) -> None:
     policy = Policy(PolicyConfig(path=model_path))
-    assert policy.reference_model is None
+    assert policy.reference.form == "none"
     with pytest.raises(RuntimeError, match="keeps no reference"):
         policy.logprobs(rows(), reference=True)
 
@@ -193,7 +194,7 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     config = MambaConfig(vocab_size=264, hidden_size=32, state_size=4, num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) keeps its states in no cache"):
+    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) has no transformers cache"):
         Policy(PolicyConfig(path=str(tmp_path)))
 
 

@@ -24,9 +24,11 @@ from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import cache, decoder, in_process
-from grpo_lightning.rollout.engines.in_process import Further, generate
+from grpo_lightning.rollout.engines import rows as sampled_rows
+from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
 from grpo_lightning.types import Completion, FinishReason
+from tests.sampling import generate
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
@@ -155,7 +157,7 @@ def test_completions_are_handed_over_once_each_as_they_finish(model_path: str) -
     policy = Policy(PolicyConfig(path=model_path))
     sampling = SamplingParams(max_new_tokens=30)
 
-    def hand_over(rows: list[int], done: list[Completion]) -> list[Further]:
+    def hand_over(rows: list[int], done: list[Completion]) -> list[Request]:
         handed.extend(zip(rows, done, strict=True))
         return []
 
@@ -177,7 +179,7 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
         handed: dict[int, Completion] = {}
         sampling = SamplingParams(max_new_tokens=cap)
 
-        def hand_over(rows: list[int], done: list[Completion]) -> list[Further]:
+        def hand_over(rows: list[int], done: list[Completion]) -> list[Request]:
             handed.update(zip(rows, done, strict=True))
             return []
 
@@ -185,7 +187,7 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
 
     made, handed = run()
     for module, name, value in (
-        (in_process, "CHECK_EVERY", {"cpu": 8}),
+        (sampled_rows, "CHECK_EVERY", {"cpu": 8}),
         (decoder, "PREFILL_TOKENS", 8),
         (cache, "BLOCK", 3),
     ):
@@ -199,11 +201,11 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
 
 
 WAYS_TO_JOIN = {
-    "at once": {"SHARE": 0, "WIDENED": 100},
+    "at once": {"MIN_JOIN_FRACTION": 0, "MAX_CACHE_GROWTH": 100},
     "as it pays": {},
-    "with others, at a look": {"SHARE": 0.3, "WIDENED": 100, "CHECK_EVERY": {"cpu": 8}},
-    "once they fit, at a look": {"SHARE": 0, "WIDENED": 1, "CHECK_EVERY": {"cpu": 8}},
-    "at the end": {"WIDENED": 0},
+    "with others, at a look": {"MIN_JOIN_FRACTION": 0.3, "MAX_CACHE_GROWTH": 100, "CHECK_EVERY": {"cpu": 8}},
+    "once they fit, at a look": {"MIN_JOIN_FRACTION": 0, "MAX_CACHE_GROWTH": 1, "CHECK_EVERY": {"cpu": 8}},
+    "at the end": {"MAX_CACHE_GROWTH": 0},
 }
 
 
@@ -213,7 +215,7 @@ def test_further_rows_are_what_they_would_be_alone(
     model_path: str, way: str, stop: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in WAYS_TO_JOIN[way].items():
-        monkeypatch.setattr(in_process, name, value)
+        monkeypatch.setattr(sampled_rows if name == "CHECK_EVERY" else in_process, name, value)
     joins: list[int] = []
     join = decoder.Decoder.join
 
@@ -232,11 +234,11 @@ def test_further_rows_are_what_they_would_be_alone(
     monkeypatch.setattr(decoder.Decoder, "advance", count)
     policy = Policy(PolicyConfig(path=model_path))
     sampling = SamplingParams(max_new_tokens=40, stop=stop)
-    asked: list[Further] = []
+    asked: list[Request] = []
 
-    def go_on(rows: list[int], completions: list[Completion]) -> list[Further]:
+    def go_on(rows: list[int], completions: list[Completion]) -> list[Request]:
         further = [
-            Further([1, *one.token_ids, *range(50 + row, 66 + row)], 100 + row, temperature=0.5 if row % 2 else None)
+            Request([1, *one.token_ids, *range(50 + row, 66 + row)], 100 + row, temperature=0.5 if row % 2 else None)
             for row, one in zip(rows, completions, strict=True)
             for _ in range(3 if row in (3, 4) else row < 40)
         ]
@@ -265,7 +267,7 @@ def test_equal_prompts_are_prefilled_once(model_path: str) -> None:
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
     made = generate(policy, prompts, 2, sampling, list(range(10)))
     rows = sum(shape[0] for shape in seen if shape[1] > 1)
-    assert rows == 3 + 2, "the prompts that differ, and two rows that try direct decoding"
+    assert rows == 3, "the prompts that differ"
     alone = [generate(policy, [prompt], 2, sampling, [2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
     assert [one.token_ids for one in made] == [one.token_ids for group in alone for one in group]
 
@@ -287,11 +289,11 @@ def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypa
     parts = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)))
     assert [one.token_ids for one in whole] == [one.token_ids for one in parts]
 
-    def go_on(rows: list[int], done: list[Completion]) -> list[Further]:
-        return [Further(PROMPTS[row % 3], row % 3 * 2 + row // 6) for row in rows if row < 12]
+    def go_on(rows: list[int], done: list[Completion]) -> list[Request]:
+        return [Request(PROMPTS[row % 3], row % 3 * 2 + row // 6) for row in rows if row < 12]
 
-    monkeypatch.setattr(in_process, "SHARE", 0)
-    monkeypatch.setattr(in_process, "WIDENED", 100)
+    monkeypatch.setattr(in_process, "MIN_JOIN_FRACTION", 0)
+    monkeypatch.setattr(in_process, "MAX_CACHE_GROWTH", 100)
     made = generate(policy, PROMPTS, 2, SamplingParams(max_new_tokens=6), list(range(6)), go_on)
     assert sorted(one.token_ids for one in made) == sorted(one.token_ids for one in whole * 3)
 
@@ -328,9 +330,9 @@ def test_a_second_decoder_comes_when_the_first_is_gone(model_path: str, monkeypa
     monkeypatch.setattr(in_process, "Decoder", Counted)
     ended: list[int] = []
 
-    def again(rows: list[int], completions: list[Completion]) -> list[Further]:
+    def again(rows: list[int], completions: list[Completion]) -> list[Request]:
         ended.extend(rows)
-        return [Further(prompt, 7, None) for prompt in PROMPTS] if len(ended) == 3 else []
+        return [Request(prompt, 7, None) for prompt in PROMPTS] if len(ended) == 3 else []
 
     generate(policy, PROMPTS, 1, GREEDY, [1, 2, 3], on_finish=again)
     assert len(ended) == 6
@@ -342,13 +344,8 @@ def test_logits_that_are_no_numbers_end_the_run(model_path: str, temperature: fl
     policy = Policy(PolicyConfig(path=model_path))
     with torch.no_grad():
         policy.lm.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(RunError, match="the policy gives no numbers"):
+    with pytest.raises(RunError, match="the policy's log-probs are NaN"):
         generate(policy, PROMPTS, 1, SamplingParams(temperature=temperature, max_new_tokens=4), [1, 2, 3])
-
-
-def test_seeds_must_match_the_rows(model_path: str) -> None:
-    with pytest.raises(ValueError, match="needs 6 seeds, one a completion, not 5"):
-        generate(Policy(PolicyConfig(path=model_path)), PROMPTS, 2, GREEDY, [0] * 5)
 
 
 # -- one draw ---------------------------------------------------------------------------------------------------------

@@ -218,8 +218,7 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     )
     trained, batches = [], []
     for shares in (True, False):
-        monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
-        policy = PolicyConfig(path=model_path)
+        policy = PolicyConfig(path=model_path, without=[] if shares else ["shared_prompts"])
         module = algorithm(
             policy, [Parity(accept_truncated=True)], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd
         )

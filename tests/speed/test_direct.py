@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    Ministral3Config,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.rollout.engines.in_process import generate
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import packed
-from grpo_lightning.speed.direct import DirectStep, why_not_direct
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep
+from grpo_lightning.speed.packed import PackedWeights
+from tests.sampling import generate
 from tests.tiny import tiny_config, tiny_tokenizer
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
@@ -35,8 +49,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def policy_of(config: PreTrainedConfig, folder: Path, lora: LoRAConfig | None = None, dtype: str = "float32") -> Policy:
-    """Random everywhere, biases and norms too: what is left out would show."""
+def policy_of(config: PreTrainedConfig, folder: Path, **options: Any) -> Policy:
+    """Random everywhere, biases and norms too: whatever is missing shows."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -45,36 +59,82 @@ def policy_of(config: PreTrainedConfig, folder: Path, lora: LoRAConfig | None = 
         model.get_input_embeddings().weight[[2, 7]] *= 3
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return Policy(PolicyConfig(path=str(folder), lora=lora, dtype=dtype))
+    return Policy(PolicyConfig(path=str(folder), **options))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
-@pytest.mark.parametrize("small", [packed.SMALL, 0], ids=["weights as they are", "packed weights"])
+@pytest.mark.parametrize("small", [packed.MIN_PACKED_ELEMENTS, 0], ids=["weights as they are", "packed weights"])
 def test_rollouts_are_those_of_the_forward_pass(
     name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "SMALL", small)
-    policy = policy_of(CONFIGS[name], tmp_path)
+    monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", small)
     sampling = SamplingParams(max_new_tokens=40)
     found = []
-    for direct in (True, False):
-        if not direct:
-            policy._decodes_directly = False
+    for without in ([], ["direct_decoding"]):
+        policy = policy_of(CONFIGS[name], tmp_path, without=without)
         found.append(generate(policy, prompts, 4, sampling, list(range(4 * len(prompts)))))
-        assert policy.decodes_directly == direct
+        assert policy.shortcuts.uses(DirectDecoding) == (not without)
     for own, plain in zip(*found, strict=True):
         assert own.token_ids == plain.token_ids
         torch.testing.assert_close(torch.tensor(own.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=1e-4)
     assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
 
 
+DEEP = SIZES | {"num_hidden_layers": 5}
+ANY_TYPE: dict[str, tuple[PreTrainedConfig, str]] = {
+    "mistral": (MistralConfig(sliding_window=None, **SIZES), "used"),
+    "mistral with a sliding window": (MistralConfig(sliding_window=8, **SIZES), "other caches than"),
+    "granite": (GraniteConfig(attention_multiplier=0.3, **SIZES), "used"),
+    "granite that scales its residuals": (GraniteConfig(residual_multiplier=0.22, **SIZES), "other states than"),
+    "granite that scales its embeddings": (GraniteConfig(embedding_multiplier=12.0, **SIZES), "other states than"),
+    "smollm3, whose fourth layer has no positions": (SmolLM3Config(**DEEP), "used"),
+    "phi3, whose projections are fused": (Phi3Config(**SIZES), "is built differently (Phi3MLP"),
+    "gemma3": (Gemma3TextConfig(head_dim=16, **SIZES), "other caches than"),
+    "olmo2, which norms after its layers": (Olmo2Config(**SIZES), "is built differently (Olmo2DecoderLayer"),
+    "ministral3, which scales attention by the position": (
+        Ministral3Config(
+            head_dim=16,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5,
+                "original_max_position_embeddings": 64,
+            },
+            **SIZES,
+        ),
+        "other states than",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ANY_TYPE))
+def test_any_model_type_decodes_directly_if_that_is_the_same_and_says_why_not(name: str, tmp_path: Path) -> None:
+    config, expected = ANY_TYPE[name]
+    policy = policy_of(config, tmp_path / "usual")
+    line = next(line for line in policy.shortcuts.lines() if "direct_decoding" in line)
+    assert line == "shortcut direct_decoding: used" or line.startswith("shortcut direct_decoding: not used: ")
+    assert expected in line
+    plain = policy_of(config, tmp_path / "plain", without=["direct_decoding"])
+    sampling = SamplingParams(max_new_tokens=24)
+    own, theirs = (generate(one, PROMPTS, 4, sampling, list(range(12))) for one in (policy, plain))
+    assert [one.token_ids for one in own] == [one.token_ids for one in theirs]
+    for one, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-3, rtol=1e-3)
+
+
+def test_weights_that_start_without_effect_are_a_reason(tmp_path: Path) -> None:
+    """A gate that is zero at first passes every trial, and would be ignored when it has been trained."""
+    policy = policy_of(tiny_config("llama"), tmp_path)
+    policy.lm.model.layers[1].gate = torch.nn.Parameter(torch.zeros(1))
+    why_not = DirectDecoding().why_not(policy.eval().lm)
+    assert why_not == "LlamaForCausalLM has weights that it does not know (layers.1.gate)"
+
+
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
 def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(300, width, bias=bias) for width, bias in zip((1000, 200), biases, strict=True)]
-    assert packed.can_pack(layers[0])
-    apply = packed.products(layers, pack=True)
+    assert PackedWeights().why_not(layers[0]) is None
+    apply = packed.fused_linear(layers, pack=True)
     with torch.no_grad():
         for rows in (1, 2, 3, 4, 5, 17, 64):
             inner_RD = torch.randn(rows, 300)
@@ -84,7 +144,7 @@ def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> No
 
 
 def test_few_kernels_serve_all_numbers_of_rows() -> None:
-    filled = [packed.filled_up(rows) for rows in range(1, 129)]
+    filled = [packed.padded_rows(rows) for rows in range(1, 129)]
     assert sorted(set(filled)) == [4, 8, 12, 16, 24, 32, 48, 64, 96, 128]
     assert all(rows <= found < rows + max(4, rows / 2) for rows, found in enumerate(filled, 1))
 
@@ -92,69 +152,61 @@ def test_few_kernels_serve_all_numbers_of_rows() -> None:
 def test_weights_are_packed_in_float32_only() -> None:
     layer = torch.nn.Linear(300, 1000)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not packed.can_pack(layer)
-    assert not packed.can_pack(layer.bfloat16())
+        assert "without autocast" in PackedWeights().why_not(layer)
+    assert "float32" in PackedWeights().why_not(layer.bfloat16())
 
 
 def test_layers_that_are_no_linear_ones_are_called_as_they_are() -> None:
     layers = [torch.nn.Sequential(torch.nn.Linear(300, 1000)), torch.nn.Linear(300, 1000)]
     inner_RD = torch.randn(2, 300)
-    for one, other in zip(packed.products(layers, pack=True)(inner_RD), layers, strict=True):
+    for one, other in zip(packed.fused_linear(layers, pack=True)(inner_RD), layers, strict=True):
         assert torch.equal(one, other(inner_RD))
 
 
-def test_without_the_operators_weights_stay_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_the_operators_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(weight_FD: torch.Tensor) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
 
     monkeypatch.setattr(packed, "_packed", missing)
     packed.has_operators.cache_clear()
-    with caplog.at_level("INFO"):
-        assert not packed.can_pack(torch.nn.Linear(300, 1000))
+    why_not = PackedWeights().why_not(torch.nn.Linear(300, 1000))
     packed.has_operators.cache_clear()
-    assert "multiply by the weights as they are" in caplog.text
+    assert why_not == "this build of torch has no operators for it"
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 def test_the_merged_adapter_is_in_it(kind: str, tmp_path: Path) -> None:
-    policy = policy_of(tiny_config(kind), tmp_path, LoRAConfig(r=4, alpha=8))
+    policy = policy_of(tiny_config(kind), tmp_path, lora=LoRAConfig(r=4, alpha=8))
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
+    assert policy.shortcuts.uses(DirectDecoding)
     with policy.rollout_mode() as lm:
-        assert policy.decodes_directly
-        assert why_not_direct(lm) is None
-    with torch.no_grad():
-        why_not = why_not_direct(policy.lm)
-    assert why_not is not None, "unmerged, the adapter is passed by, and that should be found"
+        assert DirectDecoding().why_not(lm) is None
+    why_not = DirectDecoding().why_not(policy.lm)
+    assert why_not is not None, "unmerged, the adapter is passed by, and the trial should find that"
     assert "other states" in why_not
 
 
 def test_bfloat16_with_autocast_is_served(model_path: str) -> None:
     policy = Policy(PolicyConfig(path=model_path, dtype="bfloat16"))
     with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
-        assert policy.decodes_directly
+        assert policy.shortcuts.uses(DirectDecoding)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hidden_act": "gelu"}, "decodes to other states than its forward pass"),
-        ({"attn_implementation": "eager"}, "is not among llama"),
+        ({"hidden_act": "gelu"}, "its step gives LlamaForCausalLM other states than the forward pass"),
+        ({"attn_implementation": "eager"}, "it is for sdpa attention, not eager"),
     ],
 )
 def test_what_is_not_served_decodes_by_its_forward_pass(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
-    policy = policy_of(tiny_config("llama", **changes), tmp_path)
-    if "attn_implementation" in changes:
-        policy.lm.set_attn_implementation("eager")
-    with policy.rollout_mode() as lm:
-        assert not policy.decodes_directly
-        why_not = why_not_direct(lm)
-    assert why_not is not None
-    assert reason in why_not
+    options, changes = (changes, {}) if "attn_implementation" in changes else ({}, changes)
+    policy = policy_of(tiny_config("llama", **changes), tmp_path, **options)
+    assert not policy.shortcuts.uses(DirectDecoding)
+    assert f"shortcut direct_decoding: not used: {reason}" in policy.shortcuts.lines()
     own = generate(policy, PROMPTS[:1], 1, SamplingParams(temperature=0.0, max_new_tokens=12), [0])[0].token_ids
     ids = policy.lm.eval().generate(
         input_ids=torch.tensor(PROMPTS[:1]), max_new_tokens=12, do_sample=False, eos_token_id=policy.terminators,
@@ -168,10 +220,9 @@ def test_a_model_built_in_another_way_is_a_reason_and_no_crash(
 ) -> None:
     policy = Policy(PolicyConfig(path=model_path))
 
-    def other(self: DirectStep, lm: object, pack: bool) -> None:
+    def other(self: DirectStep, lm: object, pack: bool = False) -> None:
         raise AttributeError("it has no embed_tokens")
 
     monkeypatch.setattr(DirectStep, "__init__", other)
-    why_not = why_not_direct(policy.lm)
-    assert why_not is not None
-    assert "built in another way" in why_not
+    why_not = DirectDecoding().why_not(policy.lm)
+    assert why_not == f"{type(policy.lm).__name__} is built differently (it has no embed_tokens)"

@@ -21,8 +21,9 @@ from grpo_lightning.algorithms import microbatch
 from grpo_lightning.algorithms.microbatch import longest_continuations, microbatches, shortest_beginnings
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout.batch import token_rows
-from grpo_lightning.speed import shared_prompt
-from grpo_lightning.speed.shared_prompt import pass_overhead, predicting_states, why_not_shared
+from grpo_lightning.speed import passes, shared_prompt
+from grpo_lightning.speed.passes import pass_overhead
+from grpo_lightning.speed.shared_prompt import SharedPrompts, predicting_states
 from grpo_lightning.types import Sharing, TokenRows
 from tests.tiny import tiny_config, tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same
@@ -222,7 +223,7 @@ def test_the_gradient_is_the_same_bit_by_bit_on_several_threads(tiny_model: Call
 def test_the_reference_shares_prompts_too(model_path: str, form: str) -> None:
     lora = LoRAConfig(r=4) if form == "adapter-off" else None
     policy = Policy(PolicyConfig(path=model_path, lora=lora), with_reference=True)
-    assert policy.reference_form == form
+    assert policy.reference.form == form
     tokens = grouped(GROUPS)
     shared, rows = policy.logprobs(tokens, reference=True)[0], policy.logprobs(plain(tokens), reference=True)[0]
     torch.testing.assert_close(shared, rows, atol=1e-5, rtol=1e-5)
@@ -408,7 +409,8 @@ def test_a_model_whose_cache_cannot_be_forked_is_found_out_and_said(
     with caplog.at_level(logging.INFO, logger="grpo_lightning"):
         policy = Policy(PolicyConfig(path=tiny_model("llama")))
     assert not policy.shares_prompts
-    (message,) = [record.getMessage() for record in caplog.records if "runs its own prompt" in record.getMessage()]
+    (message,) = [record.getMessage() for record in caplog.records if "shared_prompts" in record.getMessage()]
+    assert message.startswith("shortcut shared_prompts: not used: ")
     assert text in message
 
 
@@ -431,14 +433,16 @@ def count_shared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_a_run_learns_the_same_weights_with_and_without_sharing(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(shared_prompt, "SMALL_PASS", 1)  # the toy's prompts are short
+    monkeypatch.setattr(passes, "SMALL_PASS", 1)  # the toy's prompts are short
     seen = count_shared(monkeypatch)
     trained, logged = [], []
     for shares in (True, False):
         watch = Watch()
-        monkeypatch.setattr(Policy, "_can_share_prompts", lambda self, shares=shares: shares)
         steps = 2 * options.get("updates_per_rollout", 1)
-        module = grpo(model_path, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05), **options)
+        without = [] if shares else ["shared_prompts"]
+        module = grpo(
+            model_path, without=without, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05), **options
+        )
         # Of another seed: with the default one, rounding tips one draw of the second rollout.
         trained.append(fit(tmp_path, module, steps, rollouts(seed=2), callbacks=[watch]))
         logged.append(watch.logged)
@@ -479,4 +483,4 @@ def test_a_model_that_reads_more_out_of_the_tokens_than_embeddings_runs_its_own_
         states = predicting_states(lm.model, replace(plain(rows), ids_NL=ids_NL))
     position_M = rows.prompt_lengths_N[states.row_M] + states.place_M - 1
     assert torch.equal(states.hidden_MD, expected_NLD[states.row_M, position_M])
-    assert why_not_shared(lm) is not None
+    assert SharedPrompts().why_not(lm) is not None

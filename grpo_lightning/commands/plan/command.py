@@ -64,6 +64,8 @@ def main(args: list[str]) -> None:
         print(line)
     print()
     print(planner.assumptions())
+    for line in planner.shortcuts():
+        print(line)
     worst = max(phases, key=lambda phase: phase.total)
     fits = worst.total <= budget
     print(

@@ -15,7 +15,7 @@ from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_
 from grpo_lightning.models.policy import decoder_of
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.speed.shared_prompt import pass_overhead
+from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.types import TokenRows
 
 FEEDBACK_TOKENS = 64
@@ -91,6 +91,10 @@ class Planner:
             f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
             f"{data.sampling.cap}, all of them at their longest; {self.precision}."
         )
+
+    def shortcuts(self) -> list[str]:
+        """One line per shortcut: whether the run uses it, or why not."""
+        return self._rehearsal(self.settings).policy.shortcuts.lines()
 
     # -- prediction -------------------------------------------------------------------------------------------------
 

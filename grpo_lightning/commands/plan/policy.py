@@ -16,11 +16,12 @@ from grpo_lightning.commands.plan.meter import HOST, MemoryMeter
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import InPlaceEmbedding
 from grpo_lightning.models import Critic, Policy, PolicyConfig
+from grpo_lightning.models.adapters import REFERENCE, VALUE
+from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.models.loading import load_model
-from grpo_lightning.models.policy import VALUE, decoder_of
-from grpo_lightning.models.reference import SNAPSHOT
-from grpo_lightning.speed.direct import is_served
-from grpo_lightning.speed.packed import has_operators
+from grpo_lightning.speed.packed import PackedWeights
+from grpo_lightning.speed.registry import Shortcuts
+from grpo_lightning.speed.vocabulary import InPlaceGradients
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
 
@@ -45,7 +46,8 @@ class WeightlessPolicy(Policy):
         with torch.device("meta"):
             super().__init__(config, with_reference=with_reference)
             self.critic = None if make_critic is None else make_critic(self)
-        self._may_pack = not on_cuda and has_operators()
+        if on_cuda:
+            self.shortcuts.rule_out(PackedWeights, "it is for CPUs")
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
         self.meter.adopt(self)
         in_place = {id(weight) for weight in self.vocabulary_weights()}
@@ -66,32 +68,27 @@ class WeightlessPolicy(Policy):
     def _load_model(self) -> tuple[Any, bool]:
         return _unloaded(self.config, "model.policy.path")
 
-    def _check_head(self) -> None:
+    def _check_model(self) -> None:
         """Nothing to compare without weights."""
 
-    def _can_share_prompts(self) -> bool:
-        """Taken to be so: whether a model continues from a forked cache to the right results takes weights to see."""
-        return not self.config.gradient_checkpointing
-
-    def _can_decode_directly(self) -> bool:
-        return is_served(self.lm)
-
-    @property
-    def packs_weights(self) -> bool:
-        return self._may_pack and super().packs_weights
+    def _choose_shortcuts(self) -> Shortcuts:
+        """As the architecture allows: trials need weights."""
+        return Shortcuts(self.lm, self._ruled_out(), has_weights=False)
 
     # -- whose memory it is -----------------------------------------------------------------------------------------
 
     def _part_of(self, name: str) -> str:
-        if name.startswith(("reference_model.", "critic.")):
-            return name.split(".")[0].removesuffix("_model")
+        if name.startswith(("reference.", "critic.")):
+            return name.split(".")[0]
         if ".lora_" not in name:
             return "weights"
         _, adapter, *_ = name.split(".lora_")[1].split(".")
-        return {SNAPSHOT: "reference", VALUE: "critic"}.get(adapter, "adapter")
+        return {REFERENCE: "reference", VALUE: "critic"}.get(adapter, "adapter")
 
     def vocabulary_weights(self) -> list[Tensor]:
-        """Those that are trained; their gradients are added in place, which a hook would prevent."""
+        """Trained weights whose gradients are added in place, which a hook would prevent."""
+        if not self.shortcuts.uses(InPlaceGradients):
+            return []
         looked_up = {module.weight for module in self.modules() if isinstance(module, InPlaceEmbedding)}
         weights = looked_up | {cast(Tensor, self.lm.get_output_embeddings().weight)}
         return [weight for weight in weights if weight.requires_grad]

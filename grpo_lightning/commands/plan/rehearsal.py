@@ -16,10 +16,10 @@ from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.commands.plan.meter import HOST
 from grpo_lightning.commands.plan.policy import WeightlessCritic, WeightlessPolicy
-from grpo_lightning.functional import adding_in_place
 from grpo_lightning.models import PolicyConfig
+from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.cache import RoomyLayer
-from grpo_lightning.rollout.engines.in_process import generate
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed.shared_prompt import PredictingStates
 from grpo_lightning.types import TokenRows
@@ -121,7 +121,7 @@ class Rehearsal:
 
     def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
         """An optimizer step on some micro-batches."""
-        with self._phase("update") as phase, adding_in_place():
+        with self._phase("update") as phase, self.policy.adding_gradients():
             for weight in self.policy.vocabulary_weights():
                 weight.grad = torch.zeros_like(weight)
                 self.meter.assign(weight.grad, "gradients")
@@ -165,20 +165,26 @@ class Rehearsal:
     ) -> None:
         """Sample, and end after so many steps that feed a token; ``on_first`` is called before the first."""
 
-        def before_step(length: int) -> None:
-            # What the steps themselves take: rollout mode counts what lies between the passes as the cache.
-            self.meter.part = "activations"
-            if length == 1 and on_first is not None:
-                on_first()
-            if length > steps:
-                raise _EnoughError
+        class RehearsedEngine(InProcessEngine):
+            def before_step(self, step: int) -> None:
+                # What the steps themselves take: rollout mode counts what lies between the passes as the cache.
+                meter.part = "activations"
+                if step == 1 and on_first is not None:
+                    on_first()
+                if step > steps:
+                    raise _EnoughError
 
+        meter, engine = self.meter, RehearsedEngine()
+        engine.start(self.policy, width + cap)
         # One prompt is shorter, as some always is: rows are padded, and take a mask. No two are equal.
-        rows = [[row] * max(1, width - (row == 0)) for row in range(prompts)]
+        requests = [
+            Request([prompt] * max(1, width - (prompt == 0)), seed=prompt * group_size + member)
+            for prompt in range(prompts)
+            for member in range(group_size)
+        ]
         params = SamplingParams(**vars(sampling) | {"max_new_tokens": cap, "stop": None})
-        seeds = list(range(prompts * group_size))
         with self.meter.counting_as("activations"), suppress(_EnoughError):
-            generate(self.policy, rows, group_size, params, seeds, before_step=before_step)
+            engine.generate(requests, params)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[_Taken]:

@@ -1,4 +1,4 @@
-"""A cache for decoding: room taken once, in place of concatenation at every token; rows forked and dropped cheaply."""
+"""A cache for decoding: room reserved in blocks instead of concatenation at every token; cheap forks and drops."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 BLOCK = 256
-"""Tokens that room is taken for at a time."""
+"""Number of tokens that room is reserved for at a time: memory against copies. Results do not depend on it."""
 
 
 class RoomyLayer(DynamicLayer):
     """Keys and values in buffers with room for tokens to come; ``keys`` and ``values`` are views of them.
 
-    Room is taken a block at a time, for the rows that are left by then: the memory follows the completions' lengths.
+    Room is reserved block by block, for the rows that are left by then: the memory follows the completions' lengths.
 
     Args:
         parts: layers of different widths, filled by prefill passes or by decoding; their last tokens become aligned.
-        forks: for each of them the rows that decoding rows start from, one after the other.
-        room: tokens that will be fed at the most.
+        forks: for each part the rows of it that decoding rows start from, in order.
+        room: upper bound of the tokens that will be fed.
     """
 
     def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int) -> None:
@@ -46,7 +46,7 @@ class RoomyLayer(DynamicLayer):
         return self._view(len(key_states))
 
     def move(self, to: Tensor, source: Tensor, rows: int) -> None:
-        """Copy some rows over others, then go on with the first ``rows``."""
+        """Copy some rows over others, then keep the first ``rows``."""
         for buffer in self._buffers:
             filled = buffer[:, :, : self.length]
             filled[to] = filled[source]
@@ -81,7 +81,7 @@ def _forked(parts: Sequence[Tensor], forks: Sequence[Tensor], columns: int) -> T
 
 def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -> Cache:
     """One cache for all decoding rows; with several parts, see
-    :func:`grpo_lightning.speed.direct.has_plain_cache`.
+    :func:`grpo_lightning.speed.caches.has_plain_cache`.
 
     Args:
         parts: the caches of prefill passes, and of rows that decode already. They are used up.

@@ -11,16 +11,17 @@ from transformers import Cache
 
 from grpo_lightning.models.policy import Policy, decoder_of, softcap_of
 from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
-from grpo_lightning.speed.direct import DirectStep, has_plain_cache
-from grpo_lightning.speed.packed import product
-from grpo_lightning.speed.shared_prompt import cut_by_padding, pass_overhead
+from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep
+from grpo_lightning.speed.packed import PackedWeights, linear
+from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
 
 PREFILL_TOKENS = 4096
-"""Prompt tokens, padding included, of one prefill pass: bounds its memory, and keeps it in the caches of a CPU."""
+"""Prompt tokens, padding included, of one prefill pass: a bound on its memory. Results do not depend on it."""
 
 
 class DecodingModel:
-    """A policy's model as it decodes, from the weights of the moment: made anew for every batch of prompts.
+    """A policy's model as it decodes, from its current weights: made anew for every batch of prompts.
 
     Args:
         policy: in rollout mode.
@@ -30,8 +31,12 @@ class DecodingModel:
         self.lm = policy.lm
         self.body = decoder_of(self.lm)
         self.pad = policy.pad_token_id
-        self.direct = DirectStep(self.lm, policy.packs_weights) if policy.decodes_directly else None
-        self._head = product(self.lm.get_output_embeddings(), policy.packs_weights)
+        uses = policy.shortcuts.uses
+        packs = uses(PackedWeights)
+        self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
+        self._head = linear(self.lm.get_output_embeddings(), packs)
+        self.has_plain_cache = has_plain_cache(self.lm)
+        self.joins_early = uses(EarlyJoins)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head, with the final softcap where the model has one."""
@@ -41,57 +46,54 @@ class DecodingModel:
 
 
 class Decoder:
-    """Cache, masks and the next logits of the active rows ``R``: at first ``group_size`` of every prompt.
+    """Cache, masks and the next logits of the active rows ``R``, which start as one row per prompt.
 
-    A prompt is prefilled once, equal ones together, and its cache forked to its rows. Left padding keeps the rows' last
-    tokens aligned, so that all rows fill the same column of the cache. Without any, no mask is needed, and its kernels
-    are faster.
+    Equal prompts are prefilled once, and the cache forked to their rows. Left padding keeps the rows' last tokens
+    aligned, so that all rows fill the same column of the cache. Without padding no mask is needed, and the kernels for
+    that are faster.
 
     Args:
         model: what decodes, without gradients.
-        prompts: token ids, ``B`` lists, the longest first, equal ones next to each other.
-        group_size: rows a prompt, ``G``; row ``n`` starts as prompt ``n // G``.
-        max_new_tokens: tokens drawn a row, at the most.
+        prompts: token ids, ``R`` lists, the longest first, equal ones next to each other.
+        max_new_tokens: limit of the tokens drawn per row.
     """
 
     def __init__(
         self,
         model: DecodingModel,
         prompts: list[list[int]],
-        group_size: int,
         max_new_tokens: int,
     ) -> None:
         self.model = model
         self.device = model.lm.device
         self.max_new_tokens = max_new_tokens
-        self.can_join = has_plain_cache(model.lm)
         # A mask in the kernel's own shape is taken as it is. To make one out of rows of bits, transformers looks at
         # them, and on a GPU every look waits for the tokens before.
-        self.kernel_mask = self.can_join and model.lm.config._attn_implementation == "sdpa"
-        self.logits_RV, caches, forks = self._prefill(prompts, group_size)
+        self.kernel_mask = model.has_plain_cache and model.lm.config._attn_implementation == "sdpa"
+        self.logits_RV, caches, forks = self._prefill(prompts)
         self.cache = decoding_cache(caches, forks, max_new_tokens)
-        self.position_R = self._last_positions(prompts, group_size)
+        self.position_R = self._last_positions(prompts)
         self.length = max(map(len, prompts))
         self.padded = min(map(len, prompts)) < self.length
         self._make_mask()
 
     def join(self, prompts: list[list[int]]) -> None:
-        """Go on with more rows, one a prompt, behind those that are active; only where ``can_join``."""
-        logits_RV, caches, forks = self._prefill(prompts, 1)
+        """Add rows, one per prompt, after those that are active. Only where :attr:`DecodingModel.joins_early`."""
+        logits_RV, caches, forks = self._prefill(prompts)
         active_R = torch.arange(len(self.position_R), device=self.device)
         self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
         self.logits_RV = torch.cat([self.logits_RV, logits_RV])
-        self.position_R = torch.cat([self.position_R, self._last_positions(prompts, 1)])
+        self.position_R = torch.cat([self.position_R, self._last_positions(prompts)])
         lengths = {self.length, *map(len, prompts)}
         self.length = max(lengths)
         self.padded = self.padded or len(lengths) > 1
         self._make_mask()
 
-    def _last_positions(self, prompts: list[list[int]], group_size: int) -> Tensor:
-        return torch.tensor([len(prompt) - 1 for prompt in prompts]).repeat_interleave(group_size).to(self.device)
+    def _last_positions(self, prompts: list[list[int]]) -> Tensor:
+        return torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
 
     def _make_mask(self) -> None:
-        """Where the rows are in the cache, for now and for all tokens to come: they all end in the same column."""
+        """The columns of the cache that belong to each row, with those of all tokens to come."""
         start_R = self.length - 1 - self.position_R
         place_L = torch.arange(self.length + self.max_new_tokens, device=start_R.device)
         self.mask_RL = place_L >= start_R[:, None]
@@ -119,7 +121,11 @@ class Decoder:
         return cast(Tensor, out.last_hidden_state[:, -1])
 
     def drop(self, rows: list[int]) -> Tensor:
-        """Go on without some rows. The last ones take their places, so that little is copied: which is returned."""
+        """Remove rows. The last rows take their places, so that little is copied.
+
+        Returns:
+            The old places of the rows that are left, in their new order.
+        """
         count = len(self.position_R) - len(rows)
         to = [row for row in rows if row < count]
         dropped = set(rows)
@@ -134,13 +140,16 @@ class Decoder:
         self.position_R = self.position_R[index_R]
         return index_R
 
-    def _prefill(self, prompts: list[list[int]], group_size: int) -> tuple[Tensor, list[Cache], list[Tensor]]:
-        """Run each prompt once: the next logits of its rows, caches, and the rows of each that these start from."""
+    def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, list[Cache], list[Tensor]]:
+        """Run each distinct prompt once.
+
+        Returns:
+            The next logits of all rows, the caches, and for each cache the rows of it that the rows here start from.
+        """
         slots: dict[tuple[int, ...], int] = {}
-        slot_B = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
-        slot_R = slot_B.repeat_interleave(group_size)
+        slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         distinct = list(slots)
-        parts = _parts(distinct, pass_overhead(self.model.body)) if self.can_join else [distinct]
+        parts = _parts(distinct, pass_overhead(self.model.body)) if self.model.has_plain_cache else [distinct]
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))

@@ -1,9 +1,9 @@
-"""What the backward pass needs, kept or computed again: norms and gates keep their inputs, and not their results.
+"""Activations recomputed in the backward pass: norms and gates keep their inputs instead of their results.
 
 A transformer layer saves for its backward pass what every operation has read. Half of that are results of cheap
-operations on other things that are saved: the normed inputs of the projections, the gated activations. Here these are
-computed again when the backward pass asks for them, which costs a few per cent of its time. ``docs/performance.md``
-has the numbers.
+operations on other saved tensors: the normed inputs of the projections, the gated activations. Here these are computed
+again when the backward pass needs them, which costs a few per cent of its time. ``docs/performance.md`` has the
+numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo_lightning.speed.base import Shortcut, is_close
 
 _Recipe = Callable[[], Tensor]
 
@@ -34,7 +37,7 @@ class _Kept:
         self._recipes[key] = (gone, result._version, recipe)
 
     def pack(self, tensor: Tensor) -> Tensor | _Recipe:
-        """What the graph is to hold in the place of a tensor: itself, or how to compute it."""
+        """What the graph holds instead of a tensor: the tensor itself, or how to compute it."""
         if (found := self._recipes.get(tensor.untyped_storage()._cdata)) is None or not tensor.is_contiguous():
             return tensor
         result, version, recipe = found
@@ -55,14 +58,14 @@ def _unpack(packed: Tensor | _Recipe) -> Tensor:
 
 
 @contextmanager
-def keeping_less(lm: nn.Module) -> Iterator[None]:
-    """Forward passes inside keep no result of a :class:`Norm` or a :class:`GatedFeedForward`, and no cast inputs.
+def recompute_in_backward(lm: nn.Module) -> Iterator[None]:
+    """Forward passes inside save no result of a :class:`Norm` or a :class:`GatedFeedForward`, and no cast inputs.
 
     Under autocast LoRA's layers cast their inputs to the float32 of their weights, and autocast casts them back: every
-    layer keeps a copy of its own. Left as they are, the inputs come out the same, and once.
+    layer would save a separate copy. Without the casts the numbers are the same.
 
     Args:
-        lm: with LoRA's layers in it, or without.
+        lm: the model, with or without LoRA layers.
     """
     from peft.helpers import disable_input_dtype_casting
 
@@ -183,8 +186,30 @@ def gated_projections(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Modul
     raise AttributeError(f"{type(module).__name__} has no gated projections")
 
 
-def keep_less(model: nn.Module) -> None:
-    """Turn a model's norms and gated feed-forward layers into those above, where they compute the same."""
+class RecomputedActivations(Shortcut):
+    """Norms and gates are computed again in the backward pass. The plain way keeps their results."""
+
+    name = "recomputed_activations"
+    runs = "grpo_lightning.speed.recompute:recompute_in_backward"
+
+    def unsuitable(self, lm: PreTrainedModel) -> str | None:
+        if any(_kind_of(module) is not None for module in lm.modules()):
+            return None
+        return f"{type(lm).__name__} has neither RMS norms nor gated feed-forward layers"
+
+    def differs(self, lm: PreTrainedModel) -> str | None:
+        """Try the layers one by one until one computes the same."""
+        kinds = ((module, _kind_of(module)) for module in lm.modules())
+        if any(kind is not None and _same(module, kind) for module, kind in kinds):
+            return None
+        return f"the norms and feed-forward layers of {type(lm).__name__} compute something else"
+
+    def install(self, lm: PreTrainedModel) -> None:
+        install_recomputing_layers(lm)
+
+
+def install_recomputing_layers(model: nn.Module) -> None:
+    """Turn norms and gated feed-forward layers into those above, where they compute the same."""
     for module in model.modules():
         kind = _kind_of(module)
         if kind is not None and _same(module, kind):
@@ -192,7 +217,9 @@ def keep_less(model: nn.Module) -> None:
 
 
 def _kind_of(module: nn.Module) -> type[nn.Module] | None:
-    if len(inspect.signature(type(module).forward).parameters) != 2:  # itself, and what it is fed
+    if isinstance(module, (Norm, GatedFeedForward)):
+        return None  # installed already, or the trial would compare a layer with itself
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # itself and its input
         return None
     children = {name for name, _ in module.named_children()}
     if not children and set(module._parameters) == {"weight"} and hasattr(module, "variance_epsilon"):
@@ -210,8 +237,8 @@ def _same(module: nn.Module, kind: type[nn.Module]) -> bool:
         return True
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, weight.shape[-1], generator=generator).to(weight)
-    expected, original = module(x).float(), module.__class__
+    expected, original = module(x), module.__class__
     module.__class__ = kind
-    found = module(x).float()
+    found = module(x)
     module.__class__ = original
-    return bool((found - expected).norm() <= (1e-4 if weight.dtype == torch.float32 else 0.02) * expected.norm())
+    return is_close(found, expected, 1e-4 if weight.dtype == torch.float32 else 0.02)

@@ -1,4 +1,4 @@
-"""Passes that keep less for the backward pass: the same numbers and gradients, and less memory."""
+"""Activations recomputed in the backward pass: the same numbers and gradients, and less memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.speed.activations import (
+from grpo_lightning.speed.recompute import (
     GatedFeedForward,
     Norm,
     _Kept,
     _RMSNorm,
     _SiluTimes,
-    keep_less,
-    keeping_less,
+    install_recomputing_layers,
+    recompute_in_backward,
 )
 from tests.tiny import tiny_config
 
@@ -52,9 +52,9 @@ def passed(model: PreTrainedModel, around: AbstractContextManager[None]) -> tupl
 def test_states_and_gradients_are_those_of_the_model_as_it_was(kind: str, dtype: torch.dtype) -> None:
     plain = model_of(kind, dtype)
     turned = copy.deepcopy(plain)
-    keep_less(turned)
+    install_recomputing_layers(turned)
     hidden, gradients = passed(plain, nullcontext())
-    own_hidden, own_gradients = passed(turned, keeping_less(turned))
+    own_hidden, own_gradients = passed(turned, recompute_in_backward(turned))
     tolerance = 1e-5 if dtype is torch.float32 else 0.03
     assert own_gradients.keys() == gradients.keys()
     for name, expected in {"hidden": hidden, **gradients}.items():
@@ -65,9 +65,9 @@ def test_states_and_gradients_are_those_of_the_model_as_it_was(kind: str, dtype:
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 def test_computing_again_changes_no_gradient(kind: str) -> None:
     model = model_of(kind)
-    keep_less(model)
+    install_recomputing_layers(model)
     hidden, gradients = passed(model, nullcontext())
-    own_hidden, own_gradients = passed(model, keeping_less(model))
+    own_hidden, own_gradients = passed(model, recompute_in_backward(model))
     assert torch.equal(own_hidden, hidden)
     assert all(torch.equal(own_gradients[name], gradients[name]) for name in gradients)
 
@@ -83,7 +83,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 def test_every_norm_and_feed_forward_layer_of_the_models_we_know_is_turned(kind: str) -> None:
     model = model_of(kind, torch.float32)
-    keep_less(model)
+    install_recomputing_layers(model)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(GatedFeedForward) == model.config.num_hidden_layers
     assert kinds.count(Norm) >= 2 * model.config.num_hidden_layers + 1
@@ -92,13 +92,13 @@ def test_every_norm_and_feed_forward_layer_of_the_models_we_know_is_turned(kind:
 
 def test_what_computes_something_else_stays() -> None:
     gelu = model_of("llama", torch.float32, hidden_act="gelu")
-    keep_less(gelu)
+    install_recomputing_layers(gelu)
     assert not any(isinstance(module, GatedFeedForward) for module in gelu.modules())
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     gemma = AutoModelForCausalLM.from_config(
         GemmaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     )
-    keep_less(gemma)
+    install_recomputing_layers(gemma)
     assert any(isinstance(module, GemmaRMSNorm) for module in gemma.modules())
 
     class Shifted(LlamaRMSNorm):
@@ -110,7 +110,7 @@ def test_what_computes_something_else_stays() -> None:
             return super().forward(hidden_states) * gate
 
     others = nn.Sequential(Shifted(8), Gated(8))
-    keep_less(others)
+    install_recomputing_layers(others)
     assert [type(one) for one in others] == [Shifted, Gated]
 
 
@@ -139,7 +139,7 @@ def test_the_memory_of_a_pass_is_smaller(model_path: str, lora: bool) -> None:
 
         return peak_bytes(forward_and_backward)
 
-    assert run(keeping_less) < 0.85 * run(lambda lm: nullcontext())
+    assert run(recompute_in_backward) < 0.85 * run(lambda lm: nullcontext())
 
 
 def test_inputs_that_are_not_cast_change_no_number_under_autocast(model_path: str) -> None:
@@ -149,7 +149,7 @@ def test_inputs_that_are_not_cast_change_no_number_under_autocast(model_path: st
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     found = []
-    for around in (keeping_less, lambda lm: nullcontext()):
+    for around in (recompute_in_backward, lambda lm: nullcontext()):
         policy.zero_grad()
         with torch.autocast("cpu", torch.bfloat16), around(policy.lm):
             hidden = policy.lm.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state

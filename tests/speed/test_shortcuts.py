@@ -1,0 +1,211 @@
+"""Every registered shortcut against the plain way, on every shape of model, full and LoRA.
+
+A new shortcut is tested here as soon as it is in ``SHORTCUTS``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout.batch import token_rows
+from grpo_lightning.rollout.engines import in_process
+from grpo_lightning.rollout.engines.base import Request
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.speed import packed
+from grpo_lightning.speed.base import Shortcut
+from grpo_lightning.speed.registry import NAMES, SHORTCUTS, SWITCHED_OFF
+from grpo_lightning.types import Completion, TokenRows
+from tests.sampling import generate
+
+KINDS = ("llama", "qwen3", "lfm2", "lfm3")
+PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
+BY_NAME = {shortcut.name: shortcut for shortcut in SHORTCUTS}
+
+
+class Results(NamedTuple):
+    """What a policy gives, and which functions it ran for that."""
+
+    completions: list[Completion]
+    logprobs_NT: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+    ran: set[CodeType]
+    lines: list[str]
+
+
+@contextmanager
+def recording() -> Iterator[set[CodeType]]:
+    """The code of all Python functions that are entered inside."""
+    ran: set[CodeType] = set()
+    sys.setprofile(lambda frame, event, _: ran.add(frame.f_code) if event == "call" else None)
+    try:
+        yield ran
+    finally:
+        sys.setprofile(None)
+
+
+def code_of(shortcut: Shortcut) -> CodeType:
+    module, _, path = shortcut.runs.partition(":")
+    function: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    return inspect.unwrap(function).__code__
+
+
+def learning_rows() -> TokenRows:
+    """Two groups with prompts long enough to be shared, equal completions, and one that begins another."""
+    draw = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(8, 264, (length,), generator=draw).tolist() for length in (24, 31))
+    rows = [(one, [40, 41, 42, 7]), (one, [40, 41, 42, 7]), (one, [50, 51, 7]), (one, [60])]
+    rows += [(other, [70, 71, 72, 73, 74, 7]), (other, [80, 81, 7])]
+    return token_rows([prompt for prompt, _ in rows], [completion for _, completion in rows], 0)
+
+
+def results(policy: Policy) -> Results:
+    """Completions with further ones that follow them, and log-probs with their gradients."""
+
+    def follow(rows: list[int], done: list[Completion]) -> list[Request]:
+        return [Request([1, *one.token_ids, 33], 100 + row) for row, one in zip(rows, done, strict=True) if row < 12]
+
+    with recording() as ran:
+        completions = generate(policy, PROMPTS, 4, SamplingParams(max_new_tokens=12), list(range(12)), follow)
+        tokens = learning_rows()
+        logprobs_NT = torch.zeros(len(tokens), 6)
+        for part in microbatches(tokens, torch.arange(len(tokens)), 10**6, policy.shares_prompts, overhead=1):
+            with policy.adding_gradients():
+                part_NT, entropy_NT = policy.logprobs(part.tokens, temperature=0.8)
+                logprobs_NT[part.rows, : part_NT.shape[1]] = part_NT.detach()
+                weights_NT = torch.linspace(-1, 2, 36).view(6, 6)[part.rows, : part_NT.shape[1]]
+                (part_NT * weights_NT).sum().backward()
+        assert not entropy_NT.isnan().any()
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad and p.grad is not None}
+    assert len(gradients) == len(policy.trainable_parameters())
+    return Results(completions, logprobs_NT, gradients, ran, policy.shortcuts.lines())
+
+
+@pytest.fixture(scope="module")
+def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
+    @functools.cache
+    def run(kind: str, lora: bool, without: str | None = None) -> Results:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(in_process, "MIN_JOIN_FRACTION", 0)
+            monkeypatch.setattr(in_process, "MAX_CACHE_GROWTH", 100)
+            monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
+            adapter = LoRAConfig(r=4, alpha=8) if lora else None
+            options = {} if without is None else {"without": [without]}
+            torch.manual_seed(0)
+            policy = Policy(PolicyConfig(path=tiny_model(kind), lora=adapter, **options))
+            torch.manual_seed(1)
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.2)
+            return results(policy)
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_the_plain_way_gives_the_same_completions_logprobs_and_gradients(
+    results_of: Callable[..., Results], name: str, kind: str, lora: bool
+) -> None:
+    usual, plain = results_of(kind, lora), results_of(kind, lora, name)
+    for one, other in zip(sorted(usual.completions, key=ids), sorted(plain.completions, key=ids), strict=True):
+        assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(usual.logprobs_NT, plain.logprobs_NT, atol=1e-4, rtol=1e-4)
+    assert usual.gradients.keys() == plain.gradients.keys()
+    for path, gradient in plain.gradients.items():
+        assert gradient.norm() > 0
+        assert (usual.gradients[path] - gradient).norm() <= 1e-4 * gradient.norm(), path
+    used = f"shortcut {name}: used" in usual.lines
+    assert (code_of(BY_NAME[name]) in usual.ran) == used
+    assert code_of(BY_NAME[name]) not in plain.ran
+    assert f"shortcut {name}: not used: {SWITCHED_OFF}" in plain.lines
+    others = [line for line in usual.lines if f" {name}:" not in line]
+    assert [line for line in plain.lines if f" {name}:" not in line] == others, "a switch is for one shortcut"
+
+
+def ids(completion: Completion) -> list[int]:
+    """Further requests are numbered as they come, which depends on when the others end."""
+    return completion.token_ids
+
+
+def test_most_shortcuts_are_used_on_every_shape(results_of: Callable[..., Results]) -> None:
+    """By hand: what should not be, and why. Without this the comparisons might compare the plain way with itself."""
+    frozen = {"in_place_gradients", "kept_probabilities"}
+    for kind in KINDS:
+        # Sliding windows forget tokens, so their caches cannot be widened, and the direct step does not know them.
+        expected = {"direct_decoding", "early_joins"} if kind == "lfm3" else set()
+        for lora in (False, True):
+            lines = results_of(kind, lora).lines
+            assert [line.split(":")[0] for line in lines] == [f"shortcut {name}" for name in NAMES]
+            unused = {line.split()[1].rstrip(":") for line in lines if "not used" in line}
+            assert unused == expected | (frozen if lora else set())
+
+
+@pytest.mark.parametrize("without", [[], *([name] for name in NAMES), list(NAMES)], ids=str)
+def test_the_log_has_one_line_per_shortcut(
+    tiny_model: Callable[[str], str], caplog: pytest.LogCaptureFixture, without: list[str]
+) -> None:
+    with caplog.at_level(logging.INFO, logger="grpo_lightning"):
+        policy = Policy(PolicyConfig(path=tiny_model("lfm3"), without=without))
+    logged = [record.getMessage() for record in caplog.records if record.getMessage().startswith("shortcut ")]
+    assert logged == policy.shortcuts.lines()
+    assert len(logged) == len(NAMES)
+    for shortcut in SHORTCUTS:
+        reason = SWITCHED_OFF if shortcut.name in without else _reason(shortcut, tiny_model("lfm3"))
+        expected = "used" if reason is None else f"not used: {reason}"
+        assert f"shortcut {shortcut.name}: {expected}" in logged
+
+
+def _reason(shortcut: Shortcut, path: str) -> str | None:
+    """As of a model in which nothing is installed."""
+    return shortcut.why_not(Policy(PolicyConfig(path=path, without=list(NAMES))).eval().lm)
+
+
+def test_a_trial_that_fails_in_another_precision_is_logged_then(
+    tiny_model: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(PolicyConfig(path=tiny_model("llama")))
+    assert "shortcut packed_weights: used" in policy.shortcuts.lines()
+    with caplog.at_level(logging.INFO, logger="grpo_lightning"):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
+                assert not policy.shortcuts.uses(packed.PackedWeights)
+    changed = "shortcut packed_weights: not used: it is for float32 without autocast"
+    assert [record.getMessage() for record in caplog.records] == [changed]
+    with policy.rollout_mode():
+        assert policy.shortcuts.uses(packed.PackedWeights)
+
+
+def test_gradient_checkpointing_is_a_reason(model_path: str) -> None:
+    lines = Policy(PolicyConfig(path=model_path, gradient_checkpointing=True)).shortcuts.lines()
+    reason = "gradient checkpointing drops the cache that rows continue from"
+    assert f"shortcut shared_prompts: not used: {reason}" in lines
+
+
+def test_an_unknown_name_is_refused_with_all_names() -> None:
+    with pytest.raises(ConfigError, match="packed_weigths is not a shortcut: choose from") as error:
+        PolicyConfig(path="any", without=["packed_weigths"]).validate()
+    assert all(name in str(error.value) for name in NAMES)
+
+
+def test_names_are_unique_and_documented() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+    page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
+    assert all(f"`{name}`" in page for name in NAMES)
+    assert all(type(shortcut).__doc__ for shortcut in SHORTCUTS)
