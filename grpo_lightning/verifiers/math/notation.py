@@ -1,0 +1,149 @@
+r"""The many ways in which the same answer is typeset: one layout for texts, one notation for expressions."""
+
+from __future__ import annotations
+
+import re
+
+from grpo_lightning.verifiers.math.numbers import unwrap
+from grpo_lightning.verifiers.math.units import is_unit
+
+_IGNORED = re.compile(
+    r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits)(?![A-Za-z])"
+    r"|(?<!\\)\\!"
+)
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!\s*|\\[,;:! ])(?=[0-9]{3}(?![0-9]))")
+_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f\s]+|(?<!\\)\$")
+_SAME = {
+    **{
+        "\\geqslant": "\\ge",
+        "\\leqslant": "\\le",
+        "\\geqq": "\\ge",
+        "\\leqq": "\\le",
+        "\\geq": "\\ge",
+        "\\leq": "\\le",
+    },
+    **{
+        "\\neq": "\\ne",
+        "\\not=": "\\ne",
+        "\\lvert": "|",
+        "\\rvert": "|",
+        "\\vert": "|",
+        "\\mid": "|",
+        "\\lbrace": "\\{",
+    },
+    **{
+        "\\rbrace": "\\}",
+        "\\langle": "(",
+        "\\rangle": ")",
+        "\\varnothing": "\\emptyset",
+        "\\colon": ":",
+        "\\dfrac": "\\frac",
+    },
+    **{
+        "\\tfrac": "\\frac",
+        "\\cfrac": "\\frac",
+        "\\lt": "<",
+        "\\gt": ">",
+        "\\bm": "\\mathbf",
+        "\\rm": "",
+        "\\land": "\\wedge",
+    },
+    **{
+        "\\degree": "^\\circ",
+        "\\rightarrow": "\\to",
+        "\\vee": "\\lor",
+        "\\operatorname": "\\text",
+        "\\textup": "\\text",
+    },
+}
+_COMMAND = re.compile(r"\\not=|\\[A-Za-z]+")
+_SIGNS = {
+    **{0x2212: "-", 0x2013: "-", 0xD7: "\\times ", 0xB7: "\\cdot ", 0xF7: "\\div ", 0x3C0: "\\pi ", 0x3B8: "\\theta "},
+    **{
+        0x221E: "\\infty ",
+        0x221A: "\\sqrt ",
+        0xB2: "^2",
+        0xB3: "^3",
+        0x2264: "\\le ",
+        0x2265: "\\ge ",
+        0x2260: "\\ne ",
+    },
+    **{
+        0xB1: "\\pm ",
+        0x2208: "\\in ",
+        0x222A: "\\cup ",
+        0x2229: "\\cap ",
+        0x2205: "\\emptyset ",
+        0x211D: "\\mathbb{R}",
+    },
+    **{
+        0xB0: "^\\circ ",
+        0x2A7D: "\\le ",
+        0x2A7E: "\\ge ",
+        0x2248: "\\approx ",
+        0x230A: "\\lfloor ",
+        0x230B: "\\rfloor ",
+    },
+    **{0x2308: "\\lceil ", 0x2309: "\\rceil ", 0x2032: "'", 0x27E8: "(", 0x27E9: ")", 0x2220: "\\angle "},
+}
+_FACE = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|bold)\s*\{([^{}\\]*)\}")
+_FRAC_DIGITS = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))")
+_SINGLE = re.compile(r"(?<=[\^_])\s*\{\s*([A-Za-z0-9])\s*\}")
+_CIRC = re.compile(r"\^\s*\{\s*\\circ\s*\}")
+_NAME = re.compile(r"(?<![A-Za-z\\])[A-Z][a-z]{2,}")
+_HALF_DAY = re.compile(r"(?<=[0-9])\s*([apAP])\.?\s?[mM](?![A-Za-z])\.?")
+# Spaces matter only between two words or numbers.
+_LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])")
+
+_ARRAY = re.compile(
+    r"(?:[(\[]\s*)?\\begin\{(?:array|smallmatrix|matrix)\}(?:\{[clr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{(?:array|smallmatrix|matrix)\}"
+    r"(?:\s*[)\]])?",
+    re.DOTALL,
+)
+_REMARK = re.compile(r"(?<=[0-9}])\s*\(\s*([A-Za-z][A-Za-z .]*[A-Za-z])\s*\)")
+_UNIT = re.compile(
+    r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?(?=\s*(?:$|[,;)\]]|\\\}))"
+)
+_ALL_REALS = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:the set of )?all real (?:numbers|values)(?:\s*\})?|\\mathbf\s*\{R\}|\\mathbb R",
+    re.IGNORECASE,
+)
+_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)")
+_BUILDER = re.compile(
+    r"\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[|:]\s*(?P<rule>[^|:{}]*(?:[<>]|\\(?:le|ge|ne)(?![A-Za-z]))[^|:{}]*)\\\}"
+)
+
+
+def layout(text: str) -> str:
+    """The text of an answer without what only concerns its layout. Two answers with the same layout are the same."""
+    text = _tidy(unwrap(text).replace("\\$", " "))
+    for _ in range(3):
+        text = _FACE.sub(r" \1 ", text)
+    text = _FRAC_DIGITS.sub(lambda match: f"\\frac{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}", text)
+    text = _SINGLE.sub(r"\1", text).replace("{,}", ",")
+    text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", text)
+    text = _NAME.sub(lambda match: match[0].lower(), text)
+    return unwrap(_LOOSE.sub("", " ".join(text.split())))
+
+
+def notation(text: str) -> str:
+    """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
+    text = _tidy(unwrap(text))
+    text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    text = _ALL_REALS.sub(r"\\mathbb{R}", text)
+    text = _REMARK.sub(lambda match: "" if len(match[1]) > 2 and is_unit(match[1]) else match[0], text)
+    text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text)
+    if "\\circ" in text and not _TRIGONOMETRY.search(text):
+        text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "", text)
+    builder = _BUILDER.fullmatch(text.strip())
+    if builder and builder["name"] in builder["rule"]:
+        text = builder["rule"]
+    return text.replace(";", ", ").strip()
+
+
+def _tidy(text: str) -> str:
+    """One command for each sign, no font sizes, plain spaces, no math delimiters."""
+    text = _THOUSANDS.sub("", text.translate(_SIGNS))
+    text = _COMMAND.sub(lambda match: _SAME.get(match[0], match[0]) + ("" if match[0] not in _SAME else " "), text)
+    text = _CIRC.sub(r"^\\circ", _IGNORED.sub("", text))
+    return _SPACES.sub(" ", text)
