@@ -15,7 +15,7 @@ from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, l
 # A gold answer of this kind is a value that got lost on the way, or a whole solution.
 _LOST = re.compile(r"nan|inf|-inf|null|none|n/a|.*####.*", re.IGNORECASE | re.DOTALL)
 
-_NAME = r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)"
+_NAME = r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)|\([A-Za-z](?:,\s*[A-Za-z])+\)"
 _VARIABLE = re.compile(rf"(?P<name>{_NAME})\s*(?:=|\\in(?![A-Za-z])|∈|\\approx(?![A-Za-z])|≈)(?P<value>[^=]+)")
 _ASSIGNED = re.compile(rf"(?P<name>{_NAME})\s*=(?P<value>[^=<>]+)")
 _IS_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")

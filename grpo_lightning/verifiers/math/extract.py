@@ -21,7 +21,7 @@ _HASH = re.compile(r"(?<!#)####(?!#)([^\n<]*(?:<(?!/answer>)[^\n<]*)*)", re.IGNO
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(
-    r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+(?:is|equals|would be|should be|must be)\b[*_`]*\s*:?|\s*[:=])"
+    r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+(?:is|equals|would be|should be|must be)\b[*_`]*[ \t]*:?|\s*[:=])"
     # A heading of its own line, in whatever emphasis.
     r"|^[ \t]*(?:#{1,3}|#{5,6}|[*_]+)[ \t]*(?:\*\*|__)?(?:the\s+)?(?:final\s+)?answer[ \t*_]*$",
     re.IGNORECASE | re.MULTILINE,
@@ -99,10 +99,10 @@ def _sentence(text: str, start: int) -> str:
     break_ = _LINE_END.match(text)
     end = _DISPLAY_END.search(text, display.end()) if display else None
     if display and end:
-        line, newline, rest = text[end.end() :].partition("\n")
+        line, _, rest = text[end.end() :].partition("\n")
         answer = " ".join(text[display.end() : end.start()].split()) + line
     elif break_:
-        answer, newline, rest = text[break_.end() :].partition("\n")
+        answer, _, rest = text[break_.end() :].partition("\n")
     else:
         return _SENTENCE_END.split(text, maxsplit=1)[0]
     return f"{answer} {rest}" if _ALTERNATIVE.match(rest) else answer

@@ -14,78 +14,42 @@ _IGNORED = re.compile(
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!\s*|\\[,;:! ])(?=[0-9]{3}(?![0-9]))")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f\s]+|(?<!\\)\$")
 _SAME = {
-    **{
-        "\\geqslant": "\\ge",
-        "\\leqslant": "\\le",
-        "\\geqq": "\\ge",
-        "\\leqq": "\\le",
-        "\\geq": "\\ge",
-        "\\leq": "\\le",
-    },
-    **{
-        "\\neq": "\\ne",
-        "\\not=": "\\ne",
-        "\\lvert": "|",
-        "\\rvert": "|",
-        "\\vert": "|",
-        "\\mid": "|",
-        "\\lbrace": "\\{",
-    },
-    **{
-        "\\rbrace": "\\}",
-        "\\langle": "(",
-        "\\rangle": ")",
-        "\\varnothing": "\\emptyset",
-        "\\colon": ":",
-        "\\dfrac": "\\frac",
-    },
-    **{
-        "\\tfrac": "\\frac",
-        "\\cfrac": "\\frac",
-        "\\lt": "<",
-        "\\gt": ">",
-        "\\bm": "\\mathbf",
-        "\\rm": "",
-        "\\land": "\\wedge",
-    },
-    **{
-        "\\degree": "^\\circ",
-        "\\rightarrow": "\\to",
-        "\\vee": "\\lor",
-        "\\operatorname": "\\text",
-        "\\textup": "\\text",
-    },
+    **dict.fromkeys(("\\geqslant", "\\geqq", "\\geq"), "\\ge"),
+    **dict.fromkeys(("\\leqslant", "\\leqq", "\\leq"), "\\le"),
+    **dict.fromkeys(("\\neq", "\\not="), "\\ne"),
+    **dict.fromkeys(("\\lvert", "\\rvert", "\\vert", "\\mid"), "|"),
+    **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
+    **dict.fromkeys(("\\operatorname", "\\textup"), "\\text"),
+    **{"\\lt": "<", "\\gt": ">", "\\langle": "(", "\\rangle": ")", "\\lbrace": "\\{", "\\rbrace": "\\}"},
+    **{"\\varnothing": "\\emptyset", "\\colon": ":", "\\bm": "\\mathbf", "\\rm": "", "\\vee": "\\lor"},
+    **{"\\degree": "^\\circ", "\\rightarrow": "\\to"},
 }
 _COMMAND = re.compile(r"\\not=|\\[A-Za-z]+")
-_SIGNS = {
-    **{0x2212: "-", 0x2013: "-", 0xD7: "\\times ", 0xB7: "\\cdot ", 0xF7: "\\div ", 0x3C0: "\\pi ", 0x3B8: "\\theta "},
-    **{
-        0x221E: "\\infty ",
-        0x221A: "\\sqrt ",
-        0xB2: "^2",
-        0xB3: "^3",
-        0x2264: "\\le ",
-        0x2265: "\\ge ",
-        0x2260: "\\ne ",
-    },
-    **{
-        0xB1: "\\pm ",
-        0x2208: "\\in ",
-        0x222A: "\\cup ",
-        0x2229: "\\cap ",
-        0x2205: "\\emptyset ",
-        0x211D: "\\mathbb{R}",
-    },
-    **{
-        0xB0: "^\\circ ",
-        0x2A7D: "\\le ",
-        0x2A7E: "\\ge ",
-        0x2248: "\\approx ",
-        0x230A: "\\lfloor ",
-        0x230B: "\\rfloor ",
-    },
-    **{0x2308: "\\lceil ", 0x2309: "\\rceil ", 0x2032: "'", 0x27E8: "(", 0x27E9: ")", 0x2220: "\\angle "},
-}
+_SIGNS = str.maketrans(
+    {
+        **{
+            "\u2212": "-",
+            "\u2013": "-",
+            "\u00d7": "\\times ",
+            "·": "\\cdot ",
+            "÷": "\\div ",
+            "±": "\\pm ",
+            "√": "\\sqrt ",
+        },
+        **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "°": "^\\circ ", "²": "^2", "³": "^3", "\u2032": "'"},
+        **{"∠": "\\angle ", "△": "\\triangle "},
+        **{"≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "⟨": "(", "⟩": ")"},
+        **{
+            "∈": "\\in ",
+            "\u222a": "\\cup ",
+            "∩": "\\cap ",
+            "∅": "\\emptyset ",
+            "\u211d": "\\mathbb{R}",
+            "\u2228": "\\lor ",
+        },
+        **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil "},
+    }
+)
 _FACE = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|bold)\s*\{([^{}\\]*)\}")
 _FRAC_DIGITS = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))")
 _SINGLE = re.compile(r"(?<=[\^_])\s*\{\s*([A-Za-z0-9])\s*\}")
@@ -95,23 +59,21 @@ _HALF_DAY = re.compile(r"(?<=[0-9])\s*([apAP])\.?\s?[mM](?![A-Za-z])\.?")
 # Spaces matter only between two words or numbers.
 _LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])")
 
+_GRID = r"\{(?:array|smallmatrix|matrix)\}"
 _ARRAY = re.compile(
-    r"(?:[(\[]\s*)?\\begin\{(?:array|smallmatrix|matrix)\}(?:\{[clr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{(?:array|smallmatrix|matrix)\}"
-    r"(?:\s*[)\]])?",
-    re.DOTALL,
+    rf"(?:[(\[]\s*)?\\begin{_GRID}(?:\{{[clr| ]*\}})?(.*?)(?:\\\\\s*)?\\end{_GRID}(?:\s*[)\]])?", re.DOTALL
 )
 _REMARK = re.compile(r"(?<=[0-9}])\s*\(\s*([A-Za-z][A-Za-z .]*[A-Za-z])\s*\)")
 _UNIT = re.compile(
-    r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?(?=\s*(?:$|[,;)\]]|\\\}))"
+    r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?"
+    r"(?=\s*(?:$|[,;)\]]|\\\}))"
 )
-_ALL_REALS = re.compile(
-    r"(?:\\text\s*\{\s*)?(?:the set of )?all real (?:numbers|values)(?:\s*\})?|\\mathbf\s*\{R\}|\\mathbb R",
-    re.IGNORECASE,
-)
+_NUMBER_SET = re.compile(r"\\math(?:bb|bf)\s*\{?\s*([CNQRZ])\s*\}?")
+_ALL_REALS = re.compile(r"(?:\\text\s*\{\s*)?(?:the set of )?all real (?:numbers|values)(?:\s*\})?", re.IGNORECASE)
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)")
-_BUILDER = re.compile(
-    r"\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[|:]\s*(?P<rule>[^|:{}]*(?:[<>]|\\(?:le|ge|ne)(?![A-Za-z]))[^|:{}]*)\\\}"
-)
+_INNER = r"(?:[^|:{}\\]|\\(?!\})[A-Za-z]*\s*(?:\{[^{}]*\})?)*"
+_BUILDER = re.compile(rf"\\\{{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\mathbb\{{R\}}\s*)?[|:](?P<rule>{_INNER})\\\}}")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
 
 
 def layout(text: str) -> str:
@@ -130,13 +92,13 @@ def notation(text: str) -> str:
     """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
     text = _tidy(unwrap(text))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
-    text = _ALL_REALS.sub(r"\\mathbb{R}", text)
+    text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _REMARK.sub(lambda match: "" if len(match[1]) > 2 and is_unit(match[1]) else match[0], text)
     text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text)
     if "\\circ" in text and not _TRIGONOMETRY.search(text):
         text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "", text)
     builder = _BUILDER.fullmatch(text.strip())
-    if builder and builder["name"] in builder["rule"]:
+    if builder and builder["name"] in builder["rule"] and _INEQUALITY.search(builder["rule"]):
         text = builder["rule"]
     return text.replace(";", ", ").strip()
 

@@ -35,13 +35,14 @@ _CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|F
 # Single letters are variables as often as units, so only the common units among them are read.
 _ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
 _WORD = rf"(?:[^\W\d_]{{2,20}}\.?|[mgshlL](?![^\W\d_])|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
-_WORDS = rf"{_WORD}(?:(?:[ /-]+|\s*(?:\\cdot|·)\s*){_WORD}){{0,5}}"
+_WORDS = rf"(?:an?[ ])?{_WORD}(?:(?:[ /-]+(?:an?[ ])?|\s*(?:\\cdot|·)\s*){_WORD}){{0,5}}"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s*{_CURRENCY}?\s*(?P<inner_sign>[+-]?)\s*
     (?:
         (?:(?P<whole>[0-9]+)\s+)?(?P<over>{_DECIMAL})\s*/\s*(?P<under>-?{_DECIMAL})
-      | (?P<fixed>[0-9]*\.[0-9]*)(?:\\(?:overline|bar|dot)\s*(?:\{{(?P<line>[0-9]+)\}}|(?P<digit>[0-9]))|\((?P<round>[0-9]+)\))
+      | (?P<fixed>[0-9]*\.[0-9]*)
+            (?:\\(?:overline|bar|dot)\s*(?:\{{(?P<line>[0-9]+)\}}|(?P<digit>[0-9]))|\((?P<round>[0-9]+)\))
       | (?P<base>{_DECIMAL}|\((?:-?{_DECIMAL})\))\s*(?:\^|\*\*)\s*
             (?:\{{\s*(?P<braced>-?[0-9]{{1,4}})\s*\}}|\((?P<bracketed>-?[0-9]{{1,4}})\)|(?P<exponent>[0-9]{{1,4}}))
       | (?P<decimal>{_DECIMAL})(?:
@@ -79,7 +80,7 @@ _EMPHASIS = " \t\r\n*_`"
 # The number alone, before its unit: **42** apples.
 _EMPHASISED = re.compile(r"\s*(\*\*|__|[*_`])([^*_`]+)\1(?=\s)")
 # A comma would make it a pair.
-_BRACKETED = re.compile(r"\(([^(),;]*)\)|\{([^{}]*)\}")
+_BRACKETED = re.compile(r"\(([^(),;]*)\)")
 
 
 class Number(NamedTuple):
@@ -120,11 +121,10 @@ def parse_number(text: str) -> Number | None:
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
     text = " ".join(_plain(unwrap(text)).split())
-    for _ in range(4):
-        bracketed = _BRACKETED.fullmatch(text)
-        if not bracketed:
-            break
-        text = (bracketed[1] or bracketed[2] or "").strip()
+    while text.startswith("{") and text.endswith("}"):
+        text = text[1:-1].strip()
+    bracketed = _BRACKETED.fullmatch(text)
+    text = bracketed[1].strip() if bracketed else text
     match = _NUMBER.fullmatch(text)
     if not match or not is_unit(match["unit"], not match["unit"][:1].isalpha()):
         return None

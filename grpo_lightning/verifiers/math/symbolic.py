@@ -28,7 +28,7 @@ _FUNCTIONS = frozenset(
 )
 _COMMANDS = _FUNCTIONS | frozenset(
     f"frac binom infty cdot times div pm cup cap in le leq ge geq lt gt ne neq setminus emptyset "
-    f"mathbb overline lfloor rfloor lceil rceil {_GREEK}".split()
+    f"overline lfloor rfloor lceil rceil {_GREEK}".split()
 )
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "vmatrix", "Bmatrix"})
 _NO_ANSWER = frozenset({"nan", "inf", "null"})
@@ -43,9 +43,12 @@ _MIXED = re.compile(
     r"(?<![\w.^}\)])([0-9]+)\s*\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))"
 )
 _TOKEN = re.compile(
-    r"\\(?:begin|end)\{[A-Za-z]+\}|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.", re.DOTALL
+    r"\\(?:begin|end)\{[A-Za-z]+\}|\\mathbb\{[CNQRZ]\}|\\[A-Za-z]+|\\."
+    r"|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.",
+    re.DOTALL,
 )
 _CHARACTERS = frozenset("+-*/^_=<>()[]{}|!,&")
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\b|\bd\s*[a-z]\s*/\s*d\s*[a-z]\b")
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
 _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
 
@@ -70,7 +73,7 @@ def literal(text: str) -> str | None:
     if len(text) > MAX_CHARS:
         return None
     text = _RATIO.sub(r"\1:\2", layout(text))
-    if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER:
+    if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER or notation(text) == "\\mathbb{R}":
         return None
     text = text.strip("()").replace("{", "").replace("}", "")
     return text.lower() if len(text) > 1 and "_" not in text else text
@@ -100,6 +103,8 @@ def _gated(text: str) -> str:
     text = _MIXED.sub(_improper, _LIST_WORD.sub(", ", _FACE.sub(r"\1", text)).strip().replace("**", "^"))
     if not text:
         raise NotAnExpression("empty")
+    if _DERIVATIVE.search(text):
+        raise NotAnExpression("a derivative, which has no value to compare")
     latex = _Writer().write(text)
     if _TOWER.search(latex) or _GROWTH.search(latex):
         raise NotAnExpression("powers too large to check")
@@ -156,6 +161,8 @@ class _Writer:
         if token.startswith(("\\begin", "\\end")):
             if token[token.index("{") + 1 : -1] in _MATRICES:
                 return token
+        elif token.startswith("\\mathbb{"):
+            return token
         elif token[1:] in _COMMANDS:
             return token + " "
         raise NotAnExpression("a LaTeX command that no answer has")

@@ -16,7 +16,7 @@ TOLERANCE = 1e-20
 # symbols get, take every pair of signs: sqrt(x^2) is not x.
 POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
 # An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
-_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
 
 
 # The parser learns its grammar as it goes, and SymPy what it knows of each symbol, so that the first text of each shape
@@ -106,12 +106,15 @@ def outcome(gold: str, answer: str) -> str:
     solutions = solution_set(expected), solution_set(actual)
     if solutions[0] is not None and solutions[1] is not None and _same_unknown(expected, actual):
         expected, actual = solutions
+        if expected == actual:
+            return "equal"
     try:
         equal = same_values(expected, actual)
         if equal and not (_is_scalar(expected) and _is_scalar(actual)) and not _is_relation(expected):
             # Killed from outside, if need be: math-verify's own timeout is a signal, and cannot stop big integers.
             equal = verify(expected, actual, timeout_seconds=None)
-    except (MemoryError, RecursionError, OverflowError):
+    except Exception:
+        # SymPy raises whatever it likes on an expression that it cannot put numbers into.
         return "too complicated"
     return "equal" if equal else "different"
 
@@ -124,7 +127,7 @@ def solution_set(thing: Any) -> Any:
     from sympy import And, Intersection, Or, Set, Union
 
     if isinstance(thing, Set):
-        return None if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else thing
+        return None if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else thing.doit()
     if isinstance(thing, (And, Or)):
         parts = [solution_set(one) for one in thing.args]
         if any(part is None for part in parts):

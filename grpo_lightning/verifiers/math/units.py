@@ -9,6 +9,7 @@ form (``halved``, ``doubling``). A participle that ends the answer right behind 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _ONES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twelf|fif|eigh|nin|thir|for"
 _NUMERAL = (
@@ -20,7 +21,7 @@ _NUMERAL = (
 )
 # Fractions, multiples and plurals of numerals. Feet, months, baths and miles are none.
 _OF_NUMERALS = re.compile(
-    rf"(?:and|of)?{_NUMERAL}+(?:th|ths|s|es|e|en|i|a|y|fold|some|somes|ish|odd|something)?"
+    rf"(?:and|of)?{_NUMERAL}+(?:th|ths|s|es|e|en|i|a|y|fold|some|somes|ish|odd|something|seconds?)?"
     r"|[a-z]?ths?|umpteenth|nth|semis?|half|halves|hal[fv]\w*|thirds?|quarters?|fourths?|\w+fold|folds?"
     r"|once|twice|thrice|couple|dozens",
     re.IGNORECASE,
@@ -70,6 +71,7 @@ _SHORT_UNIT = re.compile(
 )
 
 
+@lru_cache(maxsize=4_096)
 def is_unit(text: str, behind_space: bool = True) -> bool:
     """Whether words after a value leave it as it is.
 
@@ -96,4 +98,5 @@ def is_unit(text: str, behind_space: bool = True) -> bool:
 def _changes(word: str, before: str) -> bool:
     if word.lower() in ("squared", "cubed"):
         return not _LENGTH.fullmatch(before)
-    return any(kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT))
+    # Millimetres are small.
+    return word == "MM" or any(kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT))

@@ -59,8 +59,9 @@ class MathVerifier(Verifier):
     The table in docs/math-answers.md shows which notations are equal.
 
     Args:
-        formats: which forms of a final answer count: ``hash`` (``#### 42``), ``boxed`` (``\boxed{42}``), ``phrase``
-            ("the answer is 42"), ``tag`` (``<answer>42</answer>``) and ``bare`` (the completion is nothing but the answer).
+        formats: which forms of a final answer count: ``hash`` (``#### 42``), ``boxed`` (``\boxed{42}``), ``tag``
+            (``<answer>42</answer>``), ``phrase`` ("the answer is 42") and ``bare`` (the completion is nothing but the
+            answer).
         symbolic_timeout_s: CPU time of one symbolic comparison. An answer beyond it is not correct. What other programs
             do meanwhile does not count, and neither does the start of the process.
         max_chars: longer completions are not read, and have no valid format.
