@@ -13,7 +13,7 @@ from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, pars
 from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, literal, to_latex
 
 # A gold answer of this kind is a value that got lost on the way, or a whole solution.
-_LOST = re.compile(r"nan|inf|-inf|null|none|n/a|.*####.*", re.IGNORECASE | re.DOTALL)
+_LOST = re.compile(r"nan|-?inf|null|.*####.*", re.IGNORECASE | re.DOTALL)
 
 _NAME = r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)|\([A-Za-z](?:,\s*[A-Za-z])+\)"
 _VARIABLE = re.compile(rf"(?P<name>{_NAME})\s*(?:=|\\in(?![A-Za-z])|∈|\\approx(?![A-Za-z])|≈)(?P<value>[^=]+)")
@@ -151,17 +151,18 @@ def same_answer(first: Answer, second: Answer) -> bool:
 def comparable(gold: Answer, answer: Answer) -> tuple[str, str] | None:
     r"""The LaTeX of both as it is to be compared; ``None`` where the two cannot be equal.
 
-    ``y = 2x`` is compared with ``2x`` as values, and with ``2x - y = 0`` or ``x = y/2`` as equations.
+    ``y = 2x`` is compared with ``2x`` and ``f(x) = 2x`` as values, with ``2x - y = 0`` or ``x = y/2`` as equations.
     """
     assert gold.latex is not None
     latex = answer.latex if answer.number is None else number_latex(answer.number)
     if latex is None:
         return None
     if gold.variable != answer.variable:
-        if gold.variable and answer.variable:
+        names = gold.variable, answer.variable
+        if all(names) and not ("y" in names and any("(" in str(name) for name in names)):
             return _equations(gold, answer)
         variable, other = (gold.variable, latex) if gold.variable else (answer.variable, gold.latex)
-        if variable and "=" in other:
+        if variable and not all(names) and "=" in other:
             return _equations(gold, answer)
         if variable and _IS_INEQUALITY.search(other) and variable not in other:
             return None

@@ -93,7 +93,7 @@ def notation(text: str) -> str:
     text = _tidy(unwrap(text))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
-    text = _REMARK.sub(lambda match: "" if len(match[1]) > 2 and is_unit(match[1]) else match[0], text)
+    text = _REMARK.sub(lambda match: "" if len(match[1]) > 3 and is_unit(match[1]) else match[0], text)
     text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text)
     if "\\circ" in text and not _TRIGONOMETRY.search(text):
         text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "", text)

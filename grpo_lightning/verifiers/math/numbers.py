@@ -126,7 +126,7 @@ def parse_number(text: str) -> Number | None:
     bracketed = _BRACKETED.fullmatch(text)
     text = bracketed[1].strip() if bracketed else text
     match = _NUMBER.fullmatch(text)
-    if not match or not is_unit(match["unit"], not match["unit"][:1].isalpha()):
+    if not match or not is_unit(match["unit"].lstrip("("), not match["unit"].lstrip("(")[:1].isalpha()):
         return None
     value = _value(match)
     if value is None or (match["sign"] and match["inner_sign"]):

@@ -221,7 +221,7 @@ def _same_relation(gold: Any, answer: Any) -> bool:
     if not all(_is_scalar(side) for side in (gold.lhs, gold.rhs, answer.lhs, answer.rhs)):
         return bool(gold == answer)
     pairs = [(g, a) for g, a in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g != 0 or a != 0]
-    if not pairs or any(a == 0 for _, a in pairs):
+    if not pairs or any(g == 0 or a == 0 for g, a in pairs):
         return False
     ratios = [g / a for g, a in pairs]
     if not all(_close(ratio, ratios[0]) for ratio in ratios):

@@ -99,4 +99,6 @@ def _changes(word: str, before: str) -> bool:
     if word.lower() in ("squared", "cubed"):
         return not _LENGTH.fullmatch(before)
     # Millimetres are small.
-    return word == "MM" or any(kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT))
+    return word == "MM" or any(
+        kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT)
+    )
