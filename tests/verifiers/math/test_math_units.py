@@ -19,199 +19,27 @@ def reward(completion: str, gold: str = "5") -> float:
     return value
 
 
-NOT_UNITS = [
-    "sixths",
-    "seventh",
-    "eighths",
-    "ninths",
-    "tenths",
-    "twelfths",
-    "sixteenths",
-    "nineteenths",
-    "twentieths",
-    "fortieths",
-    "fiftieth",
-    "hundredths",
-    "thousandths",
-    "ten-thousandths",
-    "one-thousandths",
-    "millionths",
-    "billionths",
-    "nth",
-    "thirtyseconds",
-    "half",
-    "halves",
-    "third",
-    "thirds",
-    "quarter",
-    "quarters",
-    "and a half",
-    "and a quarter",
-    "fifths of a mile",
-    "thousandths of an inch",
-    "-tenths",
-    "thousand",
-    "hundred",
-    "hundreds",
-    "tens",
-    "twos",
-    "twenty",
-    "million",
-    "millions",
-    "billion",
-    "billions",
-    "trillion",
-    "quadrillion",
-    "zillion",
-    "gazillions",
-    "milliard",
-    "milliards",
-    "Milliarden",
-    "Millionen",
-    "millones",
-    "mille",
-    "tausend",
-    "myriad",
-    "googol",
-    "million people",
-    "hundred apples",
-    "millions of dollars",
-    "hundred thousand",
-    "dozen",
-    "dozens",
-    "dozen eggs",
-    "score",
-    "scores",
-    "gross",
-    "gross of pens",
-    "lakh",
-    "lakhs",
-    "lac",
-    "lacs",
-    "crore",
-    "crores",
-    "lakhs of rupees",
-    "arab",
-    "kharab",
-    "bn",
-    "bn dollars",
-    "bln",
-    "mil",
-    "mill",
-    "mln",
-    "mn",
-    "mio",
-    "mrd",
-    "tn",
-    "trn",
-    "cr",
-    "grand",
-    "doz",
-    "thou",
-    "K",
-    "k",
-    "M",
-    "B",
-    "MM",
-    "kilo",
-    "mega",
-    "giga",
-    "milli",
-    "micro",
-    "nano",
-    "万",
-    "千",
-    "百",
-    "億",
-    "兆",
-    "万円",
-    "만",
-    "천",
-    "억 원",
-    "лакх и",
-    "тысяч",
-    "миллион",
-    "млн",
-    "половина",
-    "halved",
-    "doubled",
-    "tripled",
-    "trebled",
-    "quadrupled",
-    "quintupled",
-    "octupled",
-    "squared",
-    "cubed",
-    "bisected",
-    "negated",
-    "inverted",
-    "apples doubled",
-    "apples, doubled",
-    "increased by one",
-    "reduced by half",
-    "multiplied by ten",
-    "divided by two",
-    "raised to two",
-    "lowered",
-    "truncated",
-    "rounded",
-    "rooted",
-    "factorial",
-    "modulo 3",
-    "square",
-    "cube",
-    "tenfold",
-    "threefold",
-    "-fold",
-    "fold",
-    "thousand-fold",
-    "times",
-    "times ten",
-    "twice",
-    "thrice",
-    "over two",
-    "minus one",
-    "plus one",
-    "minus",
-    "negative",
-    "below zero",
-    "permille",
-    "per mille",
-    "per mil",
-    "promille",
-    "‰",
-    "ppm",
-    "ppb",
-    "bp",
-    "bps",
-    "basis points",
-    "parts per million",
-    "parts per billion",
-    "point two",
-    "or so",
-    "odd",
-    "ish",
-    "to the fourth",
-    "to the third power",
-    "pi",
-    "root",
-    "of ten",
-    "'",
-    "!",
-    "^2",
-    "**2",
-    "²",
-    "/100",
-    "% of 10",
-    "e3",
-    "x10^3",
-    "*10",
-    "and six",
-    "or six",
-    "6",
-    ", 6",
-]
-UNITS = (
+def listed(*lines: str) -> list[str]:
+    return "".join(lines).split("|")
+
+
+NOT_UNITS = listed(
+    "sixths|seventh|eighths|ninths|tenths|twelfths|sixteenths|nineteenths|twentieths|fortieths|fiftieth|hundredths|"
+    "thousandths|ten-thousandths|one-thousandths|millionths|billionths|nth|thirtyseconds|half|halves|third|thirds|"
+    "quarter|quarters|and a half|and a quarter|fifths of a mile|thousandths of an inch|-tenths|"
+    "thousand|hundred|hundreds|tens|twos|twenty|million|millions|billion|billions|trillion|quadrillion|zillion|"
+    "gazillions|milliard|milliards|Milliarden|Millionen|millones|mille|tausend|myriad|googol|million people|"
+    "hundred apples|millions of dollars|hundred thousand|dozen|dozens|dozen eggs|score|scores|gross|gross of pens|"
+    "lakh|lakhs|lac|lacs|crore|crores|lakhs of rupees|arab|kharab|bn|bn dollars|bln|mil|mill|mln|mn|mio|mrd|tn|trn|cr|"
+    "grand|doz|thou|K|k|M|B|MM|kilo|mega|giga|milli|micro|nano|万|千|百|億|兆|万円|만|천|억 원|лакх и|тысяч|миллион|"
+    "млн|половина|halved|doubled|tripled|trebled|quadrupled|quintupled|octupled|squared|cubed|bisected|negated|"
+    "inverted|apples doubled|apples, doubled|increased by one|reduced by half|multiplied by ten|divided by two|"
+    "raised to two|lowered|truncated|rounded|rooted|factorial|modulo 3|square|cube|tenfold|threefold|-fold|fold|"
+    "thousand-fold|times|times ten|twice|thrice|over two|minus one|plus one|minus|negative|below zero|permille|"
+    "per mille|per mil|promille|‰|ppm|ppb|bp|bps|basis points|parts per million|parts per billion|point two|or so|odd|"
+    "ish|to the fourth|to the third power|pi|root|of ten|'|!|^2|**2|²|/100|% of 10|e3|x10^3|*10|and six|or six|6|, 6"
+)
+UNITS = listed(
     "apples|feet|months|baths|miles|cloths|paths|moths|youths|deaths|teeth|tablespoons|hundredweight|square feet|"
     "sq. ft.|cubic meters|feet squared|cm squared|units cubed|km/h|m/s|kg|mm|hours|minutes|seconds|years|year-olds|"
     "years old|dollars|cents|pounds|euros|rupees|pesos|yen|students|children|men|women|people|slices of pizza|"
@@ -220,11 +48,11 @@ UNITS = (
     "widths|myths|booths|breaths|mammoths|faiths|oaths|cookies left|miles away|miles traveled|people surveyed|"
     "hours of work|pages long|pencils in all|ways|sides|roots|squares|cubes|rounds|raises|faces|edges|solutions|"
     "sandwiches|tickets sold|km per hour|mph|bags|millimeters|kilometers|milliliters|centimeters|nickels|dimes|"
-    "pennies|coins|seeds|beds|reds|cats|toys|quiches|potatoes|billboards|billiard balls|billionaires|millionaires|"
+    "pennies|coins|seeds|beds|cats|toys|quiches|potatoes|billboards|billiard balls|billionaires|millionaires|"
     "trilobites|villains|pillows|bills|pills|lilies|scoreboards|quartz|thirsty elephants|tents|tenants|tennis balls|"
-    "tenors|fortnights|nights|weights|eight-balls|sixpacks|ninjas|onesies|ovens|stores|cores|forts|pavilions|stallions|"
+    "tenors|fortnights|nights|weights|sixpacks|ninjas|onesies|ovens|stores|cores|forts|pavilions|stallions|"
     "% increase|(apples)|(miles)|apples (total)|元|円|个|人|원|рублей|яблок"
-).replace("|eight-balls", "").replace("|reds", "").split("|")  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("words", NOT_UNITS)
@@ -251,75 +79,31 @@ def test_per_cent_is_percent(said: str) -> None:
     assert reward(f"#### {said}", "2.8") < 1.0
 
 
-NUMERALS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fifteen",
-    "twenty",
-    "thirty",
-    "fifty",
-]
-ORDINALS = [
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-    "thirteenth",
-    "twentieth",
-    "fortieth",
-    "hundredth",
-    "thousandth",
-]
-LATIN = [
-    "m",
-    "b",
-    "tr",
-    "quadr",
-    "quint",
-    "sext",
-    "sept",
-    "oct",
-    "non",
-    "dec",
-    "undec",
-    "duodec",
-    "vigint",
-    "cent",
-    "z",
-    "baz",
-    "gaz",
-]
+NUMERALS = listed("one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fifteen|twenty|thirty|fifty")
+ORDINALS = listed(
+    "sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth|twentieth|fortieth|hundredth|thousandth"
+)
+LATIN = listed("m|b|tr|quadr|quint|sext|sept|oct|non|dec|undec|duodec|vigint|cent|z|baz|gaz")
 
 
 @given(
     number=st.integers(1, 10**6),
     word=st.one_of(
         st.builds(lambda ordinal, plural: ordinal + plural, st.sampled_from(ORDINALS), st.sampled_from(["", "s"])),
-        st.builds(lambda root, end: f"{root}illion{end}", st.sampled_from(LATIN), st.sampled_from(["", "s", "th", "ths"])),
+        st.builds(
+            lambda root, end: f"{root}illion{end}", st.sampled_from(LATIN), st.sampled_from(["", "s", "th", "ths"])
+        ),
         st.builds(lambda numeral, end: numeral + end, st.sampled_from(NUMERALS), st.sampled_from(["", "s", "fold"])),
         st.builds(lambda tens, end: f"{tens}-{end}s", st.sampled_from(["twenty", "thirty"]), st.sampled_from(ORDINALS)),
         st.builds(
-            lambda stem, end: stem + end, st.sampled_from(["doubl", "tripl", "quadrupl", "divid", "halv"]),
+            lambda stem, end: stem + end,
+            st.sampled_from(["doubl", "tripl", "quadrupl", "divid", "halv"]),
             st.sampled_from(["ed", "ing", "es"]),
         ),
     ),
     noun=st.sampled_from(["", " apples", " of a mile", " dollars"]),
     capital=st.booleans(),
-)  # fmt: skip
+)
 @settings(deadline=None)
 def test_no_numeral_however_it_is_composed_is_a_unit(number: int, word: str, noun: str, capital: bool) -> None:
     word = word.capitalize() if capital else word
