@@ -19,6 +19,7 @@ _NAME = r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)|\([A-Za-z
 _VARIABLE = re.compile(rf"(?P<name>{_NAME})\s*(?:=|\\in(?![A-Za-z])|∈|\\approx(?![A-Za-z])|≈)(?P<value>[^=]+)")
 _ASSIGNED = re.compile(rf"(?P<name>{_NAME})\s*=(?P<value>[^=<>]+)")
 _IS_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
+_ALTERNATIVE = re.compile(r"\bor\b|\\lor(?![A-Za-z])|\\pm(?![A-Za-z])")
 _SEPARATOR = re.compile(r",?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\lor(?![A-Za-z]))|[,;]|[()\[\]{}]")
 
 
@@ -53,7 +54,8 @@ class Answer:
 def split_variable(text: str) -> tuple[str | None, str]:
     r"""``("x", "5")`` for ``x = 5`` or ``x \in 5``, ``(None, text)`` for anything else. A chain is anything else.
 
-    ``x = 1 or x = -2`` is ``("x", "1, -2")``, and so it is with roots that are numbered.
+    ``x = 1 or x = -2`` is ``("x", "1, -2")``, and so it is with roots that are numbered. ``x = 1, y = 2`` is the point
+    ``("(x,y)", "(1, 2)")``.
     """
     text = unwrap(text)
     match = _VARIABLE.fullmatch(text)
@@ -61,10 +63,17 @@ def split_variable(text: str) -> tuple[str | None, str]:
         return match["name"].replace(" ", ""), match["value"]
     if text.count("=") < 2:
         return None, text
-    assigned = [_ASSIGNED.fullmatch(piece.strip()) for piece in _pieces(notation(text))]
-    names = {match["name"].partition("_")[0] if match else None for match in assigned}
-    if len(assigned) > 1 and len(names) == 1 and None not in names:
-        return names.pop(), ", ".join(match["value"].strip() for match in assigned if match)
+    plain = notation(text)
+    assigned = [_ASSIGNED.fullmatch(piece.strip()) for piece in _pieces(plain)]
+    if len(assigned) < 2 or None in assigned:
+        return None, text
+    values = [(match["name"].strip(), match["value"].strip()) for match in assigned if match]
+    names = {name.partition("_")[0] for name, _ in values}
+    if len(names) == 1:
+        return names.pop(), ", ".join(value for _, value in values)
+    if len(names) == len(values) and not _ALTERNATIVE.search(plain):
+        values.sort()
+        return f"({','.join(name for name, _ in values)})", f"({', '.join(value for _, value in values)})"
     return None, text
 
 

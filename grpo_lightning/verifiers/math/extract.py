@@ -18,6 +18,7 @@ MAX_ANSWERS = 64
 
 # Exactly four: five are a Markdown heading of the fifth level.
 _HASH = re.compile(r"(?<!#)####(?!#)([^\n<]*(?:<(?!/answer>)[^\n<]*)*)", re.IGNORECASE)
+_LABEL = re.compile(r"[\s*_]*(?:the\s+)?(?:final\s+)?answer[*_]*(?:\s+is\b)?[*_\s]*:?", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(
@@ -57,7 +58,7 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
     """
     found: list[Answers] = []
     if "hash" in formats and "####" in text:
-        found.append(_first("hash", (match[1] for match in _HASH.finditer(text))))
+        found.append(_first("hash", (_unlabelled(match[1]) for match in _HASH.finditer(text))))
     if "boxed" in formats and "\\" in text:
         found.append(_first("boxed", _boxed(text)))
     if "tag" in formats and "<" in text:
@@ -71,6 +72,12 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
 
 def _first(form: Format, texts: Iterator[str]) -> Answers:
     return Answers(form, list(islice(texts, MAX_ANSWERS + 1)))
+
+
+def _unlabelled(text: str) -> str:
+    """``#### Answer: 5`` is ``#### 5``."""
+    label = _LABEL.match(text)
+    return text[label.end() :] if label else text
 
 
 def _tagged(text: str, formats: Sequence[Format]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from grpo_lightning.verifiers.math.numbers import unwrap
 from grpo_lightning.verifiers.math.units import is_unit
 
 _IGNORED = re.compile(
-    r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits)(?![A-Za-z])"
+    r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits|small|large|Large|LARGE|huge|Huge|bf|it)(?![A-Za-z])"
     r"|(?<!\\)\\!"
 )
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!\s*|\\[,;:! ])(?=[0-9]{3}(?![0-9]))")
@@ -21,8 +21,15 @@ _SAME = {
     **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
     **dict.fromkeys(("\\operatorname", "\\textup"), "\\text"),
     **{"\\lt": "<", "\\gt": ">", "\\langle": "(", "\\rangle": ")", "\\lbrace": "\\{", "\\rbrace": "\\}"},
-    **{"\\varnothing": "\\emptyset", "\\colon": ":", "\\bm": "\\mathbf", "\\rm": "", "\\vee": "\\lor"},
-    **{"\\degree": "^\\circ", "\\rightarrow": "\\to"},
+    **{
+        "\\varnothing": "\\emptyset",
+        "\\colon": ":",
+        "\\bm": "\\mathbf",
+        "\\rm": "",
+        "\\vee": "\\lor",
+        "\\wedge": "\\land",
+    },
+    **{"\\degree": "^\\circ", "\\rightarrow": "\\to", "\\backslash": "\\setminus", "\\wedge": "\\land"},
 }
 _COMMAND = re.compile(r"\\not=|\\[A-Za-z]+")
 _SIGNS = str.maketrans(
@@ -69,11 +76,12 @@ _UNIT = re.compile(
     r"(?=\s*(?:$|[,;)\]]|\\\}))"
 )
 _NUMBER_SET = re.compile(r"\\math(?:bb|bf)\s*\{?\s*([CNQRZ])\s*\}?")
+_WITHOUT = re.compile(r"\\mathbb\{R\}\s*[-/]\s*\\\{")
 _ALL_REALS = re.compile(r"(?:\\text\s*\{\s*)?(?:the set of )?all real (?:numbers|values)(?:\s*\})?", re.IGNORECASE)
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)")
-_INNER = r"(?:[^|:{}\\]|\\(?!\})[A-Za-z]*\s*(?:\{[^{}]*\})?)*"
-_BUILDER = re.compile(rf"\\\{{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\mathbb\{{R\}}\s*)?[|:](?P<rule>{_INNER})\\\}}")
-_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
+_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:](.*)\\\}", re.DOTALL)
+_NESTED = re.compile(r"[|:]|\\[{}]")
+_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![A-Za-z])")
 
 
 def layout(text: str) -> str:
@@ -93,13 +101,14 @@ def notation(text: str) -> str:
     text = _tidy(unwrap(text))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
+    text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)
     text = _REMARK.sub(lambda match: "" if len(match[1]) > 3 and is_unit(match[1]) else match[0], text)
     text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text)
     if "\\circ" in text and not _TRIGONOMETRY.search(text):
         text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "", text)
     builder = _BUILDER.fullmatch(text.strip())
-    if builder and builder["name"] in builder["rule"] and _INEQUALITY.search(builder["rule"]):
-        text = builder["rule"]
+    if builder and builder[1] in builder[2] and _RELATION.search(builder[2]) and not _NESTED.search(builder[2]):
+        text = builder[2]
     return text.replace(";", ", ").strip()
 
 

@@ -58,12 +58,13 @@ _NUMBER = re.compile(
 )
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|rm)\s*\{([^{}\\]*)\}")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|underline)\s*\{([^{}\\]*)\}")
 # A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
 _UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl][ ~]*")
 _DEGREES = re.compile(
     r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\})?"
 )
+_STYLE = re.compile(r"\\(?:displaystyle|left|right|bf|rm|it|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])")
 _SPACE = "~\u00a0\u2009\u202f"
 _LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\! *|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
 _LATEX_SPACE = re.compile(rf"\\[,;: ]|\\q?quad\b|[{_SPACE}]")
@@ -154,7 +155,7 @@ def _plain(text: str) -> str:
     """LaTeX that only decorates a number, written plainly."""
     text = text.translate(_DASHES)
     if _TYPESET.search(text):
-        text = re.sub(r"\\displaystyle|\\(?:left|right)(?![A-Za-z])", "", text)
+        text = _STYLE.sub("", text).rstrip("\\")
         text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "")
         text = _LATEX_SIGN.sub(lambda match: _LATEX_CURRENCY[match[0]], text)
         text = _DEGREES.sub(" degrees", text)

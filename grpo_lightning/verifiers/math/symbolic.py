@@ -37,6 +37,7 @@ _ESCAPES = {"\\{": "\\{", "\\}": "\\}", "\\\\": "\\\\ ", "\\$": ""}
 _LIST_WORD = re.compile(r",?\s*\\text\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+")
 _FACE = re.compile(r"\\(?:mathbf|mathrm|text|vec|bold)\s*\{\s*([A-Za-z])\s*\}")
 _OR = re.compile(r",?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\cup(?![A-Za-z]))\s*")
+_AND = re.compile(r",?\s*(?:\\text\s*\{\s*and\s*\}|\band\b|\\land(?![A-Za-z])|\\cap(?![A-Za-z]))\s*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
 # A mixed number; before a symbol, the parser would take it for a product.
 _MIXED = re.compile(
@@ -52,7 +53,7 @@ _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\b|\bd\s*[a-z]\s*/\s*d\s*[a-z]\b")
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
 _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
 
-_NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|lor|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
+_NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|lor|land|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
 
 _LITERAL = re.compile(
     r"\([A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
@@ -93,9 +94,10 @@ def to_latex(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise NotAnExpression("longer than an answer can be")
     text = notation(text)
-    alternatives = _OR.split(text)
-    if len(alternatives) > 1 and all(_INEQUALITY.search(one) for one in alternatives):
-        return " \\lor ".join(map(_gated, alternatives))
+    for joint, word in ((_OR, " \\lor "), (_AND, " \\land ")):
+        pieces = joint.split(text)
+        if len(pieces) > 1 and all(_INEQUALITY.search(one) for one in pieces):
+            return word.join(map(_gated, pieces))
     return _gated(text)
 
 

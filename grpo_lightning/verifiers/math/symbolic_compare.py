@@ -66,10 +66,11 @@ def parse(latex: str, is_complex: bool) -> Any:
     """The SymPy object of a gated LaTeX text. Raises whatever the parser raises."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from sympy import I, Or, Symbol
+    from sympy import And, I, Or, Symbol
 
-    if " \\lor " in latex:
-        return Or(*(parse(one, is_complex) for one in latex.split(" \\lor ")), evaluate=False)
+    for word, join in ((" \\lor ", Or), (" \\land ", And)):
+        if word in latex:
+            return join(*(parse(one, is_complex) for one in latex.split(word)), evaluate=False)
     # Without "units", which would take the t of 3t for one.
     normalization = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False

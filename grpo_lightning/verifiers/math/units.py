@@ -23,12 +23,13 @@ _NUMERAL = (
 _OF_NUMERALS = re.compile(
     rf"(?:and|of)?{_NUMERAL}+(?:th|ths|s|es|e|en|i|a|y|fold|some|somes|ish|odd|something|seconds?)?"
     r"|[a-z]?ths?|umpteenth|nth|semis?|half|halves|hal[fv]\w*|thirds?|quarters?|fourths?|\w+fold|folds?"
-    r"|once|twice|thrice|couple|dozens",
+    r"|once|twice|thrice|couple|(?:drit|vier|fünf|sechs|sieb|ach|neun|zehn)tel|(?:zwanzig|hundert|tausend|million)stel"
+    r"|\w*i[eè]mes?|tercios?|cuartos?|quintos?|d[eé]cimos?|cent[eé]simos?|mil[eé]simos?|cien(?:tos?)?|mila|miliardi",
     re.IGNORECASE,
 )
 # Short forms of magnitudes.
 _SHORT = re.compile(
-    r"kk|bn|bln|bil|mn|mln|mio|mrd|mld|tn|trn|tln|tril|thsd|tsd|doz|dz|crs?|mils?|mills?|milles?|grand|bps?|ppm|ppb"
+    r"kk|bn|bln|bil|mn|mln|mio|mrd|mld|tn|trn|tln|tril|thsd|tsd|doz|dz|crs?|mils?|mills?|milles?|grand|bps?|bips?|ppm|ppb"
     r"|ppt|kilo|mega|giga|tera|peta|exa|deca|deka|hecto|deci|centi|milli|micro|nano|pico|femto",
     re.IGNORECASE,
 )
@@ -45,7 +46,7 @@ _ARITHMETIC = re.compile(
 _RELATION = re.compile(
     r"or|and|nor|not|but|either|neither|maybe|perhaps|possibly|alternatively|to|than|between|through|if|is|are|was|were"
     r"|equals?|minus|plus|times|over|divided|by|mod|below|odd|ish|shy|pi|sqrt|root|ln|log|exp|sin|cos|tan|choose"
-    r"|negative|infinity|oder|und|ou|et|o|y|e|или|и",
+    r"|percent|recurring|repeating|repeated|binary|octal|hex|hexadecimal|base|negative|infinity|oder|und|ou|et|o|y|e|или|и",
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"[^\W\d_]+")

@@ -133,3 +133,21 @@ def test_one_power_of_literals_is_a_number(base: int, exponent: int) -> None:
     assert reward(f"\\boxed{{{said}}}", str(base**exponent)) == 1.0
     assert reward(f"\\boxed{{{said}}}", str(base**exponent + 1)) < 1.0
     assert reward(f"\\boxed{{{said} + 0}}", str(base**exponent)) < 1.0
+
+
+def pairs() -> dict[str, list[tuple[str, str]]]:
+    """By gold answer: answers, and whether they are equal (=) or not (!)."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in (Path(__file__).parent / "answer_pairs.tsv").read_text().splitlines():
+        gold, sign, answer = line.split("\t")
+        found.setdefault(gold, []).append((sign, answer))
+    return found
+
+
+PAIRS = pairs()
+
+
+@pytest.mark.parametrize("gold", PAIRS)
+def test_other_writings_and_wrong_neighbours(gold: str) -> None:
+    said = {answer: reward(f"so \\boxed{{{answer}}}", gold) == 1.0 for _, answer in PAIRS[gold]}
+    assert said == {answer: sign == "=" for sign, answer in PAIRS[gold]}
