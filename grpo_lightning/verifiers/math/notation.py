@@ -29,7 +29,7 @@ _SAME = {
         "\\vee": "\\lor",
         "\\wedge": "\\land",
     },
-    **{"\\degree": "^\\circ", "\\rightarrow": "\\to", "\\backslash": "\\setminus", "\\wedge": "\\land"},
+    **{"\\degree": "^\\circ", "\\rightarrow": "\\to", "\\backslash": "\\setminus"},
 }
 _COMMAND = re.compile(r"\\not=|\\[A-Za-z]+")
 _SIGNS = str.maketrans(

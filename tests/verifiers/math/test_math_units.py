@@ -31,7 +31,8 @@ NOT_UNITS = listed(
     "gazillions|milliard|milliards|Milliarden|Millionen|millones|mille|tausend|myriad|googol|million people|"
     "hundred apples|millions of dollars|hundred thousand|dozen|dozens|dozen eggs|score|scores|gross|gross of pens|"
     "lakh|lakhs|lac|lacs|crore|crores|lakhs of rupees|arab|kharab|bn|bn dollars|bln|mil|mill|mln|mn|mio|mrd|tn|trn|cr|"
-    "grand|doz|thou|K|k|M|B|MM|kilo|mega|giga|milli|micro|nano|万|千|百|億|兆|万円|만|천|억 원|лакх и|тысяч|миллион|"
+    "grand|doz|thou|K|k|M|B|MM|千元|毫|厘|recurring|repeating|base two|in binary|bips|Hundertstel|Viertel|"
+    "kilo|mega|giga|milli|micro|nano|万|千|百|億|兆|万円|만|천|억 원|лакх и|тысяч|миллион|"
     "млн|половина|halved|doubled|tripled|trebled|quadrupled|quintupled|octupled|squared|cubed|bisected|negated|"
     "inverted|apples doubled|apples, doubled|increased by one|reduced by half|multiplied by ten|divided by two|"
     "raised to two|lowered|truncated|rounded|rooted|factorial|modulo 3|square|cube|tenfold|threefold|-fold|fold|"
@@ -51,7 +52,7 @@ UNITS = listed(
     "pennies|coins|seeds|beds|cats|toys|quiches|potatoes|billboards|billiard balls|billionaires|millionaires|"
     "trilobites|villains|pillows|bills|pills|lilies|scoreboards|quartz|thirsty elephants|tents|tenants|tennis balls|"
     "tenors|fortnights|nights|weights|sixpacks|ninjas|onesies|ovens|stores|cores|forts|pavilions|stallions|"
-    "% increase|(apples)|(miles)|apples (total)|元|円|个|人|원|рублей|яблок"
+    "% increase|(apples)|(miles)|apples (total)|厘米|毫升|千克|小时|조각|元|円|个|人|원|рублей|яблок"
 )
 
 
