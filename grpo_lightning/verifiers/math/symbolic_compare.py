@@ -8,6 +8,7 @@ exact points and to a relative tolerance: math-verify calls numbers equal that d
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from typing import Any
 
 DIGITS = 30
@@ -133,7 +134,13 @@ def solution_set(thing: Any) -> Any:
         parts = [solution_set(one) for one in thing.args]
         if any(part is None for part in parts):
             return None
-        return Intersection(*parts) if isinstance(thing, And) else Union(*parts)
+        joined = Intersection(*parts) if isinstance(thing, And) else Union(*parts)
+        # Each part must add something: "x > 2 or x > 3" is a hedge.
+        if any(part == joined for part in parts) or (
+            isinstance(thing, Or) and not all(a.is_disjoint(b) for a, b in combinations(parts, 2))
+        ):
+            return None
+        return joined
     return _half_line(thing) if _is_relation(thing) else None
 
 

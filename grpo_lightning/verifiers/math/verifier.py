@@ -144,7 +144,7 @@ class MathVerifier(Verifier):
                 if _is_note(answers, text) if other is None else same_answer(answer, other):
                     continue
                 return _HEDGED, _shown(final[0]), f"two different final answers: {_shown(text)} and {_shown(final[0])}"
-        return (*_compared(gold, answer, self.symbolic_timeout_s),)
+        return _compared(gold, answer, self.symbolic_timeout_s)
 
 
 # What is no answer but a heading: "#### Step 1", "#### 2. Solve".
