@@ -1,7 +1,7 @@
-"""Reads plain numbers exactly: 1,234 is a ``Fraction``, and so are $12.50, 50%, 1 1/2, 3e8 and 42 apples.
+"""Reads plain numbers exactly: 1,234 is a ``Fraction``, and so are $12.50, 50%, 1 1/2, 3e8, 2^10 and 42 apples.
 
-Only what is already a number is read, never what has still to be worked out: ``40 + 2`` and ``2^5`` are not plain
-numbers. The one operation carried out is the division of a fraction.
+Only what is already a number is read, never what has still to be worked out: ``40 + 2`` is not a plain number. Two
+notations are worked out, because answers are written in them: a fraction, and one power of two literals.
 """
 
 from __future__ import annotations
@@ -10,66 +10,78 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from grpo_lightning.verifiers.math.units import is_unit
+
 MAX_NUMBER_CHARS = 1_000
+# More digits than this are not worked out of a power.
+MAX_POWER_DIGITS = 1_000
 
 # Most answers look like this, and skip everything below.
 _SIMPLE = re.compile(r"\$?(-?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?)\.?")
 
 _DECIMAL = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-_CURRENCY = r"(?:(?:US|AU|CA)?\$|[€£¥₹¢]|Rs\.?|USD|EUR|GBP)"
+# Every sign of Unicode's category of currencies, with letters before a dollar; the codes of ISO 4217 in use.
+_CODES = (
+    "AED AFN AMD ARS AUD AZN BDT BGN BHD BIF BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CLP CNY COP CRC CUP CVE CZK "
+    "DJF DKK DOP DZD EGP ERN ETB EUR FJD GBP GEL GHS GMD GNF GTQ GYD HKD HNL HRK HTG HUF IDR ILS INR IQD IRR ISK JMD "
+    "JOD JPY KES KGS KHR KMF KPW KRW KWD KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MUR MVR MWK MXN MYR MZN "
+    "NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RMB RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SOS SRD "
+    "SYP SZL THB TJS TMT TND TTD TWD TZS UAH UGX USD UYU UZS VND XAF XOF YER ZAR ZMW"
+).replace(" ", "|")
+_SIGNS = (
+    "[$¢£¤¥\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6]"
+)
+_CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|Fr|kr|zł|Kč|RM|S/)\.?(?![A-Za-z]))"
 # Single letters are variables as often as units, so only the common units among them are read.
-_WORD = r"(?:[^\W\d_]{2,20}\.?|[mgshlL](?![^\W\d_]))(?:\^\{?[1-4]\}?|[²³])?"
+_ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
+_WORD = rf"(?:[^\W\d_]{{2,20}}\.?|[mgshlL](?![^\W\d_])|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
+_WORDS = rf"(?:an?[ ])?{_WORD}(?:(?:[ /-]+(?:an?[ ])?|\s*(?:\\cdot|·)\s*){_WORD}){{0,5}}"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s*{_CURRENCY}?\s*(?P<inner_sign>[+-]?)\s*
     (?:
         (?:(?P<whole>[0-9]+)\s+)?(?P<over>{_DECIMAL})\s*/\s*(?P<under>-?{_DECIMAL})
+      | (?P<fixed>[0-9]*\.[0-9]*)
+            (?:\\(?:overline|bar|dot)\s*(?:\{{(?P<line>[0-9]+)\}}|(?P<digit>[0-9]))|\((?P<round>[0-9]+)\))
+      | (?P<base>{_DECIMAL}|\((?:-?{_DECIMAL})\))\s*(?:\^|\*\*)\s*
+            (?:\{{\s*(?P<braced>-?[0-9]{{1,4}})\s*\}}|\((?P<bracketed>-?[0-9]{{1,4}})\)|(?P<exponent>[0-9]{{1,4}}))
       | (?P<decimal>{_DECIMAL})(?:
             [eE](?P<e>[+-]?[0-9]{{1,3}})
           | \s*(?:\\times|\\cdot|[x\u00d7*\u00b7])\s*10\^\{{?(?P<ten>[+-]?[0-9]{{1,3}})\}}?
         )?
-      | 10\^\{{?(?P<power>[0-9]{{1,3}})\}}?
     )
-    (?:\s*(?P<percent>%|percent\b))?
+    (?:\s*(?P<percent>%|\uff05|percent\b|per[ -]cent\b|pct\b))?
     (?:\s*{_CURRENCY})?
-    (?P<unit>(?:[ /-]*{_WORD}(?:[ /-]+{_WORD}){{0,5}})?)
+    (?P<unit>(?:[ /-]*{_WORDS})?(?:\s*\(\s*{_WORDS}\s*\))?)
     """,
     re.VERBOSE,
 )
-# 42xy is algebra, not 42 of something.
-_PRODUCT = re.compile(r"[xyz]+|[abc]{2,3}")
-# So is 2mn: of the short words right behind a number, these alone are units.
-_BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
-_SHORT_UNIT = re.compile(
-    "[mcdknu]m|in|ft|yd|mi|[km]g|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
-    "mpg|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
-    re.IGNORECASE,
-)
-_LETTERS = re.compile(r"[^\W\d_]+")
-# Words after a number that change its value, or that take it back.
-_NOT_A_UNIT = re.compile(
-    "or|and|nor|not|but|either|neither|maybe|perhaps|possibly|to|than|between|through|if|is|are|was|equals|minus|"
-    "plus|times|over|divided|by|mod|squared|cubed|factorial|pi|sqrt|ln|log|exp|sin|cos|tan|half|halves|third|"
-    "thirds|quarter|quarters|fourth|fourths|fifth|fifths|sixth|tenth|tenths|hundredth|hundredths|thousandth|"
-    "thousandths|dozen|dozens|hundred|hundreds|thousand|thousands|million|millions|billion|billions|trillion|"
-    "trillions|lakh|crore|negative|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|"
-    "fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety",
-    re.IGNORECASE,
-)
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}")
-_DEGREES = re.compile(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\text\{\s*[CF]\s*\})?")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|underline)\s*\{([^{}\\]*)\}")
+# A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
+_UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl][ ~]*")
+_DEGREES = re.compile(
+    r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\})?"
+)
+_STYLE = re.compile(r"\\(?:displaystyle|left|right|bf|rm|it|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])")
 _SPACE = "~\u00a0\u2009\u202f"
-_LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\!|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
+_LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\! *|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
 _LATEX_SPACE = re.compile(rf"\\[,;: ]|\\q?quad\b|[{_SPACE}]")
-_TYPESET = re.compile(rf"[\\{{°{_SPACE}]")
-_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
+_LATEX_CURRENCY = {"\\$": "$", "\\%": "%", "\\pounds": "£", "\\yen": "¥", "\\euro": "€", "\\texteuro": "€"}
+_LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro)(?![A-Za-z])")
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_RAISED = re.compile(f"(?<=[0-9])[{_SUPERSCRIPTS}]+")
+_TYPESET = re.compile(rf"[\\{{°{_SPACE}{_SUPERSCRIPTS}]")
+_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 # The minus sign and the en dash.
 _DASHES = {0x2212: "-", 0x2013: "-"}
 _EMPHASIS = " \t\r\n*_`"
 # The number alone, before its unit: **42** apples.
 _EMPHASISED = re.compile(r"\s*(\*\*|__|[*_`])([^*_`]+)\1(?=\s)")
+# A comma would make it a pair.
+_BRACKETED = re.compile(r"\(([^(),;]*)\)")
 
 
 class Number(NamedTuple):
@@ -88,6 +100,9 @@ def unwrap(text: str) -> str:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
                 text = text[len(opening) : len(text) - len(closing)]
                 break
+        box = _BOX.match(text)
+        if box and text.endswith("}"):
+            text = text[box.end() : -1]
         if text == before:
             break
     return text
@@ -106,11 +121,13 @@ def parse_number(text: str) -> Number | None:
     simple = _SIMPLE.fullmatch(text)
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
-    match = _NUMBER.fullmatch(_plain(unwrap(text)))
-    if not match or not is_unit(match["unit"]):
-        return None
-    behind = _BEHIND.match(match["unit"])
-    if behind and not _SHORT_UNIT.fullmatch(behind[0]):
+    text = " ".join(_plain(unwrap(text)).split())
+    while text.startswith("{") and text.endswith("}"):
+        text = text[1:-1].strip()
+    bracketed = _BRACKETED.fullmatch(text)
+    text = bracketed[1].strip() if bracketed else text
+    match = _NUMBER.fullmatch(text)
+    if not match or not is_unit(match["unit"].lstrip("("), not match["unit"].lstrip("(")[:1].isalpha()):
         return None
     value = _value(match)
     if value is None or (match["sign"] and match["inner_sign"]):
@@ -136,28 +153,28 @@ def _absolute(number: Number) -> Fraction:
 
 def _plain(text: str) -> str:
     """LaTeX that only decorates a number, written plainly."""
-    text = text.translate(_DASHES).replace("\\displaystyle", "")
+    text = text.translate(_DASHES)
     if _TYPESET.search(text):
-        text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "").replace("\\$", "$").replace("\\%", "%")
+        text = _STYLE.sub("", text).rstrip("\\")
+        text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "")
+        text = _LATEX_SIGN.sub(lambda match: _LATEX_CURRENCY[match[0]], text)
         text = _DEGREES.sub(" degrees", text)
-        text = _TEXT.sub(r" \1", text)
+        text = _TEXT.sub(lambda match: " unit" if _UPRIGHT_UNIT.fullmatch(match[1]) else f" {match[1]}", text)
         text = _LATEX_SPACE.sub(" ", text)
         text = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", text)
+        text = _RAISED.sub(lambda match: "^" + "".join(str(_SUPERSCRIPTS.index(one)) for one in match[0]), text)
         text = re.sub(r"^([+-])\s+", r"\1", text.strip())
     return text.strip(_EMPHASIS)
 
 
-def is_unit(text: str) -> bool:
-    """Whether words after a value leave it as it is."""
-    return not any(_NOT_A_UNIT.fullmatch(word) or _PRODUCT.fullmatch(word) for word in _LETTERS.findall(text))
-
-
 def _value(match: re.Match[str]) -> Fraction | None:
-    if match["power"]:
-        return Fraction(10) ** int(match["power"])
+    if match["base"]:
+        return _power(match["base"].strip("()"), int(match["braced"] or match["bracketed"] or match["exponent"]))
     if match["decimal"]:
         exponent = int(match["e"] or match["ten"] or 0)
         return _fraction(match["decimal"]) * Fraction(10) ** exponent
+    if match["fixed"]:
+        return _repeating(match["fixed"], match["line"] or match["digit"] or match["round"])
     over, under = _fraction(match["over"]), _fraction(match["under"])
     if under == 0:
         return None
@@ -165,6 +182,20 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return over / under
     proper = 0 <= over < under and over.denominator == under.denominator == 1
     return int(match["whole"]) + over / under if proper else None
+
+
+def _power(base: str, exponent: int) -> Fraction | None:
+    value = _fraction(base)
+    if (value == 0 and exponent <= 0) or len(base) * abs(exponent) > MAX_POWER_DIGITS:
+        return None
+    return value**exponent
+
+
+def _repeating(fixed: str, repeated: str) -> Fraction:
+    """0.1 with 6 repeated is 1/6."""
+    decimals = len(fixed.partition(".")[2])
+    start = Fraction(fixed.rstrip(".") if fixed != "." else 0) if fixed[-1:] == "." else Fraction(fixed)
+    return start + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**decimals)
 
 
 def _fraction(decimal: str) -> Fraction:

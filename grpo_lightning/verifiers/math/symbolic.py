@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from grpo_lightning.verifiers.math.numbers import is_unit, unwrap
+from grpo_lightning.verifiers.math.notation import layout, notation
 
 MAX_CHARS = 400
 MAX_DEPTH = 12
@@ -28,55 +28,42 @@ _FUNCTIONS = frozenset(
 )
 _COMMANDS = _FUNCTIONS | frozenset(
     f"frac binom infty cdot times div pm cup cap in le leq ge geq lt gt ne neq setminus emptyset "
-    f"mathbb overline {_GREEK}".split()
+    f"overline lfloor rfloor lceil rceil {_GREEK}".split()
 )
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "vmatrix", "Bmatrix"})
 _NO_ANSWER = frozenset({"nan", "inf", "null"})
 _REFUSED_WORDS = frozenset({"or", "and", "not", "yes", "no", "nan", "inf", "is", "if"})
-_ESCAPES = {"\\{": "\\{", "\\}": "\\}", "\\\\": "\\\\ ", "\\!": "", "\\$": ""} | {f"\\{c}": " " for c in ",;: "}
-_SIGNS = {
-    **{"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "·": "\\cdot ", "÷": "\\div ", "**": "^"},
-    **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "√": "\\sqrt ", "²": "^2", "³": "^3", "\u00a0": " "},
-    **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∈": "\\in ", "\u222a": "\\cup ", "∩": "\\cap "},
-    **{"∅": "\\emptyset ", "\\varnothing": "\\emptyset "},
-}
-_SIGN = re.compile("|".join(re.escape(sign) for sign in _SIGNS))
-_UNIT = re.compile(r"(?<=\S)\s*\\(?:text|mathrm)\s*\{\s*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?$")
+_ESCAPES = {"\\{": "\\{", "\\}": "\\}", "\\\\": "\\\\ ", "\\$": ""}
 _LIST_WORD = re.compile(r",?\s*\\text\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+")
 _FACE = re.compile(r"\\(?:mathbf|mathrm|text|vec|bold)\s*\{\s*([A-Za-z])\s*\}")
-_IGNORED = re.compile(r"\\(?:left|right)(?![A-Za-z])\.?|\\displaystyle|\\limits|\\q?quad(?![A-Za-z])|\{,\}|,\\!")
-_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_OR = re.compile(r",?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\cup(?![A-Za-z]))\s*")
+_AND = re.compile(r",?\s*(?:\\text\s*\{\s*and\s*\}|\band\b|\\land(?![A-Za-z])|\\cap(?![A-Za-z]))\s*")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
 # A mixed number; before a symbol, the parser would take it for a product.
 _MIXED = re.compile(
     r"(?<![\w.^}\)])([0-9]+)\s*\\frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))"
 )
 _TOKEN = re.compile(
-    r"\\(?:begin|end)\{[A-Za-z]+\}|\\[A-Za-z]+|\\.|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.", re.DOTALL
+    r"\\(?:begin|end)\{[A-Za-z]+\}|\\mathbb\{[CNQRZ]\}|\\[A-Za-z]+|\\."
+    r"|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|[A-Za-z]+|\s+|.",
+    re.DOTALL,
 )
 _CHARACTERS = frozenset("+-*/^_=<>()[]{}|!,&")
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\b|\bd\s*[a-z]\s*/\s*d\s*[a-z]\b")
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
 _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
 
-_NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
+_NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|lor|land|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
 
-_VARIABLE = re.compile(
-    r"(?P<name>\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z]\([A-Za-z]\))\s*(?:=|\\in(?![A-Za-z])|∈)(?P<value>[^=]+)"
-)
 _LITERAL = re.compile(
     r"\([A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
     re.ASCII,
 )
-_LITERAL_FACE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
+_RATIO = re.compile(r"([0-9]+) to ([0-9]+)")
 
 
 class NotAnExpression(ValueError):
     """The text is refused before anything symbolic sees it; the message says why."""
-
-
-def split_variable(text: str) -> tuple[str | None, str]:
-    r"""``("x", "5")`` for ``x = 5`` or ``x \in 5``, ``(None, text)`` for anything else. A chain is anything else."""
-    match = _VARIABLE.fullmatch(unwrap(text))
-    return (match["name"].replace(" ", ""), match["value"]) if match else (None, text)
 
 
 def literal(text: str) -> str | None:
@@ -84,11 +71,10 @@ def literal(text: str) -> str | None:
 
     ``\text{East}`` is ``east``, ``(C)`` and ``\text{C}`` are ``C``, ``2:3`` and ``101_2`` are themselves.
     """
-    text = unwrap(text)
     if len(text) > MAX_CHARS:
         return None
-    text = unwrap(_LITERAL_FACE.sub(r"\1", text))
-    if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER:
+    text = _RATIO.sub(r"\1:\2", layout(text))
+    if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER or notation(text) == "\\mathbb{R}":
         return None
     text = text.strip("()").replace("{", "").replace("}", "")
     return text.lower() if len(text) > 1 and "_" not in text else text
@@ -107,13 +93,20 @@ def to_latex(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise NotAnExpression("longer than an answer can be")
-    text = _IGNORED.sub("", unwrap(text))
-    text = _SIGN.sub(lambda match: _SIGNS[match[0]], text)
-    text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], _FACE.sub(r"\1", text))
-    text = _FRAC.sub(r"\\frac", _LIST_WORD.sub(", ", text)).strip()
-    text = _MIXED.sub(_improper, text)
+    text = notation(text)
+    for joint, word in ((_OR, " \\lor "), (_AND, " \\land ")):
+        pieces = joint.split(text)
+        if len(pieces) > 1 and all(_INEQUALITY.search(one) for one in pieces):
+            return word.join(map(_gated, pieces))
+    return _gated(text)
+
+
+def _gated(text: str) -> str:
+    text = _MIXED.sub(_improper, _LIST_WORD.sub(", ", _FACE.sub(r"\1", text)).strip().replace("**", "^"))
     if not text:
         raise NotAnExpression("empty")
+    if _DERIVATIVE.search(text):
+        raise NotAnExpression("a derivative, which has no value to compare")
     latex = _Writer().write(text)
     if _TOWER.search(latex) or _GROWTH.search(latex):
         raise NotAnExpression("powers too large to check")
@@ -170,6 +163,8 @@ class _Writer:
         if token.startswith(("\\begin", "\\end")):
             if token[token.index("{") + 1 : -1] in _MATRICES:
                 return token
+        elif token.startswith("\\mathbb{"):
+            return token
         elif token[1:] in _COMMANDS:
             return token + " "
         raise NotAnExpression("a LaTeX command that no answer has")

@@ -8,7 +8,7 @@ exact points and to a relative tolerance: math-verify calls numbers equal that d
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 DIGITS = 30
@@ -16,22 +16,38 @@ TOLERANCE = 1e-20
 # Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
 # symbols get, take every pair of signs: sqrt(x^2) is not x.
 POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
-# "i" alone is the imaginary unit; then nothing else is taken to be real.
-_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+# An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
 
 
-# The parser learns its grammar as it goes, so that the first text of each shape is slow.
+# The parser learns its grammar as it goes, and SymPy what it knows of each symbol, so that the first text of each shape
+# is slow. Every comparison starts from here, so each shape that answers often have is rehearsed: once with itself in
+# another writing, real and complex.
 _REHEARSAL = (
-    r"\frac{\sqrt{3}}{2}x^{2}+1",
-    r"\frac{1}{2}(a+b)-3xy",
-    r"\left(3, \frac{\pi}{2}\right)",
-    r"(-\infty , 2)\cup [3, 5]",
-    r"\{1, -\sqrt[3]{2}\}",
-    r"\log_{2} 3+e^{2 \pi i}-\sin^{2} x",
-    r"x^{2}+y^{2}=1",
-    r"x \ge 3",
-    r"1, x_{1}|y|",
-    r"\begin{pmatrix}1 & x \\ 3 & 4\end{pmatrix}",
+    (r"\frac{\sqrt{3}}{2}x^{2}+1-2x", r"1+\frac{\sqrt{3}x^2}{2}-x\cdot 2"),
+    (r"\frac{1}{2}(a+b)-3xy", r"-3yx+\frac{b+a}{2}"),
+    (r"\frac{a+b}{c}-3\sqrt{d}", r"-3\sqrt{d}+\frac{a}{c}+\frac{b}{c}"),
+    (r"7mn^{2}-\frac{2k}{5}", r"7n^2m-\frac{2}{5}k"),
+    (r"(x+1)^{2}(x-3)", r"x^{3}-x^{2}-5x-3"),
+    (r"(x+i)(x-i)", r"x^2+1"),
+    (r"2+3i", r"3i+2"),
+    (r"\left(3, \frac{\pi}{2}\right)", r"(3, \pi/2)"),
+    (r"(-\infty , 2)\cup [3, 5]", r"[3,5]\cup(-\infty,2)"),
+    (r"\{1, -\sqrt[3]{2}\}", r"-\sqrt[3]{2}, 1"),
+    (r"1,-1", r"\pm 1"),
+    (r"\log_{2} 3+e^{2 x}\ln y-\sin^{2} x", r"e^xe^{x}\ln y+\log_2 3-1+\cos ^{2}x"),
+    (r"\tan 2\theta", r"\frac{\sin 2\theta}{\cos 2\theta}"),
+    (r"x^{2}+y^{2}=1", r"2y^{2}+2x^2=2"),
+    (r"3x+4y-5z+100=0", r"-3x-4y+5z-100=0"),
+    (r"y=-\frac{3}{4}x+2", r"3x+4y-8=0"),
+    (r"x \ge 3", r"[3, \infty)"),
+    (r"x<-2 \lor x>5", r"(-\infty, -2)\cup(5, \infty)"),
+    (r"-1 < x \le \frac{7}{2}", r"(-1, \frac{7}{2}]"),
+    (r"1, x_{1}|y|", r"|y|x_1, 1"),
+    (r"\begin{pmatrix}1 & x \\ 3 & 4\end{pmatrix}", r"\begin{pmatrix}1&x\\ 3&4\end{pmatrix} "),
+    (r"\binom{n}{2}+n!", r"n!+\frac{n(n-1)}{2}"),
+    ("+".join("abcdefghjklmnopqrstuvwxy"), "+".join("yxwvutsrqponmlkjhgfedcba")),
+    ("+".join("abcdefghijklmnopqrstuvwxyz"), "+".join("zyxwvutsrqponmlkjihgfedcba")),
 )
 
 
@@ -43,54 +59,112 @@ def load() -> None:
     """
     import math_verify  # noqa: F401
 
-    for latex in _REHEARSAL:
-        outcome(latex, latex + " ")
+    for gold, answer in _REHEARSAL:
+        outcome(gold, answer)
 
 
-@lru_cache(maxsize=64)
-def parse(latex: str) -> Any:
+def parse(latex: str, is_complex: bool) -> Any:
     """The SymPy object of a gated LaTeX text. Raises whatever the parser raises."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from sympy import I, Symbol
+    from sympy import And, I, Or, Symbol
 
+    for word, join in ((" \\lor ", Or), (" \\land ", And)):
+        if word in latex:
+            return join(*(parse(one, is_complex) for one in latex.split(word)), evaluate=False)
     # Without "units", which would take the t of 3t for one.
     normalization = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
     )
-    imaginary = bool(_IMAGINARY.search(latex))
     expression = latex2sympy(
         latex,
-        is_real=None if imaginary or "z" in latex else True,
+        is_real=None if is_complex else True,
         normalization_config=normalization,
         conversion_config=ConversionConfig(lowercase_symbols=False),
     )
-    return expression.subs(Symbol("i"), I) if imaginary else expression
+    return expression.subs(Symbol("i"), I) if is_complex else expression
 
 
 def outcome(gold: str, answer: str) -> str:
-    """``equal``, ``different``, ``unparseable`` (the answer) or ``too complicated``."""
+    """``equal``, ``different``, ``unparseable`` (the answer), ``unparseable gold`` or ``too complicated``."""
     from math_verify import verify
 
-    expected = parse(gold)
+    # Decided for the pair: x^2 + 1 is a real polynomial by itself, and not where it is compared with (x + i)(x - i).
+    is_complex = any(_IMAGINARY.search(latex) or "z" in latex for latex in (gold, answer))
+    try:
+        expected = parse(gold, is_complex)
+    except Exception:
+        return "unparseable gold"
     if gold == answer:
         return "equal"
     try:
-        actual = parse(answer)
+        actual = parse(answer, is_complex)
     except (MemoryError, RecursionError, OverflowError):
         return "too complicated"
     except Exception:
         return "unparseable"
     if _is_other_list(gold, answer, expected, actual):
         return "different"
+    solutions = solution_set(expected), solution_set(actual)
+    if solutions[0] is not None and solutions[1] is not None and _same_unknown(expected, actual):
+        expected, actual = solutions
+        if expected == actual:
+            return "equal"
     try:
         equal = same_values(expected, actual)
         if equal and not (_is_scalar(expected) and _is_scalar(actual)) and not _is_relation(expected):
             # Killed from outside, if need be: math-verify's own timeout is a signal, and cannot stop big integers.
             equal = verify(expected, actual, timeout_seconds=None)
-    except (MemoryError, RecursionError, OverflowError):
+    except Exception:
+        # SymPy raises whatever it likes on an expression that it cannot put numbers into.
         return "too complicated"
     return "equal" if equal else "different"
+
+
+def solution_set(thing: Any) -> Any:
+    """The set of numbers that a solved inequality, or several joined by and/or, describes; ``None`` for anything else.
+
+    A set is one already. What is not solved (``x^2 < 4``) is none: copying the problem would be a solution.
+    """
+    from sympy import And, Intersection, Or, Set, Union
+
+    if isinstance(thing, Set):
+        return None if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else thing.doit()
+    if isinstance(thing, (And, Or)):
+        parts = [solution_set(one) for one in thing.args]
+        if any(part is None for part in parts):
+            return None
+        joined = Intersection(*parts) if isinstance(thing, And) else Union(*parts)
+        # Each part must add something: "x > 2 or x > 3" is a hedge.
+        if any(part == joined for part in parts) or (
+            isinstance(thing, Or) and not all(a.is_disjoint(b) for a, b in combinations(parts, 2))
+        ):
+            return None
+        return joined
+    return _half_line(thing) if _is_relation(thing) else None
+
+
+def _half_line(relation: Any) -> Any:
+    from sympy import Ge, Gt, Interval, Le, Lt, Ne, Reals, oo
+
+    if relation.rhs.is_Symbol:
+        relation = relation.reversed
+    bound = relation.rhs
+    if not relation.lhs.is_Symbol or not bound.is_number or not bound.is_extended_real:
+        return None
+    if isinstance(relation, Ne):
+        return Reals - {bound}
+    if isinstance(relation, (Gt, Ge)):
+        return Interval(bound, oo, isinstance(relation, Gt), True)
+    if isinstance(relation, (Lt, Le)):
+        return Interval(-oo, bound, True, isinstance(relation, Lt))
+    return None
+
+
+def _same_unknown(first: Any, second: Any) -> bool:
+    """Inequalities in x and in y are not the same; a set has no unknown."""
+    symbols = [thing.free_symbols for thing in (first, second)]
+    return all(len(found) <= 1 for found in symbols) and (not all(symbols) or symbols[0] == symbols[1])
 
 
 def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
@@ -155,7 +229,7 @@ def _same_relation(gold: Any, answer: Any) -> bool:
     if not all(_is_scalar(side) for side in (gold.lhs, gold.rhs, answer.lhs, answer.rhs)):
         return bool(gold == answer)
     pairs = [(g, a) for g, a in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g != 0 or a != 0]
-    if not pairs or any(a == 0 for _, a in pairs):
+    if not pairs or any(g == 0 or a == 0 for g, a in pairs):
         return False
     ratios = [g / a for g, a in pairs]
     if not all(_close(ratio, ratios[0]) for ratio in ratios):
@@ -181,7 +255,7 @@ def _values(first: Any, second: Any) -> list[tuple[Any, Any]]:
             symbol: Rational(*POINTS[(i + shift) % len(POINTS)]) + (0 if symbol.is_real else I / 7)
             for i, symbol in enumerate(symbols)
         }
-        values = [N(expression.subs(at).doit(), DIGITS) for expression in (first, second)]
+        values = [N(expression.xreplace(at).doit(), DIGITS) for expression in (first, second)]
         if all(value.is_number and value.is_finite for value in values):
             pairs.append((values[0], values[1]))
     return pairs

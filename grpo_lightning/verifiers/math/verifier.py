@@ -2,28 +2,23 @@ r"""Judges final answers in mathematics: numbers exactly and in microseconds, ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import replace
 
-from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
-from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Format, find_answers
-from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number
-from grpo_lightning.verifiers.math.symbolic import (
-    MAX_CHARS,
-    NotAnExpression,
-    is_single,
-    literal,
-    split_variable,
-    to_latex,
-)
-from grpo_lightning.verifiers.math.symbolic_client import WORKER, Outcome
+from grpo_lightning.verifiers.math.answers import Answer, comparable, parse_answer, parse_gold, same_answer
+from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Answers, Format, find_answers
+from grpo_lightning.verifiers.math.numbers import same_number
+from grpo_lightning.verifiers.math.symbolic import MAX_CHARS
+from grpo_lightning.verifiers.math.symbolic_client import WORKER, Outcome, compare
 
 _FORM_HINTS: dict[Format, str] = {
     "hash": "a line '#### <answer>'",
     "boxed": "'\\boxed{<answer>}'",
+    "tag": "'<answer>...</answer>'",
     "phrase": "'The answer is <answer>.'",
     "bare": "the answer alone",
 }
@@ -38,46 +33,44 @@ _TOO_COMPLICATED = Verdict(False, False, "The final answer is too complicated to
 _TOO_LONG = Verdict(False, False, "The completion is too long to check. Give a shorter solution.")
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """One parsed answer: a number, a literal (a name, a choice, a ratio), or LaTeX. Exactly one of them is set."""
-
-    number: Number | None = None
-    literal: str | None = None
-    latex: str | None = None
-    variable: str | None = None
-
-
 class MathVerifier(Verifier):
     r"""Compares the final answer of a completion with ``sample.answer``, the gold answer as a string.
 
-    Where the answer is read: after ``####`` and in ``\boxed{}``; only where there is neither, after "the answer is".
-    What was thought (``thought_tags``) is not read. All the final answers must be the same, and the last of each form
-    must be readable, so that ``41 or 42``, two different boxes, or a box against a ``####`` line are never correct.
+    Where the answer is read: after ``####``, in ``\boxed{}`` and in ``<answer>``; only where there is none of these,
+    after "the answer is". What was thought (``thought_tags``) is not read. All the final answers must be the same, and
+    the last of each form must be readable, so that ``41 or 42``, two different boxes, a box in a box with something
+    around it, or a box against a ``####`` line are never correct.
 
     How it is compared depends on the gold answer:
 
     - A plain number is compared exactly, by value: 72, 72.0, $72, 72 apples, 7.2e1 and \frac{144}{2} are equal. The
-      answer must be a number itself: ``70 + 2`` and ``\sqrt{5184}`` have the format, but are not correct, or
-      copying the problem would be a solution. ``x = 72`` is fine, ``70 + 2 = 72`` is not. Where one of the two is a
-      percentage, 50% equals both 50 and 0.5.
+      answer must be a number itself: ``70 + 2`` and ``\sqrt{5184}`` have the format, but are not correct, or copying
+      the problem would be a solution. A fraction and one power of two literals (``3^{4}``) are numbers: answers are
+      written so. ``x = 72`` is fine, ``70 + 2 = 72`` is not. Words behind it are units, which are not checked, unless
+      they change the value (``5 sixths``, ``3 lakhs``, ``2 doubled``). Where one of the two is a percentage, 50%
+      equals both 50 and 0.5.
     - An expression (also an interval, tuple, set, matrix or equation) is parsed and compared with math-verify in a
       separate process, behind caps on its length, nesting and powers. It must be equal exactly: 1.41421356 is not
       \sqrt{2}. Any form counts that is equal, so a task to expand or factor is not judged by this verifier alone.
-    - Anything else that is short (a name, a choice, a ratio, a numeral in another base) is compared as text.
+      ``x > 2`` is (2, \infty), and ``y = 2x + 3`` is ``2x - y + 3 = 0``.
+    - Anything else (a name, a choice, a ratio, a time, whatever cannot be parsed) is compared as text, without what
+      only concerns the layout.
+
+    The table in docs/math-answers.md shows which notations are equal.
 
     Args:
-        formats: which forms of a final answer count: ``hash`` (``#### 42``), ``boxed`` (``\boxed{42}``), ``phrase``
-            ("the answer is 42") and ``bare`` (the completion is nothing but the answer).
-        symbolic_timeout_s: time limit of one symbolic comparison. An answer beyond it is not correct. The start of the
-            process, once, takes longer and does not count.
+        formats: which forms of a final answer count: ``hash`` (``#### 42``), ``boxed`` (``\boxed{42}``), ``tag``
+            (``<answer>42</answer>``), ``phrase`` ("the answer is 42") and ``bare`` (the completion is nothing but the
+            answer).
+        symbolic_timeout_s: CPU time of one symbolic comparison. An answer beyond it is not correct. What other programs
+            do meanwhile does not count, and neither does the start of the process.
         max_chars: longer completions are not read, and have no valid format.
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.
         reward_wrong: reward of everything else.
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
-        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
+        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it. There it may be bare.
 
     Raises:
         ValueError: an option is out of range.
@@ -85,7 +78,7 @@ class MathVerifier(Verifier):
 
     def __init__(
         self,
-        formats: Sequence[Format] = ("hash", "boxed", "phrase"),
+        formats: Sequence[Format] = ("hash", "boxed", "tag", "phrase"),
         symbolic_timeout_s: float = 0.3,
         max_chars: int = 1_000_000,
         reward_correct: float = 1.0,
@@ -102,63 +95,110 @@ class MathVerifier(Verifier):
         if symbolic_timeout_s <= 0 or max_chars <= 0:
             raise ValueError("symbolic_timeout_s and max_chars must be positive")
         self.formats = tuple(formats)
+        self._read_formats = self.formats if answer_tag is None else (*self.formats, "bare")
         self.symbolic_timeout_s = symbolic_timeout_s
         self.max_chars = max_chars
         hints = " or ".join(_FORM_HINTS[form] for form in self.formats)
         self._no_answer = Verdict(False, False, f"No final answer was found. End with {hints}.")
 
+    def start(self) -> None:
+        """Start the process that compares expressions, in the background: the first comparison finds it warm."""
+        WORKER.start()
+
     def require(self, prompt: Prompt) -> None:
-        _gold_text(prompt.answer)
+        parse_gold(_gold_text(prompt.answer))
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.
 
         Raises:
-            ValueError: the gold answer is missing or cannot be parsed.
+            ValueError: the gold answer is missing, or is none.
             RuntimeError: the symbolic process cannot start, or broke.
         """
-        gold = _parse_gold(_gold_text(sample.answer))
+        gold = parse_gold(_gold_text(sample.answer))
+        verdict, extracted, reason = self._judge(sample, gold)
+        return replace(verdict, explanation=Explanation(extracted, gold.raw, reason))
+
+    def _judge(self, sample: Sample, gold: Answer) -> tuple[Verdict, str, str]:
+        """The verdict, what was extracted, and the reason."""
         if len(sample.completion) > self.max_chars:
-            return _TOO_LONG
+            return _TOO_LONG, "", f"the completion is longer than {self.max_chars:,} characters"
         read = self._reader.read(sample)
         if read.problem:
-            return Verdict(False, False, read.problem)
-        found = find_answers(read.text, self.formats)
+            return Verdict(False, False, read.problem), "", "the completion has no part to read an answer in"
+        found = find_answers(read.text, self._read_formats)
         if not found:
-            return self._no_answer
-        if any(len(answers) > MAX_ANSWERS for answers in found):
-            return _HEDGED
-        parsed = {text: _parse_answer(text, gold) for answers in found for text in answers}
-        final = [answers[-1] for answers in found]
+            return self._no_answer, "", "no final answer in any of the forms " + ", ".join(self._read_formats)
+        if any(len(answers.texts) > MAX_ANSWERS for answers in found):
+            return _HEDGED, "", f"more than {MAX_ANSWERS} final answers"
+        parsed = {text: parse_answer(text, gold) for answers in found for text in answers.texts}
+        final = [answers.texts[-1] for answers in found]
+        unreadable = next((text for text in final if parsed[text] is None), None)
+        if unreadable is not None:
+            return _UNREADABLE, _shown(unreadable), "cannot be read as one answer"
         answer = parsed[final[0]]
-        if answer is None or any(parsed[text] is None for text in final):
-            return _UNREADABLE
-        # Earlier candidates that are no answers are headings ("#### Step 1") and notes.
-        if any(other is not None and not _same_answer(answer, other) for other in parsed.values()):
-            return _HEDGED
-        return self._compare(gold, answer)
+        assert answer is not None
+        for answers in found:
+            for text in answers.texts:
+                other = parsed[text]
+                if _is_note(answers, text) if other is None else same_answer(answer, other):
+                    continue
+                return _HEDGED, _shown(final[0]), f"two different final answers: {_shown(text)} and {_shown(final[0])}"
+        return _compared(gold, answer, self.symbolic_timeout_s)
 
-    def _compare(self, gold: _Answer, answer: _Answer) -> Verdict:
-        if gold.number is not None:
-            if answer.number is None:
-                return _NOT_WORKED_OUT
-            return _CORRECT if same_number(gold.number, answer.number) else _WRONG
-        if gold.literal is not None:
-            return _CORRECT if gold.literal == answer.literal else _WRONG
-        if gold.variable and answer.variable and gold.variable != answer.variable:
-            return _WRONG
-        assert gold.latex is not None
-        latex = answer.latex if answer.number is None else _number_latex(answer.number)
-        if latex is None or len(latex) > MAX_CHARS:
-            return _WRONG
-        return _VERDICTS[WORKER.compare(gold.latex, latex, self.symbolic_timeout_s)]
+
+# What is no answer but a heading: "#### Step 1", "#### 2. Solve".
+_HEADING = re.compile(r"[\s*_`]*(?:[^\W\d_]|[0-9]+[.):]\s|$)")
+
+
+def _is_note(answers: Answers, text: str) -> bool:
+    """Whether an earlier text that is no answer may stand there: a heading after ####, a sentence with "answer is"."""
+    return answers.form == "phrase" or (answers.form == "hash" and bool(_HEADING.match(text)))
+
+
+def _shown(text: str) -> str:
+    text = " ".join(text[:400].split())
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _compared(gold: Answer, answer: Answer, cpu_s: float) -> tuple[Verdict, str, str]:
+    extracted = _shown(answer.raw)
+    if gold.number is not None:
+        if answer.number is None:
+            return _NOT_WORKED_OUT, extracted, "an expression where a plain number is asked for"
+        equal = same_number(gold.number, answer.number)
+        return (_CORRECT if equal else _WRONG), extracted, f"compared as exact numbers: {_word(equal)}"
+    if gold.text == answer.text:
+        return _CORRECT, extracted, "the same text as the gold answer"
+    if gold.literal is not None:
+        equal = gold.literal == answer.literal
+        return (_CORRECT if equal else _WRONG), extracted, f"compared as names: {_word(equal)}"
+    if gold.latex is None:
+        return _WRONG, extracted, "the gold answer cannot be parsed, and the text is another one"
+    pair = comparable(gold, answer)
+    if pair is None or len(pair[1]) > MAX_CHARS:
+        return _WRONG, extracted, "another kind of answer than the gold answer"
+    outcome = compare(*pair, cpu_s)
+    return _VERDICTS[outcome], extracted, _REASONS[outcome]
+
+
+def _word(equal: bool) -> str:
+    return "equal" if equal else "different"
 
 
 _VERDICTS: dict[Outcome, Verdict] = {
     "equal": _CORRECT,
     "different": _WRONG,
     "unparseable": _UNREADABLE,
+    "unparseable gold": _WRONG,
     "too complicated": _TOO_COMPLICATED,
+}
+_REASONS: dict[Outcome, str] = {
+    "equal": "compared symbolically: equal",
+    "different": "compared symbolically: different",
+    "unparseable": "cannot be parsed",
+    "unparseable gold": "the gold answer cannot be parsed, and the text is another one",
+    "too complicated": "took more than the CPU time or the memory of one comparison",
 }
 
 
@@ -168,53 +208,3 @@ def _gold_text(answer: object) -> str:
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError(f"MathVerifier needs the gold answer as text in 'answer', and got {answer!r}")
     return answer
-
-
-@lru_cache(maxsize=16_384)
-def _parse_gold(answer: str) -> _Answer:
-    number = parse_number(answer)
-    if number is not None:
-        return _Answer(number=number)
-    variable, value = split_variable(answer)
-    if variable is not None and (number := parse_number(value)) is not None:
-        return _Answer(number=number)
-    text = literal(answer)
-    if text is not None and "\\text" in answer:
-        return _Answer(literal=text)
-    try:
-        return _Answer(latex=to_latex(value), variable=variable)
-    except NotAnExpression as refusal:
-        if text is not None:
-            return _Answer(literal=text)
-        raise ValueError(f"MathVerifier cannot read the gold answer {answer[:200]!r}: {refusal}") from refusal
-
-
-def _parse_answer(text: str, gold: _Answer) -> _Answer | None:
-    if len(text) > MAX_NUMBER_CHARS:
-        return None
-    number = parse_number(text)
-    if number is not None:
-        return _Answer(number=number)
-    if gold.literal is not None:
-        name = literal(text)
-        return None if name is None else _Answer(literal=name)
-    variable, value = split_variable(text)
-    if variable is not None and (number := parse_number(value)) is not None:
-        return _Answer(number=number, variable=variable)
-    try:
-        latex = to_latex(value)
-    except NotAnExpression:
-        return None
-    # Where one number is asked for, several values are a hedge: no answer at all.
-    return None if gold.number is not None and not is_single(latex) else _Answer(latex=latex, variable=variable)
-
-
-def _same_answer(first: _Answer, second: _Answer) -> bool:
-    if first.number is not None and second.number is not None:
-        return same_number(first.number, second.number)
-    return (first.number, first.literal, first.latex) == (second.number, second.literal, second.latex)
-
-
-def _number_latex(number: Number) -> str:
-    value = number.value / 100 if number.percent else number.value
-    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"

@@ -296,7 +296,7 @@ CHEATS_42 = [
     "\\boxed{42",
     "\\boxed{42} \\boxed{",
     "\\boxed{}",
-    "\\boxed 42",
+    "\\boxed 42 or 43",
     "The answer is 41 or 42.",
     "The answer is 41. The answer is 42.",
     "The answer is 42.\n" * 200,
@@ -398,12 +398,21 @@ def test_wrong_and_unreadable_are_two_things(completion: str, expected: float) -
     assert reward(completion, "42") == expected
 
 
-@pytest.mark.parametrize("gold", [None, "", "  ", True, ["42"], {}, "nan", "inf", "#### 72", "x^", "\\foo{x}", "٤٢"])
+@pytest.mark.parametrize("gold", [None, "", "  ", True, ["42"], {}, "nan", "inf", "#### 72", "$$"])
 def test_a_bad_gold_answer_is_an_error_and_not_a_wrong_answer(gold: object) -> None:
     result = verdict("\\boxed{x+1}", gold)
     assert result.error is not None
     assert "gold answer" in result.error
     assert not result.correct
+
+
+@pytest.mark.parametrize("gold", ["x^", "\\foo{x}", "٤٢", "y''=\\Box", "\\text{June 20}"])
+def test_a_gold_answer_that_nothing_parses_equals_its_own_text_alone(gold: str) -> None:
+    assert reward(f"\\boxed{{{gold}}}", gold) == 1.0
+    assert reward(f"#### ${gold}$.", gold) == 1.0
+    for other in ("x+1", "42", "x", "foo", "June 21", f"{gold} or x", f"x, {gold}", f"{gold}0"):
+        assert reward(f"\\boxed{{{other}}}", gold) < 1.0
+    assert reward(f"\\boxed{{{gold}}} \\boxed{{x}}", gold) == 0.0
 
 
 def test_a_number_may_be_given_as_gold() -> None:

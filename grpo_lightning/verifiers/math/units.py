@@ -1,0 +1,105 @@
+"""Decides whether the words after a number are a unit, which leaves its value as it is, or change it.
+
+Units are never checked: 42 apples, 42 km and 42 are equal. So a word that changes a value must not pass for one. These
+words are known by how they are built, since no list of them is complete: numerals and all that is composed of numerals
+(``sixths``, ``hundreds``, ``twenty-fifths``, ``tenfold``), everything in ``-illion``, and verbs of arithmetic in any
+form (``halved``, ``doubling``). A participle that ends the answer right behind the number is taken for one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_ONES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twelf|fif|eigh|nin|thir|for"
+_NUMERAL = (
+    rf"(?:{_ONES}|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|four|fif|six|seven|eigh|nine)t(?:y|ie)"
+    r"|hundred|thousand|hund|thou|hunderd|myriad|dozen|score|gross|lakh|lac|crore|arab|kharab|googol(?:plex)?"
+    r"|tausend|hundert|dutzend|docena|centena"
+    # Million, billion, zillion, milliard, Millionen, millones; but no millionaires and no billiard balls.
+    r"|[a-z]*illi[oó]n|milli?[oó]n|milion|milliard|miliard|milhão|milhões)"
+)
+# Fractions, multiples and plurals of numerals. Feet, months, baths and miles are none.
+_OF_NUMERALS = re.compile(
+    rf"(?:and|of)?{_NUMERAL}+(?:th|ths|s|es|e|en|i|a|y|fold|some|somes|ish|odd|something|seconds?)?"
+    r"|[a-z]?ths?|umpteenth|nth|semis?|half|halves|hal[fv]\w*|thirds?|quarters?|fourths?|\w+fold|folds?"
+    r"|once|twice|thrice|couple|(?:drit|vier|fünf|sechs|sieb|ach|neun|zehn)tel|(?:zwanzig|hundert|tausend|million)stel"
+    r"|\w*i[eè]mes?|tercios?|cuartos?|quintos?|d[eé]cimos?|cent[eé]simos?|mil[eé]simos?|cien(?:tos?)?|mila|miliardi",
+    re.IGNORECASE,
+)
+# Short forms of magnitudes.
+_SHORT = re.compile(
+    r"kk|bn|bln|bil|mn|mln|mio|mrd|mld|tn|trn|tln|tril|thsd|tsd|doz|dz|crs?|mils?|mills?|milles?|grand|bps?|bips?|ppm|ppb"
+    r"|ppt|kilo|mega|giga|tera|peta|exa|deca|deka|hecto|deci|centi|milli|micro|nano|pico|femto",
+    re.IGNORECASE,
+)
+_PARTS = re.compile(r"(?:per|pro)[- ]?mill?es?|permill?s?|permyriads?|promill\w*|basis|pips?|parts", re.IGNORECASE)
+# Verbs of arithmetic, in any form. After a length, "squared" and "cubed" belong to the unit.
+_ARITHMETIC = re.compile(
+    r"(?:doubl|tripl|trebl|[a-z]*upl|multipl(?=y|ied)|divid|subtract|deduct|negat|invert|invers|reciproc|opposit"
+    r"|exponentiat|factorial|modulo|truncat|halv"
+    # The nouns are fine: a 20 % increase, 4 raises, 3 rounds, 5 squares, 2 roots.
+    r"|(?:increas|decreas|reduc|rais|lower|round|squar|cub|root|add|summ|[a-z]+sect)(?=ed|ing))\w*",
+    re.IGNORECASE,
+)
+# Words that take the number back, or relate it to another one.
+_RELATION = re.compile(
+    r"or|and|nor|not|but|either|neither|maybe|perhaps|possibly|alternatively|to|than|between|through|if|is|are|was|were"
+    r"|equals?|minus|plus|times|over|divided|by|mod|below|odd|ish|shy|pi|sqrt|root|ln|log|exp|sin|cos|tan|choose"
+    r"|percent|recurring|repeating|repeated|binary|octal|hex|hexadecimal|base|negative|infinity|oder|und|ou|et|o|y|e|или|и",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"[^\W\d_]+")
+# 42xy is algebra, not 42 of something.
+_PRODUCT = re.compile(r"[xyz]+|[abc]{2,3}")
+_PARTICIPLE = re.compile(r"(?!red$|bed$|seed$|weed$|feed$|reed$)[a-z]+ed", re.IGNORECASE)
+_LENGTH = re.compile(
+    r"(?:[mcdk]|k)?m|ft|in|yd|mi|feet|foot|inch(?:es)?|yards?|miles?|units?|\w*met(?:er|re)s?", re.IGNORECASE
+)
+# Magnitudes, numerals and fractions of Chinese, Japanese and Korean; of Hindi; of Russian.
+_FOREIGN = re.compile(
+    "[〇零一二三四五六七八九十百万萬亿億兆京垓两兩廿卅半倍割折负負点點又或和]|千(?![克米瓦卡])|[厘毫](?![米升克])|分之|[천만억백십영]|조(?!각)|반$|배$|또는"
+    "|लाख|करोड|हज|हज़ार|सौ|अरब|आधा|"
+    "тысяч|тыс|миллион|млн|миллиард|млрд|сот|десят|дюжин|половин|трет|четверт|процент|промилле|минус",
+    re.IGNORECASE,
+)
+# Right behind a number without a space, of the short words these alone are units: 2mn is algebra.
+_BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
+_SHORT_UNIT = re.compile(
+    "[mcdknu]m|in|ft|yd|mi|[km]g|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
+    "mpg|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=4_096)
+def is_unit(text: str, behind_space: bool = True) -> bool:
+    """Whether words after a value leave it as it is.
+
+    Args:
+        text: the words, with what separates them.
+        behind_space: whether the first one stands apart from the number.
+    """
+    if not text:
+        return True
+    if not behind_space:
+        behind = _BEHIND.match(text)
+        if behind:
+            if not _SHORT_UNIT.fullmatch(behind[0]):
+                return False
+            text = text[behind.end() :]
+    words = _WORDS.findall(text)
+    if _PARTS.search(text) or _FOREIGN.search(text):
+        return False
+    if behind_space and len(words) == 1 and (_PARTICIPLE.fullmatch(words[0]) or words[0].lower() in ("square", "cube")):
+        return False
+    return not any(_changes(word, words[i - 1] if i else "") for i, word in enumerate(words))
+
+
+def _changes(word: str, before: str) -> bool:
+    if word.lower() in ("squared", "cubed"):
+        return not _LENGTH.fullmatch(before)
+    # Millimetres are small.
+    return word == "MM" or any(
+        kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT)
+    )

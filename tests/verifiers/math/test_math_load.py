@@ -1,0 +1,65 @@
+"""A verdict depends on the sample alone, not on what else the machine does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from grpo_lightning.types import Sample
+from grpo_lightning.verifiers import MathVerifier
+from grpo_lightning.verifiers.math.symbolic_client import compare
+
+BUSY_PER_CORE = 4
+VERDICTS = 25
+
+
+def samples(count: int) -> list[Sample]:
+    """Planes, polynomials, roots, lines and sets; every third answer is wrong."""
+    made = []
+    for i in range(count):
+        a, b, c, d = 2 + i % 7, 3 + i % 11, 5 + i % 13, 4 + i
+        e = d if i % 3 else d + 1
+        gold, answer = [
+            (f"{a}x+{b}y-{c}z+{d}=0", f"-{a}x-{b}y+{c}z-{e}=0"),
+            (f"(x+{a})(x-{b})+{d}", f"x^2+{a}x-{b}x-{a * b}+{e}"),
+            (f"\\frac{{\\sqrt{{{a}}}}}{{{b}}}+{d}\\pi", f"{e}\\pi+\\frac{{{a}}}{{{b}\\sqrt{{{a}}}}}"),
+            (f"y={a}x+{d}", f"{a}x-y+{e}=0"),
+            (f"(-\\infty,{a})\\cup[{a + d},\\infty)", f"x<{a} \\text{{ or }} x \\ge {a + e}"),
+        ][i % 5]
+        made.append(Sample("", f"\\boxed{{{answer}}}", gold))
+    return made
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    loop = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(loop) for _ in range(min(64, BUSY_PER_CORE * (os.cpu_count() or 1)))]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_verdicts_are_the_same_on_an_idle_and_on_a_busy_machine() -> None:
+    verifier = MathVerifier()
+    compare.cache_clear()
+    idle = verifier.verify_batch(samples(VERDICTS))
+    compare.cache_clear()
+    with busy_machine():
+        busy = verifier.verify_batch(samples(VERDICTS))
+    assert [verdict.error for verdict in idle] == [None] * VERDICTS
+    assert idle == busy
+    assert [verdict.correct for verdict in idle] == [bool(i % 3) for i in range(VERDICTS)]
+
+
+def test_verdicts_do_not_depend_on_their_order() -> None:
+    rows = samples(10)
+    compare.cache_clear()
+    forward = MathVerifier().verify_batch(rows)
+    compare.cache_clear()
+    assert MathVerifier().verify_batch(rows[::-1])[::-1] == forward
