@@ -1,0 +1,5 @@
+"""Calls that may take too long or too much memory: each in a process of its own, under limits."""
+
+from grpo_lightning.verifiers.limited.client import LimitedWorker, OutOf
+
+__all__ = ["LimitedWorker", "OutOf"]
