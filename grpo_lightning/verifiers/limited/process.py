@@ -1,6 +1,6 @@
 """The process behind a ``LimitedWorker``: ``python -m grpo_lightning.verifiers.limited.process SETUP CALL MEMORY``.
 
-It runs SETUP once and reports. Then each line of its standard input is a request, ``{"args": [...], "cpu_s": seconds}``,
+It runs SETUP once and reports. Then each line of standard input is a request, ``{"args": [...], "cpu_s": seconds}``,
 and each gets one line on standard output. A call runs in a child forked for it alone, so it can be stopped wherever it
 is (also inside of a big-integer power or a regular expression, which no exception reaches), it starts from the same
 state every time, and it leaves nothing behind. Forking is safe here: this process has one thread and no device.
