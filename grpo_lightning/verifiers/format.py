@@ -39,8 +39,9 @@ class FormatVerifier(Verifier):
     order, closed, not nested, with text in it, and only white space around. It is checked in linear time.
 
     With ``pattern`` the form is a regular expression that must match from the first character to the last; write
-    ``(?s)`` where ``.`` should match line ends. A completion that the pattern takes too much CPU time on does not match:
-    a text can make a pattern backtrack for ever, and a model finds such texts. How busy the machine is does not matter.
+    ``(?s)`` where ``.`` should match line ends. A completion that the pattern takes too much CPU time on does not
+    match: a text can make a pattern backtrack for ever, and a model finds such texts. How busy the machine is does not
+    matter.
 
     Args:
         tags: names of tags. Give these or a pattern.

@@ -50,25 +50,30 @@ class JSONSchemaVerifier(Verifier):
     ``answer``: the gold object, or any JSON value as JSON text. Without an answer, every document that fits is correct.
 
     Where the document is read: the whole text, a fenced block that is nothing but the document, or inside prose. What
-    was thought is not read, and neither does a document inside a string or inside broken JSON. The same
-    document given twice is one. In prose, ``[1]`` is no document where the schema asks for an object.
+    was thought is not read, and neither is a document inside a string or inside broken JSON. The same document given
+    twice is one. In prose, ``[1]`` is no document where the schema asks for an object. A document that is begun and not
+    finished counts as one, and a bracket, quote or comma too many beside a document makes it invalid.
 
     JSON is read strictly: no comments, trailing commas, NaN or Infinity, no key twice in an object, no numbers beyond
-    the range of a double, no nesting deeper than 100. As in JSON Schema, 1.0 is an integer and equals 1, and true
-    is no number. The draft is the schema's ``$schema``, and 2020-12 without one.
+    the range of a double, no nesting deeper than 10,000. As in JSON Schema, 1.0 is an integer and equals 1, and true
+    is no number. The draft is the schema's ``$schema``, and 2020-12 without one. A schema may come in the wrapping of a
+    vendor's request, such as OpenAI's ``response_format``.
 
     A schema may refer to the documents of ``schemas``, by their URIs, and to no others: nothing is ever fetched, and no
     file is read because a schema names it.
 
-    A row is an error if its schema is missing or invalid, refers to a document that is not registered, or has a pattern
-    with look-around or back-references (which would take exponential time), and if its gold document does not fit the
-    schema. Feedback names the place and the rule that is broken, never a value of the gold document or of the schema.
+    A row is an error if its schema is missing or invalid, constrains nothing, or has a misspelled keyword; if its gold
+    document does not fit the schema; and where a document reaches a reference that is not registered. ``true`` and
+    ``{}`` are for rows with a gold document. A document on which a pattern with look-around or back-references takes
+    too many steps has no valid format. Feedback names the place and the rule that is broken, never a value of the gold
+    document or of the schema.
 
     Args:
         schema: the schema of rows without one of their own, as an object or the path of a JSON file.
         schemas: other documents that schemas may refer to: objects or paths of JSON files by URI, or the path of a
             folder, each ``.json`` file in which is known by its ``$id``.
-        document: whether there must be ``only`` one document, or the ``last`` one counts.
+        document: whether there must be ``only`` one document, the ``last`` one counts, or one must be the ``whole``
+            text, bare or in one fenced block.
         array_order: whether arrays must have the gold's order.
         key_order: whether objects must have the gold's order of keys.
         rel_tol: how far numbers may be off, as a part of the gold number; integers, too.
@@ -251,7 +256,8 @@ def _unread(feedback: str, text: str, expected: str) -> Verdict:
 
 def _unfit(problem: Problem, document: Document, gold: _Gold | None, schema: Schema) -> Verdict:
     # The name of a property comes from the schema, and may be a gold value elsewhere: {"type": "circle", "circle": 1}.
-    name_missing = gold is None or not any(scalar in problem.missing for scalar in _scalars(gold.value))
+    golds = _scalars(gold.value) if gold and problem.missing else ()
+    name_missing = not any(scalar in problem.missing for scalar in golds)
     reason = f"The JSON does not fit the schema. {problem.text(name_missing=True)}."
     explanation = Explanation(shortened(document.text), shortened(f"JSON that fits {schema.text}"), reason)
     feedback = f"The JSON does not fit the schema. {problem.text(name_missing)}."
