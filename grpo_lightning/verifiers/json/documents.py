@@ -56,7 +56,7 @@ def registry(documents: Documents) -> Registry:
     def refuse(uri: str) -> NoReturn:
         raise LookupError(f"{uri} is not registered")
 
-    return jsonschema_rs.Registry([(uri, parse(text, SHALLOW).value) for uri, text in documents], retriever=refuse)
+    return jsonschema_rs.Registry([(uri, patterns.read_schema(text)) for uri, text in documents], retriever=refuse)
 
 
 def _check(documents: Documents) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,7 +97,7 @@ class Engine:
         try:
             return self.compile(self._root)
         except ValueError as error:
-            schemas = [self._root, *(json.loads(text) for _, text in documents)]
+            schemas = [self._root, *(patterns.read_schema(text) for _, text in documents)]
             self._patterns = patterns.backtracking_patterns(schemas)
             if not self._patterns:
                 raise
@@ -110,14 +109,11 @@ class Engine:
 
     def _replace_missing(self) -> bool:
         """Put a schema that notes when it is reached in the place of what is not registered."""
-        text = json.dumps(self._root)
-        draft = self._root.get("$schema") if isinstance(self._root, dict) else None
-        # What a document's unevaluated members are depends on what is missing, without reaching it.
-        if '"unevaluated' in text or '"$ref"' not in text:
+        if not any(_references(self._root)):
             return False
-        if draft is not None:
+        if isinstance(self._root, dict) and "$schema" in self._root:
             try:
-                self.compile({"$schema": draft})
+                self.compile({"$schema": self._root["$schema"]})
             except ValueError:
                 return False
         reached = self._reached
@@ -189,7 +185,8 @@ def on_large_stack(call: Callable[[], Result]) -> Result:
 
 def _stub(uri: str, root: Json) -> dict[str, Json]:
     """A schema that notes that it is reached, and so does every part of it that any reference of a schema names."""
-    stub: dict[str, Json] = {_MARK: uri}
+    # With the two keywords, so does asking which members of a document it evaluates.
+    stub: dict[str, Json] = {_MARK: uri, "additionalProperties": {_MARK: uri}, "items": {_MARK: uri}}
     for reference in _references(root):
         fragment = unquote(reference.partition("#")[2])
         if fragment.startswith("/"):

@@ -16,7 +16,8 @@ from urllib.parse import unquote, urljoin
 
 from grpo_lightning.verifiers.json.documents import Documents
 from grpo_lightning.verifiers.json.engine import Engine, on_large_stack, panics_raised
-from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse
+from grpo_lightning.verifiers.json.patterns import read_schema
+from grpo_lightning.verifiers.json.reader import Json, NotJSON
 
 if TYPE_CHECKING:
     from jsonschema_rs import Validator, ValidatorMap
@@ -114,7 +115,7 @@ class Schema:
         self._uri = uri
         self.text = text
         try:
-            self.root = parse(text, SHALLOW).value
+            self.root = read_schema(text)
             self._engine = Engine(self.root, check_formats, documents, uri)
         except NotJSON as refusal:
             raise ValueError(f"the schema is not valid JSON: {refusal}") from refusal

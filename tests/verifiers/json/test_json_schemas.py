@@ -252,6 +252,8 @@ def test_other_words_are_no_mistakes(word: str) -> None:
         (r"^(\w+) \1$", "ab ab", "ab ba"),
         (r"^(?!.*(.)\1)[a-z]+$", "abc", "abb"),
         (r"^(?!\s)[\S\s]*(?<!\s)$", "a b", " a b"),
+        (r"^(?<first>a|b)(c)(?<third>d|e)\2\k<third>\k<first>1$", "acdcda1", "acdced1"),
+        (r"^[(](?<q>['`])\(\k<q>$", "('('", "('(`"),
     ],
 )
 def test_patterns_with_look_around_and_back_references(pattern: str, good: str, bad: str) -> None:
@@ -327,8 +329,12 @@ def test_a_reference_that_every_document_reaches_makes_the_row_an_error(wrap: An
 
 
 def test_what_is_unevaluated_depends_on_what_is_missing() -> None:
-    schema = {"anyOf": [True, {"$ref": REMOTE}], "unevaluatedProperties": False}
-    assert "cannot be used" in (verdict('{"a": 1}', schema).error or "")
+    for keyword, document in (("unevaluatedProperties", '{"a": 1}'), ("unevaluatedItems", "[1]")):
+        for reference in ({"$ref": REMOTE}, {"anyOf": [True, {"$ref": REMOTE}]}, {"if": {"$ref": REMOTE}}):
+            assert REMOTE in (verdict(document, {keyword: False, **reference}).error or "")
+        unused = {keyword: False, "$defs": {"unused": {"$ref": REMOTE}}}
+        assert not correct(document, unused)
+        assert correct("1", unused)
 
 
 KEYWORDS = st.sampled_from(["anyOf", "oneOf", "allOf"])
