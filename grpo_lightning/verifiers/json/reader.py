@@ -22,7 +22,8 @@ SPACE = " \t\r\n"
 _WHITE = re.compile(rf"[{SPACE}]*")
 # A string that is never closed reaches to the end of the text, so that no part of it is read twice.
 BRACKET_OR_STRING = re.compile(r'[\[{]|[\]}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MAY_BE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 # The beginning of a string, number, true, false or null that more text could complete.
 _PARTIAL = re.compile(
     r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*(?:\\(?:u[0-9a-fA-F]{0,3})?)?'
@@ -69,7 +70,7 @@ def parse(text: str, max_depth: int = MAX_DEPTH) -> Parsed:
             raise Unfinished from error
         reason = error.msg.removesuffix(" at").removesuffix(" starting")
         raise NotJSON(reason[:1].lower() + reason[1:]) from error
-    if _SURROGATE.search(text) and any(_SURROGATE.search(string) for string in strings(value)):
+    if _MAY_BE_SURROGATE.search(text) and any(_SURROGATE.search(string) for string in strings(value)):
         raise NotJSON("a string is not valid Unicode")
     return Parsed(value, text, deep)
 

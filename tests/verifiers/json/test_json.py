@@ -110,6 +110,7 @@ def test_an_honest_completion_scores_1(style: str) -> None:
         '{"": ""}',
         '{"text": "``` {[ \\" \\\\ \\n \\u0000 \\ud83d\\ude00 </x>"}',
         '{"text": "\U0001f600 \u2028 \x7f"}',
+        '"\\\\ud800 is written so"',
         "[1, [2, {}], null]",
         "1e308",
         "9" * 300,
