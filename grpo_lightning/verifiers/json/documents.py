@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.verifiers.json.extract import Json, NotJSON, parse
+from grpo_lightning.verifiers.json import patterns
+from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse
 
 if TYPE_CHECKING:
     from jsonschema_rs import Registry
@@ -55,7 +56,7 @@ def registry(documents: Documents) -> Registry:
     def refuse(uri: str) -> NoReturn:
         raise LookupError(f"{uri} is not registered")
 
-    return jsonschema_rs.Registry([(uri, parse(text)) for uri, text in documents], retriever=refuse)
+    return jsonschema_rs.Registry([(uri, patterns.read_schema(text)) for uri, text in documents], retriever=refuse)
 
 
 def _check(documents: Documents) -> None:
@@ -69,7 +70,7 @@ def _check(documents: Documents) -> None:
     for uri, _ in documents:
         try:
             jsonschema_rs.validator_for(
-                {"$ref": uri}, registry=known, offline=True, pattern_options=jsonschema_rs.RegexOptions()
+                {"$ref": uri}, registry=known, offline=True, pattern_options=patterns.backtracking()
             )
         except ValueError as error:
             raise _refused(f"the schema of {uri} cannot be used: {str(error)[:300]}") from error
@@ -109,7 +110,7 @@ def _read(file: Path) -> str:
 
 def _parsed(text: str, where: str) -> Json:
     try:
-        return parse(text)
+        return parse(text, SHALLOW).value
     except NotJSON as refusal:
         raise _refused(f"{where} is not valid JSON: {refusal}") from refusal
 

@@ -10,13 +10,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urljoin
 
-from grpo_lightning.verifiers.json.documents import Documents, registry
-from grpo_lightning.verifiers.json.extract import Json, NotJSON, parse
+from grpo_lightning.verifiers.json.documents import Documents
+from grpo_lightning.verifiers.json.engine import Engine, on_large_stack, panics_raised
+from grpo_lightning.verifiers.json.patterns import read_schema
+from grpo_lightning.verifiers.json.reader import Json, NotJSON
 
 if TYPE_CHECKING:
     from jsonschema_rs import Validator, ValidatorMap
@@ -85,17 +86,6 @@ class Problem(NamedTuple):
         return f"{self.path}: {self.rule}" + (f" {_quoted(self.missing)}" if self.missing and name_missing else "")
 
 
-@contextmanager
-def _panics_raised() -> Iterator[None]:
-    """Raise a panic of the library, which is no ``Exception`` and would end the run, as a ``RuntimeError``."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise RuntimeError(f"jsonschema_rs broke on the schema: {str(error)[:300]}") from error
-
-
 @lru_cache(maxsize=256)
 def compile_schema(text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> Schema:
     """The schema written in a JSON text; the schemas used last are kept.
@@ -113,71 +103,76 @@ def compile_schema(text: str, check_formats: bool, documents: Documents = (), ur
 
 
 class Schema:
-    """One compiled schema. Its references lead to itself or to registered documents: nothing is ever fetched."""
+    """One compiled schema. Its references lead to itself or to registered documents: nothing is ever fetched.
 
-    @_panics_raised()
+    ``text`` is how it is written, and ``root`` the schema as an object, true or false.
+    """
+
+    @panics_raised()
     def __init__(self, text: str, check_formats: bool, documents: Documents = (), uri: str = "") -> None:
-        import jsonschema_rs
-
         self._check_formats = check_formats
         self._documents = documents
         self._uri = uri
-        # This engine for patterns takes time linear in the text, and refuses what it cannot match so: look-around, \1.
-        self._options: dict[str, Any] = {
-            "offline": True,
-            "validate_formats": check_formats,
-            "pattern_options": jsonschema_rs.RegexOptions(),
-        }
-        if documents:
-            self._options["registry"] = registry(documents)
-        if uri:
-            self._options["base_uri"] = uri
+        self.text = text
         try:
-            self._root = parse(text)
-            self._validator = jsonschema_rs.validator_for(self._root, **self._options)
+            self.root = read_schema(text)
+            self._engine = Engine(self.root, check_formats, documents, uri)
         except NotJSON as refusal:
             raise ValueError(f"the schema is not valid JSON: {refusal}") from refusal
         except ValueError as error:
             raise ValueError(f"the schema cannot be used: {str(error)[:300]}") from error
 
-    @_panics_raised()
-    def fits(self, document: Json) -> bool:
-        return self._validator.is_valid(document)
+    def fits(self, document: Json, deep: bool = False) -> bool:
+        """Whether a document fits; ``deep`` if it is nested more than ``SHALLOW`` deep.
 
-    def takes_kind(self, document: list | dict) -> bool:
-        """Whether the outermost ``type`` of the schema, if there is one, allows an array or object."""
-        types = self._root.get("type") if isinstance(self._root, dict) else None
-        return types is None or ("array" if isinstance(document, list) else "object") in types
+        Raises:
+            ValueError: the schema refers to a document that is not registered, and this one depends on it.
+            TooComplicated: a pattern takes too many steps.
+        """
+        with panics_raised():
+            if deep:
+                return on_large_stack(lambda: self._engine.fits(document))
+            return self._engine.fits(document)
 
-    @_panics_raised()
-    def problem(self, document: Json, chars: int) -> Problem:
+    def takes_kind(self, text: str) -> bool:
+        """Whether the outermost ``type`` of the schema, if there is one, allows an array or object written so."""
+        types = self.root.get("type") if isinstance(self.root, dict) else None
+        return types is None or ("array" if text.startswith("[") else "object") in types
+
+    def problem(self, document: Json, chars: int, deep: bool = False) -> Problem:
         """A problem of a document that does not fit, and that ``chars`` characters were written for.
 
         Follows one path through the schema, so it is quick on any. Where the way gets too long, it stops half-way.
         """
+        with panics_raised():
+            if deep:
+                return on_large_stack(lambda: self._problem(document, chars))
+            return self._problem(document, chars)
+
+    def _problem(self, document: Json, chars: int) -> Problem:
         path: list[str | int] = []
         schema, pointer = self, "#"
         for _ in range(min(_MAX_STEPS, _MAX_STEPS_TIMES_CHARS // chars)):
-            node = _at(schema._root, pointer)
+            node = _at(schema.root, pointer)
             if node is False:
-                return Problem(_spelled(path), "is not allowed")
+                return Problem(spelled(path), "is not allowed")
             # Below an $id of its own, references have another meaning.
             if not isinstance(node, dict) or ("$id" in node and pointer != "#"):
                 break
             keyword = schema._broken_alone(node, document)
             if keyword is not None:
                 missing = [name for name in node["required"] if name not in document] if keyword == "required" else []
-                return Problem(_spelled(path), _RULES[keyword].format(types=_types(node)), *missing[:1])
+                return Problem(spelled(path), _RULES[keyword].format(types=_types(node)), *missing[:1])
             part = schema._broken_part(node, pointer, document)
             if part is None:
                 combined = [keyword for keyword in _COMBINED if keyword in node]
                 rule = _COMBINED[combined[0]] if len(combined) == 1 else _OTHER_RULE
-                return Problem(_spelled(path), rule)
+                return Problem(spelled(path), rule)
             schema, pointer, key = part
             if key is not None:
                 path.append(key)
                 document = document[key]
-        return Problem(_spelled(path), _OTHER_RULE)
+        return Problem(spelled(path), _OTHER_RULE)
 
     def _broken_alone(self, node: dict[str, Json], document: Json) -> str | None:
         """The first of the rules that can be judged alone and that the document breaks."""
@@ -193,10 +188,8 @@ class Schema:
 
     def _compile(self, rules: dict[str, Json]) -> Validator:
         """Some rules alone, in the draft of the schema."""
-        import jsonschema_rs
-
-        draft = {keyword: self._root[keyword] for keyword in ("$schema",) if keyword in self._root}
-        return jsonschema_rs.validator_for({**draft, **rules}, **self._options)
+        draft = {keyword: self.root[keyword] for keyword in ("$schema",) if keyword in self.root}
+        return self._engine.compile({**draft, **rules})
 
     def _broken_part(
         self, node: dict[str, Json], pointer: str, document: Json
@@ -225,7 +218,7 @@ class Schema:
         pointer = f"#{unquote(fragment)}"
         if not uri:
             return self, pointer
-        own = self._root.get("$id", "") if isinstance(self._root, dict) else ""
+        own = self.root.get("$id", "") if isinstance(self.root, dict) else ""
         uri = urljoin(urljoin(self._uri, own), uri)
         text = dict(self._documents).get(uri)
         if text is None:
@@ -264,9 +257,7 @@ class Schema:
     @cached_property
     def _parts(self) -> ValidatorMap:
         """Every part of the schema, compiled, by its JSON pointer."""
-        import jsonschema_rs
-
-        return jsonschema_rs.validator_map_for(self._root, **self._options)
+        return self._engine.parts()
 
 
 def _at(root: Json, pointer: str) -> Json:
@@ -289,7 +280,7 @@ def _types(node: dict[str, Json]) -> str:
     return " or ".join(_NAMES.get(name, f"a {name}") for name in ([types] if isinstance(types, str) else types))
 
 
-def _spelled(path: list[str | int]) -> str:
+def spelled(path: list[str | int]) -> str:
     """``$.items[2].price``. The keys are the model's own text, so they are escaped and cut."""
     spelled = "$"
     for step in path[:_MAX_PATH_STEPS]:

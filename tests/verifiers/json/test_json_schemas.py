@@ -1,0 +1,352 @@
+"""The schemas of rows: vendors' wrappings, schemas that constrain nothing, look-around, and what is not registered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers import JSONSchemaVerifier, judge
+from grpo_lightning.verifiers.json.row_schema import unwrap
+
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+DRAFT_2020 = "https://json-schema.org/draft/2020-12/schema"
+PLAIN = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "schema": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+REMOTE = "https://example.com/other.json"
+VERIFIER = JSONSchemaVerifier()
+
+
+def verdict(completion: str, schema: Any, gold: Any = None, verifier: JSONSchemaVerifier = VERIFIER) -> Verdict:
+    return judge(verifier, [Sample("", completion, gold, {"schema": schema})])[0]
+
+
+def correct(completion: str, schema: Any, gold: Any = None) -> bool:
+    judged = verdict(completion, schema, gold)
+    assert judged.error is None, judged.error
+    return judged.correct
+
+
+# Vendors' wrappings
+
+WRAPPED = {
+    "OpenAI's response_format": {"type": "json_schema", "json_schema": {"name": "m", "schema": PLAIN, "strict": True}},
+    "the same, with its key": {"response_format": {"type": "json_schema", "json_schema": {"schema": PLAIN}}},
+    "OpenAI's json_schema": {"name": "m", "schema": PLAIN, "strict": True},
+    "with a description": {"name": "m", "description": "object", "schema": PLAIN},
+    "OpenAI's text.format": {"format": {"type": "json_schema", "name": "m", "schema": PLAIN, "strict": True}},
+    "OpenAI's tool": {"type": "function", "function": {"name": "f", "description": "d", "parameters": PLAIN}},
+    "a tool of the Responses API": {"type": "function", "name": "f", "parameters": PLAIN, "strict": True},
+    "a function": {"name": "f", "parameters": PLAIN},
+    "Anthropic's tool": {"name": "f", "description": "d", "input_schema": PLAIN},
+    "the same, cached": {"name": "f", "input_schema": PLAIN, "cache_control": {"type": "ephemeral"}},
+    "a tool of MCP": {"name": "f", "inputSchema": PLAIN, "annotations": {"readOnlyHint": True}},
+    "Bedrock's tool": {"toolSpec": {"name": "f", "inputSchema": {"json": PLAIN}}},
+    "Gemini's config": {"response_mime_type": "application/json", "response_schema": PLAIN},
+    "the same in REST": {"generationConfig": {"responseMimeType": "application/json", "responseSchema": PLAIN}},
+    "Gemini's JSON Schema": {"responseJsonSchema": PLAIN},
+    "vLLM's": {"type": "json_object", "schema": PLAIN},
+    "Ollama's": {"format": PLAIN},
+    "a schema alone": {"schema": PLAIN},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vendor", WRAPPED)
+def test_a_wrapped_schema_is_the_schema(vendor: str) -> None:
+    for schema in (WRAPPED[vendor], json.dumps(WRAPPED[vendor])):
+        assert correct('{"a": 1}', schema)
+        assert correct('{"a": 1, "schema": "x"}', schema)
+        for wrong in ('{"zzz": "anything"}', '{"a": "1"}', "{}", "[]", '{"name": "m"}'):
+            assert not correct(wrong, schema)
+    assert judge(JSONSchemaVerifier(schema=WRAPPED[vendor]), [Sample("", '{"a": 1}')])[0].correct
+    VERIFIER.require(Prompt([], None, {"schema": WRAPPED[vendor]}))
+
+
+def test_types_of_openapi_are_read_inside_of_geminis_wrapper() -> None:
+    inner = {
+        "type": "OBJECT",
+        "properties": {
+            "a": {"type": "INTEGER"},
+            "b": {"type": "ARRAY", "items": {"type": "STRING", "nullable": True}},
+            "type": {"type": "STRING", "enum": ["OBJECT"]},
+        },
+        "required": ["a"],
+    }
+    schema = {"response_schema": inner}
+    assert correct('{"a": 1, "b": ["x", null], "type": "OBJECT"}', schema)
+    for wrong in ('{"a": "1"}', '{"a": 1, "b": [1]}', '{"a": null}', '{"a": 1, "type": "object"}', "[]"):
+        assert not correct(wrong, schema)
+    # Alone it is not JSON Schema.
+    assert "cannot be used" in (verdict('{"a": 1}', inner).error or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        PLAIN,
+        {"type": "object", "schema": PLAIN},
+        {"properties": {"schema": PLAIN, "parameters": PLAIN}},
+        {"schema": PLAIN, "parameters": PLAIN},
+        {"name": {"type": "string"}, "schema": PLAIN},
+        {"name": "string", "schema": PLAIN},
+        {"other": PLAIN},
+        {"$ref": "#/schema", "schema": PLAIN},
+        {"schema": True},
+        True,
+        False,
+    ],
+)
+def test_what_is_no_wrapper_stays_as_it_is(schema: Any) -> None:
+    assert unwrap(schema) is schema
+
+
+# Schemas that constrain nothing
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"name": "string"},
+        {"name": "string", "age": "integer"},
+        {"name": {"type": "string"}, "age": {"type": "integer"}},
+        {"title": "A person", "description": "with a name"},
+        {"$id": "http://x/y", "$comment": "x"},
+        {"default": {}, "examples": [1]},
+        {"$defs": {"a": PLAIN}},
+        {"definitions": {"a": PLAIN}},
+        {"then": PLAIN},
+        {"minContains": 2},
+        {"properties": {}},
+        {"properties": {"a": {}, "b": {"description": "x"}}},
+        {"required": []},
+        {"items": {}},
+        {"minItems": 0, "uniqueItems": False},
+        {"additionalProperties": True},
+        {"allOf": [{}, True]},
+        {"anyOf": [PLAIN, {}]},
+        {"oneOf": [{}]},
+        {"if": PLAIN},
+        {"not": False},
+        {"format": "date"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"name": "string"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {}}},
+        # Keywords of other drafts.
+        {"$schema": DRAFT_7, "prefixItems": [PLAIN]},
+        {"$schema": DRAFT_7, "dependentRequired": {"a": ["b"]}},
+        {"$schema": DRAFT_4, "const": 1},
+        {"$schema": DRAFT_7, "$ref": "#/definitions/a", "definitions": {"a": {}}, "type": "object"},
+        {"name": "m", "schema": {"name": "string"}},
+    ],
+)
+def test_a_schema_that_constrains_nothing_is_an_error(schema: Any) -> None:
+    for gold in (None, '{"zzz": "anything"}'):
+        result = verdict('{"zzz": "anything"}', schema, gold)
+        assert result.error is not None
+        assert "constrains nothing" in result.error
+    with pytest.raises(ValueError, match="constrains nothing"):
+        VERIFIER.require(Prompt([], None, {"schema": schema}))
+    with pytest.raises(ValueError, match="constrains nothing"):
+        JSONSchemaVerifier(schema=schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"$ref": "#/$defs/a", "$defs": {"a": PLAIN}}, '{"a": 1}', "{}"),
+        ({"allOf": [{}, PLAIN]}, '{"a": 1}', "{}"),
+        ({"anyOf": [PLAIN, {"type": "null"}]}, "null", "1"),
+        ({"oneOf": [{}, PLAIN]}, "{}", '{"a": 1}'),
+        ({"not": {}}, None, "1"),
+        ({"const": None}, "null", "1"),
+        ({"minItems": 1}, "{}", "[]"),
+        ({"properties": {"a": False}}, "{}", '{"a": 1}'),
+        ({"properties": {"a": {}, "b": {"items": {"type": "null"}}}}, '{"b": [null]}', '{"b": [1]}'),
+        ({"additionalProperties": False}, "{}", '{"a": 1}'),
+        ({"unevaluatedProperties": False}, "{}", '{"a": 1}'),
+        ({"if": True, "then": PLAIN}, '{"a": 1}', "{}"),
+        ({"prefixItems": [{"type": "null"}]}, "[null]", "[1]"),
+        ({"$schema": DRAFT_4, "minimum": 1}, "1", "0"),
+        ({"type": "object", "name": "string", "x-order": 1, "example": {"a": 1}}, "{}", "[]"),
+        ({"type": "object", "properties": {"propertys": {"type": "string"}, "require": {}}}, '{"require": 1}', "[]"),
+        ({"type": ["object", "array", "string", "number", "boolean", "null"]}, "1", None),
+    ],
+)
+def test_a_schema_that_refuses_something_is_none(schema: Any, good: str | None, bad: str | None) -> None:
+    assert good is None or correct(good, schema)
+    assert bad is None or not correct(bad, schema)
+
+
+def test_format_constrains_where_it_is_checked() -> None:
+    verifier = JSONSchemaVerifier(check_formats=True)
+    assert not verdict('"x"', {"format": "date"}, None, verifier).correct
+    assert verdict('"2024-02-29"', {"format": "date"}, None, verifier).correct
+
+
+@pytest.mark.parametrize("schema", [{}, True, "{}", "true", {"$schema": DRAFT_7}, {"name": "m", "schema": {}}])
+def test_any_json_may_be_asked_for_on_purpose_where_there_is_a_gold_document(schema: Any) -> None:
+    assert correct('{"a": 1}', schema, {"a": 1})
+    assert not correct('{"a": 2}', schema, {"a": 1})
+    VERIFIER.require(Prompt([], {"a": 1}, {"schema": schema}))
+    error = verdict('{"a": 1}', schema).error
+    assert error is not None
+    assert "every JSON document would be correct" in error
+    with pytest.raises(ValueError, match="there is no gold document"):
+        VERIFIER.require(Prompt([], None, {"schema": schema}))
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "keyword"),
+    [
+        ({"type": "object", "propertys": {"a": {}}}, "propertys", "properties"),
+        ({"type": "object", "property": {"a": {}}}, "property", "properties"),
+        ({"type": "object", "require": ["a"]}, "require", "required"),
+        ({"type": "object", "additional_properties": False}, "additional_properties", "additionalProperties"),
+        ({"type": "object", "additionalproperties": False}, "additionalproperties", "additionalProperties"),
+        ({"tpye": "object"}, "tpye", "type"),
+        ({"type": "string", "patern": "a"}, "patern", "pattern"),
+        ({"type": "string", "min_length": 1}, "min_length", "minLength"),
+        ({"type": "number", "minimun": 1}, "minimun", "minimum"),
+        ({"enums": [1]}, "enums", "enum"),
+        ({"any_of": [PLAIN]}, "any_of", "anyOf"),
+        ({"type": "array", "item": PLAIN}, "item", "items"),
+        ({"properties": {"a": {"items": [{"types": "string"}]}}, "$schema": DRAFT_7}, "types", "type"),
+        ({"$defs": {"a": {"requires": ["a"]}}, "type": "object"}, "requires", "required"),
+    ],
+)
+def test_a_misspelled_keyword_is_named(schema: Any, name: str, keyword: str) -> None:
+    result = verdict("{}", schema, "{}")
+    assert result.error is not None
+    assert f"{name!r}: did you mean {keyword!r}?" in result.error
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["name", "title", "note", "notes", "version", "strict", "order", "propertyOrdering", "nullable", "optional",
+     "discriminator", "text", "unit", "values", "parameters", "cost", "form", "options", "x-typ", "example", "tags"],
+)  # fmt: skip
+def test_other_words_are_no_mistakes(word: str) -> None:
+    for value in ("x", 1, {}, ["a"], True):
+        assert correct("{}", {"type": "object", word: value})
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"^(?=.*[A-Z]).{8,}$", "Abcdefgh", "abcdefgh"),
+        (r"^(?=.*[A-Z])(?=.*[0-9])(?!.*\s).{4,}$", "Ab12", "Ab 12"),
+        (r"^(?!admin)\w+$", "user", "admin1"),
+        (r"(?<=\$)[0-9]+", "$5", "5"),
+        (r"(?<!\$)\b5", "5", "$5"),
+        (r"^(\w+) \1$", "ab ab", "ab ba"),
+        (r"^(?!.*(.)\1)[a-z]+$", "abc", "abb"),
+        (r"^(?!\s)[\S\s]*(?<!\s)$", "a b", " a b"),
+        (r"^(?<first>a|b)(c)(?<third>d|e)\2\k<third>\k<first>1$", "acdcda1", "acdced1"),
+        (r"^[(](?<q>['`])\(\k<q>$", "('('", "('(`"),
+    ],
+)
+def test_patterns_with_look_around_and_back_references(pattern: str, good: str, bad: str) -> None:
+    named = {"patternProperties": {pattern: {"type": "null"}}, "additionalProperties": False}
+    for schema, written in (
+        ({"type": "string", "pattern": pattern}, json.dumps),
+        ({"items": {"anyOf": [{"type": "null"}, {"pattern": pattern}]}}, lambda text: json.dumps([text])),
+        (named, lambda text: json.dumps({text: None})),
+        ({"$ref": "#/$defs/p", "$defs": {"p": {"pattern": pattern, "minLength": 1}}}, json.dumps),
+    ):
+        assert correct(written(good), schema)
+        assert not correct(written(bad), schema)
+    assert "must match the schema's pattern" in verdict(json.dumps(bad), {"pattern": pattern}).feedback
+    registered = JSONSchemaVerifier(schemas={"urn:x:p": {"pattern": pattern}})
+    assert verdict(json.dumps(good), {"$ref": "urn:x:p"}, None, registered).correct
+    assert not verdict(json.dumps(bad), {"$ref": "urn:x:p"}, None, registered).correct
+
+
+def test_a_pattern_that_takes_too_many_steps_is_no_match_either_way() -> None:
+    pattern = r"^(a|a)*(?=b)\1$"
+    for schema in (
+        {"pattern": pattern},
+        {"not": {"pattern": pattern}},
+        {"anyOf": [{"pattern": pattern}, {"minLength": 1}]},
+    ):
+        judged = verdict(json.dumps("a" * 60), schema)
+        assert judged.error is None
+        assert not judged.format_valid
+        assert judged.feedback == "The texts in the JSON are too long for the schema's patterns. Give shorter ones."
+    assert correct(json.dumps("b"), {"not": {"pattern": pattern}}) is True
+    assert "too long for the schema's patterns" in (
+        verdict("1", {"pattern": pattern}, json.dumps("a" * 60)).error or ""
+    )
+
+
+# References to what is not registered
+
+
+@pytest.mark.parametrize(
+    "reference", [REMOTE, f"{REMOTE}#/$defs/a", f"{REMOTE}#anchor", "other.json", "file:///etc/hosts"]
+)
+def test_a_reference_is_an_error_only_where_validation_reaches_it(reference: str) -> None:
+    uri = reference.partition("#")[0]
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"$ref": reference}},
+        "$defs": {"unused": {"items": {"$ref": reference}}},
+    }
+    assert correct('{"a": 1}', schema)
+    assert not correct('{"a": "1"}', schema)
+    assert not correct("[]", schema)
+    for reached in ({"a": 1, "b": 1}, {"b": None}):
+        result = verdict(json.dumps(reached), schema)
+        assert result.error is not None
+        assert uri in result.error
+        assert "which is not present" in result.error
+        # A gold document that reaches it makes the row an error, whatever the completion.
+        assert uri in (verdict('{"a": 1}', schema, reached).error or "")
+    # Registered, it is like any other.
+    if reference == REMOTE:
+        registered = JSONSchemaVerifier(schemas={REMOTE: {"type": "string"}})
+        assert verdict('{"b": "x"}', schema, None, registered).correct
+        assert not verdict('{"b": 1}', schema, None, registered).correct
+
+
+@pytest.mark.parametrize("wrap", [lambda ref: {"not": ref}, lambda ref: {"allOf": [{}, ref]}, lambda ref: ref])
+def test_a_reference_that_every_document_reaches_makes_the_row_an_error(wrap: Any) -> None:
+    schema = wrap({"$ref": REMOTE})
+    for completion in ("1", "", "no JSON"):
+        assert REMOTE in (verdict(completion, schema).error or "")
+    with pytest.raises(ValueError, match="which is not present"):
+        VERIFIER.require(Prompt([], None, {"schema": schema}))
+
+
+def test_what_is_unevaluated_depends_on_what_is_missing() -> None:
+    for keyword, document in (("unevaluatedProperties", '{"a": 1}'), ("unevaluatedItems", "[1]")):
+        for reference in ({"$ref": REMOTE}, {"anyOf": [True, {"$ref": REMOTE}]}, {"if": {"$ref": REMOTE}}):
+            assert REMOTE in (verdict(document, {keyword: False, **reference}).error or "")
+        unused = {keyword: False, "$defs": {"unused": {"$ref": REMOTE}}}
+        assert not correct(document, unused)
+        assert correct("1", unused)
+
+
+KEYWORDS = st.sampled_from(["anyOf", "oneOf", "allOf"])
+
+
+@settings(deadline=None)
+@given(KEYWORDS, st.permutations([{"type": "integer"}, {"$ref": REMOTE}, {"minimum": 3}]), st.sampled_from([1, 5, "x"]))
+def test_without_an_error_a_missing_document_does_not_matter(keyword: str, parts: Any, value: Any) -> None:
+    """The second formula: whatever the missing document were, the verdict would be the same."""
+    schema = {keyword: parts}
+    judged = verdict(json.dumps(value), schema)
+    if judged.error is None:
+        for known in ({"not": {}}, {"not": {"type": "null"}}):
+            registered = JSONSchemaVerifier(schemas={REMOTE: known})
+            assert verdict(json.dumps(value), schema, None, registered).correct == judged.correct
