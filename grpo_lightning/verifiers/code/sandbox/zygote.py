@@ -1,4 +1,4 @@
-"""A worker: forks a judge and a defendant for each request, and ends both at the time limit.
+"""A worker: forks a judge and a defendant for each request, and ends both at the limits.
 
 It never reads a request, which comes as a file that only the judge opens: what a defendant inherits of this process's
 memory holds no test, neither of this run nor of an earlier one.
@@ -16,12 +16,12 @@ import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import defendant, judge
+from .clock import RunClock
 from .lockdown import Lockdown
 from .system import Refused, die_with_parent
 
@@ -47,19 +47,19 @@ class Judge:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
-    def poll(self, deadline: float) -> bool:
-        """Whether it says something, or ends, before the deadline."""
-        remaining = deadline - time.monotonic()
-        return remaining > 0 and bool(self._poll.poll(remaining * 1000))
+    def poll(self, timeout_s: float) -> bool:
+        """Whether it says something, or ends, in this time."""
+        return bool(self._poll.poll(timeout_s * 1000))
 
 
 class Worker:
     """The event loop of the zygote, if one event at a time is a loop."""
 
-    def __init__(self, control: socket.socket, lockdown: Lockdown, timeout_s: float, null: int) -> None:
+    def __init__(self, control: socket.socket, lockdown: Lockdown, settings: dict[str, Any], null: int) -> None:
         self.control = control
         self.lockdown = lockdown
-        self.timeout_s = timeout_s
+        self.timeout_s: float = settings["timeout_s"]
+        self.hang_s: float = settings["hang_s"]
         self.pid = os.getpid()
         self.null = null
         self.judge: Judge | None = None
@@ -79,31 +79,45 @@ class Worker:
         ours, theirs = socket.socketpair()
         pid = self._fork(lambda: self._be_defendant(theirs))
         theirs.close()
-        deadline = time.monotonic() + self.timeout_s
         socket.send_fds(self.judge.control, [b"run"], [payload, ours.fileno()])
         ours.close()
         os.close(payload)
-        report = None
-        late = False
-        while report is None or not report["final"]:
-            if not self.judge.poll(deadline):
-                late = True
-                break
-            message = self.judge.control.recv(_MAX_REPORT_BYTES)
-            if not message:
-                break
-            report = json.loads(message)
-        _kill(pid)
+        answer = self._watch(self.judge, pid)
+        report = answer["report"]
         judge_stays = report is not None and report["final"] and report["stays"]
+        answer["killed"] = not (answer["late"] or answer["hung"]) and (
+            _was_killed(pid) or (not judge_stays and _was_killed(self.judge.pid))
+        )
+        _kill(pid)
         if not judge_stays:
             _kill(self.judge.pid)
         # Before the wait for the children, whose memory takes its time to be freed.
-        self.control.send(json.dumps({"late": late, "report": report}).encode())
+        self.control.send(json.dumps(answer).encode())
         os.waitpid(pid, 0)
         if not judge_stays:
             os.waitpid(self.judge.pid, 0)
             self.judge.control.close()
             self.judge = None
+
+    def _watch(self, judge: Judge, pid: int) -> dict[str, Any]:
+        """Wait for the judge's final report, or for a limit; the last report counts."""
+        clock = RunClock((judge.pid, pid), self.timeout_s, self.hang_s)
+        report, hung = None, False
+        while report is None or not report["final"]:
+            if judge.poll(clock.patience_s()):
+                message = judge.control.recv(_MAX_REPORT_BYTES)
+                if not message:
+                    break
+                report = json.loads(message)
+                if report["before_s"] is not None:
+                    clock.start(report["before_s"])
+            elif clock.late:
+                break
+            elif clock.hung:
+                hung = True
+                break
+        late = clock.late or bool(report and report["late"])
+        return {"report": report, "late": late, "hung": hung and not late}
 
     def _new_judge(self) -> Judge:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -133,7 +147,7 @@ class Worker:
             os.dup2(fd, number)
         os.closerange(max(defendant.STREAM_FDS) + 1, _MAX_FD)
         gc.enable()
-        defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD))
+        defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD), self.timeout_s)
 
     def _be_judge(self, control: socket.socket) -> NoReturn:
         self.control.close()
@@ -142,6 +156,12 @@ class Worker:
         random.seed()
         gc.enable()
         judge.serve(control)
+
+
+def _was_killed(pid: int) -> bool:
+    """Whether a child was killed from outside, as by the kernel when the machine runs out of memory."""
+    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return status is not None and status.si_code == os.CLD_KILLED and status.si_status == signal.SIGKILL
 
 
 def _kill(pid: int) -> None:
@@ -190,4 +210,4 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    Worker(control, lockdown, settings["timeout_s"], null).serve()
+    Worker(control, lockdown, settings, null).serve()
