@@ -25,7 +25,8 @@ class CodeRow(NamedTuple):
         tests: Python text.
         entry_point: the function under test.
         io: pairs of ``stdin`` and ``stdout``.
-        calls: ``arguments`` of the entry point, and the results that are ``accepted``.
+        calls: ``arguments`` of the entry point, and the results that are ``accepted``; ``number_keys`` if the keys of
+            objects are numbers where all of them look so.
         prelude: Python text that is run before the program.
     """
 
@@ -125,18 +126,9 @@ def _apps(value: Mapping[str, Any]) -> tuple[tuple[dict[str, str], ...], tuple[d
     calls = []
     for given, expected in zip(inputs, outputs, strict=True):
         accepted = [expected, expected[0]] if wrapped else [expected]
-        calls.append({"arguments": list(map(_with_numbers, given)), "accepted": list(map(_with_numbers, accepted))})
+        # JSON has text for the keys of all objects: APPS means numbers where all of them are whole numbers.
+        calls.append({"arguments": given, "accepted": accepted, "number_keys": True})
     return (), tuple(calls), name
-
-
-def _with_numbers(value: Any) -> Any:
-    """JSON has text for the keys of all objects: where all of them are whole numbers, numbers were meant."""
-    if isinstance(value, Mapping) and value:
-        try:
-            return {int(key): item for key, item in value.items()}
-        except (TypeError, ValueError):
-            return dict(value)
-    return value
 
 
 def _livecodebench_call(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +137,7 @@ def _livecodebench_call(pair: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, str) or not isinstance(expected, str):
         raise _unknown()
     arguments = [_json(line, "io") for line in given.splitlines() if line.strip()]
-    return {"arguments": arguments, "accepted": [_json(expected, "io")]}
+    return {"arguments": arguments, "accepted": [_json(expected, "io")], "number_keys": False}
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from code_cases import verdict_of, verifier  # noqa: F401  (a fixture)
 
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
-from grpo_lightning.verifiers.code.verifier import extract_program
+from grpo_lightning.verifiers.code.fences import program_blocks
 
 # name: (program, tests, entry point)
 CORRECT: dict[str, tuple[str, str, str | None]] = {

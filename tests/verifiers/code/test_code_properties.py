@@ -15,7 +15,7 @@ from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
 from grpo_lightning.verifiers.code.sandbox import wire
 from grpo_lightning.verifiers.code.sandbox.plain import PLAIN_TYPES, BadFrame, record_type
-from grpo_lightning.verifiers.code.verifier import extract_program
+from grpo_lightning.verifiers.code.fences import program_blocks
 
 
 @pytest.fixture(scope="module")

@@ -198,14 +198,16 @@ def _run_tests(link: Link, tests: Tests, defined: dict[str, Any], candidate: Any
 def _run_calls(candidate: Any, calls: list[dict[str, Any]], allowance: outputs.Allowance) -> None:
     for number, call in enumerate(calls, 1):
         where = f"Call {number} of {len(calls)}"
-        arguments = ", ".join(map(outputs.shown, call["arguments"]))
-        failure = Failure(where, f"the call with ({arguments})", "", outputs.shown(call["accepted"][0]))
+        read = outputs.with_number_keys if call["number_keys"] else list
+        arguments, accepted = read(call["arguments"]), read(call["accepted"])
+        text = ", ".join(map(outputs.shown, arguments))
+        failure = Failure(where, f"the call with ({text})", "", outputs.shown(accepted[0]))
         try:
-            given = candidate(*call["arguments"])
+            given = candidate(*arguments)
         except Exception as error:
             kind = builtin_base(type(error))
             raise Decided("failed", f"{where} raised {kind}.", failure._replace(given=f"{kind} raised")) from None
-        if not any(allowance.same_value(given, accepted) for accepted in call["accepted"]):
+        if not any(allowance.same_value(given, expected) for expected in accepted):
             failure = failure._replace(given=outputs.shown(given))
             raise Decided("failed", f"{where} gave the wrong result.", failure)
 

@@ -68,6 +68,15 @@ class Allowance(NamedTuple):
         return type(given) in PLAIN_TYPES and bool(given == expected)
 
 
+def with_number_keys(values: list[Any]) -> list[Any]:
+    """Values of JSON, with numbers for the keys of those objects whose keys are all whole numbers."""
+    return [_with_number_keys(value) if isinstance(value, dict) else value for value in values]
+
+
+def _with_number_keys(value: dict[str, Any]) -> dict[Any, Any]:
+    return {int(key): item for key, item in value.items()} if all(map(_INTEGER.fullmatch, value)) else value
+
+
 def _is_number(word: str) -> bool:
     return len(word) <= _MAX_DIGITS and _NUMBER.fullmatch(word) is not None
 
