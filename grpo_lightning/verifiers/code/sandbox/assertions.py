@@ -65,10 +65,11 @@ def instrument(tree: ast.Module, named: frozenset[str]) -> ast.Module:
 
 def asserts_something(tree: ast.Module) -> bool:
     """Whether there is anything in the text that could be an assertion."""
-    return any(
-        isinstance(node, (ast.Assert, ast.Raise)) or (isinstance(node, ast.Attribute) and is_assert_method(node.attr))
-        for node in ast.walk(tree)
-    )
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if isinstance(node, (ast.Assert, ast.Raise)) or name in _ENDING_CALLS or is_assert_method(name):
+            return True
+    return False
 
 
 def is_assert_method(name: str) -> bool:

@@ -135,7 +135,7 @@ CONTAINERS: dict[type, Container] = {
 def contents(container: Any) -> tuple[Any, ...]:
     """What a container holds, flat; a dict's values behind its keys. Shallow, and cheap to compare."""
     if isinstance(container, dict):
-        return (*dict.keys(container), *dict.values(container))
+        return (*container.keys(), *container.values())
     return tuple(container)
 
 
@@ -150,7 +150,8 @@ def refill(container: Any, items: object) -> None:
     if isinstance(container, dict):
         half = len(items) // 2
         container.clear()
-        dict.update(container, zip(items[:half], items[half:], strict=True))
+        for key, item in zip(items[:half], items[half:], strict=True):
+            container[key] = item
     elif isinstance(container, set):
         container.clear()
         container.update(items)
@@ -176,8 +177,10 @@ def flatten(value: Any) -> object:
     if base is None:
         raise TypeError(f"no plain data in {type(value).__name__}")
     plain = CONTAINERS[base].empty(*CONTAINERS[base].header(value))
+    # An OrderedDict has its order beside the dict's.
     iterate: Any = base.__iter__  # type: ignore[attr-defined]
-    refill(plain, contents(value) if issubclass(base, dict) else tuple(iterate(value)))
+    items = tuple(iterate(value))
+    refill(plain, (*items, *(dict.__getitem__(value, key) for key in items)) if issubclass(base, dict) else items)
     return plain
 
 
