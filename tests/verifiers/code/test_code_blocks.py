@@ -86,7 +86,7 @@ FUNCTIONS: dict[str, tuple[list[str], list[int]]] = {
     "helpers of helpers": (["A = 1", "def h():\n    return A", "B = 2", "def f(x):\n    return h() + x"], [0, 1, 3]),
     "a lambda": (["f = lambda x: x + 1", "f(2)"], [0]),
     "a decorator first": (["import functools", "@functools.cache\ndef f(x):\n    return x"], [0, 1]),
-    "a base class first": (["class B:\n    y = 1", "class Solution(B):\n    def f(self, x):\n        return x"], [0, 1]),
+    "a base class first": (["class B:\n    y = 1", "class Solution(B):\n    def f(s, x):\n        return x"], [0, 1]),
     "a class and its use": (["class Solution:\n    def f(self, x):\n        return x", "print(Solution().f(1))"], [0]),
     "a method shown alone": ([F, "def f(self, x):\n    return x"], [0]),
     "none compiles": (["def f(x:", "def f(y:"], [0, 1]),

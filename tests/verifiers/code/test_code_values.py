@@ -203,7 +203,8 @@ def library_values() -> st.SearchStrategy[Any]:
     items = st.lists(st.integers(-9, 9), max_size=4)
     return st.one_of(
         st.fractions(), st.decimals(allow_nan=False), st.dates(), st.times(timezones=zones), st.uuids(),
-        st.timedeltas(), st.datetimes(timezones=zones), st.builds(collections.deque, items), st.builds(collections.Counter, items),
+        st.timedeltas(), st.datetimes(timezones=zones), st.builds(collections.deque, items),
+        st.builds(collections.Counter, items),
         st.builds(lambda xs: array.array("q", xs), items), st.binary(max_size=9).map(bytearray),
         st.builds(lambda xs: collections.OrderedDict.fromkeys(xs, 1), items),
     )  # fmt: skip

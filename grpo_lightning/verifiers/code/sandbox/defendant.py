@@ -6,10 +6,8 @@ Nothing in here protects anything: the program may rewrite all of it. What it th
 from __future__ import annotations
 
 import _thread
-import atexit
 import dataclasses
 import enum
-import gc
 import math
 import operator
 import os
@@ -19,9 +17,9 @@ import time
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
-from . import blocks, plain, values, wire
+from . import blocks, plain, scripts, values, wire
 
 
 def _leave(manager: Any, kind: type[BaseException] | None) -> None:
@@ -44,10 +42,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "name_of_type": lambda value: type(value).__name__,
     **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
 }
-
-
-# The input and output of scripts: files in memory, as long as the limit on files allows.
-STREAM_FDS = (4, 5)
 
 
 class _Instance:
@@ -122,20 +116,12 @@ class Defendant:
 
     def run(self, given: bytes) -> bytes:
         """Run the program as a script, and give what it prints."""
-        for number, fd in enumerate(STREAM_FDS):
-            os.ftruncate(fd, 0)
-            os.lseek(fd, 0, os.SEEK_SET)
-            # Programs that read by open(0) close it.
-            os.dup2(fd, number)
-        os.write(0, given)
-        os.lseek(0, 0, os.SEEK_SET)
-        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[assignment, misc]
-        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[assignment, misc]
+        scripts.open_streams(given)
         module = types.ModuleType("__main__")
         with suppress(SystemExit):
             self._execute(module)
-        _end_script(module)
-        return os.pread(STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
+        scripts.end(module)
+        return os.pread(scripts.STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
     def _execute(self, module: types.ModuleType) -> None:
         # Where pickle, dataclasses and typing look for the module of a class.
@@ -256,40 +242,6 @@ class _Sleep:
 
 def _nothing(value: object) -> None:
     """Refers to no object at all."""
-
-
-def _stream(fd: int, mode: str) -> TextIO:
-    return cast(TextIO, open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False))
-
-
-def _end_script(module: types.ModuleType) -> None:
-    """What Python does at the end of a script, without ending: another run may follow."""
-    futures: Any = sys.modules.get("concurrent.futures.thread")
-    if futures is not None:
-        # Ends the workers of executors that nobody shut down. It also marks the end of all work.
-        futures._python_exit()
-        futures._shutdown = False
-    # Imported by the program or by nobody: it would make each fork slower.
-    threading: Any = sys.modules.get("threading")
-    while threading and (waiting := [one for one in threading.enumerate() if not (one.daemon or _is_main(one))]):
-        waiting[0].join()
-    atexit._run_exitfuncs()
-    _flush()
-    # Files left open write what they hold when they go, and objects may have last words.
-    vars(module).clear()
-    gc.collect()
-    _flush()
-
-
-def _is_main(thread: Any) -> bool:
-    return bool(thread.ident == _thread.get_ident())
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.__stdout__):
-        # It may have been closed, detached, or replaced by anything.
-        with suppress(Exception):
-            cast(TextIO, stream).flush()
 
 
 def _identical(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -37,18 +37,27 @@ class Report:
         stays: bool = True,
         before_s: float | None = None,
         late: bool = False,
+        has_ended: bool = False,
         failure: Failure = _NO_FAILURE,
     ) -> None:
-        shown = {"test": failure.source, "given": failure.given, "expected": failure.expected}
+        texts = {"test": failure.source, "given": failure.given, "expected": failure.expected}
+        shown = {name: text[:_MAX_SHOWN] for name, text in texts.items()}
         message = {
             "outcome": outcome, "detail": detail[:500], "final": final, "stays": stays, "before_s": before_s,
-            "late": late, "blocks": self.blocks, **{name: text[:_MAX_SHOWN] for name, text in shown.items()},
+            "late": late, "has_ended": has_ended, "blocks": self.blocks, **shown,
         }  # fmt: skip
         self.control.send(json.dumps(message).encode())
 
-    def end(self, outcome: str, detail: str, late: bool = False) -> NoReturn:
-        """The final word, from wherever it is found. The process ends, so no test can catch it."""
-        self.write(outcome, detail, final=True, stays=False, late=late)
+    def end(self, outcome: str, detail: str, late: bool = False, has_ended: bool = False) -> NoReturn:
+        """The final word, from wherever it is found. The process ends, so no test can catch it.
+
+        Args:
+            outcome: as for :class:`.messages.Result`.
+            detail: likewise.
+            late: the program used up its time.
+            has_ended: its process is gone.
+        """
+        self.write(outcome, detail, final=True, stays=False, late=late, has_ended=has_ended)
         os._exit(0)
 
 

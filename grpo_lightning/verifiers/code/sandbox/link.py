@@ -38,7 +38,7 @@ class Reporter(Protocol):
         self, outcome: str, detail: str, final: bool, stays: bool = True, before_s: float | None = None
     ) -> None: ...
 
-    def end(self, outcome: str, detail: str, late: bool = False) -> NoReturn: ...
+    def end(self, outcome: str, detail: str, late: bool = False, has_ended: bool = False) -> NoReturn: ...
 
 
 class Link:
@@ -72,7 +72,7 @@ class Link:
             # An error of the program is raised from a reply, and has passed this by.
             if of_the_program(error):
                 raise
-            self.report.end(self.outcome_if_broken, "The program ended before its time.")
+            self.report.end(self.outcome_if_broken, "The program ended before its time.", has_ended=True)
         except plain.BadFrame:
             self.report.end(self.outcome_if_broken, "The program returned too much, too deep a nesting, or nonsense.")
 

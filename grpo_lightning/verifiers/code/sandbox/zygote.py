@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 from . import defendant, judge
 from .clock import RunClock
 from .lockdown import Lockdown
+from .scripts import STREAM_FDS
 from .system import Refused, die_with_parent
 
 # What solutions commonly import: done once, before any fork.
@@ -32,6 +34,8 @@ _WARM = [
     *("json", "math", "operator", "random", "re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"),
 ]
 _MAX_REPORT_BYTES = 65536
+# From the end of a child's connection to the child's own: it frees its memory in between, some ms of work.
+_MAX_DYING_S = 2.0
 # Behind standard input, output and error.
 _CHANNEL_FD = 3
 _ABOVE = 32
@@ -85,8 +89,10 @@ class Worker:
         answer = self._watch(self.judge, pid)
         report = answer["report"]
         judge_stays = report is not None and report["final"] and report["stays"]
+        judge_ended = report is None or not report["final"]
+        has_ended = report is not None and report["has_ended"]
         answer["killed"] = not (answer["late"] or answer["hung"]) and (
-            _was_killed(pid) or (not judge_stays and _was_killed(self.judge.pid))
+            (judge_ended and _was_killed(self.judge.pid)) or ((judge_ended or has_ended) and _was_killed(pid))
         )
         _kill(pid)
         if not judge_stays:
@@ -137,15 +143,15 @@ class Worker:
     def _be_defendant(self, connection: socket.socket) -> NoReturn:
         # A group of its own, which even the unsafe level can end as one.
         os.setsid()
-        streams = [os.memfd_create("stream") for _ in defendant.STREAM_FDS]
+        streams = [os.memfd_create("stream") for _ in STREAM_FDS]
         self.lockdown.confine(self.pid, is_judge=False)
         for fd in (0, 1, 2):
             os.dup2(self.null, fd)
         # First out of the way: one may have the number that another gets.
         fds = [os.dup2(fd, _ABOVE + fd) for fd in (connection.fileno(), *streams)]
-        for fd, number in zip(fds, (_CHANNEL_FD, *defendant.STREAM_FDS), strict=True):
+        for fd, number in zip(fds, (_CHANNEL_FD, *STREAM_FDS), strict=True):
             os.dup2(fd, number)
-        os.closerange(max(defendant.STREAM_FDS) + 1, _MAX_FD)
+        os.closerange(max(STREAM_FDS) + 1, _MAX_FD)
         gc.enable()
         defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD), self.timeout_s)
 
@@ -159,9 +165,16 @@ class Worker:
 
 
 def _was_killed(pid: int) -> bool:
-    """Whether a child was killed from outside, as by the kernel when the machine runs out of memory."""
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    return status is not None and status.si_code == os.CLD_KILLED and status.si_status == signal.SIGKILL
+    """Whether a child was killed from outside, as by the kernel when the machine runs out of memory.
+
+    Its connection has ended, and so will the child, soon after: unless a program has closed it and lives on.
+    """
+    deadline = time.monotonic() + _MAX_DYING_S
+    while (status := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return status.si_code == os.CLD_KILLED and status.si_status == signal.SIGKILL
 
 
 def _kill(pid: int) -> None:
