@@ -62,7 +62,7 @@ class Link:
         try:
             return float(wire.Decoder(self._resolve, []).value(wire.receive(self.connection)))
         except EOFError:
-            self.report.end("broken", "the program's process could not be locked down")
+            self.report.end("broken", "the program's process could not be locked down", has_ended=True)
 
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any:
         """Have the defendant do something, and return or raise what came of it."""
