@@ -31,6 +31,10 @@ JUDGING = {
     "    def test_f(self):\n        self.assertEqual(f(self.x), 2)\nif __name__ == '__main__':\n    unittest.main()",
     "unittest, run by itself": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n"
     "        with self.subTest(1):\n            self.assertTrue(f(1) == 2)\nunittest.main()",
+    "unittest, in a function and with a runner": "import io, unittest\ndef run():\n    class T(unittest.TestCase):\n"
+    "        def test_f(self):\n            self.assertTrue(True)\n            self.assertEqual(f(1), 2)\n"
+    "    suite = unittest.defaultTestLoader.loadTestsFromTestCase(T)\n"
+    "    unittest.TextTestRunner(io.StringIO()).run(suite)\nrun()",
     "unittest with an expected exception": "from unittest import TestCase\nclass T(TestCase):\n"
     "    def test_f(self):\n        self.assertRaises(TypeError, f, None)\n"
     "        with self.assertRaises(TypeError):\n            f(None)",

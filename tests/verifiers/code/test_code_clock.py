@@ -105,7 +105,8 @@ def test_a_hang_is_an_error(name: str) -> None:
     worker = Worker(Settings("unsafe", 0.3, 512, hang_s=1.0))
     try:
         result = worker.run(Request((HANGS[name],), TESTS))
-        assert (result.outcome, result.detail) == ("error", "gave the program up: it neither ended nor ran for 1 s")
+        hung = "gave up a program that hung: it neither ended nor used up its limit in 1 s"
+        assert (result.outcome, result.detail) == ("error", hung)
         # The worker is as good as before.
         assert worker.run(Request((HONEST,), TESTS)).outcome == "passed"
     finally:

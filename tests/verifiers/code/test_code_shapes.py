@@ -177,6 +177,19 @@ def test_a_prelude_is_run_before_the_program(default_verifier: CodeVerifier) -> 
     own.stop()
 
 
+def test_helpers_of_a_prelude_are_not_the_programs(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    """As in LeetCode's rows about lists, whose nodes and comparison the prelude defines."""
+    prelude = "class Node:\n    def __init__(self, v):\n        self.v = v\n"
+    prelude += "def same(a, b):\n    return a.v == b.v\n"
+    tests = "def check(candidate):\n    assert same(candidate(Node(1)), Node(2))"
+    solution = "class Solution:\n    def f(self, node):\n        return Node(node.v + 1)\n"
+    wrong = solution.replace("+ 1", "+ 2")
+    cheat = f"{wrong}def same(a, b):\n    return True\n"
+    for program, reward in ((solution, 1.0), (wrong, 0.5), (cheat, 0.5)):
+        verdict = verdict_of(default_verifier, program, tests, entry_point="Solution().f", prelude=prelude)
+        assert marked(verdict) == reward
+
+
 @pytest.mark.parametrize("prelude", ["x = (", "import nothing_there", "raise KeyError", "import os\nos._exit(0)"])
 def test_a_broken_prelude_is_an_error(default_verifier: CodeVerifier, prelude: str) -> None:  # noqa: F811
     verdict = verdict_of(default_verifier, "def f():\n    return 1", "assert f() == 1", prelude=prelude)

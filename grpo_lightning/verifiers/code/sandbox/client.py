@@ -121,9 +121,8 @@ class Worker:
         if report["outcome"] == "error":
             return Result("error", f"cannot use the row's tests: {report['detail']}", **shown)
         if answer["hung"]:
-            return Result(
-                "error", f"gave the program up: it neither ended nor ran for {self.settings.hang_s:g} s", **shown
-            )
+            hung = f"gave up a program that hung: it neither ended nor used up its limit in {self.settings.hang_s:g} s"
+            return Result("error", hung, **shown)
         if answer["late"]:
             outcome: Any = "failed" if report["outcome"] == "passed" else report["outcome"]
             limit = f"The program ran longer than the limit of {self.settings.timeout_s:g} s."

@@ -108,11 +108,15 @@ class Defendant:
         self.code = _compiled("\n".join(sources[number] for number in chosen), "<program>")
         return chosen
 
-    def load(self, wanted: list[str]) -> dict[str, object]:
-        """Run the program as a module, and give what it defines of the wanted names."""
+    def load(self, wanted: list[str], helpers: list[str]) -> dict[str, object]:
+        """Run the program as a module, and give what it defines of the wanted names.
+
+        Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
+        """
         module = types.ModuleType("solution")
-        self._execute(module)
-        return {name: vars(module)[name] for name in wanted if name in vars(module)}
+        given = self._execute(module)
+        found = vars(module) | {name: given[name] for name in helpers if name in given}
+        return {name: found[name] for name in wanted if name in found}
 
     def run(self, given: bytes) -> bytes:
         """Run the program as a script, and give what it prints."""
@@ -123,13 +127,16 @@ class Defendant:
         scripts.end(module)
         return os.pread(scripts.STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
-    def _execute(self, module: types.ModuleType) -> None:
+    def _execute(self, module: types.ModuleType) -> dict[str, object]:
+        """Run the prelude and the program in a module, and give what the prelude defines."""
         # Where pickle, dataclasses and typing look for the module of a class.
         sys.modules[module.__name__] = module
         if self.prelude is not None:
             exec(self.prelude, vars(module))
+        given = dict(vars(module))
         assert self.code is not None
         exec(self.code, vars(module))
+        return given
 
     def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
         """Call a function of the tests; meanwhile the judge may ask again."""

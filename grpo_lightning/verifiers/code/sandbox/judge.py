@@ -143,7 +143,7 @@ def _take(link: Link, blocks: list[str], wanted: frozenset[str], is_script: bool
 def _load(link: Link, wanted: frozenset[str], required: frozenset[str]) -> dict[str, Any]:
     """Load the program, and give what it defines of the names that the tests want."""
     try:
-        defined: Any = link.ask("load", (sorted(wanted | {USUAL_CLASS}),))
+        defined: Any = link.ask("load", (sorted(wanted | {USUAL_CLASS}), sorted(wanted - required)))
     except Exception as error:
         raise _not_loaded(error) from None
     if type(defined) is not dict:
