@@ -93,7 +93,7 @@ def _io(
     if value is None:
         return (), (), None
     if isinstance(value, Mapping):
-        return _apps(value)
+        return _lists(value, entry_point)
     if not _is_list(value) or not all(isinstance(pair, Mapping) for pair in value):
         raise _unknown()
     is_call = {pair.get("testtype") == "functional" for pair in value}
@@ -111,9 +111,17 @@ def _pair(pair: Mapping[str, Any]) -> dict[str, str]:
     raise _unknown()
 
 
-def _apps(value: Mapping[str, Any]) -> tuple[tuple[dict[str, str], ...], tuple[dict[str, Any], ...], str | None]:
-    """APPS: two lists of one length; with ``fn_name`` they are arguments and results, else texts or their lines."""
-    inputs, outputs, name = value.get("inputs"), value.get("outputs"), value.get("fn_name")
+def _lists(
+    value: Mapping[str, Any], entry_point: str | None
+) -> tuple[tuple[dict[str, str], ...], tuple[dict[str, Any], ...], str | None]:
+    """APPS: two lists of one length; with a function's name they are arguments and results, else texts or their lines.
+
+    CodeContests has the same lists of texts under the singular, where one text alone is possible, too.
+    """
+    inputs, outputs = (value.get(f"{name}s", value.get(name)) for name in ("input", "output"))
+    if not _is_list(inputs) and not _is_list(outputs):
+        return (_pair(value),), (), None
+    name = value.get("fn_name") or (entry_point if not _are_texts(inputs) else None)
     if not _is_list(inputs) or not _is_list(outputs) or len(inputs) != len(outputs) or not inputs:
         raise _unknown()
     if not name:
@@ -138,6 +146,13 @@ def _livecodebench_call(pair: Mapping[str, Any]) -> dict[str, Any]:
         raise _unknown()
     arguments = [_json(line, "io") for line in given.splitlines() if line.strip()]
     return {"arguments": arguments, "accepted": [_json(expected, "io")], "number_keys": False}
+
+
+def _are_texts(values: object) -> bool:
+    """Whether they are inputs of scripts: each a text or a list of lines."""
+    return _is_list(values) and all(
+        isinstance(value, str) or (_is_list(value) and all(isinstance(line, str) for line in value)) for value in values
+    )
 
 
 def _text(value: object) -> str:
