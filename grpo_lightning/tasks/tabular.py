@@ -48,7 +48,8 @@ class Tabular(Task):
         answer_column: holds the gold answer; ``None`` where the verifier needs none. CSV answers stay text, exactly as
             written.
         solution_column: holds a worked solution, for SFT and as the gold completion.
-        metadata_columns: columns that the verifier reads from ``metadata``, such as ``schema`` or ``tests``.
+        metadata_columns: columns that the verifier reads from ``metadata``, such as ``schema`` or ``tests``. A mapping
+            renames them: ``{tests: test_list}`` gives the column ``test_list`` as ``metadata["tests"]``.
         gold_format: the gold answer, ``{answer}``, as a completion. Where there is no ``solution_column`` it is the
             gold completion, and what SFT learns from.
         splits: the data set's own names of ``train``, ``val`` and ``test``. Without a name for ``val`` the usual ones
@@ -70,7 +71,7 @@ class Tabular(Task):
         prompt_template: str | None = None,
         answer_column: str | None = "answer",
         solution_column: str | None = None,
-        metadata_columns: Sequence[str] = (),
+        metadata_columns: Sequence[str] | Mapping[str, str] = (),
         gold_format: str = "#### {answer}",
         splits: Mapping[str, str] | None = None,
         val_size: int = 200,
@@ -102,7 +103,10 @@ class Tabular(Task):
         self.prompt_template = prompt_template
         self.answer_column = answer_column
         self.solution_column = solution_column
-        self.metadata_columns = list(metadata_columns)
+        if not isinstance(metadata_columns, Mapping):
+            metadata_columns = {column: column for column in metadata_columns}
+        # The columns by their names in the metadata.
+        self.metadata_columns = dict(metadata_columns)
         self.gold_format = gold_format
         self.splits = dict(splits or {})
         self.val_size = val_size
@@ -124,7 +128,7 @@ class Tabular(Task):
         solution = None if answer is None else fill(self.gold_format, {"answer": answer})
         if self.solution_column is not None:
             solution = str(table.value(row, self.solution_column))
-        metadata = {column: table.rows[row].get(column) for column in self.metadata_columns}
+        metadata = {name: table.rows[row].get(column) for name, column in self.metadata_columns.items()}
         return Prompt(self._messages(table, row), answer, metadata, solution)
 
     def _messages(self, table: Table, row: int) -> list[dict[str, str]]:
@@ -155,7 +159,7 @@ class Tabular(Task):
             table.require(self.answer_column, f"{_ARGS}.answer_column")
         if self.solution_column is not None:
             table.require(self.solution_column, f"{_ARGS}.solution_column")
-        for column in self.metadata_columns:
+        for column in self.metadata_columns.values():
             table.require(column, f"{_ARGS}.metadata_columns")
 
     @cached_property

@@ -58,6 +58,17 @@ def test_json_objects_of_differing_keys_stay_as_they_are(write_jsonl: WriteRows)
     assert [prompt.metadata["schema"] for prompt in task.prompts("test")] == schemas
 
 
+def test_metadata_columns_may_be_renamed(write_jsonl: WriteRows) -> None:
+    file = write_jsonl("test.jsonl", [{"prompt": "Go.", "test_list": ["assert f()"], "name": "f"}])
+    for columns, metadata in (
+        ({"tests": "test_list", "entry_point": "name"}, {"tests": ["assert f()"], "entry_point": "f"}),
+        (["test_list"], {"test_list": ["assert f()"]}),
+        ((), {}),
+    ):
+        task = Tabular(str(file.parent), answer_column=None, metadata_columns=columns)
+        assert [prompt.metadata for prompt in task.prompts("test")] == [metadata]
+
+
 def test_a_local_copy_never_imports_the_hub_library(write_jsonl: WriteRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert len(Tabular(str(write_jsonl("quiz.jsonl", ROWS)), val_size=1).prompts("val")) == 1
@@ -194,6 +205,7 @@ def test_hold_out_parts_the_rows(rows: int, seed: int, data: st.DataObject) -> N
         ("answer_column", "question"),
         ("solution_column", "question"),
         ("metadata_columns", ["question"]),
+        ("metadata_columns", {"tests": "question"}),
     ],
 )
 def test_a_missing_column_is_named(write_jsonl: WriteRows, option: str, value: Any) -> None:

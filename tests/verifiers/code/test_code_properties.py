@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
+from grpo_lightning.verifiers.code.fences import program_blocks
 from grpo_lightning.verifiers.code.sandbox import wire
 from grpo_lightning.verifiers.code.sandbox.plain import PLAIN_TYPES, BadFrame, record_type
-from grpo_lightning.verifiers.code.verifier import extract_program
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,7 @@ def test_a_spoiled_frame_is_plain_data_or_a_bad_frame(value: Any, place: int, by
 
 @given(st.lists(st.sampled_from(["```python\n", "```", "\n", "x = 1", "<think>", "</think>", "~~~", " ", "é\ud800"])))
 def test_extraction_never_raises(pieces: list[str]) -> None:
-    program = extract_program("".join(pieces))
-    assert program is None or program.strip()
+    assert all(block.strip() for block in program_blocks("".join(pieces)))
 
 
 ALPHABET = [

@@ -113,18 +113,6 @@ def test_the_tests_have_no_place_to_write_in(verifier: CodeVerifier) -> None:
     assert verdict_of(verifier, "def f(x):\n    return False", tests).correct
 
 
-def test_the_time_limit_is_kept(verifier: CodeVerifier) -> None:
-    best = float("inf")
-    for _ in range(3):
-        start = time.monotonic()
-        verdict = verdict_of(verifier, "def f(x):\n    while True: pass", TESTS)
-        best = min(best, time.monotonic() - start)
-        assert "longer than the limit of 2 s" in verdict.feedback
-        if best < 2.1:
-            break
-    assert 2.0 <= best < 2.1
-
-
 def test_it_serves_any_thread(verifier: CodeVerifier) -> None:
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda i: verdict_of(verifier, HONEST, f"assert f({i}) == {i % 3 + 1}"), range(24)))
@@ -157,7 +145,8 @@ def test_it_leaves_no_process_and_no_file_open() -> None:
 
 
 def test_no_child_outlives_its_run(verifier: CodeVerifier) -> None:
-    verdict_of(verifier, "import threading\ndef f(x):\n    threading.Event().wait()", TESTS)
+    waiting = "import threading\ndef f(x):\n    threading.Thread(target=threading.Event().wait).start()\n    return x"
+    assert not verdict_of(verifier, waiting, TESTS).correct
     # The wait for the children follows the answer.
     assert verdict_of(verifier, HONEST, TESTS).correct
     deadline = time.monotonic() + 1
@@ -167,14 +156,12 @@ def test_no_child_outlives_its_run(verifier: CodeVerifier) -> None:
     assert len(descendants(verifier._pool._workers[0].pid)) <= 2
 
 
-def test_a_killed_worker_is_an_error_once_and_then_replaced(verifier: CodeVerifier) -> None:
+def test_a_killed_worker_is_replaced_and_its_sample_tried_again(verifier: CodeVerifier) -> None:
     verifier.start()
     worker = verifier._pool._workers[0]
     os.kill(worker.pid, 9)
-    verdict = verdict_of(verifier, HONEST, TESTS)
-    assert verdict.error is not None
-    assert "worker" in verdict.error
     assert verdict_of(verifier, HONEST, TESTS).correct
+    assert verifier._pool._workers[0].pid != worker.pid
 
 
 def test_a_copied_verifier_starts_workers_of_its_own() -> None:

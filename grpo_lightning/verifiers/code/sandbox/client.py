@@ -13,16 +13,16 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from grpo_lightning.errors import RunError
 
-Level = Literal["namespaces", "landlock", "unsafe"]
+from .clock import START_TIMEOUT_S
+from .messages import Level, Request, Result, Settings
 
-START_TIMEOUT_S = 60.0
-# A worker keeps to the time limit itself. When it does not even answer, it is broken.
+# A worker keeps to the limits itself. When it does not even answer, it is broken.
 GRACE_S = 20.0
 
 # Loads the folder as a package of its own name, and neither the site-packages nor the rest of this project.
@@ -42,37 +42,8 @@ class SandboxUnavailable(RunError):
     """The isolation level asked for is not to be had on this machine, or does not hold; the message says why."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a worker is started with."""
-
-    level: Level
-    timeout_s: float
-    memory_mb: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """A program, and what it is judged by."""
-
-    program: str
-    tests: str | None = None
-    entry_point: str | None = None
-    io: tuple[dict[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Args:
-        outcome: ``passed``; ``failed``, a program that loads; ``invalid``, one that does not; ``error``, unusable
-            tests.
-        detail: a sentence for the program's author, or about the tests.
-    """
-
-    outcome: Literal["passed", "failed", "invalid", "error"]
-    detail: str
+class WorkerGone(RuntimeError):
+    """A worker, or a process of it, was ended from outside: the sample deserves another try."""
 
 
 class Worker:
@@ -122,6 +93,7 @@ class Worker:
         """Judge one program. After an exception the worker is of no more use.
 
         Raises:
+            WorkerGone: it was ended from outside.
             RuntimeError: the worker broke.
         """
         # A file in memory, which the judge opens and the worker passes on unread.
@@ -133,17 +105,29 @@ class Worker:
             try:
                 socket.send_fds(self._socket, [b"run"], [fd])
             except OSError as error:
-                raise RuntimeError(f"the sandbox's worker is gone: {error}") from error
+                raise WorkerGone(f"the sandbox's worker is gone: {error}") from error
         finally:
             os.close(fd)
-        answer = self._receive(self.settings.timeout_s + GRACE_S)
+        answer = self._receive(START_TIMEOUT_S + self.settings.hang_s + GRACE_S)
         report = answer["report"]
+        if answer["killed"]:
+            raise WorkerGone("a process of the sandbox was killed: the machine may be out of memory")
         if report is None:
-            raise RuntimeError("the sandbox's judge broke before it met the program")
+            raise RuntimeError("the sandbox's judge broke, or was not ready in time, before it met the program")
         if report["outcome"] == "broken":
             raise RuntimeError(f"the sandbox broke: {report['detail']}")
-        late = f"The program ran longer than the limit of {self.settings.timeout_s:g} s."
-        return Result(report["outcome"], late if answer["late"] else report["detail"])
+        shown = {name: report[name] for name in ("test", "given", "expected")}
+        shown["blocks"] = tuple(report["blocks"])
+        if report["outcome"] == "error":
+            return Result("error", f"cannot use the row's tests: {report['detail']}", **shown)
+        if answer["hung"]:
+            hung = f"gave up a program that hung: it neither ended nor used up its limit in {self.settings.hang_s:g} s"
+            return Result("error", hung, **shown)
+        if answer["late"]:
+            outcome: Any = "failed" if report["outcome"] == "passed" else report["outcome"]
+            limit = f"The program ran longer than the limit of {self.settings.timeout_s:g} s."
+            return Result(outcome, limit, **shown)
+        return Result(report["outcome"], report["detail"], **shown)
 
     def stop(self) -> None:
         """End the worker and all below it."""
@@ -165,9 +149,9 @@ class Worker:
         except TimeoutError:
             raise RuntimeError(f"the sandbox's worker did not answer in {timeout_s:g} s") from None
         except OSError as error:
-            raise RuntimeError(f"the sandbox's worker is gone: {error}") from error
+            raise WorkerGone(f"the sandbox's worker is gone: {error}") from error
         if not message:
-            raise RuntimeError(f"the sandbox's worker ended with exit code {self._process.wait()}")
+            raise WorkerGone(f"the sandbox's worker ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(message)
         return answer
 
@@ -224,19 +208,23 @@ class Pool:
             return self._settings.level
 
     def run(self, request: Request) -> Result:
-        """Judge one program, when a worker is free."""
+        """Judge one program, when a worker is free. One that was ended from outside is replaced, once."""
         self.start()
         worker = self._slots.get()
         try:
-            if worker is None:
-                worker = self._new_worker()
-            return worker.run(request)
-        except BaseException:
-            # Whatever broke the exchange (an interrupt, too), a late answer must not meet the next request.
-            if worker is not None:
-                self._discard(worker)
-                worker = None
-            raise
+            for is_last in (False, True):
+                try:
+                    if worker is None:
+                        worker = self._new_worker()
+                    return worker.run(request)
+                except BaseException as error:
+                    # Whatever broke the exchange (an interrupt, too), a late answer must not meet the next request.
+                    if worker is not None:
+                        self._discard(worker)
+                        worker = None
+                    if is_last or not isinstance(error, WorkerGone):
+                        raise
+            raise AssertionError("unreachable")
         finally:
             self._slots.put(worker)
 

@@ -6,23 +6,28 @@ Nothing in here protects anything: the program may rewrite all of it. What it th
 from __future__ import annotations
 
 import _thread
-import atexit
-import gc
+import dataclasses
+import enum
 import math
 import operator
 import os
 import socket
 import sys
+import time
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
-from . import plain, wire
+from . import blocks, plain, scripts, values, wire
 
 
 def _leave(manager: Any, kind: type[BaseException] | None) -> None:
     type(manager).__exit__(manager, kind, kind and kind(), None)
+
+
+def _fields(value: Any) -> tuple[type, tuple[object, ...]]:
+    return type(value), tuple(getattr(value, field.name) for field in dataclasses.fields(value))
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -33,12 +38,10 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv")},
     **{name: getattr(operator, name) for name in ("floordiv", "mod", "pow", "matmul", "lshift", "rshift")},
     **{"and": operator.and_, "or": operator.or_, "xor": operator.xor},
+    "fields": _fields,
+    "name_of_type": lambda value: type(value).__name__,
     **{"enter": lambda manager: type(manager).__enter__(manager), "exit": _leave},
 }
-
-
-# The input and output of scripts: files in memory, as long as the limit on files allows.
-STREAM_FDS = (4, 5)
 
 
 class _Instance:
@@ -55,6 +58,7 @@ class Defendant:
         self.connection = connection
         self.objects: list[object] = []
         self.numbers: dict[int, int] = {}
+        self.prelude: types.CodeType | None = None
         self.code: types.CodeType | None = None
 
     def serve(self) -> NoReturn:
@@ -65,15 +69,15 @@ class Defendant:
     def _answer(self, decoder: wire.Decoder, request: tuple[str, tuple[Any, ...], tuple[Any, ...]]) -> None:
         operation, arguments, keywords = request
         containers = decoder.containers
-        before = [plain.contents(container) for container in containers]
+        before = [values.contents(container) for container in containers]
         try:
             reply = ("return", self._perform(operation, arguments, dict(keywords)))
         except BaseException as error:
             reply = ("raise", self._describe(error))
         changes = tuple(
-            (index, plain.contents(container))
+            (index, values.contents(container))
             for index, (container, old) in enumerate(zip(containers, before, strict=True))
-            if not _identical(plain.contents(container), old)
+            if not _identical(values.contents(container), old)
         )
         try:
             frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
@@ -87,47 +91,52 @@ class Defendant:
             function, *rest = arguments
             result = function(*rest, **keywords)
             made = isinstance(function, type) and type(result) not in plain.PLAIN_TYPES
-            return _Instance(result) if made else result
-        if operation in ("compile", "load", "run"):
+            return _Instance(result) if made and not _is_value(result) else result
+        if operation in ("prepare", "take", "load", "run"):
             return getattr(self, operation)(*arguments)
         return _OPERATIONS[operation](*arguments)
 
-    def compile(self, source: str) -> None:
-        try:
-            self.code = compile(source, "<program>", "exec", dont_inherit=True)
-        except ValueError:
-            # A null byte or half a character.
-            raise SyntaxError("no text") from None
+    def prepare(self, source: str) -> float:
+        """Compile a prelude and try it once, and give the processor time used so far."""
+        self.prelude = _compiled(source, "<prelude>")
+        exec(self.prelude, vars(types.ModuleType("prelude")))
+        return time.process_time()
 
-    def load(self, source: str, wanted: list[str]) -> dict[str, object]:
-        """Run the program as a module, and give what it defines of the wanted names."""
-        self.compile(source)
+    def take(self, sources: list[str], wanted: list[str], is_script: bool) -> tuple[int, ...]:
+        """Choose the program among the blocks of a completion, compile it, and give their numbers."""
+        chosen = tuple(blocks.choose(sources, wanted, is_script))
+        self.code = _compiled("\n".join(sources[number] for number in chosen), "<program>")
+        return chosen
+
+    def load(self, wanted: list[str], helpers: list[str]) -> dict[str, object]:
+        """Run the program as a module, and give what it defines of the wanted names.
+
+        Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
+        """
         module = types.ModuleType("solution")
-        self._execute(module)
-        return {name: vars(module)[name] for name in wanted if name in vars(module)}
+        given = self._execute(module)
+        found = vars(module) | {name: given[name] for name in helpers if name in given}
+        return {name: found[name] for name in wanted if name in found}
 
     def run(self, given: bytes) -> bytes:
         """Run the program as a script, and give what it prints."""
-        for number, fd in enumerate(STREAM_FDS):
-            os.ftruncate(fd, 0)
-            os.lseek(fd, 0, os.SEEK_SET)
-            # Programs that read by open(0) close it.
-            os.dup2(fd, number)
-        os.write(0, given)
-        os.lseek(0, 0, os.SEEK_SET)
-        sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[assignment, misc]
-        sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[assignment, misc]
+        scripts.open_streams(given)
         module = types.ModuleType("__main__")
         with suppress(SystemExit):
             self._execute(module)
-        _end_script(module)
-        return os.pread(STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
+        scripts.end(module)
+        return os.pread(scripts.STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
-    def _execute(self, module: types.ModuleType) -> None:
+    def _execute(self, module: types.ModuleType) -> dict[str, object]:
+        """Run the prelude and the program in a module, and give what the prelude defines."""
         # Where pickle, dataclasses and typing look for the module of a class.
         sys.modules[module.__name__] = module
+        if self.prelude is not None:
+            exec(self.prelude, vars(module))
+        given = dict(vars(module))
         assert self.code is not None
         exec(self.code, vars(module))
+        return given
 
     def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
         """Call a function of the tests; meanwhile the judge may ask again."""
@@ -160,18 +169,28 @@ class Defendant:
     def _refer(self, value: Any) -> wire.Reference | None:
         kind = type(value)
         if kind is _Instance:
-            return wire.Reference("h", self._number(value.value))
-        if id(value) in self.numbers and not isinstance(value, type):
-            return wire.Reference("h", self.numbers[id(value)])
+            return self._handle(value.value)
         if isinstance(value, type):
             if plain.BUILTIN_TYPES.get(value.__name__) is value:
                 return wire.Reference("b", 0, value.__name__)
             if issubclass(value, BaseException):
                 bases = tuple(base for base in value.__bases__ if issubclass(base, BaseException))
                 return wire.Reference("e", self._number(value), value.__name__[:80], bases)
-        elif plain.is_flattened(kind):
+            return self._handle(value)
+        if isinstance(value, enum.Enum) and values.nearest(kind) in _MEMBER_TYPES:
+            return wire.Reference("m", self._number(value), "", (values.flatten(value),))
+        if _is_named_tuple(value):
+            items = tuple.__getitem__(value, slice(None))
+            return wire.Reference("n", self._number(value), "", (plain.field_names(value), items))
+        if id(value) not in self.numbers and values.nearest(kind) is not None:
             return None
-        return wire.Reference("h", self._number(value))
+        return self._handle(value)
+
+    def _handle(self, value: object) -> wire.Reference:
+        nature = "enum" if isinstance(value, enum.Enum) else ""
+        if not nature and dataclasses.is_dataclass(value) and not isinstance(value, type):
+            nature = "data"
+        return wire.Reference("h", self._number(value), nature)
 
     def _number(self, value: object) -> int:
         number = self.numbers.setdefault(id(value), len(self.objects))
@@ -186,53 +205,62 @@ class Defendant:
         return plain.BUILTIN_TYPES[text] if kind == "b" else self.objects[number]
 
 
+# Members of enumerations that are plain data as well.
+_MEMBER_TYPES = (int, float, str, bytes)
+
+
+def _is_value(value: object) -> bool:
+    """Whether an object of a class of the program crosses with its contents, and belongs to its object all the same."""
+    return isinstance(value, enum.Enum) or _is_named_tuple(value)
+
+
+def _is_named_tuple(value: object) -> bool:
+    return isinstance(value, tuple) and type(value) is not tuple and type(getattr(value, "_fields", None)) is tuple
+
+
+def _compiled(source: str, name: str) -> types.CodeType:
+    try:
+        return compile(source, name, "exec", dont_inherit=True)
+    except ValueError:
+        # A null byte or half a character.
+        raise SyntaxError("no text") from None
+
+
+class _Sleep:
+    """``time.sleep`` that tells the judge at once when the main thread will sleep longer than the limit in all.
+
+    So that this is found out without waiting for it, and on every machine alike. Other threads sleep on.
+    """
+
+    def __init__(self, connection: socket.socket, limit_s: float) -> None:
+        self.connection = connection
+        self.limit_s = limit_s
+        self.thread = _thread.get_ident()
+        self.slept_s = 0.0
+        self.sleep = time.sleep
+
+    def __call__(self, seconds: Any, /) -> None:
+        if isinstance(seconds, (int, float)) and seconds > 0 and _thread.get_ident() == self.thread:
+            self.slept_s += seconds
+            if self.slept_s > self.limit_s:
+                wire.send(self.connection, wire.framed(wire.OVERSLEPT))
+        self.sleep(seconds)
+
+
 def _nothing(value: object) -> None:
     """Refers to no object at all."""
-
-
-def _stream(fd: int, mode: str) -> TextIO:
-    return cast(TextIO, open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False))
-
-
-def _end_script(module: types.ModuleType) -> None:
-    """What Python does at the end of a script, without ending: another run may follow."""
-    futures: Any = sys.modules.get("concurrent.futures.thread")
-    if futures is not None:
-        # Ends the workers of executors that nobody shut down. It also marks the end of all work.
-        futures._python_exit()
-        futures._shutdown = False
-    # Imported by the program or by nobody: it would make each fork slower.
-    threading: Any = sys.modules.get("threading")
-    while threading and (waiting := [one for one in threading.enumerate() if not (one.daemon or _is_main(one))]):
-        waiting[0].join()
-    atexit._run_exitfuncs()
-    _flush()
-    # Files left open write what they hold when they go, and objects may have last words.
-    vars(module).clear()
-    gc.collect()
-    _flush()
-
-
-def _is_main(thread: Any) -> bool:
-    return bool(thread.ident == _thread.get_ident())
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.__stdout__):
-        # It may have been closed, detached, or replaced by anything.
-        with suppress(Exception):
-            cast(TextIO, stream).flush()
 
 
 def _identical(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def run(connection: socket.socket) -> NoReturn:
+def run(connection: socket.socket, limit_s: float) -> NoReturn:
     """Be the defendant, and end the process when the judge hangs up."""
     try:
+        time.sleep = _Sleep(connection, limit_s)
         # The greeting: the lockdown stands.
-        wire.send(connection, wire.Encoder(_nothing, []).frame(None))
+        wire.send(connection, wire.Encoder(_nothing, []).frame(time.process_time()))
         Defendant(connection).serve()
     finally:
         os._exit(0)

@@ -1,4 +1,4 @@
-"""The program as the tests see it: a link to its process, and handles of its objects.
+"""The program as the tests see it: a link to its process.
 
 Nothing that the program says is believed but plain data, and no expected value is ever sent to it: comparing,
 searching and calculating with an object of the program happens in the judge's process or not at all.
@@ -12,7 +12,8 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from . import plain, wire
+from . import plain, values, wire
+from .handle import Handle, member_type, number_of, record_with_handle
 from .plain import BUILTIN_TYPES, builtin_base
 
 _FUNCTIONS = (
@@ -24,7 +25,6 @@ _FUNCTIONS = (
 )
 # What comes of a built-in type that is used like a value: list[0], list | None, int.real.
 _OF_TYPES = (types.GenericAlias, types.UnionType, types.GetSetDescriptorType, types.MemberDescriptorType)
-_READABLE = frozenset({"__name__", "__doc__"})
 # Methods of a generator that say by StopIteration that it has ended, as next() does.
 _RESUMING = frozenset({"send", "throw"})
 
@@ -32,9 +32,13 @@ _RESUMING = frozenset({"send", "throw"})
 class Reporter(Protocol):
     """Where the session's end is told."""
 
-    def write(self, outcome: str, detail: str, final: bool, stays: bool = True) -> None: ...
+    blocks: tuple[int, ...]
 
-    def end(self, outcome: str, detail: str) -> NoReturn: ...
+    def write(
+        self, outcome: str, detail: str, final: bool, stays: bool = True, before_s: float | None = None
+    ) -> None: ...
+
+    def end(self, outcome: str, detail: str, late: bool = False, has_ended: bool = False) -> NoReturn: ...
 
 
 class Link:
@@ -43,19 +47,22 @@ class Link:
     def __init__(self, connection: socket.socket, report: Reporter) -> None:
         self.connection = connection
         self.report = report
-        self.outcome_if_broken = "invalid"
-        self._handles: dict[int, Handle] = {}
+        self.outcome_if_broken = "error"
+        self._handles: dict[int, Any] = {}
         self._exceptions: dict[int, type] = {}
         self._functions: list[Callable[..., Any]] = []
         self._resuming: set[int] = set()
 
-    def greet(self) -> None:
-        """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault."""
+    def greet(self) -> float:
+        """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault.
+
+        Returns:
+            The processor time that it has used for that (s).
+        """
         try:
-            wire.receive(self.connection)
+            return float(wire.Decoder(self._resolve, []).value(wire.receive(self.connection)))
         except EOFError:
-            self.report.end("broken", "the program's process could not be locked down")
-        self.report.write("invalid", "The program used too much memory while it was loaded.", final=False)
+            self.report.end("broken", "the program's process could not be locked down", has_ended=True)
 
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any:
         """Have the defendant do something, and return or raise what came of it."""
@@ -65,7 +72,7 @@ class Link:
             # An error of the program is raised from a reply, and has passed this by.
             if of_the_program(error):
                 raise
-            self.report.end(self.outcome_if_broken, "The program ended before its time.")
+            self.report.end(self.outcome_if_broken, "The program ended before its time.", has_ended=True)
         except plain.BadFrame:
             self.report.end(self.outcome_if_broken, "The program returned too much, too deep a nesting, or nonsense.")
 
@@ -74,6 +81,8 @@ class Link:
         wire.send(self.connection, encoder.frame((operation, arguments, tuple(keywords.items()))))
         while True:
             data = wire.receive(self.connection)
+            if data == wire.OVERSLEPT:
+                self.report.end(self.outcome_if_broken, "The program slept too long.", late=True)
             if data[:1] == b"C":
                 self._call_back(wire.Decoder(self._resolve, []).value(data[1:]))
                 continue
@@ -91,7 +100,10 @@ class Link:
     def _apply(self, change: object, containers: list[Any]) -> None:
         match change:
             case (int() as index, tuple() as items) if 0 <= index < len(containers):
-                plain.refill(containers[index], items)
+                try:
+                    values.refill(containers[index], items)
+                except (TypeError, ValueError, OverflowError):
+                    raise plain.BadFrame("malformed: a container's contents") from None
             case _:
                 raise plain.BadFrame("malformed: a change")
 
@@ -130,6 +142,11 @@ class Link:
             self._resuming.add(value._number)
         return value
 
+    def name_of_type(self, handle: Handle) -> str:
+        """The name of an object's class, which the program may have made up; empty if it is no name."""
+        name = self.ask("name_of_type", (handle,))
+        return name if type(name) is str and name.isidentifier() and len(name) <= 80 else ""
+
     def _call_back(self, request: object) -> None:
         match request:
             case (int() as number, tuple() as arguments, tuple() as keywords) if 0 <= number < len(self._functions):
@@ -142,8 +159,9 @@ class Link:
                 raise plain.BadFrame("malformed: a call")
 
     def _refer(self, value: object) -> wire.Reference | None:
-        if type(value) is Handle:
-            return wire.Reference("h", value._number)
+        number = number_of(value)
+        if number is not None:
+            return wire.Reference("h", number)
         if isinstance(value, type):
             for number, known in self._exceptions.items():
                 if value is known:
@@ -153,21 +171,32 @@ class Link:
         elif type(value) in _FUNCTIONS:
             self._functions.append(value)  # type: ignore[arg-type]
             return wire.Reference("f", len(self._functions) - 1)
-        elif plain.is_flattened(type(value)):
+        elif values.nearest(type(value)):
             return None
         elif isinstance(value, BaseException) and of_the_program(value):
             return wire.Reference("h", vars(value)["of_the_program"]._number)
         if isinstance(value, _OF_TYPES):
             self.report.end("failed", "The program gave a type where a test needs a value.")
-        self.report.end("error", f"the tests pass an object of type {type(value).__name__}, and only plain data, "
-                        "functions and the program's own objects can be passed")  # fmt: skip
+        self.refuse(f"the tests pass an object of type {type(value).__name__}, and only plain data, functions and the "
+                    "program's own objects can be passed")  # fmt: skip
+
+    def refuse(self, why: str) -> NoReturn:
+        """End the run as an error: the tests need something that cannot be had here."""
+        self.report.end("error", why)
 
     def _resolve(self, reference: wire.Reference) -> object:
         kind, number, text, bases = reference
-        if kind == "h":
+        if kind == "h" and text in ("", "enum", "data"):
             if number not in self._handles:
-                self._handles[number] = Handle(self, number)
+                self._handles[number] = Handle(self, number, text)
             return self._handles[number]
+        if kind == "m" and len(bases) == 1:
+            if number not in self._handles:
+                kind_of_data: Any = type(bases[0])
+                self._handles[number] = member_type(kind_of_data)(Handle(self, number, "enum"), bases[0])
+            return self._handles[number]
+        if kind == "n" and len(bases) == 2:
+            return record_with_handle(Handle(self, number), *bases)
         if kind == "b" and text in BUILTIN_TYPES:
             return BUILTIN_TYPES[text]
         if kind == "e" and text.isidentifier() and bases and all(map(_is_exception_type, bases)):
@@ -197,80 +226,3 @@ def _text(error: BaseException) -> str:
         return str(vars(error)["of_the_program"])
     builtin: Any = BUILTIN_TYPES[builtin_base(type(error))]
     return str(builtin.__str__(error))
-
-
-class Handle:
-    """An object of the program: a function, class, instance, generator. It is asked to do what the tests do with it.
-
-    There is no ``==``, ``<`` or arithmetic between it and plain data: those would show it the expected value, and let
-    it answer. ``in`` is answered here, out of what it gives.
-    """
-
-    __slots__ = ("_link", "_number")
-    _link: Link
-    _number: int
-
-    def __init__(self, link: Link, number: int) -> None:
-        object.__setattr__(self, "_link", link)
-        object.__setattr__(self, "_number", number)
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._link.ask("call", (self, *arguments), keywords)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in plain.PREDICATES or (name.startswith("__") and name not in _READABLE):
-            raise AttributeError(name)
-        return self._link.attribute(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._link.ask("setattr", (self, name, value))
-
-    def __delattr__(self, name: str) -> None:
-        self._link.ask("delattr", (self, name))
-
-    def __instancecheck__(self, instance: object) -> bool:
-        return type(instance) is Handle and self._link.ask("isinstance", (instance, self)) is True
-
-    def __subclasscheck__(self, kind: type) -> bool:
-        return type(kind) is Handle and self._link.ask("issubclass", (kind, self)) is True
-
-    def __contains__(self, item: object) -> bool:
-        """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
-        return item in list(self)
-
-    def __enter__(self) -> Any:
-        return self._link.ask("enter", (self,))
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Leave a ``with``. The program may not swallow what was raised inside, which may be a failed assertion."""
-        try:
-            self._link.ask("exit", (self, kind and BUILTIN_TYPES[builtin_base(kind)]))
-        except Exception:
-            if kind is None:
-                raise
-
-
-def _delegate(operation: str) -> Callable[..., Any]:
-    def method(self: Handle, *arguments: Any) -> Any:
-        return self._link.ask(operation, (self, *arguments))
-
-    return method
-
-
-def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
-    def method(self: Handle, other: Any) -> Any:
-        return self._link.ask(operation, (self, other)) if type(other) is Handle else NotImplemented
-
-    return method
-
-
-for _name in (
-    *("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
-    *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "format", "reversed"),
-):
-    setattr(Handle, f"__{_name}__", _delegate(_name))
-for _name in (
-    *("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
-    *("lshift", "rshift", "and", "or", "xor"),
-):
-    setattr(Handle, f"__{_name}__", _between_handles(_name))

@@ -1,39 +1,22 @@
-"""Plain data: the built-in types that judge and defendant exchange, and what is underneath their subclasses."""
+"""What judge and defendant know by name: the types of plain data, exceptions, and the fields of named tuples."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, cast
 
-MUTABLE = (list, dict, set)
-# A subclass is sent as what it is underneath, whatever its own methods say.
-_FLATTEN: tuple[tuple[type, Callable[[Any], object]], ...] = (
-    (int, int.__int__),
-    (float, float.__float__),
-    (complex, lambda value: complex(value.real, value.imag)),
-    (str, str.__str__),
-    (bytes, lambda value: bytes.__getitem__(value, slice(None))),
-    (bytearray, bytes),
-    (list, lambda value: list.__getitem__(value, slice(None))),
-    (tuple, lambda value: tuple.__getitem__(value, slice(None))),
-    (dict, lambda value: dict(dict.items(value))),
-    (set, lambda value: set.__or__(set(), value)),
-    (frozenset, lambda value: frozenset.__or__(frozenset(), value)),
-)
+from . import values
+
 # What both sides know by name.
-BUILTIN_TYPES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (int, float, complex, str, bytes, bool, list, tuple, dict, set, frozenset, range, object)
-}
+BUILTIN_TYPES: dict[str, type] = {kind.__name__: kind for kind in (bool, range, object, *values.KNOWN)}
 BUILTIN_TYPES |= {
     name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
 }
 # Python 3.10 has none.
 GROUPS: tuple[Any, ...] = tuple(kind for name, kind in BUILTIN_TYPES.items() if name.endswith("ExceptionGroup"))
-PLAIN_TYPES = frozenset({int, float, complex, str, bytes, bool, list, tuple, dict, set, frozenset, range, type(None)})
+PLAIN_TYPES = frozenset({bool, range, type(None), *values.KNOWN})
 
 
 MAX_FIELDS = 100
@@ -47,48 +30,10 @@ class BadFrame(Exception):
     """What came is not in this language, or beyond its limits."""
 
 
-def flatten(value: object) -> object:
-    """The plain data under an instance of a subclass.
-
-    Raises:
-        TypeError: there is none.
-    """
-    for kind, plain in _FLATTEN:
-        if issubclass(type(value), kind):
-            return plain(value)
-    raise TypeError(f"no plain data in {type(value).__name__}")
-
-
-def is_flattened(kind: type) -> bool:
-    return any(issubclass(kind, base) for base, _ in _FLATTEN)
-
-
 def builtin_base(kind: type) -> str:
-    """The name of the nearest class that both sides know."""
-    return next(base.__name__ for base in kind.__mro__ if BUILTIN_TYPES.get(base.__name__) is base)
-
-
-def contents(container: Any) -> tuple[Any, ...]:
-    """What a list, dict or set holds, flat; a dict's values behind its keys. Shallow, and cheap to compare."""
-    return (*container.keys(), *container.values()) if type(container) is dict else tuple(container)
-
-
-def refill(container: Any, items: object) -> None:
-    """Make a list, dict or set hold what :func:`contents` gave."""
-    if type(items) is not tuple or (type(container) is dict and len(items) % 2):
-        raise BadFrame("malformed: a container's contents")
-    half = len(items) // 2
-    try:
-        if type(container) is list:
-            container[:] = items
-        elif type(container) is set:
-            container.clear()
-            container.update(items)
-        else:
-            container.clear()
-            container.update(zip(items[:half], items[half:], strict=True))
-    except TypeError as error:
-        raise BadFrame("malformed: an unhashable key") from error
+    """The name of the nearest exception class that both sides know."""
+    bases = (base for base in kind.__mro__ if issubclass(base, BaseException))
+    return next(base.__name__ for base in bases if BUILTIN_TYPES.get(base.__name__) is base)
 
 
 def field_names(value: object) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .client import Level, Request, SandboxUnavailable, Settings, Worker
+from .client import SandboxUnavailable, Worker
+from .messages import Level, Request, Settings
 
 _log = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 10.0
@@ -98,7 +99,7 @@ def check(worker: Worker) -> None:
         SandboxUnavailable: it got through, or an honest program did not.
     """
     level = worker.settings.level
-    honest = worker.run(Request(_HONEST, "import math\nassert math.isclose(area(2), 4 * math.pi)"))
+    honest = worker.run(Request((_HONEST,), "import math\nassert math.isclose(area(2), 4 * math.pi)"))
     if honest.outcome != "passed":
         raise SandboxUnavailable(f"{level}: an honest program fails ({honest.detail})")
     with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as server:
@@ -106,7 +107,7 @@ def check(worker: Worker) -> None:
         folder.chmod(0o777)
         (folder / "secret").write_text(secrets.token_hex())
         tests = f"assert list(canary({name!r}, {server.getsockname()[1]})) == []"
-        result = worker.run(Request(_CANARY, tests))
+        result = worker.run(Request((_CANARY,), tests))
         written = os.path.exists(folder / "written")
     if result.outcome != "passed" or written:
         raise SandboxUnavailable(f"{level}: the canary got out ({result.detail or 'it wrote a file'})")

@@ -10,9 +10,15 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from types import CodeType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+from . import assertions, collect, outputs
+from .entry_point import EntryPoint
+from .handle import Handle
 
 FILENAME = "<tests>"
+# The name by which tests may call the entry point.
+_CANDIDATE = "candidate"
 
 
 class TestsBroken(Exception):
@@ -21,8 +27,35 @@ class TestsBroken(Exception):
     __test__ = False  # not a test case for pytest
 
 
+class Failure(NamedTuple):
+    """Where and how a program failed.
+
+    Args:
+        where: as ``Test 2 of 3``.
+        source: the text of the test.
+        given: what the program gave, where that is known; for people only, as ``expected``.
+        expected: what it should have given.
+        uncompared: an object of the program that was compared with plain data.
+    """
+
+    where: str
+    source: str
+    given: str
+    expected: str
+    uncompared: Handle | None = None
+
+
+class _Check(NamedTuple):
+    """The lines of an assertion."""
+
+    first: int
+    last: int
+    source: str
+    remembers: bool
+
+
 @lru_cache(maxsize=32)
-def read_tests(source: str, entry_point: str | None) -> Tests:
+def read_tests(source: str, entry_point: EntryPoint) -> Tests:
     """The tests of a row, whose programs often come one after the other. Raises: TestsBroken."""
     return Tests(source, entry_point)
 
@@ -31,68 +64,171 @@ class Tests:
     """Compiled tests.
 
     Args:
-        source: assert lines, or a ``check(candidate)`` function.
-        entry_point: the function under test, ``None`` where assert lines call it by name.
+        source: assert lines, test functions and classes, or a ``check(candidate)`` function.
+        entry_point: the function under test; without a name where assert lines call it by theirs.
 
     Raises:
-        TestsBroken: no valid Python, nothing asserted, a missing module, or no entry point for ``check``.
+        TestsBroken: no valid Python, nothing asserted, nothing used of the program, a missing module, a test that needs
+            another runner, or no entry point for ``check``.
     """
 
     __test__ = False
 
-    def __init__(self, source: str, entry_point: str | None) -> None:
+    def __init__(self, source: str, entry_point: EntryPoint) -> None:
+        self.source = source
+        self.entry_point = entry_point
         try:
             tree = ast.parse(source, FILENAME)
-            self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
+            free = _free_names(compile(tree, FILENAME, "exec", dont_inherit=True))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
-        nodes = list(ast.walk(tree))
-        self.asserts = [node for node in nodes if isinstance(node, ast.Assert)]
-        self.asserts.sort(key=lambda node: node.lineno)
-        if not any(isinstance(node, (ast.Assert, ast.Raise)) for node in nodes):
+        if not assertions.asserts_something(tree):
             raise TestsBroken("the tests assert nothing")
-        self.has_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
-        if self.has_check and not entry_point:
-            raise TestsBroken("the tests define check(candidate): name the function in metadata['entry_point']")
+        nodes = list(ast.walk(tree))
         for module in _imported(nodes):
             if not _exists(module):
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
-        free = _free_names(self.code)
+        self.uses_unittest = any(module.partition(".")[0] == "unittest" for module in _imported(nodes))
+        self.checks = sorted(check for node in nodes if (check := _check(source, node)))
         # No module is called: tokenize("a b") is a function of that name.
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         owners = {
             node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
-        self.modules = (free & sys.stdlib_module_names) - (called - owners) - {entry_point or ""}
+        self.functions = _runnable(tree, called)
+        self.has_check = _has_check(tree)
+        if self.has_check and not entry_point.name:
+            if "check" not in called:
+                raise TestsBroken("the tests define check(candidate): name the function in metadata['entry_point']")
+            self.has_check = False
+        self.modules = (free & sys.stdlib_module_names) - (called - owners) - entry_point.wanted - {entry_point.name}
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
-        self.wanted = free - self.modules - set(dir(builtins)) | ({entry_point} if entry_point else set())
-        self.required = {entry_point} if entry_point else self.wanted
-        self.entry_point = entry_point or ""
+        used = free - self.modules - set(dir(builtins))
+        if entry_point.name:
+            used -= {_CANDIDATE, entry_point.name}
+        self.wanted = frozenset(used) | entry_point.wanted
+        self.required = entry_point.wanted or self.wanted
+        if not self.wanted:
+            raise TestsBroken("the tests use nothing of the program")
+        named = frozenset(self.functions) | ({"check"} if self.has_check else frozenset())
+        try:
+            tree = assertions.instrument(tree, named)
+            self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
 
-    def run(self, defined: Mapping[str, Any]) -> None:
-        """Run them all; whatever they raise is a failure.
+    def run(self, defined: Mapping[str, Any], candidate: Any) -> None:
+        """Run them all; whatever else they raise is a failure.
 
         Args:
             defined: what the program gives of the wanted names.
+            candidate: the function under test, if the row names one.
+
+        Raises:
+            TestsBroken: no assertion was executed.
         """
-        namespace: dict[str, Any] = {"__name__": "tests"}
+        counter = assertions.Counter()
+        if self.uses_unittest:
+            collect.count_unittest(counter.hold)
+        namespace: dict[str, Any] = {"__name__": collect.MODULE, **counter.hooks()}
         namespace.update({name: importlib.import_module(name) for name in self.modules})
+        given = dict(defined)
+        if self.entry_point.name:
+            given |= {_CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
         hidden = set(dir(builtins)) if self.has_check else set()
-        namespace.update({name: value for name, value in defined.items() if name not in hidden})
+        namespace.update({name: value for name, value in given.items() if name not in hidden})
         exec(self.code, namespace)
-        if self.has_check:
-            namespace["check"](defined[self.entry_point])
+        for name in self.functions:
+            if name not in counter.entered:
+                namespace[name]()
+        collect.run_classes(namespace)
+        if self.has_check and "check" not in counter.entered:
+            namespace["check"](candidate)
+        if not counter.held:
+            raise TestsBroken("the tests ran without asserting anything")
 
-    def where(self, traceback: TracebackType | None) -> str:
-        """Which test a traceback comes from, as ``Test 2 of 3``."""
+    def failure(self, traceback: TracebackType | None) -> Failure:
+        """Which test a traceback comes from, and what it compared."""
+        source = ""
         while traceback is not None:
-            if traceback.tb_frame.f_code.co_filename == FILENAME:
-                for number, node in enumerate(self.asserts, 1):
-                    if node.lineno <= traceback.tb_lineno <= (node.end_lineno or node.lineno):
-                        return f"Test {number} of {len(self.asserts)}"
+            frame, line = traceback.tb_frame, traceback.tb_lineno
+            if frame.f_code.co_filename == FILENAME:
+                for number, check in enumerate(self.checks, 1):
+                    if check.first <= line <= check.last:
+                        values = frame.f_locals if check.remembers and traceback.tb_next is None else {}
+                        left, right = values.get(assertions.LEFT, ...), values.get(assertions.RIGHT, ...)
+                        return Failure(
+                            f"Test {number} of {len(self.checks)}",
+                            check.source,
+                            "" if left is ... else outputs.shown(left),
+                            "" if right is ... else outputs.shown(right),
+                            _uncompared(left, right),
+                        )
+                source = self.source.splitlines()[line - 1].strip()
             traceback = traceback.tb_next
-        return "A test"
+        return Failure("A test", source, "", "")
+
+
+def _uncompared(left: Any, right: Any) -> Handle | None:
+    """The object of the program on one of two sides, if the other is plain data."""
+    # Without asking one whether it is true or equal.
+    handles = [handle for side in (left, right) if (handle := _first_handle(side, 3)) is not None]
+    return handles[0] if len(handles) == 1 else None
+
+
+def _first_handle(value: Any, depth: int) -> Handle | None:
+    if type(value) is Handle:
+        return value
+    if depth and isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        handles = (_first_handle(item, depth - 1) for item in items)
+        return next((handle for handle in handles if handle is not None), None)
+    return None
+
+
+def _check(source: str, node: ast.AST) -> _Check | None:
+    """The assertion that a node is, if any."""
+    calls = [node.value] if isinstance(node, ast.Expr) else []
+    calls += [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
+    is_call = any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and assertions.is_assert_method(call.func.attr)
+        for call in calls
+    )
+    if not (isinstance(node, ast.Assert) or (isinstance(node, ast.stmt) and is_call)):
+        return None
+    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    remembers = isinstance(node, ast.Assert) and assertions.remembers(node.test)
+    return _Check(node.lineno, node.end_lineno or node.lineno, "\n".join(lines).strip(), remembers)
+
+
+def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
+    """The names of the test functions that are called at the end, unless they call each other.
+
+    Raises:
+        TestsBroken: one of them needs another runner.
+    """
+    names = []
+    for function in collect.functions_of(tree):
+        if isinstance(function, ast.AsyncFunctionDef):
+            raise TestsBroken(f"{function.name} is asynchronous, and no runner is there: make it a plain function")
+        parameters = collect.required_parameters(function)
+        if not parameters:
+            names.append(function.name)
+        elif function.name not in called and not (function.name == "check" and len(parameters) == 1):
+            raise TestsBroken(
+                f"{function.name} takes {', '.join(parameters)}, and there is no pytest for fixtures and parameters: "
+                "call it in the tests"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _has_check(tree: ast.Module) -> bool:
+    """Whether there is a ``check`` function that takes the function under test."""
+    checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    return bool(checks) and len(collect.required_parameters(checks[-1])) == 1
 
 
 def _imported(nodes: list[ast.AST]) -> set[str]:

@@ -1,9 +1,9 @@
 """The language between judge and defendant: plain data of exact built-in types, in frames of limited length.
 
 Whatever a defendant sends, decoding gives objects whose type is exactly ``int``, ``float``, ``complex``, ``str``,
-``bytes``, ``bool``, ``None``, ``list``, ``tuple``, ``dict``, ``set``, ``frozenset`` or ``range``, or a tuple of our own
-making whose items have names, or what the judge makes of a :class:`Reference`, or raises :class:`BadFrame`. Nothing in
-it names code.
+``bytes``, ``bool``, ``None``, ``list``, ``tuple``, ``dict``, ``set``, ``frozenset``, ``range`` or one of those in
+:mod:`.values`, or a tuple of our own making whose items have names, or what the judge makes of a :class:`Reference`, or
+raises :class:`BadFrame`. Nothing in it names code.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .plain import MUTABLE, BadFrame, field_names, flatten, record_type
+from .plain import BadFrame, field_names, record_type
+from .values import CONTAINERS, KINDS, contents, flatten, refill
 
 MAX_FRAME_BYTES = 2**24
 MAX_DEPTH = 150
 MAX_INT_BYTES = 2**16
 MAX_RECORD_TYPES = 50
+# Sent in place of a reply by a program that would sleep longer than its limit.
+OVERSLEPT = b"L"
 
 _LENGTH = struct.Struct("<I")
 _INT64 = struct.Struct("<q")
 _FLOAT = struct.Struct("<d")
 _COMPLEX = struct.Struct("<dd")
 _CONSTANTS = {78: None, 84: True, 70: False}  # N, T, F
+_KINDS = {kind.__name__: rules for kind, rules in KINDS.items()}
+_CONTAINERS = {kind.__name__: rules for kind, rules in CONTAINERS.items()}
 
 
 class Reference(NamedTuple):
@@ -49,7 +54,7 @@ class Encoder:
 
     Args:
         refer: says how to name an object whose type is no plain one, ``None`` to send it flattened.
-        shared: the lists, dicts and sets that the other side holds already, in its order.
+        shared: the lists, dicts and the like that the other side holds already, in its order.
     """
 
     def __init__(self, refer: Callable[[object], Reference | None], shared: list[Any]) -> None:
@@ -64,7 +69,7 @@ class Encoder:
         data = prefix + b"".join(self.parts)
         if len(data) > MAX_FRAME_BYTES:
             raise BadFrame("too much data")
-        return _LENGTH.pack(len(data)) + data
+        return framed(data)
 
     def _write(self, value: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -81,8 +86,8 @@ class Encoder:
             add(b"f" + _FLOAT.pack(value))
         elif kind is str:
             self._write_bytes(b"s", value.encode("utf-8", "surrogatepass"))
-        elif kind in MUTABLE:
-            self._write_mutable(value, depth)
+        elif kind in CONTAINERS:
+            self._write_container(value, depth)
         elif kind is tuple:
             self._write_items(b"t", value, depth)
         elif kind is bytes:
@@ -93,6 +98,8 @@ class Encoder:
             add(b"c" + _COMPLEX.pack(value.real, value.imag))
         elif kind is range:
             self._write_items(b"r", (value.start, value.stop, value.step), depth)
+        elif kind in KINDS:
+            self._write_items(b"v", (kind.__name__, *KINDS[kind].parts(value)), depth)
         else:
             reference = self.refer(value)
             if reference is None:
@@ -124,24 +131,27 @@ class Encoder:
         for item in items:
             self._write(item, depth + 1)
 
-    def _write_mutable(self, value: Any, depth: int) -> None:
+    def _write_container(self, value: Any, depth: int) -> None:
         index = self.seen.get(id(value))
         if index is not None:
             self.parts.append(b"@" + _LENGTH.pack(index))
             return
         self.seen[id(value)] = len(self.containers)
         self.containers.append(value)
-        if type(value) is dict:
+        kind = type(value)
+        if kind is dict:
             self.parts.append(b"d" + _LENGTH.pack(len(value)))
             for key, item in value.items():
                 self._write(key, depth + 1)
                 self._write(item, depth + 1)
+        elif kind is list or kind is set:
+            self._write_items(b"l" if kind is list else b"S", value, depth)
         else:
-            self._write_items(b"l" if type(value) is list else b"S", value, depth)
+            self._write_items(b"x", (kind.__name__, CONTAINERS[kind].header(value), *contents(value)), depth)
 
 
 class Decoder:
-    """Reads one frame; ``containers`` then holds its lists, dicts and sets, behind the shared ones."""
+    """Reads one frame; ``containers`` then holds its lists, dicts and the like, behind the shared ones."""
 
     def __init__(self, resolve: Callable[[Reference], object], shared: list[Any]) -> None:
         self.resolve = resolve
@@ -155,7 +165,7 @@ class Decoder:
         self.data = data
         try:
             value = self._read(0)
-        except (struct.error, IndexError, TypeError, ValueError, RecursionError) as error:
+        except (struct.error, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise BadFrame(f"malformed: {type(error).__name__}") from None
         if self.at != len(data):
             raise BadFrame("malformed: something follows the value")
@@ -210,6 +220,11 @@ class Decoder:
             for _ in range(size):
                 group.add(self._read(depth))
             return group
+        if tag == 120:  # x
+            container = _CONTAINERS[self._read(depth)].empty(*self._read(depth))
+            self.containers.append(container)
+            refill(container, tuple(self._read(depth) for _ in range(size - 2)))
+            return container
         items = [self._read(depth) for _ in range(size)]
         if tag == 116:  # t
             return tuple(items)
@@ -221,6 +236,8 @@ class Decoder:
             return range(*items)
         if tag == 110:  # n
             return self._record(items)
+        if tag == 118:  # v
+            return _KINDS[items[0]].build(*items[1:])
         if tag == 111:  # o
             if tuple(map(type, items)) != (str, int, str, tuple) or len(items[2]) > 200:
                 raise BadFrame("malformed: a reference")
@@ -245,6 +262,10 @@ class Decoder:
         data = self.data[self.at : self.at + size]
         self.at += size
         return data
+
+
+def framed(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
 
 
 def send(connection: socket.socket, frame: bytes) -> None:

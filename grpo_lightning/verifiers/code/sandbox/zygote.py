@@ -1,4 +1,4 @@
-"""A worker: forks a judge and a defendant for each request, and ends both at the time limit.
+"""A worker: forks a judge and a defendant for each request, and ends both at the limits.
 
 It never reads a request, which comes as a file that only the judge opens: what a defendant inherits of this process's
 memory holds no test, neither of this run nor of an earlier one.
@@ -19,10 +19,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import defendant, judge
+from .clock import RunClock
 from .lockdown import Lockdown
+from .scripts import STREAM_FDS
 from .system import Refused, die_with_parent
 
 # What solutions commonly import: done once, before any fork.
@@ -32,6 +34,8 @@ _WARM = [
     *("json", "math", "operator", "random", "re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"),
 ]
 _MAX_REPORT_BYTES = 65536
+# From the end of a child's connection to the child's own: it frees its memory in between, some ms of work.
+_MAX_DYING_S = 2.0
 # Behind standard input, output and error.
 _CHANNEL_FD = 3
 _ABOVE = 32
@@ -47,19 +51,19 @@ class Judge:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
-    def poll(self, deadline: float) -> bool:
-        """Whether it says something, or ends, before the deadline."""
-        remaining = deadline - time.monotonic()
-        return remaining > 0 and bool(self._poll.poll(remaining * 1000))
+    def poll(self, timeout_s: float) -> bool:
+        """Whether it says something, or ends, in this time."""
+        return bool(self._poll.poll(timeout_s * 1000))
 
 
 class Worker:
     """The event loop of the zygote, if one event at a time is a loop."""
 
-    def __init__(self, control: socket.socket, lockdown: Lockdown, timeout_s: float, null: int) -> None:
+    def __init__(self, control: socket.socket, lockdown: Lockdown, settings: dict[str, Any], null: int) -> None:
         self.control = control
         self.lockdown = lockdown
-        self.timeout_s = timeout_s
+        self.timeout_s: float = settings["timeout_s"]
+        self.hang_s: float = settings["hang_s"]
         self.pid = os.getpid()
         self.null = null
         self.judge: Judge | None = None
@@ -79,31 +83,47 @@ class Worker:
         ours, theirs = socket.socketpair()
         pid = self._fork(lambda: self._be_defendant(theirs))
         theirs.close()
-        deadline = time.monotonic() + self.timeout_s
         socket.send_fds(self.judge.control, [b"run"], [payload, ours.fileno()])
         ours.close()
         os.close(payload)
-        report = None
-        late = False
-        while report is None or not report["final"]:
-            if not self.judge.poll(deadline):
-                late = True
-                break
-            message = self.judge.control.recv(_MAX_REPORT_BYTES)
-            if not message:
-                break
-            report = json.loads(message)
-        _kill(pid)
+        answer = self._watch(self.judge, pid)
+        report = answer["report"]
         judge_stays = report is not None and report["final"] and report["stays"]
+        judge_ended = report is None or not report["final"]
+        has_ended = report is not None and report["has_ended"]
+        answer["killed"] = not (answer["late"] or answer["hung"]) and (
+            (judge_ended and _was_killed(self.judge.pid)) or ((judge_ended or has_ended) and _was_killed(pid))
+        )
+        _kill(pid)
         if not judge_stays:
             _kill(self.judge.pid)
         # Before the wait for the children, whose memory takes its time to be freed.
-        self.control.send(json.dumps({"late": late, "report": report}).encode())
+        self.control.send(json.dumps(answer).encode())
         os.waitpid(pid, 0)
         if not judge_stays:
             os.waitpid(self.judge.pid, 0)
             self.judge.control.close()
             self.judge = None
+
+    def _watch(self, judge: Judge, pid: int) -> dict[str, Any]:
+        """Wait for the judge's final report, or for a limit; the last report counts."""
+        clock = RunClock((judge.pid, pid), self.timeout_s, self.hang_s)
+        report, hung = None, False
+        while report is None or not report["final"]:
+            if judge.poll(clock.patience_s()):
+                message = judge.control.recv(_MAX_REPORT_BYTES)
+                if not message:
+                    break
+                report = json.loads(message)
+                if report["before_s"] is not None:
+                    clock.start(report["before_s"])
+            elif clock.late:
+                break
+            elif clock.hung:
+                hung = True
+                break
+        late = clock.late or bool(report and report["late"])
+        return {"report": report, "late": late, "hung": hung and not late}
 
     def _new_judge(self) -> Judge:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -123,17 +143,17 @@ class Worker:
     def _be_defendant(self, connection: socket.socket) -> NoReturn:
         # A group of its own, which even the unsafe level can end as one.
         os.setsid()
-        streams = [os.memfd_create("stream") for _ in defendant.STREAM_FDS]
+        streams = [os.memfd_create("stream") for _ in STREAM_FDS]
         self.lockdown.confine(self.pid, is_judge=False)
         for fd in (0, 1, 2):
             os.dup2(self.null, fd)
         # First out of the way: one may have the number that another gets.
         fds = [os.dup2(fd, _ABOVE + fd) for fd in (connection.fileno(), *streams)]
-        for fd, number in zip(fds, (_CHANNEL_FD, *defendant.STREAM_FDS), strict=True):
+        for fd, number in zip(fds, (_CHANNEL_FD, *STREAM_FDS), strict=True):
             os.dup2(fd, number)
-        os.closerange(max(defendant.STREAM_FDS) + 1, _MAX_FD)
+        os.closerange(max(STREAM_FDS) + 1, _MAX_FD)
         gc.enable()
-        defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD))
+        defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD), self.timeout_s)
 
     def _be_judge(self, control: socket.socket) -> NoReturn:
         self.control.close()
@@ -142,6 +162,19 @@ class Worker:
         random.seed()
         gc.enable()
         judge.serve(control)
+
+
+def _was_killed(pid: int) -> bool:
+    """Whether a child was killed from outside, as by the kernel when the machine runs out of memory.
+
+    Its connection has ended, and so will the child, soon after: unless a program has closed it and lives on.
+    """
+    deadline = time.monotonic() + _MAX_DYING_S
+    while (status := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return status.si_code == os.CLD_KILLED and status.si_status == signal.SIGKILL
 
 
 def _kill(pid: int) -> None:
@@ -190,4 +223,4 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    Worker(control, lockdown, settings["timeout_s"], null).serve()
+    Worker(control, lockdown, settings, null).serve()

@@ -1,0 +1,138 @@
+"""What counts are the assertions that are executed: a row whose tests assert nothing is an error, never a reward."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from code_cases import default_verifier, marked, verdict_of  # noqa: F401  (a fixture)
+
+from grpo_lightning.verifiers import CodeVerifier
+from grpo_lightning.verifiers.code.sandbox import assertions
+
+RIGHT = "def f(x):\n    if x is None:\n        raise TypeError('none')\n    return x + 1"
+WRONG = "def f(x):\n    return 'anything'"
+NOTHING = "the tests ran without asserting anything"
+
+# Tests that judge: the right program is rewarded, the wrong one is not.
+JUDGING = {
+    "lines": "assert f(1) == 2",
+    "a function": "def test_f():\n    assert f(1) == 2",
+    "a function with defaults": "def test_f(x=1, *, y=2):\n    assert f(x) == y",
+    "a function after a helper that fails": "def helper():\n    assert False\ndef test_f():\n    assert f(1) == 2",
+    "a function that the tests call themselves": "calls = []\ndef test_f():\n    calls.append(1)\n"
+    "    assert f(1) == 2 and calls == [1]\ntest_f()",
+    "a helper with parameters, called": "def test_one(x, y):\n    assert f(x) == y\nfor x in range(3):\n"
+    "    test_one(x, x + 1)",
+    "check without an entry point, called": "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)",
+    "check without parameters": "def check():\n    assert f(1) == 2",
+    "a main block": "def test_f():\n    assert f(1) == 2\nif __name__ == '__main__':\n    test_f()",
+    "unittest": "import unittest\nclass T(unittest.TestCase):\n    def setUp(self):\n        self.x = 1\n"
+    "    def test_f(self):\n        self.assertEqual(f(self.x), 2)\nif __name__ == '__main__':\n    unittest.main()",
+    "unittest, run by itself": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n"
+    "        with self.subTest(1):\n            self.assertTrue(f(1) == 2)\nunittest.main()",
+    "unittest, in a function and with a runner": "import io, unittest\ndef run():\n    class T(unittest.TestCase):\n"
+    "        def test_f(self):\n            self.assertTrue(True)\n            self.assertEqual(f(1), 2)\n"
+    "    suite = unittest.defaultTestLoader.loadTestsFromTestCase(T)\n"
+    "    unittest.TextTestRunner(io.StringIO()).run(suite)\nrun()",
+    "unittest with an expected exception": "from unittest import TestCase\nclass T(TestCase):\n"
+    "    def test_f(self):\n        self.assertRaises(TypeError, f, None)\n"
+    "        with self.assertRaises(TypeError):\n            f(None)",
+    "unittest, one case skipped": "import unittest\nclass T(unittest.TestCase):\n    @unittest.skip('later')\n"
+    "    def test_a(self):\n        assert False\n    def test_b(self):\n        self.assertIn(f(1), [2])",
+    "a plain class": "class TestF:\n    def setup_method(self):\n        self.x = 1\n    def test_f(self):\n"
+    "        assert f(self.x) == 2",
+    "a raise in an if": "if f(1) != 2:\n    raise AssertionError('not 2')",
+    "a raise of a helper": "def wrong(why):\n    print(why)\n    raise Exception(why)\nfor x in (1, 2):\n"
+    "    if f(x) == x + 1:\n        pass\n    else:\n        wrong(x)",
+    "an exit": "import sys\nif f(1) != 2:\n    sys.exit(1)",
+    "a match": "match f(1):\n    case 2:\n        pass\n    case _:\n        raise AssertionError",
+    "an expected exception": "try:\n    f(None)\n    assert False, 'no exception'\nexcept TypeError:\n    pass",
+    "an expected exception, else": "try:\n    f(None)\nexcept TypeError:\n    pass\nelse:\n    raise ValueError",
+    "an assertion in a class": "class Case:\n    assert f(1) == 2",
+    "a walrus": "assert (y := f(1)) == 2 and y > 1\nassert 2 == (y := f(1))",
+    "a chain, a negation, a call": "assert 1 < f(1) < 3\nassert not f(1) != 2\nassert isinstance(f(1), int)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JUDGING)
+def test_executed_assertions_judge(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    right, wrong = (verdict_of(default_verifier, program, JUDGING[name]) for program in (RIGHT, WRONG))
+    assert (marked(right), marked(wrong)) == (1.0, 0.5), (right, wrong)
+
+
+# Tests that judge nothing: an error for any program that they do not fail.
+EMPTY = {
+    "an uncalled helper": ("def helper():\n    assert f(1) == 2\nf(1)", NOTHING),
+    "a branch that is not taken": ("import sys\nif f(1) and sys.argv == ['x']:\n    assert f(1) == 2", NOTHING),
+    "an empty loop": ("for x in []:\n    assert f(x) == 2", NOTHING),
+    "an empty list of cases": ("def test_f():\n    for x, y in []:\n        assert f(x) == y", NOTHING),
+    "an assertion that cannot fail": ("f(1)\nassert True\nassert not None\nassert 'text'", NOTHING),
+    "an assertion of a tuple": ("assert (f(1) == 3, 'a message')", NOTHING),
+    "an assertion that is swallowed": ("try:\n    assert f(1) == 7\nexcept AssertionError:\n    pass", NOTHING),
+    "a raise that cannot happen": ("f(1)\nif False:\n    raise AssertionError", NOTHING),
+    "a raise of a solution of its own": ("def mine(x):\n    if x < 0:\n        raise ValueError\n    return x + 1\n"
+                                         "print(f(1) == mine(1))", NOTHING),
+    "a unittest class without an assertion": ("import unittest\nclass T(unittest.TestCase):\n"
+                                              "    def test_f(self):\n        f(1)\n    def helper(self):\n"
+                                              "        self.assertEqual(f(1), 2)", NOTHING),
+    "a skipped case": ("import unittest\n@unittest.skip('all')\nclass T(unittest.TestCase):\n    def test_f(self):\n"
+                       "        self.assertEqual(f(1), 2)", NOTHING),
+    "a fixture": ("def test_f(value):\n    assert f(value) == 2", "test_f takes value, and there is no pytest"),
+    "an asynchronous test": ("async def test_f():\n    assert f(1) == 2", "test_f is asynchronous"),
+    "pytest": ("import pytest\n@pytest.mark.slow\ndef test_f():\n    assert f(1) == 2", "import pytest"),
+    "a function of its own": ("def f(x):\n    return 2\nassert f(1) == 2", "use nothing of the program"),
+    "nothing of the program": ("assert 1 + 1 == 2", "use nothing of the program"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("program", [RIGHT, WRONG], ids=["right", "wrong"])
+def test_tests_that_judge_nothing_are_an_error(
+    default_verifier: CodeVerifier,  # noqa: F811
+    name: str,
+    program: str,
+) -> None:
+    tests, reason = EMPTY[name]
+    verdict = verdict_of(default_verifier, program, tests)
+    assert verdict.error is not None
+    assert reason in verdict.error
+
+
+def test_an_error_of_one_row_leaves_the_next_alone(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    for _ in range(2):
+        assert verdict_of(default_verifier, RIGHT, "def helper():\n    assert f(1)").error is not None
+        assert verdict_of(default_verifier, RIGHT, JUDGING["unittest"]).correct
+
+
+def test_an_exception_of_the_tests_own_is_not_the_one_expected(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    """Caught by the handler is what the tests raise themselves: the program raised nothing."""
+    tests = "try:\n    f(1)\n    raise Exception('no exception')\nexcept Exception:\n    pass"
+    assert NOTHING in str(verdict_of(default_verifier, WRONG, tests).error)
+    assert verdict_of(default_verifier, "def f(x):\n    raise KeyError", tests).correct
+
+
+def held(source: str) -> int:
+    """How many assertions held, in this process: the second way to count."""
+    counter = assertions.Counter()
+    tree = assertions.instrument(ast.parse(source), frozenset())
+    exec(compile(tree, "<tests>", "exec"), counter.hooks())
+    return counter.held
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("assert 1 < 2\nassert [1] == [1]", 2),
+        ("for x in range(5):\n    assert x >= 0", 5),
+        ("def g():\n    assert 1 < 2\ng()\ng()", 2),
+        ("if 1 > 2:\n    assert 1 < 2\nelse:\n    assert 2 > 1", 1),
+        ("assert True\nassert (1, 2)\nassert not 0", 0),
+        ("x = 1\nif x > 2:\n    raise AssertionError\nelif x > 3:\n    raise AssertionError", 2),
+        ("x = 1\nif x < 2:\n    if x > 2:\n        raise AssertionError", 1),
+        ("if __name__ == '__main__':\n    if 1 > 2:\n        raise AssertionError", 0),
+    ],
+)
+def test_assertions_are_counted_each_time(source: str, count: int) -> None:
+    """By hand."""
+    assert held(source) == count
