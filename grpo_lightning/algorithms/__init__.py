@@ -1,6 +1,6 @@
 """Algorithms, as LightningModules over one base."""
 
-from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.base import PolicyModule, policy_module
 from grpo_lightning.algorithms.grpo import GRPOModule
 from grpo_lightning.algorithms.nonfinite import NonFiniteError
 from grpo_lightning.algorithms.online import OnlineModule, VerifierError
@@ -16,4 +16,5 @@ __all__ = [
     "PolicyModule",
     "SFTModule",
     "VerifierError",
+    "policy_module",
 ]
