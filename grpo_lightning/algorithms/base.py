@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -17,7 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.metrics import StepMetrics, stacked
+from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
@@ -29,11 +28,7 @@ from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.events import StepEnd, step_ended
-from grpo_lightning.rollout.experience import Demonstrations, Experience
-from grpo_lightning.rollout.learner import Collect
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
 from grpo_lightning.speed.shared_prompt import PredictingStates
 from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
@@ -48,18 +43,6 @@ Losses = Callable[[Microbatch], Iterator[Tensor]]
 
 Each is propagated back before the next one is asked for: the activations of two models need not live together.
 """
-
-
-def policy_module(module: pl.LightningModule, callback: pl.Callback) -> PolicyModule:
-    """The module that a callback is used with.
-
-    Raises:
-        ConfigError: it is not a :class:`PolicyModule`, which the callback needs.
-    """
-    if not isinstance(module, PolicyModule):
-        name = type(callback).__name__
-        raise ConfigError(f"trainer.callbacks: {name} needs a PolicyModule, not {type(module).__name__}: remove {name}")
-    return module
 
 
 class PolicyModule(EvaluatedModule, ABC):
@@ -123,8 +106,6 @@ class PolicyModule(EvaluatedModule, ABC):
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
         self.totals = Totals()
-        self.chat_template: str | None = None
-        self.longest_row = 0
         self.skipped = SkippedSteps()
 
     # -- set-up -----------------------------------------------------------------------------------------------------
@@ -132,17 +113,6 @@ class PolicyModule(EvaluatedModule, ABC):
     @property
     def wants_reference(self) -> bool:
         """Whether the loss has a KL to a frozen reference."""
-        return False
-
-    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
-        """Take from the data what the policy is loaded with."""
-        super().on_data_ready(data, stage)
-        self.chat_template = data.task.chat_template
-        self.longest_row = data.longest_row(self.samples_to_learn)
-
-    @property
-    def samples_to_learn(self) -> bool:
-        """Whether training samples; else only evaluation does."""
         return False
 
     def setup(self, stage: str) -> None:
@@ -299,11 +269,6 @@ class PolicyModule(EvaluatedModule, ABC):
         """Backward passes inside add up gradients without exchanging them."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-    def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
-        """Sums over all ranks."""
-        device = self.trainer.strategy.root_device
-        return cast(list[float], self.trainer.strategy.reduce(stacked(counts, device), reduce_op="sum").tolist())
 
     def step_metrics(self, *further: str) -> StepMetrics:
         """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""

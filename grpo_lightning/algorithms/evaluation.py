@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torchmetrics import MeanMetric
 
+from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.functional import pass_at_k
-from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.events import EvaluationEnd, run_callbacks
-from grpo_lightning.rollout.experience import EvaluationBatch, Purpose
+from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
+from grpo_lightning.rollout.events import run_callbacks
+from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import record
 from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import Attempt
@@ -81,13 +81,22 @@ class Evaluation:
         self.means[name].update(float(value))
 
 
-class EvaluatedModule(pl.LightningModule):
+class EvaluatedModule(RankedModule):
     """Validation, test and predict of a policy: the same for every algorithm."""
 
     verifiers: dict[str, Verifier]
+    chat_template: str | None = None
+    longest_row = 0
+
+    @property
+    def samples_to_learn(self) -> bool:
+        """Whether training samples; else only evaluation does."""
+        return False
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
-        """Take from the data what an evaluation measures."""
+        """Take from the data what the policy is loaded with, and what an evaluation measures."""
+        self.chat_template = data.task.chat_template
+        self.longest_row = data.longest_row(self.samples_to_learn)
         self._pass_at_k, self._refined = data.pass_at_k, None
         if data.refinement is not None and data.refinement.val_feedback != "none":
             told = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"

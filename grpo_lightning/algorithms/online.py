@@ -13,19 +13,12 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.metrics import StepMetrics, widest
+from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
 from grpo_lightning.algorithms.rows import Minibatch
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.functional import (
-    Aggregation,
-    KLEstimator,
-    aggregate,
-    kl_divergence,
-    length_mask,
-    masked_sum,
-)
+from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence, length_mask, masked_sum
 from grpo_lightning.objectives import (
     Objective,
     ObjectiveName,
@@ -33,11 +26,8 @@ from grpo_lightning.objectives import (
     RatioLevel,
     ShortForm,
     check_objective,
-)
-from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.experience import Experience
-from grpo_lightning.rollout.learner import Collect
-from grpo_lightning.rollout.loader import PromptBatch
+)  # fmt: skip
+from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import TokenRows
@@ -351,11 +341,3 @@ class OnlineModule(PolicyModule, ABC):
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
         kl_NT = kl_divergence(experience.sampler_logprobs_NT[rows_N], new_NT, "k3", mask_NT)
         return masked_sum(kl_NT, mask_NT), mask_NT.sum()
-
-    def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and (Bessel-corrected) std of the values of all ranks."""
-        wide = values.to(widest(values.device))
-        count, total, squares = self.all_ranks_sum(len(wide), wide.sum(), wide.square().sum())
-        variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
-        moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
-        return moments[0], moments[1]
