@@ -17,8 +17,7 @@ from shapes import Letters, Shape, TokenVerifier
 
 from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.models import LoRAConfig, PolicyConfig
-from grpo_lightning.rollout import RolloutDataModule, SamplingParams
-from grpo_lightning.types import RolloutBatch
+from grpo_lightning.rollout import Experience, RolloutDataModule, SamplingParams
 
 TINY_LR = 1e-9
 """The optimizer does all of its work, and the model that is compared stays what it was."""
@@ -67,7 +66,7 @@ class _Probe(pl.Callback):
         self.peak, self.base = peak, base
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
-        self.batch: RolloutBatch | None = None
+        self.batch: Experience | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.device = pl_module.policy.device
@@ -87,7 +86,7 @@ class _Probe(pl.Callback):
         self.peaks[name] = max(self.peaks.get(name, 0.0), self.peak.peak() - self.base)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Experience, batch_idx: int
     ) -> None:
         self.seconds["step"] = now(self.device) - self.started["step"]
         self.batch = batch
@@ -168,8 +167,8 @@ class OurSide:
         assert probe.batch is not None
         seconds = probe.seconds
         scoring = seconds["verify"]
-        batch = probe.batch
-        further = [round_.tokens for round_ in batch.refinements]
+        batch, count = probe.batch, probe.batch.first
+        prompt_lengths = batch.tokens.prompt_lengths_N.tolist()
         return Step(
             seconds={
                 "rollout": seconds["rollout"],
@@ -178,14 +177,14 @@ class OurSide:
                 "update": seconds["step"] - seconds["rollout"] - scoring,
                 "step": seconds["step"],
             },
-            lengths=[len(one.completion.token_ids) for one in batch.rollouts],
-            prompt_tokens=batch.tokens.prompt_lengths_N.tolist(),
-            completions=[one.completion.token_ids for one in batch.rollouts],
-            texts=[one.prompt.messages[0]["content"] for one in batch.rollouts],
+            lengths=[len(one.completion.token_ids) for one in batch.first_attempts],
+            prompt_tokens=prompt_lengths[:count],
+            completions=[one.completion.token_ids for one in batch.first_attempts],
+            texts=[one.prompt.messages[0]["content"] for one in batch.first_attempts],
             loss=probe.loss,
             peaks=probe.peaks,
-            further=[length for one in further for length in one.completion_lengths_N.tolist()],
-            conversations=[length for one in further for length in one.prompt_lengths_N.tolist()],
+            further=batch.tokens.completion_lengths_N.tolist()[count:],
+            conversations=prompt_lengths[count:],
         )
 
 

@@ -1,4 +1,4 @@
-"""Callbacks, installed as ``grpo_lightning.callbacks``. They import the project's types and Lightning, nothing else."""
+"""Callbacks, installed as ``grpo_lightning.callbacks``."""
 
 from .adaptive_kl import AdaptiveKL
 from .budget import TokenBudget

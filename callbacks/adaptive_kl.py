@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import OnlineModule, PPOModule
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout import RunCallback, StepEnd
 
 
-class AdaptiveKL(pl.Callback):
+class AdaptiveKL(RunCallback):
     """Moves the weight of the KL so that ``policy/kl`` comes near a target (Ziegler et al., arXiv 1909.08593, 2.2).
 
     ``e = clip(KL / target - 1, -0.2, 0.2)`` and ``beta <- beta (1 + gain e)`` after every training step; the paper's
@@ -36,26 +38,28 @@ class AdaptiveKL(pl.Callback):
         self.gain = gain
         self._beta: float | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if hasattr(pl_module, "adaptive_kl"):
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, PPOModule):
             raise ConfigError("AdaptiveKL: PPO takes its KL out of the rewards: set model.adaptive_kl instead")
-        if stage == "fit" and not getattr(pl_module, "beta", 0):
+        if stage == "fit" and not (isinstance(pl_module, OnlineModule) and pl_module.beta):
             raise ConfigError(
                 "AdaptiveKL: there is no KL in this run's loss to hold: set model.beta above 0, from where it begins"
             )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, OnlineModule), "setup refuses others"
         if self._beta is not None:
             pl_module.beta = self._beta
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.log("policy/beta", pl_module.beta, batch_size=1)
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        assert isinstance(module, OnlineModule), "setup refuses others"
+        module.log("policy/beta", module.beta, batch_size=1)
         # Reduced over the ranks: all of them move alike. A step without anything to learn has none.
-        kl = pl_module.logged.get("policy/kl")
+        kl = end.metrics.get("policy/kl")
         if kl is not None and math.isfinite(kl):
             error = min(max(kl / self.target - 1, -0.2), 0.2)
-            pl_module.beta *= 1 + self.gain * error
-        self._beta = pl_module.beta
+            module.beta *= 1 + self.gain * error
+        self._beta = module.beta
 
     def state_dict(self) -> dict[str, Any]:
         return {"beta": self._beta}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout import RunCallback, StepEnd
 
 COUNTER = "total/rollout_tokens"
 
 
-class TokenBudget(pl.Callback):
+class TokenBudget(RunCallback):
     """Ends training behind the step in which the run has generated so many tokens, as if ``max_steps`` were reached.
 
     Counted are the tokens of all completions that were sampled to learn from, further attempts among them
@@ -29,14 +28,12 @@ class TokenBudget(pl.Callback):
             raise ConfigError(f"TokenBudget.tokens: must be at least 1, not {tokens}")
         self.tokens = tokens
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not float(trainer.callback_metrics.get(COUNTER, 0.0)) > 0:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        if not end.metrics.get(COUNTER, 0) > 0:
             raise ConfigError(
-                f"TokenBudget: {type(pl_module).__name__} generates nothing to learn from ({COUNTER} is 0): set "
+                f"TokenBudget: {type(module).__name__} generates nothing to learn from ({COUNTER} is 0): set "
                 "trainer.max_steps instead"
             )
         # The same number on every rank, so all of them stop.
-        if float(trainer.callback_metrics[COUNTER]) >= self.tokens:
+        if end.metrics[COUNTER] >= self.tokens:
             trainer.should_stop = True

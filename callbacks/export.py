@@ -8,8 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
+from grpo_lightning.rollout import EvaluationEnd, RunCallback
 
-class PolicyExport(pl.Callback):
+
+class PolicyExport(RunCallback):
     """Writes ``<run dir>/policy`` when training ends, for ``AutoModelForCausalLM`` or ``PeftModel`` to load.
 
     Args:
@@ -25,16 +28,16 @@ class PolicyExport(pl.Callback):
         self.enabled = enabled
         self._best_accuracy = float("-inf")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # As with the best checkpoint, the policy before the first step is no candidate.
+    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
+        # As with the best checkpoint, the policy before the first step is not a candidate.
         if not self.best or trainer.state.fn != "fit" or trainer.global_step == 0:
             return
-        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        accuracy = end.metrics["val/accuracy"]
         if accuracy > self._best_accuracy:
             self._best_accuracy = accuracy
-            self._write(trainer, pl_module, "policy_best")
+            self._write(trainer, module, "policy_best")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, "policy")
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +46,7 @@ class PolicyExport(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best_accuracy = state_dict["best_accuracy"]
 
-    def _write(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
         if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(trainer.default_root_dir) / name
@@ -52,7 +55,7 @@ class PolicyExport(pl.Callback):
             old.rename(folder)  # A run that ended between the two renames below: this is all there is.
         for left_over in (new, old):
             shutil.rmtree(left_over, ignore_errors=True)
-        pl_module.policy.save_pretrained(new, merged=self.merged)
+        policy_module(pl_module, self).policy.save_pretrained(new, merged=self.merged)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

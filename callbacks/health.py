@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import FinishReason, RolloutBatch
+from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +18,7 @@ SILENT = "reward/groups_without_signal"
 """Logged where groups are what is learned from."""
 
 
-class HealthCheck(pl.Callback):
+class HealthCheck(RunCallback):
     """Samples a few groups before the first step and says what they are like; then watches every step.
 
     The most reported silent failure of the field is a cap on completions that truncates everything: every reward is
@@ -53,18 +55,21 @@ class HealthCheck(pl.Callback):
         self._truncated_steps = 0
         self._silent_steps = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.prompts and pl_module.learns_from == "rollouts" and trainer.global_step == 0:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            batch = data.collector.rollouts(data.sample_prompts(self.prompts), data.group_size, data.sampling)
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        self._data = data
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = policy_module(pl_module, self)
+        if self.prompts and module.samples_to_learn and trainer.global_step == 0:
+            experience = self._data.sample(self.prompts)
             if trainer.is_global_zero:
-                for line in preflight(batch, self.truncated, SILENT in pl_module.step_means):
+                for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not isinstance(batch, RolloutBatch):
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        if end.experience is None:
             return
-        metrics = trainer.callback_metrics
+        metrics = end.metrics
         self._truncated_steps += 1
         self._silent_steps += 1
         if metrics["completion/truncated"] <= self.truncated:
@@ -74,15 +79,15 @@ class HealthCheck(pl.Callback):
         if self._truncated_steps == self.patience:
             log.warning(
                 "more than %.0f %% of the completions were truncated in each of the last %d steps: %s",
-                100 * self.truncated, self.patience, _truncated(batch),
+                100 * self.truncated, self.patience, _truncated(end.experience),
             )  # fmt: skip
         if self._silent_steps == self.patience:
             log.warning(
                 "no group had completions of different rewards in the last %d steps, so there was nothing to learn "
                 "from: %s",
-                self.patience, _no_signal(float(metrics.get("reward/mean", "nan"))),
+                self.patience, _no_signal(metrics.get("reward/mean", math.nan)),
             )  # fmt: skip
-        self._watch_length(float(metrics["completion/length_mean"]))
+        self._watch_length(metrics["completion/length_mean"])
 
     def _watch_length(self, length: float) -> None:
         if len(self._first_lengths) < self.patience:
@@ -108,14 +113,14 @@ class HealthCheck(pl.Callback):
         self._first_lengths = list(state_dict["first_lengths"])
 
 
-def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
+def preflight(experience: Experience, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
     """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from."""
-    lengths = sorted(len(rollout.completion.token_ids) for rollout in batch.rollouts)
-    cut = sum(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in batch.rollouts) / len(batch)
-    size = batch.group_size
-    prompts = [batch.rollouts[start : start + size] for start in range(0, len(batch), size)]
-    rewards = [rollout.reward for rollout in batch.rollouts if rollout.verdict.error is None]
-    errors = [rollout.verdict.error for rollout in batch.rollouts if rollout.verdict.error is not None]
+    attempts, size, cap = experience.attempts, experience.recipe.group_size, experience.recipe.sampling.cap
+    lengths = sorted(len(attempt.completion.token_ids) for attempt in attempts)
+    cut = sum(attempt.is_truncated for attempt in attempts) / len(attempts)
+    prompts = [attempts[start : start + size] for start in range(0, len(attempts), size)]
+    rewards = [attempt.reward for attempt in attempts if attempt.verdict.error is None]
+    errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
     if groups:
         signal = sum(len({one.reward for one in group if one.verdict.error is None}) > 1 for group in prompts)
         found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
@@ -127,9 +132,9 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(batch)} completions of {len(prompts)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
+            f"preflight: {len(attempts)} completions of {len(prompts)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
             f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
-            f"{batch.max_new_tokens}",
+            f"{cap}",
         ),
         (
             logging.INFO,
@@ -140,7 +145,7 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
         lines.append(
             (
                 logging.WARNING,
-                f"preflight: {cut:.0%} of the completions were truncated: {_truncated(batch)}",
+                f"preflight: {cut:.0%} of the completions were truncated: {_truncated(experience)}",
             )
         )
     if errors:
@@ -150,17 +155,18 @@ def preflight(batch: RolloutBatch, truncated: float, groups: bool = True) -> lis
     return lines
 
 
-def _truncated(batch: RolloutBatch) -> str:
+def _truncated(experience: Experience) -> str:
     """What to do about truncated completions. A higher cap does not help a policy that answers and does not stop."""
-    cut = [one for one in batch.rollouts if one.completion.finish_reason is FinishReason.LENGTH]
-    answered = sum(one.verdict.correct or one.verdict.correct_but_truncated for one in cut)
+    cut = [attempt for attempt in experience.first_attempts if attempt.is_truncated]
+    answered = sum(attempt.verdict.correct_if_ended for attempt in cut)
     if 2 * answered > len(cut):
         return (
             f"{answered} of these {len(cut)} hold the right answer and go on after it, so a higher cap does not help: "
             "ask in the prompt to stop after the answer, and do not reward what never ends (accept_truncated: false; "
             "for JSON, document: whole)"
         )
-    return f"raise data.sampling.max_new_tokens above {batch.max_new_tokens}, or ask for shorter answers in the prompt"
+    cap = experience.recipe.sampling.cap
+    return f"raise data.sampling.max_new_tokens above {cap}, or ask for shorter answers in the prompt"
 
 
 def _no_signal(mean_reward: float, groups: bool = True) -> str:

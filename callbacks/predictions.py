@@ -12,10 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from grpo_lightning.types import Prompt, Rollout
+from grpo_lightning.rollout import EvaluationBatch, RunCallback
+from grpo_lightning.rollout.experience import Purpose
+from grpo_lightning.types import Attempt, Prompt
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(RunCallback, BasePredictionWriter):
     """Writes what ``predict`` samples and what ``test`` finds into the run dir, batch by batch; one file a rank.
 
     A line of ``predict`` is a completion with its verdict. A line of ``test`` is the verdict on one problem, with a key
@@ -49,21 +51,17 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remove_other_ranks(trainer, self.test_filename)
+        _write(self._path(trainer, self.test_filename), [], first=True)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remove_other_ranks(trainer, self.filename)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_evaluation_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
     ) -> None:
-        results = (problem_result(rollout) for rollout in batch.single)
-        _write(self._path(trainer, self.test_filename), results, batch_idx == 0)
+        if purpose == "test":
+            results = [problem_result(attempt) for attempt in batch.single.first_attempts]
+            _write(self._path(trainer, self.test_filename), results, first=False)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -82,16 +80,16 @@ class PredictionWriter(BasePredictionWriter):
         return path if trainer.is_global_zero else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
 
 
-def problem_result(rollout: Rollout) -> dict[str, Any]:
+def problem_result(attempt: Attempt) -> dict[str, Any]:
     """What a test found on one problem; ``correct`` is null where a verifier broke."""
-    verdict = rollout.verdict
+    verdict = attempt.verdict
     return {
-        "problem": problem_key(rollout.prompt),
+        "problem": problem_key(attempt.prompt),
         "correct": verdict.correct if verdict.error is None else None,
         "format_valid": verdict.format_valid if verdict.error is None else None,
-        "reward": None if math.isnan(rollout.reward) else rollout.reward,
-        "tokens": len(rollout.completion.token_ids),
-        "finish_reason": str(rollout.completion.finish_reason),
+        "reward": None if math.isnan(attempt.reward) else attempt.reward,
+        "tokens": len(attempt.completion.token_ids),
+        "finish_reason": str(attempt.completion.finish_reason),
         "error": verdict.error,
     }
 

@@ -6,13 +6,13 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError, OutOfMemory
-from grpo_lightning.types import RolloutBatch
+from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback
 
 from .memory import GIB, Memory, Meter, biggest_tensors, meter_of
 
@@ -42,7 +42,7 @@ class _Row:
     tensors: list[str] = field(default_factory=list)
 
 
-class VRAMProfiler(pl.Callback):
+class VRAMProfiler(RunCallback):
     """Measures the memory of every phase: rollout, verify, reference, value, update, and each evaluation as a whole.
 
     On CUDA that is what torch's allocator holds; on the CPU the resident memory of the process. The curves are
@@ -71,24 +71,28 @@ class VRAMProfiler(pl.Callback):
         self._open: list[_Open] = []
         self._since_logged: dict[str, Memory] = {}
         self._steps = 0
-        self._batch: RolloutBatch | None = None
+        self._batch: Experience | None = None
         self._meter: Meter
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if any(isinstance(listener, VRAMProfiler) for listener in pl_module.phases.listeners):
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        self._data = data
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = policy_module(pl_module, self)
+        if any(isinstance(listener, VRAMProfiler) for listener in module.phases.listeners):
             raise ConfigError(
                 "VRAMProfiler: listed twice, where one would reset the peaks that the other reads: leave one of the "
                 "two out of trainer.callbacks"
             )
-        self._trainer, self._module = trainer, pl_module
+        self._trainer, self._module = trainer, module
         self._device = trainer.strategy.root_device
         self._meter = meter_of(self._device)
         self._rows.clear()
         self._open.clear()
         self._steps = 0
-        pl_module.phases.listeners.append(self)
+        module.phases.listeners.append(self)
         if self.snapshot and self._device.type == "cuda":
             torch.cuda.memory._record_memory_history(max_entries=200_000)
         elif self.snapshot:
@@ -129,10 +133,14 @@ class VRAMProfiler(pl.Callback):
 
     # -- curves -----------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._batch = batch if isinstance(batch, RolloutBatch) else None
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        self._batch = batch if isinstance(batch, Experience) else None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         self._steps += 1
         self._batch = None
         now, step = self._meter.now(), NOTHING
@@ -145,13 +153,13 @@ class VRAMProfiler(pl.Callback):
         self._since_logged.clear()
         self._log(values)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log_evaluation("validation")
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log_evaluation("test")
 
-    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count("predict", self._since_logged.pop("predict", NOTHING))
 
     def _log_evaluation(self, split: str) -> None:
@@ -168,8 +176,8 @@ class VRAMProfiler(pl.Callback):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if self not in pl_module.phases.listeners:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not self._is_listening():
             return  # It was never set up, or has told already how the run broke off.
         if self._rows:
             name = getattr(stage, "value", stage)
@@ -178,9 +186,9 @@ class VRAMProfiler(pl.Callback):
                 print("\n" + "\n".join([*self._table(), *(["", f"memory      {file}"] if file else [])]))
         self._stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say what was being computed when the memory did not suffice, and what held it."""
-        if self not in pl_module.phases.listeners:
+        if not self._is_listening():
             return  # The run broke off before this was set up: nothing has been measured.
         lines = ["# Memory of a run that broke off", "", *self._table(), *self._lists()]
         if isinstance(exception, OutOfMemory):
@@ -192,7 +200,7 @@ class VRAMProfiler(pl.Callback):
         self._stop()
 
     def _shapes(self, phase: str, evaluated: str | None) -> str:
-        data: Any = self._trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         if evaluated:
             return f"{evaluated}: {data.val_batch_size} prompts at a time, up to {data.val_sampling.cap} new tokens"
         budget = self._module.max_tokens_per_microbatch
@@ -229,7 +237,7 @@ class VRAMProfiler(pl.Callback):
         return lines
 
     def _biggest(self, count: int) -> list[str]:
-        tensors = {}
+        tensors: dict[str, object] = {}
         states = {p: state for optimizer in self._trainer.optimizers for p, state in optimizer.state.items()}
         for name, parameter in self._module.named_parameters():
             tensors[name] = parameter
@@ -249,6 +257,9 @@ class VRAMProfiler(pl.Callback):
         file = next(folder / name for name in names if not (folder / name).exists())
         file.write_text(text + "\n")
         return file
+
+    def _is_listening(self) -> bool:
+        return hasattr(self, "_module") and self in self._module.phases.listeners
 
     def _stop(self) -> None:
         self._module.phases.listeners.remove(self)

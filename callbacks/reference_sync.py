@@ -6,10 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
 
-class ReferenceSync(pl.Callback):
+class ReferenceSync(RunCallback):
     """Moves the reference to the policy every so many optimizer steps (TR-DPO, arXiv 2404.09656).
 
     ``reference <- alpha * policy + (1 - alpha) * reference``: the paper's hard update with ``alpha`` 1, its soft update
@@ -49,46 +51,53 @@ class ReferenceSync(pl.Callback):
         self._moves = 0
         self._due_at = every_n_steps
         self._best: float | None = None
+        self._kl: float | None = None
         self._in_epoch = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not pl_module.wants_reference or pl_module.policy_config.reference == "none":
+        module = policy_module(pl_module, self)
+        if not module.wants_reference or module.policy_config.reference == "none":
             raise ConfigError(
                 "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
                 "to auto, or leave ReferenceSync out"
             )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.if_accuracy_improved and not trainer.enable_validation:
             raise ConfigError(
                 "ReferenceSync.if_accuracy_improved: this run does not validate, so the reference would never move: "
                 "set trainer.limit_val_batches above 0"
             )
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         self._in_epoch = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._in_epoch = False
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.if_accuracy_improved and self._due(trainer, pl_module):
-            self._move(trainer, pl_module)
-        pl_module.log("reference/moves", float(self._moves), batch_size=1)
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        self._kl = end.metrics.get("policy/kl")
+        if not self.if_accuracy_improved and self._due(trainer):
+            self._move(trainer, module)
+        module.log("reference/moves", float(self._moves), batch_size=1)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         # One after the last step has no step behind it: a longer run would not have had it.
         # Lightning's sanity check validates a few batches only.
-        if not self.if_accuracy_improved or trainer.sanity_checking or not (self._in_epoch or trainer.global_step == 0):
+        if end.purpose != "val" or not self.if_accuracy_improved or trainer.sanity_checking:
             return
-        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        if not (self._in_epoch or trainer.global_step == 0):
+            return
+        accuracy = end.metrics["val/accuracy"]
         if self._best is None:
             self._best = accuracy
-        elif accuracy > self._best and self._due(trainer, pl_module):
+        elif accuracy > self._best and self._due(trainer):
             self._best = accuracy
-            self._move(trainer, pl_module)
+            self._move(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"moves": self._moves, "due_at": self._due_at, "best": self._best}
@@ -96,14 +105,13 @@ class ReferenceSync(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._moves, self._due_at, self._best = (state_dict[name] for name in ("moves", "due_at", "best"))
 
-    def _due(self, trainer: pl.Trainer, pl_module: Any) -> bool:
+    def _due(self, trainer: pl.Trainer) -> bool:
         """Metrics have been reduced over the ranks, so that all of them decide alike."""
         if trainer.global_step < self._due_at:
             return False
-        kl = pl_module.logged.get("policy/kl")
-        return self.min_kl is None or (kl is not None and kl >= self.min_kl)
+        return self.min_kl is None or (self._kl is not None and self._kl >= self.min_kl)
 
-    def _move(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.policy.sync_reference(self.alpha)
+    def _move(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        policy_module(module, self).policy.sync_reference(self.alpha)
         self._moves += 1
         self._due_at = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps

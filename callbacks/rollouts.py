@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import RolloutBatch
+from grpo_lightning.rollout import RunCallback, StepEnd
+from grpo_lightning.rollout.records import TokenCharacters, records
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +20,7 @@ SHARD_BYTES = 64 * 2**20
 """A JSONL file of this size is closed, and the next begun."""
 
 
-class RolloutLogger(pl.Callback):
+class RolloutLogger(RunCallback):
     """Writes every rollout of training into ``<run dir>/rollouts``; ``grpo samples`` shows them.
 
     Nothing is ever overwritten. Each start of the run writes into a folder of its own, named by the first step in it,
@@ -59,24 +61,27 @@ class RolloutLogger(pl.Callback):
         self.enabled = enabled
         self._folder: Path | None = None
         self._shard: Path | None = None
+        self._characters: TokenCharacters | None = None
         self._deleted = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._folder = self._shard = None
+        tokenizer = policy_module(pl_module, self).policy.tokenizer
+        self._characters = TokenCharacters(tokenizer) if self.tokens else None
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.datamodule.steps_done - 1
-        wanted = self.enabled and not trainer.fast_dev_run and isinstance(batch, RolloutBatch)
-        if not wanted or step % self.every_n_steps:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        step = end.step
+        wanted = self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not wanted or end.experience is None or step % self.every_n_steps:
             return
         if self._folder is None:
             self._folder = trainer.strategy.broadcast(_new_folder(trainer, step))
             self._folder.mkdir(parents=True, exist_ok=True)
         place = {"step": step, "optimizer_step": trainer.global_step, "rank": trainer.global_rank}
-        records = trainer.datamodule.records(batch, pl_module.credit, self.tokens)
+        rows = [place | record for record in records(end.experience, self._characters)]
         name = f"rank{trainer.global_rank}-step-{step:06d}.{self.format}"
         write = _write_parquet if self.format == "parquet" else self._append
-        write(self._folder / name, [place | record for record in records])
+        write(self._folder / name, rows)
         self._keep_to_limit(self._folder.parent, f"rank{trainer.global_rank}-")
 
     def _append(self, path: Path, records: list[dict[str, Any]]) -> None:
@@ -117,10 +122,10 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     # themselves is JSON in a string.
     types = {
         "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
-        "parent": text, "prompt": text, "completion": text, "answer": text, "metadata": text, "correct": flag,
-        "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text, "tokens": whole,
-        "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real, "logprob_min": real,
-        "kl": real,
+        "parent": text, "prompt": text, "prompt_end": text, "completion": text, "answer": text, "metadata": text,
+        "correct": flag, "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text,
+        "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real,
+        "logprob_min": real, "kl": real,
     }  # fmt: skip
     if "token_ids" in records[0]:
         types |= {"token_ids": pyarrow.list_(whole), "token_characters": pyarrow.list_(whole)}

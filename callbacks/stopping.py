@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import RolloutBatch
+from grpo_lightning.rollout import RunCallback, StepEnd
 
 log = logging.getLogger(__name__)
 
 
-class StopWhen(pl.Callback):
+class StopWhen(RunCallback):
     """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several steps running.
 
     Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
@@ -48,29 +49,30 @@ class StopWhen(pl.Callback):
         self.patience = patience
         self._running = {"no_signal_steps": 0, "max_kl": 0, "reward": 0}
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self.no_signal_steps is not None and "reward/groups_without_signal" not in pl_module.step_means:
+        module = policy_module(pl_module, self)
+        if self.no_signal_steps is not None and "reward/groups_without_signal" not in module.step_means:
             raise ConfigError(
                 "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
                 "leave it out"
             )
-        if self.max_kl is not None and not pl_module.wants_reference:
+        if self.max_kl is not None and not module.wants_reference:
             raise ConfigError(
                 "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
                 "0, or leave it out"
             )
-        if self.reward is not None and pl_module.learns_from != "rollouts":
+        if self.reward is not None and not module.samples_to_learn:
             raise ConfigError(
                 "StopWhen.reward: this run learns from demonstrations and has no reward, so it would never stop it: "
                 "leave it out, or use Lightning's EarlyStopping on val/accuracy"
             )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not isinstance(batch, RolloutBatch):
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        if end.experience is None:
             return
-        seen = pl_module.logged
+        seen = end.metrics
         if self.no_signal_steps is not None:
             holds = seen.get("reward/groups_without_signal", 0) == 1
             self._count("no_signal_steps", holds, self.no_signal_steps, trainer, "no group had a signal to learn from")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
-class RunSummary(pl.Callback):
+
+class RunSummary(RunCallback):
     """Validates before the first step and after the last, and prints what came of the run.
 
     Args:
@@ -25,14 +28,13 @@ class RunSummary(pl.Callback):
         if self.validate_first and trainer.global_step == 0:
             self._validate(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._see(trainer, "reward/mean")
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        self._see("reward/mean", end.metrics)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated_at = trainer.global_step
-        self._see(trainer, "val/accuracy")
+    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
+        if end.purpose == "val":
+            self._validated_at = trainer.global_step
+        self._see("val/accuracy", end.metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the final policy, if the last validation was of an earlier one."""
@@ -56,9 +58,9 @@ class RunSummary(pl.Callback):
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
-    def _see(self, trainer: pl.Trainer, name: str) -> None:
-        if name in trainer.callback_metrics:
-            self._last[name] = float(trainer.callback_metrics[name])
+    def _see(self, name: str, metrics: Mapping[str, float]) -> None:
+        if name in metrics:
+            self._last[name] = metrics[name]
             self._first.setdefault(name, self._last[name])
 
     def _lines(self, trainer: pl.Trainer) -> list[tuple[str, str]]:

@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
+from grpo_lightning.algorithms import PolicyModule, policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import FinishReason, Rollout, RolloutBatch
+from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.types import Attempt
 
 LAYOUT = {
     "Reward": {
@@ -71,7 +73,7 @@ FINAL = (
 """Curves whose last value stands beside the hyper-parameters."""
 
 
-class TensorBoardExtras(pl.Callback):
+class TensorBoardExtras(RunCallback):
     """Gives TensorBoard more than curves. With other loggers it does nothing.
 
     - custom scalars: charts of the curves that belong together;
@@ -109,6 +111,9 @@ class TensorBoardExtras(pl.Callback):
         self.histograms = histograms
         self._session_open = False
 
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        self._data = data
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._session_open = False
         if self.layout:
@@ -119,20 +124,18 @@ class TensorBoardExtras(pl.Callback):
             for writer in _writers(trainer):
                 writer.add_custom_scalars(charts)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         writers = _writers(trainer)
         if not writers:
             return
         if self.hparams and not self._session_open:
-            self._write_hparams(trainer, pl_module, end=False)
-        step = trainer.datamodule.steps_done - 1
-        if isinstance(batch, RolloutBatch) and step % self.every_n_steps == 0:
-            advantages = None if pl_module.credit is None else pl_module.credit.advantages
+            self._write_hparams(trainer, module, end=False)
+        if end.experience is not None and end.step % self.every_n_steps == 0:
             for writer in writers:
                 if self.histograms:
-                    _write_histograms(writer, batch, advantages, step)
+                    _write_histograms(writer, end.experience, end.step)
                 if self.samples:
-                    writer.add_text("samples", samples_table(batch, advantages, self.samples, step), step)
+                    writer.add_text("samples", samples_table(end.experience, self.samples, end.step), end.step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._session_open:
@@ -140,7 +143,7 @@ class TensorBoardExtras(pl.Callback):
 
     def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
-        options = hyperparameters(trainer, pl_module)
+        options = hyperparameters(trainer, policy_module(pl_module, self), self._data)
         # The tab takes its columns from the first run that it meets, so all runs name the same ones.
         columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(FINAL, 0.0))
         _, opened, closed = hparams_summaries(options, {})
@@ -160,13 +163,13 @@ def _writers(trainer: pl.Trainer) -> list[Any]:
 # -- hyper-parameters -------------------------------------------------------------------------------------------------
 
 
-def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
+def hyperparameters(trainer: pl.Trainer, module: PolicyModule, data: RolloutDataModule) -> dict[str, Any]:
     """The options that runs are mostly told apart by, those of :data:`HYPERPARAMETERS` that this run has."""
-    data, policy, optimizer = trainer.datamodule, pl_module.policy_config, trainer.optimizers[0]
+    policy, optimizer = module.policy_config, trainer.optimizers[0]
     found = {
-        "algorithm": type(pl_module).__name__,
+        "algorithm": type(module).__name__,
         "task": type(data.task).__name__,
-        "verifiers": ", ".join(pl_module.verifiers),
+        "verifiers": ", ".join(module.verifiers),
         "policy": str(policy.path),
         "lora_r": 0 if policy.lora is None else policy.lora.r,
         "optimizer": type(optimizer).__name__,
@@ -179,8 +182,8 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
         "seed": data.seed,
         "precision": str(trainer.precision),
     }
-    objective = getattr(pl_module, "objective", None)
-    options = vars(pl_module) | ({} if objective is None else vars(objective))
+    objective = getattr(module, "objective", None)
+    options = vars(module) | ({} if objective is None else vars(objective))
     # An objective or advantage stands there by its name.
     found |= {
         name: getattr(options[name], "name", options[name])
@@ -193,53 +196,53 @@ def hyperparameters(trainer: Any, pl_module: Any) -> dict[str, Any]:
 # -- rollouts ---------------------------------------------------------------------------------------------------------
 
 
-def _write_histograms(writer: Any, batch: RolloutBatch, advantages: torch.Tensor | None, step: int) -> None:
-    values = {"rollouts/reward": batch.rewards_N, "rollouts/length": batch.tokens.completion_lengths_N.float()}
-    if advantages is not None:
-        values["rollouts/advantage"] = torch.cat([_own(advantages, batch, row) for row in range(len(batch))])
+def _write_histograms(writer: Any, experience: Experience, step: int) -> None:
+    count = experience.first
+    values = {
+        "rollouts/reward": experience.reward_N[:count],
+        "rollouts/length": experience.tokens.completion_lengths_N[:count].float(),
+    }
+    advantages = [own for row in range(count) if (own := experience.row_advantages(row)) is not None]
+    if advantages:
+        values["rollouts/advantage"] = torch.cat(advantages)
     for name, tensor in values.items():
         finite = tensor[tensor.isfinite()]
         if len(finite):
             writer.add_histogram(name, finite.float().cpu(), step)
 
 
-def samples_table(batch: RolloutBatch, advantages: torch.Tensor | None, count: int, seed: int) -> str:
-    """The best, the worst and random rollouts of a step as a table in Markdown; whatever they say is only shown."""
+def samples_table(experience: Experience, count: int, seed: int) -> str:
+    """The best, the worst and random first attempts of a step as a table in Markdown; what they say is only shown."""
+    attempts = experience.first_attempts
     judged = sorted(
-        (row for row, rollout in enumerate(batch.rollouts) if rollout.verdict.error is None),
-        key=lambda row: -batch.rollouts[row].reward,
+        (row for row, attempt in enumerate(attempts) if attempt.verdict.error is None),
+        key=lambda row: -attempts[row].reward,
     )
-    drawn = random.Random(seed).sample(range(len(batch)), min(count, len(batch)))
+    drawn = random.Random(seed).sample(range(len(attempts)), min(count, len(attempts)))
     chosen = [("best", row) for row in judged[:count]]
     chosen += [("worst", row) for row in judged[::-1][:count]]
     chosen += [("random", row) for row in drawn]
     lines = ["| rollout | prompt | completion |", "|---|---|---|"]
     for kind, row in chosen:
-        rollout = batch.rollouts[row]
-        prompt = rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else ""
-        advantage = None if advantages is None else float(_own(advantages, batch, row).float().mean())
-        facts = "<br>".join([f"**{kind}**", *_facts(rollout, advantage)])
-        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(rollout.completion.text, 800)} |")
+        attempt, own = attempts[row], experience.row_advantages(row)
+        prompt = attempt.prompt.messages[-1]["content"] if attempt.prompt.messages else ""
+        advantage = None if own is None else float(own.float().mean())
+        facts = "<br>".join([f"**{kind}**", *_facts(attempt, advantage)])
+        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(attempt.completion.text, 800)} |")
     return "\n".join(lines)
 
 
-def _own(advantages: torch.Tensor, batch: RolloutBatch, row: int) -> torch.Tensor:
-    """The advantage of a first attempt, or, where each token has its own, those of its tokens."""
-    length = len(batch.rollouts[row].completion.token_ids)
-    return advantages[row, :length] if advantages.dim() == 2 else advantages[row : row + 1]
-
-
-def _facts(rollout: Rollout, advantage: float | None) -> Iterator[str]:
-    verdict = rollout.verdict
+def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
+    verdict = attempt.verdict
     if verdict.error is not None:
         yield _cell(f"error: {verdict.error}", 200)
     else:
         yield "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
-        yield f"reward {rollout.reward:.2f}"
+        yield f"reward {attempt.reward:.2f}"
     if advantage is not None:
         yield f"advantage {advantage:+.2f}"
-    cut = ", truncated" if rollout.completion.finish_reason is FinishReason.LENGTH else ""
-    yield f"{len(rollout.completion.token_ids)} tokens{cut}"
+    cut = ", truncated" if attempt.is_truncated else ""
+    yield f"{len(attempt.completion.token_ids)} tokens{cut}"
     if verdict.feedback:
         yield _cell(verdict.feedback, 200)
 

@@ -1,14 +1,14 @@
 """The nouns of the framework, and the shape legend.
 
-Prompt -> Completion -> Verdict -> Rollout -> RolloutBatch -> advantages -> loss.
+Prompt -> Turn -> Completion -> Verdict -> Attempt; the attempts of a step are the rows of an ``Experience``.
 
 Shape letters, used as suffixes of tensor names (``rewards_BG``, ``logprobs_NT``):
 
 ====== ==========================================================================
 ``B``  prompts of one step
 ``G``  group size, completions a prompt
-``N``  rollouts, ``B * G``, the rollouts of a group being neighbours; further attempts stand behind them
-``K``  further attempts of a refinement round
+``N``  attempts: ``B * G`` first ones, those of a group next to each other, then the attempts that follow them
+``K``  some of the attempts
 ``R``  rows that still decode
 ``P``  prompt tokens
 ``T``  completion tokens
@@ -161,23 +161,56 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """A completion with its verdict and reward; ``reward`` is NaN where a verifier broke.
+class Turn:
+    """A turn of a conversation that the policy is to take: a first attempt at a prompt, or one that follows another.
 
     Args:
-        prompt: the row it answers.
-        completion: as sampled.
-        verdict: of all verifiers together.
-        reward: of all verifiers together.
-        rewards_by_verifier: by the names of the verifiers and of their parts, NaN where there is none. The names are
-            the same for every rollout of a run.
+        prompt: the row of the task.
+        conversation: token ids that the turn is sampled under.
+        prompt_end: the last characters of the conversation as text, the chat template included.
+        key: its place in the run, such as ``train/12/3/0``; its random numbers are seeded from it.
+        group: the place of its prompt in the run, such as ``train/12/3``.
+        number: 1 for a first attempt, 2 for the one that follows it.
+        parent: the row of the attempt that it follows; ``None`` for a first attempt.
+        trained_under: token ids that it is learned under; ``None``: the conversation, exactly on-policy.
     """
 
     prompt: Prompt
+    conversation: list[int]
+    prompt_end: str = ""
+    key: str = ""
+    group: str = ""
+    number: int = 1
+    parent: int | None = None
+    trained_under: list[int] | None = None
+
+    @property
+    def context(self) -> list[int]:
+        """Token ids that the completion is learned under."""
+        return self.conversation if self.trained_under is None else self.trained_under
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Turn):
+    """A turn that the policy has taken, with its verdict.
+
+    Args:
+        completion: the tokens, as sampled.
+        verdict: of all verifiers together.
+        reward: of all verifiers together; NaN where a verifier broke.
+        rewards_by_verifier: by the names of the verifiers and of their parts, NaN where there is none. The names are
+            the same for every attempt of a run.
+    """
+
     completion: Completion
     verdict: Verdict
     reward: float
     rewards_by_verifier: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the completion ran into the cap."""
+        return self.completion.finish_reason is FinishReason.LENGTH
 
 
 class Sharing(NamedTuple):
@@ -234,89 +267,3 @@ class TokenRows:
             change(self.completion_lengths_N),
             None if self.sharing is None else Sharing(*map(change, self.sharing)),
         )
-
-
-@dataclass(frozen=True)
-class RefinementRound:
-    """Further attempts at prompts that failed, made after the verifier's feedback.
-
-    Args:
-        rollouts: ``K`` attempts.
-        parents: for each the row of the attempt before it: of the batch, or of the round before.
-        groups: for each the group, that is the prompt, it belongs to.
-        tokens: what the attempt is trained under: the whole conversation so far, or the prompt alone.
-        logprobs_NT: the sampler's log-probs of the attempts, under the whole conversation.
-        rewards_N: NaN where a verifier broke.
-    """
-
-    rollouts: list[Rollout]
-    parents: list[int]
-    groups: list[int]
-    tokens: TokenRows
-    logprobs_NT: Tensor
-    rewards_N: Tensor
-
-    def to(self, device: torch.device) -> RefinementRound:
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            logprobs_NT=self.logprobs_NT.to(device),
-            rewards_N=self.rewards_N.to(device),
-        )
-
-
-@dataclass(frozen=True)
-class RolloutBatch:
-    """The rollouts of one step, as objects and as tensors. Row ``n`` belongs to group ``n // group_size``.
-
-    Args:
-        rollouts: ``N`` rollouts.
-        group_size: ``G``.
-        tokens: prompts and completions as token ids.
-        logprobs_NT: the sampler's log-prob of each completion token at ``temperature``, before truncation; 0 behind
-            each row's end.
-        rewards_N: NaN where a verifier broke.
-        temperature: of the sampling, which the training pass repeats.
-        max_new_tokens: the cap on completions.
-        seconds: how long the phases took, by name.
-        refinements: rounds of further attempts, if any.
-        keys: one a group: the prompt's place in the run, such as ``train/12/3``.
-    """
-
-    rollouts: list[Rollout]
-    group_size: int
-    tokens: TokenRows
-    logprobs_NT: Tensor
-    rewards_N: Tensor
-    temperature: float
-    max_new_tokens: int
-    seconds: Mapping[str, float]
-    refinements: tuple[RefinementRound, ...] = ()
-    keys: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.rollouts)
-
-    def to(self, device: torch.device) -> RolloutBatch:
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            logprobs_NT=self.logprobs_NT.to(device),
-            rewards_N=self.rewards_N.to(device),
-            refinements=tuple(one.to(device) for one in self.refinements),
-        )
-
-
-@dataclass(frozen=True)
-class Credit:
-    """What a step's attempts were credited with, for those who log it: first attempts, then those of each round.
-
-    Args:
-        advantages: ``[N]``, or ``[N, T]`` where each token has its own; 0 where there is nothing to learn.
-        learned_N: the attempts that contribute to the gradient.
-        reference_NT: the reference's log-probs of those (nats); ``None`` without KL.
-    """
-
-    advantages: Tensor
-    learned_N: Tensor
-    reference_NT: Tensor | None = None

@@ -36,7 +36,7 @@ def script() -> ModuleType:
 def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, tmp_path: Path) -> None:
     free = Watch()
     fit(tmp_path, grpo(model_path), 6, callbacks=[free])
-    used = [sum(len(rollout.completion.token_ids) for rollout in batch.rollouts) for batch in free.batches]
+    used = [sum(len(rollout.completion.token_ids) for rollout in batch.attempts) for batch in free.batches]
     for budget, steps in ((1, 1), (sum(used[:2]), 2), (sum(used[:2]) + 1, 3)):
         watch = Watch()
         fit(tmp_path, grpo(model_path), 6, callbacks=[watch, TokenBudget(budget)])

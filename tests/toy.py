@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 
 from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.rollout import Experience, Recipe, RolloutDataModule, SamplingParams
+from grpo_lightning.rollout.experience import experience_of
 from grpo_lightning.tasks import Task
 from grpo_lightning.tasks.base import Split
-from grpo_lightning.types import Prompt, RolloutBatch, Sample, Verdict
+from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import Verifier
 
 
@@ -110,12 +112,26 @@ class Watch(pl.Callback):
     """Keeps every training batch and what was logged for it."""
 
     def __init__(self) -> None:
-        self.batches: list[RolloutBatch] = []
+        self.batches: list[Experience] = []
         self.logged: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches.append(batch)
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def experience(rows: Sequence[tuple[float, FinishReason]], group_size: int = 2) -> Experience:
+    """First attempts with these rewards (NaN: the verifier broke); the one of row ``n`` has ``n + 1`` tokens."""
+    attempts = [
+        Attempt(
+            Prompt([]), [2], key=f"train/0/{row}", group=str(row // group_size),
+            completion=Completion([1] * (row + 1), "", reason, [0.0] * (row + 1), [0.0] * (row + 1)),
+            verdict=Verdict(reward == 1, True, error="gone" if math.isnan(reward) else None), reward=reward,
+        )
+        for row, (reward, reason) in enumerate(rows)
+    ]  # fmt: skip
+    recipe = Recipe("train", group_size, SamplingParams(max_new_tokens=9))
+    return experience_of(attempts, recipe, {"rollout": 0.0, "verify": 0.0}, 0, torch.device("cpu"))
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

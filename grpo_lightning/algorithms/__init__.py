@@ -6,6 +6,7 @@ from grpo_lightning.algorithms.nonfinite import NonFiniteError
 from grpo_lightning.algorithms.online import OnlineModule, VerifierError
 from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
+from grpo_lightning.algorithms.used_with import policy_module
 
 __all__ = [
     "GRPOModule",
@@ -16,4 +17,5 @@ __all__ = [
     "PolicyModule",
     "SFTModule",
     "VerifierError",
+    "policy_module",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.metrics import StepMetrics, stacked
-from grpo_lightning.algorithms.microbatch import microbatches
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
 from grpo_lightning.algorithms.supported import refuse_unsupported
@@ -28,8 +28,9 @@ from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.phases import Phases
+from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
 from grpo_lightning.speed.shared_prompt import PredictingStates
-from grpo_lightning.types import Credit, Rollout, TokenRows
+from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,16 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
 """The format of what :meth:`PolicyModule.on_save_checkpoint` writes. Checkpoints without a number have format 1."""
 
-Losses = Callable[[Tensor, TokenRows], Iterator[Tensor]]
-"""``(rows, their tokens) -> losses``: a micro-batch's shares of the losses of the whole step.
+Losses = Callable[[Microbatch], Iterator[Tensor]]
+"""A micro-batch's shares of the losses of the whole step.
 
 Each is propagated back before the next one is asked for: the activations of two models need not live together.
 """
 
 
 class PolicyModule(EvaluatedModule, ABC):
-    """Base of the algorithms. A subclass writes ``training_step``, out of :meth:`optimizer_step_on`.
+    """Base of the algorithms. A subclass writes :meth:`batch_from`, and ``training_step`` out of
+    :meth:`optimizer_step_on` and :meth:`finish_step`.
 
     Args:
         policy: how to load the policy.
@@ -60,7 +62,6 @@ class PolicyModule(EvaluatedModule, ABC):
         ConfigError: a value out of its range, or no verifier.
     """
 
-    learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "rollouts"
     loss_names: ClassVar[tuple[str, ...]] = ("policy/loss",)
     step_means: ClassVar[tuple[str, ...]] = (
         "policy/loss",
@@ -105,8 +106,6 @@ class PolicyModule(EvaluatedModule, ABC):
         self.max_grad_norm = max_grad_norm
         self.phases = Phases()
         self.totals = Totals()
-        self.credit: Credit | None = None
-        self.logged: dict[str, float] = {}  # of the last training step alone: Lightning's keep what a step has not
         self.skipped = SkippedSteps()
 
     # -- set-up -----------------------------------------------------------------------------------------------------
@@ -125,13 +124,10 @@ class PolicyModule(EvaluatedModule, ABC):
     def configure_model(self) -> None:
         """Load the policy: Lightning's hook, called when the data has been checked."""
         if not hasattr(self, "policy"):
-            task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
             self.policy = Policy(
-                self.policy_config,
-                chat_template=getattr(task, "chat_template", None),
-                with_reference=self.wants_reference,
+                self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
             )
-            check_length(self.policy.lm, self.data.longest_row)
+            check_length(self.policy.lm, self.longest_row)
 
     def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained: sides that are clipped by norms of their own, as ``optim/<side>grad_norm``."""
@@ -169,12 +165,12 @@ class PolicyModule(EvaluatedModule, ABC):
             take_up_configured(optimizer, scheduler, *self._configured())
 
     @abstractmethod
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Learn from one batch."""
+    def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
+        """What ``training_step`` is to learn from; called right before it."""
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, batch: Experience | Demonstrations, batch_idx: int) -> None:
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.data.steps_done
+        self._step = self.trainer.fit_loop.epoch_loop._batches_that_stepped = batch.recipe.step
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""
@@ -191,7 +187,7 @@ class PolicyModule(EvaluatedModule, ABC):
         rows: Tensor,
         losses: Losses,
         metrics: StepMetrics,
-        rollouts: list[Rollout] | None = None,
+        attempts: Sequence[Attempt] = (),
     ) -> None:
         """One optimizer step on some rows, as many micro-batches as the token budget asks for.
 
@@ -199,11 +195,11 @@ class PolicyModule(EvaluatedModule, ABC):
         rows are cut; and every rank makes exactly one synchronised backward pass, rows or none.
 
         Args:
-            tokens: all rows of the rollout.
+            tokens: all rows of the batch.
             rows: those to learn from now.
             losses: see :data:`Losses`.
             metrics: what is logged is added here.
-            rollouts: written to disk if the step's gradient is not finite.
+            attempts: one per row, if these are attempts: written to disk if the step's gradient is not finite.
 
         Raises:
             NonFiniteError: for the second time running.
@@ -214,7 +210,7 @@ class PolicyModule(EvaluatedModule, ABC):
         parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts, overhead)
         for part in parts:
             with self._gradients_of_this_rank(), self.policy.adding_gradients():
-                for loss in losses(part.rows, part.tokens):
+                for loss in losses(part):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.manual_backward(loss * self.trainer.world_size)
             metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
@@ -226,18 +222,18 @@ class PolicyModule(EvaluatedModule, ABC):
             # Nothing is added here; ranks exchange what each has added up, and all weights take part in that.
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
-        self._apply_gradient(optimizer, metrics, rows, rollouts)
+        self._apply_gradient(optimizer, metrics, rows, attempts)
 
     def policy_pass(
         self,
-        part: TokenRows,
+        part: Microbatch,
         metrics: StepMetrics,
         temperature: float = 1.0,
         on_states: Callable[[PredictingStates], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``logprobs_NT`` of the policy, with gradients, and ``mask_NT``; the entropy is logged."""
-        mask_NT = length_mask(part.completion_lengths_N)
-        logprobs_NT, entropy_NT = self.policy.logprobs(part, temperature, on_states=on_states)
+        mask_NT = length_mask(part.tokens.completion_lengths_N)
+        logprobs_NT, entropy_NT = self.policy.logprobs(part.tokens, temperature, on_states=on_states)
         metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
         return logprobs_NT, mask_NT
 
@@ -247,7 +243,7 @@ class PolicyModule(EvaluatedModule, ABC):
         return loss
 
     def _apply_gradient(
-        self, optimizer: LightningOptimizer, metrics: StepMetrics, rows: Tensor, rollouts: list[Rollout] | None
+        self, optimizer: LightningOptimizer, metrics: StepMetrics, rows: Tensor, attempts: Sequence[Attempt]
     ) -> None:
         for parameter in self.resting_parameters():
             parameter.grad = None
@@ -264,30 +260,29 @@ class PolicyModule(EvaluatedModule, ABC):
                 metrics.add(f"optim/{name}grad_norm", norm, 1)
             self.skipped.none()
             return
-        offenders = [rollouts[row] for row in rows.tolist()] if rollouts else []
+        offenders = [attempts[row] for row in rows.tolist()] if attempts else []
         name = f"step-{self.trainer.global_step:06d}-rank{self.global_rank}"
         file = Path(self.trainer.default_root_dir) / "nonfinite" / name
-        self.skipped.skip(norms.max().item(), self.data.steps_done, offenders, file)
+        self.skipped.skip(norms.max().item(), self._step, offenders, file)
 
     def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
         """Backward passes inside add up gradients without exchanging them."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
-        """Sums over all ranks."""
-        device = self.trainer.strategy.root_device
-        return cast(list[float], self.trainer.strategy.reduce(stacked(counts, device), reduce_op="sum").tolist())
-
     def step_metrics(self, *further: str) -> StepMetrics:
         """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""
         tokens = ("total/rollout_tokens", "total/train_tokens")
         return StepMetrics([*self.step_means, *further], self.step_maxima, tokens, self.step_roots)
 
-    def finish_step(self, metrics: StepMetrics) -> None:
-        """Count a training step as done, and log its means, over its micro-batches and all ranks."""
-        self.data.step_done()
-        logged = self.logged = metrics.reduce(self.trainer.strategy)
+    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> None:
+        """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
+
+        Args:
+            batch: what was learned from; an experience with all that has been computed of it.
+            metrics: of the step.
+        """
+        logged = metrics.reduce(self.trainer.strategy)
         self.totals.rollout_tokens += round(logged["total/rollout_tokens"])
         self.totals.train_tokens += round(logged["total/train_tokens"])
         logged |= {f"total/{name}": value for name, value in self.totals.state().items()}
@@ -298,6 +293,7 @@ class PolicyModule(EvaluatedModule, ABC):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
             self.log(name, value, prog_bar=name in ("reward/mean", "reward/correct"), batch_size=1)
+        step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
 
     @contextmanager
     def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:

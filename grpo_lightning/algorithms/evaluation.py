@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torchmetrics import MeanMetric
 
+from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.functional import pass_at_k
-from grpo_lightning.rollout.collector import EvalBatch
-from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
+from grpo_lightning.rollout.events import run_callbacks
+from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import record
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import FinishReason, Rollout
+from grpo_lightning.types import Attempt
 from grpo_lightning.verifiers.base import Verifier
 
 
 class Evaluation:
     """Means over one pass through a split; torchmetrics adds them up over batches and ranks.
 
-    Rollouts whose verifier broke are left out of every mean but ``errors``.
+    Attempts whose verifier broke count in no mean but ``errors``.
 
     Args:
         ks: the k of each pass@k.
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
-        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no rollout had is left out.
+        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is left out.
     """
 
     def __init__(
@@ -42,25 +43,26 @@ class Evaluation:
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
 
-    def update(self, batch: EvalBatch) -> None:
-        for rollout in batch.single:
-            self._see("errors", rollout.verdict.error is not None)
-            self._see("length_mean", len(rollout.completion.token_ids))
-            self._see("truncated", rollout.completion.finish_reason is FinishReason.LENGTH)
-            if rollout.verdict.error is None:
-                self._see("accuracy", rollout.verdict.correct)
-                self._see("format_valid", rollout.verdict.format_valid)
-                self._see("reward", rollout.reward)
+    def update(self, batch: EvaluationBatch) -> None:
+        for attempt in batch.single.first_attempts:
+            self._see("errors", attempt.verdict.error is not None)
+            self._see("length_mean", len(attempt.completion.token_ids))
+            self._see("truncated", attempt.is_truncated)
+            if attempt.verdict.error is None:
+                self._see("accuracy", attempt.verdict.correct)
+                self._see("format_valid", attempt.verdict.format_valid)
+                self._see("reward", attempt.reward)
             for name, mean in self.rewards.items():
-                reward = rollout.rewards_by_verifier[name]
+                reward = attempt.rewards_by_verifier[name]
                 # Every rank adds up every name, also where no row of its own had that reward.
                 mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
-        for rollout in batch.refined or []:
-            if self.refined and rollout.verdict.error is None:
-                self._see(self.refined, rollout.verdict.correct)
+        for attempt in batch.single.last_attempts if self.refined else []:
+            if self.refined and attempt.verdict.error is None:
+                self._see(self.refined, attempt.verdict.correct)
         if batch.sampled is not None:
-            for start in range(0, len(batch.sampled), batch.group_size):
-                self._see_group(batch.sampled[start : start + batch.group_size])
+            size = batch.sampled.recipe.group_size
+            for start in range(0, len(batch.sampled), size):
+                self._see_group(batch.sampled.attempts[start : start + size])
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
@@ -68,8 +70,8 @@ class Evaluation:
         rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
         return {name: mean.compute() for name, mean in self.means.items()} | rewards
 
-    def _see_group(self, group: Sequence[Rollout]) -> None:
-        judged = [rollout.verdict for rollout in group if rollout.verdict.error is None]
+    def _see_group(self, group: Sequence[Attempt]) -> None:
+        judged = [attempt.verdict for attempt in group if attempt.verdict.error is None]
         correct = sum(verdict.correct for verdict in judged)
         for k in self.ks:
             if len(judged) >= k:
@@ -79,44 +81,59 @@ class Evaluation:
         self.means[name].update(float(value))
 
 
-class EvaluatedModule(pl.LightningModule):
+class EvaluatedModule(RankedModule):
     """Validation, test and predict of a policy: the same for every algorithm."""
 
     verifiers: dict[str, Verifier]
+    chat_template: str | None = None
+    longest_row = 0
 
     @property
-    def data(self) -> RolloutDataModule:
-        """The data module of the run."""
-        return cast(RolloutDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+    def samples_to_learn(self) -> bool:
+        """Whether training samples; else only evaluation does."""
+        return False
+
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
+        """Take from the data what the policy is loaded with, and what an evaluation measures."""
+        self.chat_template = data.task.chat_template
+        self.longest_row = data.longest_row(self.samples_to_learn)
+        self._pass_at_k, self._refined = data.pass_at_k, None
+        if data.refinement is not None and data.refinement.val_feedback != "none":
+            told = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
+            self._refined = f"accuracy_after_{told}"
 
     def on_validation_epoch_start(self) -> None:
-        refinement = self.data.refinement
-        refined = None
-        if refinement is not None and refinement.val_feedback != "none":
-            told = "gold_feedback" if refinement.val_feedback == "verdict" else "refinement"
-            refined = f"accuracy_after_{told}"
-        self._evaluation = Evaluation(self.data.pass_at_k, self.device, refined, reward_names(self.verifiers))
+        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, reward_names(self.verifiers))
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        self._see("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        self._end_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self._evaluation.update(batch)
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        self._see("test", batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+        self._end_evaluation("test")
 
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The completions of a batch with their verdicts, as plain records."""
-        single = [record(rollout) | {"sampled_for": "accuracy"} for rollout in batch.single]
-        return single + [record(rollout) | {"sampled_for": "pass@k"} for rollout in batch.sampled or []]
+        single = [record(attempt) | {"sampled_for": "accuracy"} for attempt in batch.single.first_attempts]
+        sampled = [] if batch.sampled is None else batch.sampled.attempts
+        return single + [record(attempt) | {"sampled_for": "pass@k"} for attempt in sampled]
 
-    def _log_evaluation(self, split: str) -> None:
-        for name, value in self._evaluation.compute().items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
+    def _see(self, purpose: Purpose, batch: EvaluationBatch) -> None:
+        self._evaluation.update(batch)
+        for callback in run_callbacks(self.trainer):
+            callback.on_evaluation_batch(self.trainer, self, purpose, batch)
+
+    def _end_evaluation(self, purpose: Purpose) -> None:
+        metrics = {f"{purpose}/{name}": float(value) for name, value in self._evaluation.compute().items()}
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name.endswith("/accuracy"))
+        for callback in run_callbacks(self.trainer):
+            callback.on_evaluation_end(self.trainer, self, EvaluationEnd(purpose, metrics))

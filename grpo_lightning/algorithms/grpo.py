@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
 from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, row_advantages
+from grpo_lightning.algorithms.rows import Minibatch, credited_rewards, row_advantages
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective
-from grpo_lightning.types import RolloutBatch, TokenRows
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.experience import Experience
 
 
 class GRPOModule(OnlineModule):
@@ -51,57 +54,49 @@ class GRPOModule(OnlineModule):
         except ConfigError as error:
             raise ConfigError(f"model.advantage: {error}") from error
 
-    @property
-    def _distils(self) -> bool:
-        return self.data.refinement is not None and self.data.refinement.mode == "distill"
-
-    def setup(self, stage: str) -> None:
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
-        super().setup(stage)
-        if stage == "fit" and self.data.group_size < self.advantage.smallest_group:
+        super().on_data_ready(data, stage)
+        if stage == "fit" and data.group_size < self.advantage.smallest_group:
             raise ConfigError(
                 f"data.group_size: an advantage relative to the group needs at least {self.advantage.smallest_group} "
-                f"completions a prompt, not {self.data.group_size}"
+                f"completions a prompt, not {data.group_size}"
             )
 
-    def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
+    def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """Advantages within the groups. Distilled attempts are one group with the others, and take no std."""
-        moments = RewardMoments(*self.all_ranks_moments(batch.rewards_N[~batch.rewards_N.isnan()]))
-        centred_N = row_advantages(rows, Unscaled(), moments)
-        distilled = self._distils and batch.refinements
-        advantages_N = centred_N if distilled else row_advantages(rows, self.advantage, moments)
-        signal_B = has_signal(advantages_N[: len(batch)].view(-1, batch.group_size))
+        first_N, scored_N = experience.reward_N[: experience.first], experience.scored_N
+        moments = RewardMoments(*self.all_ranks_moments(first_N[~first_N.isnan()]))
+        rewards_N, group_N = credited_rewards(experience), experience.group_N
+        centred_N = row_advantages(rewards_N, group_N, Unscaled(), moments)
+        advantages_N = centred_N
+        if not experience.distilled_N.any():
+            advantages_N = row_advantages(rewards_N, group_N, self.advantage, moments)
+        signal_B = has_signal(experience.of_groups(advantages_N))
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
-        metrics.add_masked("advantage/abs_mean", advantages_N.abs(), rows.scored_N)
-        metrics.add("advantage/std", masked_std(advantages_N, rows.scored_N), 1)
+        metrics.add_masked("advantage/abs_mean", advantages_N.abs(), scored_N)
+        metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
-        learned_N = counted_N & (advantages_N != 0) if self.beta == 0 else counted_N
-        old_NT, reference_NT = self.frozen_logprobs(rows, learned_N, batch.temperature, metrics)
-        return Targets(
-            rows=rows,
-            advantages=advantages_N,
-            counted_N=counted_N,
-            learned_N=learned_N,
-            old_NT=old_NT,
-            reference_NT=reference_NT,
-            temperature=batch.temperature,
-            max_new_tokens=batch.max_new_tokens,
-        )
+        learned_N = experience.counted_N
+        if self.beta == 0:
+            learned_N = learned_N & (advantages_N != 0)
+        experience = replace(experience, advantages=advantages_N, learned_N=learned_N)
+        return self.with_frozen_logprobs(experience, metrics)
 
-    def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         """The one loss of GRPO: the objective and the KL. Distilled attempts, which have no ratio, are shaped instead.
 
         The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
         """
-        targets = step.targets
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, targets.temperature)
+        experience, rows = step.experience, part.rows
+        logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
-        loss_NT = self.policy_terms(step, metrics, rows, logprobs_NT, mask_NT).loss_NT
-        if self._distils:
-            shaped_NT = shaped_objective(logprobs_NT, targets.advantages[rows, None])
-            loss_NT = torch.where(targets.rows.distilled_N[rows, None], -shaped_NT, loss_NT)
-        if targets.reference_NT is not None:
-            reference_NT = targets.reference_NT[rows, : logprobs_NT.shape[1]]
+        loss_NT = self.policy_terms(step, part, metrics, logprobs_NT, mask_NT).loss_NT
+        if experience.recipe.distills and experience.advantages is not None:
+            shaped_NT = shaped_objective(logprobs_NT, experience.advantages[rows, None])
+            loss_NT = torch.where(experience.distilled_N[rows, None], -shaped_NT, loss_NT)
+        if experience.reference_NT is not None:
+            reference_NT = experience.reference_NT[rows, : logprobs_NT.shape[1]]
             kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
             metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
             loss_NT = loss_NT + self.beta * kl_NT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grpo_lightning.errors import RunError
 from grpo_lightning.rollout.records import record
-from grpo_lightning.types import Rollout
+from grpo_lightning.types import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,13 @@ class SkippedSteps:
         """An optimizer step was made."""
         self._last = None
 
-    def skip(self, norm: float, step: int, rollouts: list[Rollout], file: Path) -> None:
+    def skip(self, norm: float, step: int, attempts: list[Attempt], file: Path) -> None:
         """An optimizer step was skipped.
 
         Args:
             norm: of the gradient.
             step: of training, that the optimizer step belongs to.
-            rollouts: what was learned from, written down for inspection; may be none.
+            attempts: what was learned from, written down for inspection; may be none.
             file: where to, the end of its name left out.
 
         Raises:
@@ -42,10 +42,10 @@ class SkippedSteps:
         """
         self.count += 1
         where = ""
-        if rollouts:
+        if attempts:
             file = file.with_name(f"{file.name}-{self.count}.jsonl")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(record(rollout)) + "\n" for rollout in rollouts))
+            file.write_text("".join(json.dumps(record(attempt)) + "\n" for attempt in attempts))
             where = f" (its rollouts are in {file})"
         log.warning("the gradient's norm is %s: the step is skipped%s", norm, where)
         if self._last not in (None, step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,19 +13,12 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.metrics import StepMetrics, widest
-from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, add_truncation
-from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets, learning_rows
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
+from grpo_lightning.algorithms.rows import Minibatch
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.functional import (
-    Aggregation,
-    KLEstimator,
-    aggregate,
-    kl_divergence,
-    length_mask,
-    masked_sum,
-)
+from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence, length_mask, masked_sum
 from grpo_lightning.objectives import (
     Objective,
     ObjectiveName,
@@ -32,10 +26,11 @@ from grpo_lightning.objectives import (
     RatioLevel,
     ShortForm,
     check_objective,
-)
+)  # fmt: skip
+from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import Credit, RolloutBatch, TokenRows
+from grpo_lightning.types import TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +41,13 @@ class VerifierError(RunError):
 
 class OnlineModule(PolicyModule, ABC):
     """Base of the algorithms that learn from rollouts. A subclass writes :meth:`targets` and :meth:`losses`.
+
+    A step goes one way: the DataModule collects an :class:`~grpo_lightning.rollout.Experience`, one row per attempt;
+    ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
+    ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
+    ``losses(step, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
+    :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
+    some 40 lines: see ``tests/algorithms/test_seam.py``.
 
     Args:
         beta: weight of the KL to the reference. With 0 there is no reference.
@@ -145,20 +147,24 @@ class OnlineModule(PolicyModule, ABC):
     def wants_reference(self) -> bool:
         return self.beta > 0
 
-    def setup(self, stage: str) -> None:
+    @property
+    def samples_to_learn(self) -> bool:
+        return True
+
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
-        super().setup(stage)
+        super().on_data_ready(data, stage)
         if stage != "fit":
             return
-        rows = self.data.prompts_per_step // self.trainer.world_size * self.data.group_size
+        rows = data.prompts_per_step // self.trainer.world_size * data.group_size
         if self.minibatches_per_update > rows:
             raise ConfigError(
                 f"model.minibatches_per_update: {self.minibatches_per_update} optimizer steps cannot share the {rows} "
                 "completions that a device has in a step (data.prompts_per_step * data.group_size): lower it"
             )
-        if self.data.sampling.temperature == 0:
+        if data.sampling.temperature == 0:
             raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
-        if self.data.sampling.truncates:
+        if data.sampling.truncates:
             log.warning(
                 "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
                 "distribution's log-probs; policy/truncation_gap says by how much they are off"
@@ -167,36 +173,48 @@ class OnlineModule(PolicyModule, ABC):
     # -- what a subclass writes -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
-        """What the update of a step works towards."""
+    def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
+        """The experience with what the update works towards, all of it fixed before the first optimizer step.
+
+        Args:
+            experience: as collected. ``counted_N`` leaves truncated rows out under ``mask_truncated``.
+            metrics: what is logged is added here.
+        """
 
     @abstractmethod
-    def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
-        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`."""
+    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
+        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`.
+
+        Args:
+            step: the optimizer step; ``step.experience`` is what :meth:`targets` gave.
+            part: ``part.rows`` are rows of the experience, ``part.tokens`` their tokens.
+            metrics: what is logged is added here.
+        """
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+    def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience:
+        """Attempts of the current policy."""
+        return collect(prompts)
+
+    def training_step(self, batch: Experience, batch_idx: int) -> None:
         rewards = reward_names(self.verifiers)
         metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
         add_rollouts(batch, metrics, rewards)
-        if self.data.sampling.truncates:
-            add_truncation(batch, metrics)
         self._check_errors(batch)
-        rows = learning_rows(batch, self.data.refinement)
-        metrics.add("total/rollout_tokens", rows.tokens.completion_lengths_N.sum())
-        counted_N = rows.scored_N & ~rows.truncated_N if self.mask_truncated else rows.scored_N
-        targets = self.targets(batch, rows, counted_N, metrics)
-        self.credit = Credit(targets.advantages, targets.learned_N, targets.reference_NT)
+        metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
+        if self.mask_truncated:
+            batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
+        experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
-            measured = self._update(targets, metrics)
-        kl, tokens = measured or self._update_kl(targets)
+            measured = self._update(experience, metrics)
+        kl, tokens = measured or self._update_kl(experience)
         metrics.add("policy/update_kl", kl, tokens)
-        self.finish_step(metrics)
+        self.finish_step(experience, metrics)
 
-    def _check_errors(self, batch: RolloutBatch) -> None:
-        attempts = [*batch.rollouts, *(rollout for one in batch.refinements for rollout in one.rollouts)]
-        errors = [rollout.verdict.error for rollout in attempts if rollout.verdict.error is not None]
+    def _check_errors(self, experience: Experience) -> None:
+        attempts = experience.attempts
+        errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
         broken, all_attempts = self.all_ranks_sum(len(errors), len(attempts))
         if broken > self.max_error_rate * all_attempts:
             raise VerifierError(
@@ -204,19 +222,21 @@ class OnlineModule(PolicyModule, ABC):
                 f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
             )
 
-    def _update(self, targets: Targets, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
+    def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
         """All optimizer steps of a rollout; gives :meth:`_update_kl` where it was measured on the way."""
         measured = None
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
-        generator = torch.Generator().manual_seed(row_seed(self.data.seed, "minibatches", self.global_step))
+        seed = row_seed(experience.recipe.seed, "minibatches", self.global_step)
+        generator = torch.Generator().manual_seed(seed)
         for epoch in range(self.updates_per_rollout):
-            order_N = torch.arange(len(targets.rows))
+            order_N = torch.arange(len(experience))
             if self.minibatches_per_update > 1:
-                order_N = torch.randperm(len(targets.rows), generator=generator)
-            for part, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
-                self._optimizer_step(targets, rows, metrics, first=epoch == part == 0)
+                order_N = torch.randperm(len(experience), generator=generator)
+            for number, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+                is_first = epoch == 0 and number == 0
+                self._optimizer_step(experience, rows, metrics, is_first)
             if self.target_kl is not None:
-                measured = self._update_kl(targets)
+                measured = self._update_kl(experience)
                 # Over all ranks, so that all of them decide alike.
                 kl, tokens = self.all_ranks_sum(*measured)
                 if kl > self.target_kl * tokens:
@@ -224,35 +244,37 @@ class OnlineModule(PolicyModule, ABC):
         metrics.add("policy/epochs", epoch + 1, 1)
         return measured
 
-    def _optimizer_step(self, targets: Targets, rows_N: Tensor, metrics: StepMetrics, first: bool) -> None:
-        tokens = targets.rows.tokens
-        counted = rows_N[targets.counted_N[rows_N]]
+    def _optimizer_step(self, experience: Experience, rows_N: Tensor, metrics: StepMetrics, is_first: bool) -> None:
+        tokens = experience.tokens
+        counted = rows_N[experience.counted_N[rows_N]]
         tokens_here = tokens.completion_lengths_N[counted].sum()
         sequences, all_tokens = self.all_ranks_sum(len(counted), tokens_here)
         if self.aggregation == "bnpo":
             # Each rank by its own tokens; the gradients of the ranks are then averaged.
             all_tokens = float(tokens_here) * self.trainer.world_size
-        step = Minibatch(targets, max(sequences, 1), max(all_tokens, 1), first)
-        learned = rows_N[targets.learned_N[rows_N]]
-        self.optimizer_step_on(tokens, learned, partial(self.losses, step, metrics), metrics, targets.rows.rollouts)
+        step = Minibatch(experience, max(sequences, 1), max(all_tokens, 1), is_first)
+        learned = rows_N[experience.learned_N[rows_N]]
+        losses = partial(self.losses, step, metrics=metrics)
+        self.optimizer_step_on(tokens, learned, losses, metrics, experience.attempts)
 
     def policy_terms(
-        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, logprobs_NT: Tensor, mask_NT: Tensor
+        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, mask_NT: Tensor
     ) -> PolicyLossTerms:
         """The objective's terms of a micro-batch, with what is logged of them."""
-        targets, width = step.targets, logprobs_NT.shape[1]
-        advantages = targets.advantages[rows]
+        experience, rows, width = step.experience, part.rows, logprobs_NT.shape[1]
+        assert experience.advantages is not None, "targets computes them"
+        advantages = experience.advantages[rows]
         terms = self.objective(
             logprobs_NT,
-            None if targets.old_NT is None else targets.old_NT[rows, :width],
+            None if experience.old_NT is None else experience.old_NT[rows, :width],
             advantages[:, :width] if advantages.dim() == 2 else advantages,
             mask_NT,
         )
-        sampled_NT = mask_NT & ~targets.rows.distilled_N[rows, None]
+        sampled_NT = mask_NT & ~experience.distilled_N[rows, None]
         metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
         metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
-        if step.first:
-            gap_NT = (logprobs_NT.detach() - targets.rows.logprobs_NT[rows, :width]).abs()
+        if step.is_first:
+            gap_NT = (logprobs_NT.detach() - experience.sampler_logprobs_NT[rows, :width]).abs()
             metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
         return terms
 
@@ -264,67 +286,58 @@ class OnlineModule(PolicyModule, ABC):
             aggregation=self.aggregation,
             sequences=step.sequences,
             tokens=step.tokens,
-            max_tokens=step.targets.max_new_tokens,
+            max_tokens=step.experience.recipe.sampling.cap,
         )
 
     # -- passes without gradient ------------------------------------------------------------------------------------
 
-    def frozen_logprobs(
-        self, rows: LearningRows, learned_N: Tensor, temperature: float, metrics: StepMetrics
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """``old_NT`` and ``reference_NT`` of :class:`Targets`."""
+    def with_frozen_logprobs(self, experience: Experience, metrics: StepMetrics) -> Experience:
+        """The experience with ``old_NT`` and ``reference_NT`` of the learned rows, where the losses need them."""
         old_NT = reference_NT = None
         with self.timed(metrics, "reference"):
             if self.beta > 0:
-                reference_NT = self.logprobs_of(rows, learned_N, temperature, reference=True)
+                reference_NT = self.logprobs_of(experience, experience.learned_N, reference=True)
             if not self.updates_per_rollout == self.minibatches_per_update == 1:
-                old_NT = rows.logprobs_NT
+                old_NT = experience.sampler_logprobs_NT
                 if self.old_logprobs == "recompute":
-                    old_NT = self.logprobs_of(rows, learned_N, temperature)
-        return old_NT, reference_NT
+                    old_NT = self.logprobs_of(experience, experience.learned_N)
+        return replace(experience, old_NT=old_NT, reference_NT=reference_NT)
 
-    def logprobs_of(self, rows: LearningRows, rows_N: Tensor, temperature: float, reference: bool = False) -> Tensor:
+    def logprobs_of(self, experience: Experience, rows_N: Tensor, reference: bool = False) -> Tensor:
         """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
-        width, share = rows.logprobs_NT.shape[1], self.policy.shares_prompts
+        temperature = experience.recipe.sampling.temperature
         compute = partial(self.policy.logprobs, temperature=temperature, reference=reference)
-        return self.pass_over(rows, rows_N, lambda part: compute(part)[0], width, share)
+        width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
+        return self.pass_over(experience, rows_N, lambda part: compute(part)[0], width, share)
 
     def pass_over(
         self,
-        rows: LearningRows,
+        experience: Experience,
         rows_N: Tensor,
         compute: Callable[[TokenRows], Tensor],
         width: int,
         share_prompts: bool = False,
     ) -> Tensor:
         """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
-        values_NT = rows.logprobs_NT.new_zeros(len(rows), width)
+        values_NT = experience.sampler_logprobs_NT.new_zeros(len(experience), width)
         budget, overhead = self.max_tokens_per_microbatch, self.policy.pass_overhead
         with torch.no_grad():
-            for part in microbatches(rows.tokens, rows_N.nonzero()[:, 0], budget, share_prompts, overhead):
+            for part in microbatches(experience.tokens, rows_N.nonzero()[:, 0], budget, share_prompts, overhead):
                 part_NT = compute(part.tokens)
                 values_NT[part.rows, : part_NT.shape[1]] = part_NT
         return values_NT
 
-    def _update_kl(self, targets: Targets) -> tuple[float | Tensor, float | Tensor]:
-        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is dear.
+    def _update_kl(self, experience: Experience) -> tuple[float | Tensor, float | Tensor]:
+        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is expensive.
 
         Returns:
             The sum over tokens, and their number.
         """
-        rows_N = ~targets.rows.distilled_N & (torch.arange(len(targets.rows), device=self.device) % 16 == 0)
-        if not targets.learned_N.any():
+        rows_N = ~experience.distilled_N & (torch.arange(len(experience), device=self.device) % 16 == 0)
+        if not experience.learned_N.any():
             return 0.0, 0.0
-        new_NT = self.logprobs_of(targets.rows, rows_N, targets.temperature)[rows_N]
-        mask_NT = length_mask(targets.rows.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
+        new_NT = self.logprobs_of(experience, rows_N)[rows_N]
+        mask_NT = length_mask(experience.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
-        kl_NT = kl_divergence(targets.rows.logprobs_NT[rows_N], new_NT, "k3", mask_NT)
+        kl_NT = kl_divergence(experience.sampler_logprobs_NT[rows_N], new_NT, "k3", mask_NT)
         return masked_sum(kl_NT, mask_NT), mask_NT.sum()
-
-    def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and (Bessel-corrected) std of the values of all ranks."""
-        wide = values.to(widest(values.device))
-        count, total, squares = self.all_ranks_sum(len(wide), wide.sum(), wide.square().sum())
-        variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
-        moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
-        return moments[0], moments[1]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import LearningRows, Minibatch, Targets
+from grpo_lightning.algorithms.rows import Minibatch, credited_rewards
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -29,8 +31,9 @@ from grpo_lightning.functional import (
     whiten,
 )
 from grpo_lightning.models.value import Critic, CriticForm
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.experience import Experience
 from grpo_lightning.speed.shared_prompt import PredictingStates
-from grpo_lightning.types import RolloutBatch, TokenRows
 
 
 @dataclass
@@ -46,13 +49,13 @@ class KLController:
     horizon: float = 10_000.0
 
 
-@dataclass(frozen=True)
-class ValueTargets(Targets):
-    """Beside what the policy works towards, the critic's part.
+@dataclass(frozen=True, kw_only=True)
+class ValuedExperience(Experience):
+    """An experience that a critic has read.
 
     Args:
-        values_NT: the critic's, before the update.
-        returns_NT: what its values should have been.
+        values_NT: the critic's values of the tokens, before the update.
+        returns_NT: what they should have been.
     """
 
     values_NT: Tensor
@@ -173,10 +176,10 @@ class PPOModule(OnlineModule):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
-        super().setup(stage)
-        refinement = self.data.refinement if stage == "fit" else None
+        super().on_data_ready(data, stage)
+        refinement = data.refinement if stage == "fit" else None
         if refinement is not None and refinement.mode == "distill":
             raise ConfigError(
                 "data.refinement.mode: distill learns tokens under a prompt that they were not sampled under, where a "
@@ -211,7 +214,7 @@ class PPOModule(OnlineModule):
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+    def training_step(self, batch: Experience, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
         if self.adaptive_kl is not None:
             kl, completions = self._seen_kl
@@ -219,19 +222,21 @@ class PPOModule(OnlineModule):
             if math.isfinite(kl):
                 self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target=target, horizon=horizon, samples=completions)
 
-    def targets(self, batch: RolloutBatch, rows: LearningRows, counted_N: Tensor, metrics: StepMetrics) -> Targets:
+    def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """Token rewards, values and advantages of the completions that count."""
-        old_NT, reference_NT = self.frozen_logprobs(rows, counted_N, batch.temperature, metrics)
-        lengths_N, width = rows.tokens.completion_lengths_N, rows.logprobs_NT.shape[1]
+        counted_N, truncated_N = experience.counted_N, experience.truncated_N
+        experience = self.with_frozen_logprobs(replace(experience, learned_N=counted_N), metrics)
+        lengths_N, width = experience.tokens.completion_lengths_N, experience.sampler_logprobs_NT.shape[1]
         with self.timed(metrics, "value"), self.critic.trunk() as lm:
-            values_NS = self.pass_over(rows, counted_N, lambda part: self.critic.state_values(lm, part), width + 1)
+            read = partial(self.critic.state_values, lm)
+            values_NS = self.pass_over(experience, counted_N, read, width + 1)
         mask_NT = length_mask(lengths_N, width) & counted_N[:, None]
-        values_NT, rewards_N = values_NS[:, :-1], rows.rewards_N.nan_to_num(0.0)
+        values_NT, rewards_N = values_NS[:, :-1], credited_rewards(experience).nan_to_num(0.0)
         bootstrap_N = None
         if self.bootstrap_truncated:
-            bootstrap_N = torch.where(rows.truncated_N, values_NS.gather(1, lengths_N[:, None])[:, 0], 0)
-            rewards_N = torch.where(rows.truncated_N, 0, rewards_N)
-        kl_NT = self._penalised_kl(rows, counted_N, old_NT, reference_NT, mask_NT, metrics)
+            bootstrap_N = torch.where(truncated_N, values_NS.gather(1, lengths_N[:, None])[:, 0], 0)
+            rewards_N = torch.where(truncated_N, 0, rewards_N)
+        kl_NT = self._penalised_kl(experience, mask_NT, metrics)
         rewards_NT = token_rewards(rewards_N, kl_NT, mask_NT, self.kl_coef)
         raw_NT = gae(rewards_NT, values_NT, mask_NT, gamma=self.gamma, lam=self.lam, bootstrap_N=bootstrap_N)
         advantages_NT, returns_NT = raw_NT, raw_NT + values_NT
@@ -246,31 +251,16 @@ class PPOModule(OnlineModule):
         metrics.add_masked("return/mean", returns_NT, mask_NT)
         weight = masked_std(returns_NT, mask_NT).square() * mask_NT.sum()
         metrics.add("value/explained_variance", explained_variance(values_NT, returns_NT, mask_NT) * weight, weight)
-        return ValueTargets(
-            rows=rows,
-            advantages=advantages_NT,
-            counted_N=counted_N,
-            learned_N=counted_N,
-            old_NT=old_NT,
-            reference_NT=reference_NT,
-            temperature=batch.temperature,
-            max_new_tokens=batch.max_new_tokens,
-            values_NT=values_NT,
-            returns_NT=returns_NT,
+        return ValuedExperience(
+            **vars(replace(experience, advantages=advantages_NT)), values_NT=values_NT, returns_NT=returns_NT
         )
 
-    def _penalised_kl(
-        self,
-        rows: LearningRows,
-        counted_N: Tensor,
-        old_NT: Tensor | None,
-        reference_NT: Tensor | None,
-        mask_NT: Tensor,
-        metrics: StepMetrics,
-    ) -> Tensor:
+    def _penalised_kl(self, experience: Experience, mask_NT: Tensor, metrics: StepMetrics) -> Tensor:
+        sampled_NT, counted_N = experience.sampler_logprobs_NT, experience.counted_N
+        old_NT, reference_NT = experience.old_NT, experience.reference_NT
         if reference_NT is None:
-            return torch.zeros_like(rows.logprobs_NT)
-        sampled_NT = rows.logprobs_NT if old_NT is None else old_NT
+            return torch.zeros_like(sampled_NT)
+        sampled_NT = sampled_NT if old_NT is None else old_NT
         kl_NT = kl_divergence(sampled_NT, reference_NT, self.kl_estimator, mask_NT)
         metrics.add_masked("policy/kl", kl_NT, mask_NT)
         metrics.add("policy/kl_per_completion", masked_sum(kl_NT, mask_NT), counted_N.sum())
@@ -280,35 +270,36 @@ class PPOModule(OnlineModule):
             self._seen_kl = kl / max(completions, 1), completions
         return kl_NT
 
-    def losses(self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         """The policy's loss and the critic's: as one where they share the trunk, else one after the other."""
         if self.critic_form == "shared" and not self._warms_up:
             states: list[PredictingStates] = []
-            policy_loss, mask_NT = self._policy_loss(step, metrics, rows, part, states)
-            values_NT = states[0].spread(self.critic.head(states[0].hidden_MD), part)
-            yield policy_loss + self._value_loss(step, metrics, rows, values_NT, mask_NT)
+            policy_loss, mask_NT = self._policy_loss(step, part, metrics, states)
+            values_NT = states[0].spread(self.critic.head(states[0].hidden_MD), part.tokens)
+            yield policy_loss + self._value_loss(step, part, metrics, values_NT, mask_NT)
             return
         if not self._warms_up:
-            policy_loss, _ = self._policy_loss(step, metrics, rows, part, [])
+            policy_loss, _ = self._policy_loss(step, part, metrics, [])
             yield policy_loss
         with self.critic.trunk() as lm:
-            values_NS = self.critic.state_values(lm, part, train_trunk=self.critic_form != "shared")
-            mask_NT = length_mask(part.completion_lengths_N)
-            yield self._value_loss(step, metrics, rows, values_NS[:, :-1], mask_NT)
+            values_NS = self.critic.state_values(lm, part.tokens, train_trunk=self.critic_form != "shared")
+            mask_NT = length_mask(part.tokens.completion_lengths_N)
+            yield self._value_loss(step, part, metrics, values_NS[:, :-1], mask_NT)
 
     def _policy_loss(
-        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, part: TokenRows, states: list[PredictingStates]
+        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, states: list[PredictingStates]
     ) -> tuple[Tensor, Tensor]:
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, step.targets.temperature, states.append)
-        terms = self.policy_terms(step, metrics, rows, logprobs_NT, mask_NT)
+        temperature = step.experience.recipe.sampling.temperature
+        logprobs_NT, mask_NT = self.policy_pass(part, metrics, temperature, states.append)
+        terms = self.policy_terms(step, part, metrics, logprobs_NT, mask_NT)
         return self.add_loss(metrics, "policy/loss", self.aggregate(step, terms.loss_NT, mask_NT)), mask_NT
 
     def _value_loss(
-        self, step: Minibatch, metrics: StepMetrics, rows: Tensor, values_NT: Tensor, mask_NT: Tensor
+        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, values_NT: Tensor, mask_NT: Tensor
     ) -> Tensor:
-        targets, width = step.targets, values_NT.shape[1]
-        assert isinstance(targets, ValueTargets)
-        old_NT, returns_NT = targets.values_NT[rows, :width], targets.returns_NT[rows, :width]
+        experience, rows, width = step.experience, part.rows, values_NT.shape[1]
+        assert isinstance(experience, ValuedExperience)
+        old_NT, returns_NT = experience.values_NT[rows, :width], experience.returns_NT[rows, :width]
         terms = value_loss(values_NT, old_NT, returns_NT, mask_NT, value_epsilon=self.value_epsilon)
         metrics.add_masked("value/clip_fraction", terms.clipped_NT.float(), mask_NT)
         return self.value_coef * self.add_loss(metrics, "value/loss", self.aggregate(step, terms.loss_NT, mask_NT))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
 
 from torch import Tensor, arange
 
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import masked_sum
-from grpo_lightning.types import TokenRows
+from grpo_lightning.models.tokenizer import encode_completion
+from grpo_lightning.rollout.batch import token_rows
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.experience import Demonstrations
+from grpo_lightning.rollout.learner import Collect
+from grpo_lightning.rollout.loader import PromptBatch
 
 
 class SFTModule(PolicyModule):
@@ -20,16 +26,35 @@ class SFTModule(PolicyModule):
     has the verifiers judge them, just as for the other algorithms.
     """
 
-    learns_from: ClassVar[Literal["rollouts", "demonstrations"]] = "demonstrations"
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
+        """Check that every training prompt has a worked solution."""
+        super().on_data_ready(data, stage)
+        for prompt in data.prompts("train") if stage == "fit" else []:
+            if prompt.solution is None:
+                raise ConfigError(
+                    f"data.task: SFT learns from worked solutions, and {type(data.task).__name__} has none of the row "
+                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_mend}"
+                )
 
-    def training_step(self, batch: TokenRows, batch_idx: int) -> None:
-        metrics = self.step_metrics()
-        (tokens,) = self.all_ranks_sum(batch.completion_lengths_N.sum())
+    def batch_from(self, prompts: PromptBatch, collect: Collect) -> Demonstrations:
+        """The prompts with their worked solutions; nothing is sampled."""
+        policy, solutions = self.policy, [prompt.solution for prompt in prompts.prompts]
+        completions = [
+            encode_completion(policy.tokenizer, solution, policy.terminators[0])
+            for solution in solutions
+            if solution is not None  # on_data_ready refuses such rows
+        ]
+        tokens = token_rows(prompts.prompt_ids, completions, policy.pad_token_id)
+        return Demonstrations(prompts.recipe, tokens.to(policy.device))
 
-        def losses(rows: Tensor, part: TokenRows) -> Iterator[Tensor]:
+    def training_step(self, batch: Demonstrations, batch_idx: int) -> None:
+        metrics, rows = self.step_metrics(), batch.tokens
+        (tokens,) = self.all_ranks_sum(rows.completion_lengths_N.sum())
+
+        def losses(part: Microbatch) -> Iterator[Tensor]:
             logprobs_NT, mask_NT = self.policy_pass(part, metrics)
             yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):
-            self.optimizer_step_on(batch, arange(len(batch), device=self.device), losses, metrics)
-        self.finish_step(metrics)
+            self.optimizer_step_on(rows, arange(len(rows), device=self.device), losses, metrics)
+        self.finish_step(batch, metrics)

@@ -10,6 +10,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
 
+PROMPT_END = 64
+"""Characters that :func:`prompt_end` gives: more than any opening tag of a thought and the line breaks after it."""
+
 
 def load_tokenizer(path: str, revision: str | None = None, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a hub name or local folder.
@@ -47,6 +50,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     """
     rendered = cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return cast(list[int], tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:
+    """The last characters of a prompt as the policy reads it, special tokens included: whether it opens a thought."""
+    # Nearly every token stands for a character or more.
+    return str(tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False))[-PROMPT_END:]
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator: int) -> list[int]:

@@ -1,7 +1,26 @@
 """Rollouts: sampling, the decoding engine, scoring, and the DataModule that feeds the trainer with them."""
 
 from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.events import EvaluationEnd, RunCallback, StepEnd, step_ended
+from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Recipe
+from grpo_lightning.rollout.learner import Collect, Learner
+from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 
-__all__ = ["RefinementConfig", "RolloutDataModule", "SamplingParams"]
+__all__ = [
+    "Collect",
+    "Demonstrations",
+    "EvaluationBatch",
+    "EvaluationEnd",
+    "Experience",
+    "Learner",
+    "PromptBatch",
+    "Recipe",
+    "RefinementConfig",
+    "RolloutDataModule",
+    "RunCallback",
+    "SamplingParams",
+    "StepEnd",
+    "step_ended",
+]

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal, cast
 
 import lightning.pytorch as pl
 import torch
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.policy import Policy
-from grpo_lightning.models.tokenizer import encode_completion, load_tokenizer
-from grpo_lightning.rollout.batch import token_rows
-from grpo_lightning.rollout.collector import Collector, EvalBatch
+from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.rollout.events import RunCallback, StepEnd, run_callbacks
+from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
+from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
-from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.tasks.controls import check_sample
-from grpo_lightning.types import Credit, RolloutBatch, TokenRows
+from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.engine = InProcessEngine() if engine is None else engine
         self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
         self._prompts: dict[Split, EncodedPrompts] = {}
-        self._characters: TokenCharacters | None = None
+        self._learner: Learner
+        self._collector: Collector
         self._validate()
 
     def _validate(self) -> None:
@@ -127,20 +129,22 @@ class RolloutDataModule(pl.LightningDataModule):
         """Load and tokenise the splits of a stage, before any model is loaded.
 
         Raises:
-            ConfigError: a split is empty, no prompt of it fits, or a row to be learned from has no worked solution, or
-                all rows lack what a verifier needs.
+            ConfigError: a split is empty, no prompt of it fits, all rows lack what a verifier needs, or the module
+                cannot learn from this data.
         """
-        if self.trainer is not None and self.prompts_per_step < self.trainer.world_size:
+        trainer = self._attached_trainer
+        learner = self._learner = _learner_of(trainer)
+        if self.prompts_per_step < trainer.world_size:
             raise ConfigError(
                 f"data.prompts_per_step: {self.prompts_per_step} prompts cannot be dealt out to "
-                f"{self.trainer.world_size} devices: raise it"
+                f"{trainer.world_size} devices: raise it"
             )
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "
                 "data.task.init_args.limit or train_size"
             )
-        policy = self._module.policy_config
+        policy = learner.policy_config
         tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template)
         for split in STAGE_SPLITS[stage]:
             if split in self._prompts:
@@ -161,13 +165,21 @@ class RolloutDataModule(pl.LightningDataModule):
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
         for split in STAGE_SPLITS[stage]:
-            for verifier in self._module.verifiers.values():
+            for verifier in learner.verifiers.values():
                 self._require_judgeable(split, verifier)
-            prompts = [prompt for prompt, _ in self._prompts[split].rows]
-            for warning in check_sample(self.task, split, prompts, list(self._module.verifiers.values())):
+            for warning in check_sample(self.task, split, self.prompts(split), list(learner.verifiers.values())):
                 log.warning(warning)
-        if stage == "fit" and self._module.learns_from == "demonstrations":
-            self._require_solutions()
+        self._collector = Collector(
+            learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
+        )
+        learner.on_data_ready(self, stage)
+        for callback in run_callbacks(trainer):
+            callback.on_data_ready(trainer, self, stage)
+        if stage == "fit":
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks[:] = [one for one in callbacks if not isinstance(one, _StepCount)]
+            # First of all: whatever the others save counts the step.
+            callbacks.insert(0, _StepCount(self))
 
     def _require_judgeable(self, split: Split, verifier: Verifier) -> None:
         # One row that lacks something is an error when it is judged, and counted; all of them are a mistake.
@@ -182,81 +194,72 @@ class RolloutDataModule(pl.LightningDataModule):
             "verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
         )
 
-    def _require_solutions(self) -> None:
-        for prompt, _ in self._prompts["train"].rows:
-            if prompt.solution is None:
-                raise ConfigError(
-                    f"data.task: SFT learns from worked solutions, and {type(self.task).__name__} has none of the row "
-                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {self.task.solution_mend}"
-                )
-
     def train_dataloader(self) -> TrainLoader:
-        self._train_loader = TrainLoader(self._prompts["train"], self.prompts_per_step, self.seed, *self._ranks)
+        self._train_loader = TrainLoader(
+            self._prompts["train"], self.prompts_per_step, self.recipe("train"), *self._ranks
+        )
         return self._train_loader
 
     def val_dataloader(self) -> EvalLoader:
-        return EvalLoader(self._prompts["val"], "val", self.val_batch_size, *self._ranks)
+        return self._eval_loader("val", "val")
 
     def test_dataloader(self) -> EvalLoader:
-        return EvalLoader(self._prompts["test"], "test", self.val_batch_size, *self._ranks)
+        return self._eval_loader("test", "test")
 
     def predict_dataloader(self) -> EvalLoader:
-        return self.test_dataloader()
+        return self._eval_loader("test", "predict")
+
+    def _eval_loader(self, split: Split, purpose: Purpose) -> EvalLoader:
+        return EvalLoader(self._prompts[split], split, self.recipe(purpose), self.val_batch_size, *self._ranks)
+
+    def recipe(self, purpose: Purpose) -> Recipe:
+        """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""
+        if purpose == "train":
+            return Recipe(purpose, self.group_size, self.sampling, self.refinement, self.seed)
+        return Recipe(purpose, 1, self.val_sampling, self.refinement, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
-    def on_after_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(
+        self, batch: PromptBatch, dataloader_idx: int
+    ) -> Experience | Demonstrations | EvaluationBatch:
         """Make of a batch of prompts what the running stage learns from, or is measured on."""
         assert self.trainer is not None
         if not self.trainer.training:
-            return self._evaluation_batch(batch)
-        if self._module.learns_from == "demonstrations":
-            return self.demonstrations(batch)
-        return self.collector.rollouts(batch, self.group_size, self.sampling, self.refinement)
-
-    def step_done(self) -> None:
-        """Count a step whose batch has been learned from: one that broke off before that is made again on resume."""
-        self._train_loader.step += 1
-
-    @property
-    def longest_row(self) -> int:
-        """Tokens of the longest prompt with the longest completions; the turns between attempts are left out."""
-        cap = self.val_sampling.cap
-        if self.pass_at_k or ("train" in self._prompts and self._module.learns_from == "rollouts"):
-            cap = max(cap, self.sampling.cap)
-        attempts = 1 if self.refinement is None else 1 + self.refinement.attempts
-        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows) + attempts * cap
+            return self._evaluated(batch)
+        if batch.recipe.step != self._train_loader.step:
+            raise RuntimeError(
+                f"{type(self._learner).__name__}.training_step did not report its end: call "
+                "grpo_lightning.rollout.step_ended(self, StepEnd(...)) as its last line"
+            )
+        return self._learner.batch_from(batch, self.collect)
 
     @property
     def steps_done(self) -> int:
         """Training steps that have been learned from, those before a resume included."""
         return self._train_loader.step
 
-    def records(self, batch: RolloutBatch, credit: Credit | None, tokens: bool = True) -> list[dict[str, Any]]:
-        """The attempts of a training batch as plain records: see :func:`~grpo_lightning.rollout.records.records`."""
-        if self._characters is None:
-            self._characters = TokenCharacters(self._module.policy.tokenizer)
-        distilled = self.refinement is not None and self.refinement.mode == "distill"
-        return records(batch, credit, self._characters if tokens else None, distilled)
+    def longest_row(self, samples_to_learn: bool) -> int:
+        """Tokens of the longest prompt with the longest completions; the turns between attempts are not counted.
 
-    @property
-    def collector(self) -> Collector:
-        """Makes rollouts of the module's current policy."""
-        assert self.trainer is not None, "rollouts are those of a Trainer's module"
-        module = self._module
-        context = self.trainer.precision_plugin.forward_context
-        rows_at_once = self.rollout_rows_at_once
-        engine = self._engine_with(module.policy, version=f"step-{self.trainer.global_step}")
-        return Collector(module.policy, engine, module.verifiers, self.seed, context, module.phases, rows_at_once)
+        Args:
+            samples_to_learn: whether training samples; else only evaluation does.
+        """
+        cap = self.val_sampling.cap
+        if self.pass_at_k or ("train" in self._prompts and samples_to_learn):
+            cap = max(cap, self.sampling.cap)
+        attempts = 1 if self.refinement is None else 1 + self.refinement.attempts
+        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows) + attempts * cap
 
-    def _engine_with(self, policy: Policy, version: str) -> Engine:
-        """The engine, started, with the weights of this version."""
+    def collect(self, prompts: PromptBatch) -> Experience:
+        """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
+        policy, version = self._learner.policy, f"step-{self._attached_trainer.global_step}"
         if self._pushed is None:
-            self.engine.start(policy, self.longest_row)
+            self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
             self.engine.push(policy, version)
             self._pushed = version
-        return self.engine
+        return self._collector(prompts)
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
@@ -268,40 +271,56 @@ class RolloutDataModule(pl.LightningDataModule):
         """Stop the engine when a run breaks off."""
         self.teardown("exception")
 
-    def _evaluation_batch(self, batch: PromptBatch) -> EvalBatch:
-        collector = self.collector
-        single = collector.rollouts(batch, 1, self.val_sampling).rollouts
-        refined = None
-        if self.refinement is not None and self.refinement.val_feedback != "none":
-            refined = collector.refined(batch, single, self.val_sampling, self.refinement)
-        sampled = None
-        if self.pass_at_k:
-            sampled = collector.rollouts(batch, self.pass_samples, self.sampling).rollouts
-        return EvalBatch(single, refined, sampled, self.pass_samples)
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of a split that fit, in order. The split must be one of the running stage."""
+        return [prompt for prompt, _ in self._prompts[split].rows]
 
-    def demonstrations(self, batch: PromptBatch) -> TokenRows:
-        """The prompts with their worked solutions, for supervised training."""
-        policy: Policy = self._module.policy
-        completions = []
-        for prompt in batch.prompts:
-            assert prompt.solution is not None, "setup refuses such rows"
-            completions.append(encode_completion(policy.tokenizer, prompt.solution, policy.terminators[0]))
-        return token_rows(batch.prompt_ids, completions, policy.pad_token_id).to(policy.device)
+    def sample(self, count: int) -> Experience:
+        """Attempts at a few training prompts, the same on every call, without moving on in the training set."""
+        return self.collect(self.sample_prompts(count))
 
     def sample_prompts(self, count: int) -> PromptBatch:
         """A few training prompts, the same on every call, without moving on in the training set."""
         prompts = self._prompts["train"]
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return prompts.batch({f"sample/{row}": row for row in order[:count]})
+        recipe = replace(self.recipe("train"), refinement=None)
+        return prompts.batch({f"sample/{row}": row for row in order[:count]}, recipe)
+
+    def _evaluated(self, prompts: PromptBatch) -> EvaluationBatch:
+        sampled = None
+        if self.pass_at_k:
+            recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
+            sampled = replace(prompts, recipe=recipe)
+        single = self.collect(prompts)
+        return EvaluationBatch(single, None if sampled is None else self.collect(sampled))
 
     @property
-    def _module(self) -> Any:
+    def _attached_trainer(self) -> pl.Trainer:
         assert self.trainer is not None, (
             "the data module needs a Trainer: its rollouts are those of the Trainer's module"
         )
-        return self.trainer.lightning_module
+        return self.trainer
 
     @property
     def _ranks(self) -> tuple[int, int]:
-        assert self.trainer is not None
-        return self.trainer.global_rank, self.trainer.world_size
+        return self._attached_trainer.global_rank, self._attached_trainer.world_size
+
+
+def _learner_of(trainer: pl.Trainer) -> Learner:
+    module = trainer.lightning_module
+    if not hasattr(module, "batch_from"):
+        raise ConfigError(
+            f"model: {type(module).__name__} does not say what it learns from: give it the attributes and methods of "
+            "grpo_lightning.rollout.Learner, or derive it from PolicyModule"
+        )
+    return cast(Learner, module)
+
+
+class _StepCount(RunCallback):
+    """Counts a step as done when the module reports it: one that broke off before that is made again on resume."""
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self.data = data
+
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        self.data._train_loader.step = end.step + 1

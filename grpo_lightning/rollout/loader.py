@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.tokenizer import encode_prompt
+from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.types import Prompt
 
@@ -23,11 +24,13 @@ class PromptBatch:
         prompts: the rows.
         prompt_ids: their token ids.
         keys: what each prompt's random numbers are seeded from: its place in the run, the same on any rank.
+        recipe: how attempts at them are made.
     """
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
     keys: list[str]
+    recipe: Recipe
 
     def to(self, device: torch.device) -> PromptBatch:
         """Nothing to move: Lightning asks every batch."""
@@ -66,10 +69,10 @@ class EncodedPrompts:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, rows: Mapping[str, int]) -> PromptBatch:
+    def batch(self, rows: Mapping[str, int], recipe: Recipe) -> PromptBatch:
         """The named rows, as ``{key: row}``."""
         chosen = [self.rows[row] for row in rows.values()]
-        return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows))
+        return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows), recipe)
 
 
 class TrainLoader:
@@ -84,15 +87,15 @@ class TrainLoader:
     Args:
         prompts: of the training split.
         prompts_per_step: of all ranks together.
-        seed: of the shuffling.
+        recipe: of every step; its seed is that of the shuffling too.
         rank: this process.
         ranks: number of processes.
     """
 
-    def __init__(self, prompts: EncodedPrompts, prompts_per_step: int, seed: int, rank: int, ranks: int) -> None:
+    def __init__(self, prompts: EncodedPrompts, prompts_per_step: int, recipe: Recipe, rank: int, ranks: int) -> None:
         self.prompts = prompts
         self.prompts_per_step = prompts_per_step
-        self.seed = seed
+        self.recipe = recipe
         self.rank = rank
         self.ranks = ranks
         self.step = 0
@@ -107,7 +110,7 @@ class TrainLoader:
         for step in range(self.step, (self.step // len(self) + 1) * len(self)):
             places = range(self.rank, self.prompts_per_step, self.ranks)
             rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
-            yield self.prompts.batch(rows)
+            yield self.prompts.batch(rows, replace(self.recipe, step=step))
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}
@@ -118,17 +121,29 @@ class TrainLoader:
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))
         if self._pass is None or self._pass[0] != number:
-            generator = torch.Generator().manual_seed(row_seed(self.seed, "pass", number))
+            generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "pass", number))
             self._pass = number, torch.randperm(len(self.prompts), generator=generator).tolist()
         return self._pass[1][within]
 
 
 class EvalLoader:
-    """Every row once, in order, dealt out to the ranks in turn; none twice, as padding to even shares would have it."""
+    """Every row once, in order, dealt out to the ranks in turn; none twice, as padding to even shares would have it.
 
-    def __init__(self, prompts: EncodedPrompts, split: str, batch_size: int, rank: int, ranks: int) -> None:
+    Args:
+        prompts: of a split.
+        split: its name, with which keys begin.
+        recipe: of every batch.
+        batch_size: prompts of a batch.
+        rank: this process.
+        ranks: number of processes.
+    """
+
+    def __init__(
+        self, prompts: EncodedPrompts, split: str, recipe: Recipe, batch_size: int, rank: int, ranks: int
+    ) -> None:
         self.prompts = prompts
         self.split = split
+        self.recipe = recipe
         self.batch_size = batch_size
         self.mine = range(rank, len(prompts), ranks)
 
@@ -138,4 +153,4 @@ class EvalLoader:
     def __iter__(self) -> Iterator[PromptBatch]:
         for start in range(0, len(self.mine), self.batch_size):
             rows = self.mine[start : start + self.batch_size]
-            yield self.prompts.batch({f"{self.split}/{row}": row for row in rows})
+            yield self.prompts.batch({f"{self.split}/{row}": row for row in rows}, self.recipe)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.types import Credit, Rollout, RolloutBatch
+from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.types import Attempt
 
 
-def record(rollout: Rollout) -> dict[str, Any]:
-    """Everything a person wants to know of a rollout."""
-    verdict, completion = rollout.verdict, rollout.completion
+def record(attempt: Attempt) -> dict[str, Any]:
+    """Everything a person wants to know of an attempt, and a verifier needs to judge it again."""
+    prompt, verdict, completion = attempt.prompt, attempt.verdict, attempt.completion
     return {
-        "prompt": rollout.prompt.messages,
+        "prompt": prompt.messages,
+        "prompt_end": attempt.prompt_end,
         "completion": completion.text,
-        "answer": _plain(rollout.prompt.answer),
-        "metadata": _plain(dict(rollout.prompt.metadata)),
+        "answer": _plain(prompt.answer),
+        "metadata": _plain(dict(prompt.metadata)),
         "correct": verdict.correct,
         "format_valid": verdict.format_valid,
-        "reward": _finite(rollout.reward),
-        "rewards_by_verifier": {name: _finite(reward) for name, reward in rollout.rewards_by_verifier.items()},
+        "reward": _finite(attempt.reward),
+        "rewards_by_verifier": {name: _finite(reward) for name, reward in attempt.rewards_by_verifier.items()},
         "feedback": verdict.feedback,
         "error": verdict.error,
         "finish_reason": str(completion.finish_reason),
@@ -31,82 +33,50 @@ def record(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def records(
-    batch: RolloutBatch, credit: Credit | None, characters: TokenCharacters | None = None, distilled: bool = False
-) -> list[dict[str, Any]]:
-    """All attempts of a training batch, further ones behind the first.
+def records(experience: Experience, characters: TokenCharacters | None = None) -> list[dict[str, Any]]:
+    """The attempts of a training step, one record per row.
 
     Each is a :func:`record` with its place in the run (``id``, ``group``, ``attempt``, and ``parent``, the id of the
     attempt before it), the rewards of each verifier, the advantage, whether it was learned from, and the mean and
     least log-prob of its tokens under the policy that sampled it; with a reference, the mean KL to it (k3).
 
     Args:
-        batch: of the step.
-        credit: of the same attempts; ``None`` leaves the advantages out.
+        experience: of the step. Without advantages, records have none.
         characters: given, the records also hold for each token its id, how many characters it stands for, its
             log-prob, and, where there are such, the reference's log-prob and an advantage of its own.
-        distilled: further attempts are learned under another prompt than they were sampled under, so the reference's
-            log-probs of them do not compare.
     """
-    attempts = _attempts(batch)
-    lengths = [len(rollout.completion.token_ids) for _, rollout in attempts]
+    attempts, learned = experience.attempts, experience.learned_N.tolist()
+    references = None if experience.reference_NT is None else experience.reference_NT.float().tolist()
     made = []
-    for (place, rollout), own in zip(attempts, _credited(credit, lengths), strict=True):
-        reference = None if distilled and place["attempt"] > 1 else own.reference
-        one = place | record(rollout) | {"advantage": own.advantage, "learned": own.learned}
-        one |= _likelihood(rollout.completion.logprobs, reference)
+    for row, attempt in enumerate(attempts):
+        token_ids, logprobs = attempt.completion.token_ids, attempt.completion.logprobs
+        known = experience.row_advantages(row)
+        advantages = None if known is None else known.float().tolist()
+        reference = None
+        # Where nothing is learned the reference was not asked; of a distilled attempt it saw another prompt.
+        if references is not None and learned[row] and attempt.trained_under is None:
+            reference = references[row][: len(token_ids)]
+        one: dict[str, Any] = {
+            "id": attempt.key,
+            "group": attempt.group,
+            "attempt": attempt.number,
+            "parent": None if attempt.parent is None else attempts[attempt.parent].key,
+        }
+        one |= record(attempt)
+        one["advantage"] = None if advantages is None else _rounded(fmean(advantages))
+        one["learned"] = None if advantages is None else learned[row]
+        one |= _likelihood(logprobs, reference)
         if characters is not None:
+            per_token = experience.advantages is not None and experience.advantages.dim() == 2
             one |= {
-                "token_ids": rollout.completion.token_ids,
-                "token_characters": characters(rollout.completion.token_ids, rollout.completion.text),
-                "token_logprobs": _rounded_all(rollout.completion.logprobs),
+                "token_ids": token_ids,
+                "token_characters": characters(token_ids, attempt.completion.text),
+                "token_logprobs": _rounded_all(logprobs),
                 "token_reference_logprobs": _rounded_all(reference),
-                "token_advantages": _rounded_all(own.token_advantages),
+                "token_advantages": _rounded_all(advantages if per_token else None),
             }
         made.append(one)
     return made
-
-
-def _attempts(batch: RolloutBatch) -> list[tuple[dict[str, Any], Rollout]]:
-    """Every attempt with its place in the run."""
-    names = [f"{batch.keys[row // batch.group_size]}/{row % batch.group_size}" for row in range(len(batch))]
-    found = [
-        ({"id": name, "group": batch.keys[row // batch.group_size], "attempt": 1, "parent": None}, rollout)
-        for row, (name, rollout) in enumerate(zip(names, batch.rollouts, strict=True))
-    ]
-    for number, one in enumerate(batch.refinements, start=2):
-        parents = [names[parent] for parent in one.parents]
-        names = [f"{parent}/attempt{number}" for parent in parents]
-        for name, parent, group, rollout in zip(names, parents, one.groups, one.rollouts, strict=True):
-            place = {"id": name, "group": batch.keys[group], "attempt": number, "parent": parent}
-            found.append((place, rollout))
-    return found
-
-
-class _Credited(NamedTuple):
-    """What one attempt was credited with, and the reference's log-probs of its tokens."""
-
-    advantage: float | None = None
-    learned: bool | None = None
-    reference: list[float] | None = None
-    token_advantages: list[float] | None = None
-
-
-def _credited(credit: Credit | None, lengths: Sequence[int]) -> list[_Credited]:
-    if credit is None:
-        return [_Credited()] * len(lengths)
-    advantages, learned = credit.advantages.float().tolist(), credit.learned_N.tolist()
-    # Where nothing is learned the reference was not asked.
-    references = None if credit.reference_NT is None else credit.reference_NT.float().tolist()
-    rows = []
-    for row, length in enumerate(lengths):
-        reference = references[row][:length] if references is not None and learned[row] else None
-        if credit.advantages.dim() == 1:
-            rows.append(_Credited(_rounded(advantages[row]), learned[row], reference))
-        else:
-            own = advantages[row][:length]
-            rows.append(_Credited(_rounded(fmean(own)), learned[row], reference, own))
-    return rows
 
 
 def _likelihood(logprobs: list[float], reference: list[float] | None) -> dict[str, float | None]:

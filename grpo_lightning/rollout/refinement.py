@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import FinishReason, Prompt, Rollout
+from grpo_lightning.models.tokenizer import prompt_end
+from grpo_lightning.types import Attempt, FinishReason, Turn
 
 NO_FEEDBACK = "This answer is not correct."
 
@@ -66,36 +67,8 @@ class RefinementConfig:
             )
 
 
-@dataclass
-class Attempt:
-    """An attempt at a prompt.
-
-    Args:
-        prompt: the row it answers.
-        conversation: token ids that it is sampled under.
-        key: what its random numbers are seeded from.
-        group: the number of the prompt in the step.
-        number: 1 for a first attempt, 2 for the one that follows it.
-        parent: the row of the attempt before it.
-        rollout: ``None`` until it is judged.
-    """
-
-    prompt: Prompt
-    conversation: list[int]
-    key: str
-    group: int
-    number: int = 1
-    parent: int = -1
-    rollout: Rollout | None = None
-
-    @property
-    def judged(self) -> Rollout:
-        assert self.rollout is not None
-        return self.rollout
-
-
 def choose(
-    rollouts: Sequence[Rollout | None], groups: Sequence[int], budget: int, chosen: Collection[int] = ()
+    attempts: Sequence[Attempt | None], groups: Sequence[Hashable], budget: int, chosen: Collection[int] = ()
 ) -> list[int]:
     """The rows that get another attempt, at most ``budget`` with those chosen before.
 
@@ -106,54 +79,62 @@ def choose(
     """
     solved = {
         group
-        for group, rollout in zip(groups, rollouts, strict=True)
-        if rollout is not None and rollout.verdict.correct
+        for group, attempt in zip(groups, attempts, strict=True)
+        if attempt is not None and attempt.verdict.correct
     }
-    failures: dict[int, int] = {}
+    failures: dict[Hashable, int] = {}
     candidates = []
-    for row, (group, rollout) in enumerate(zip(groups, rollouts, strict=True)):
-        if rollout is None or can_be_refined(rollout):
+    for row, (group, attempt) in enumerate(zip(groups, attempts, strict=True)):
+        if attempt is None or can_be_refined(attempt):
             failures[group] = failures.get(group, 0) + 1
             if row not in chosen:
                 candidates.append((group in solved, failures[group], row))
     best = sorted(candidates)[: budget - len(chosen)]
-    return sorted(row for *_, row in best if rollouts[row] is not None)
+    return sorted(row for *_, row in best if attempts[row] is not None)
 
 
-def can_be_refined(rollout: Rollout) -> bool:
-    """Whether it failed in a way that feedback could mend."""
-    failed = rollout.verdict.error is None and not rollout.verdict.correct
-    return failed and rollout.completion.finish_reason is FinishReason.STOP
+def can_be_refined(attempt: Attempt) -> bool:
+    """Whether it failed in a way that feedback could fix."""
+    failed = attempt.verdict.error is None and not attempt.verdict.correct
+    return failed and attempt.completion.finish_reason is FinishReason.STOP
 
 
 def follow(
-    tokenizer: PreTrainedTokenizerBase, row: int, attempt: Attempt, template: str, terminators: Sequence[int]
-) -> Attempt:
-    """Another attempt after a failed one, which is that of ``row``; see :func:`next_turn`."""
-    conversation = next_turn(tokenizer, attempt.conversation, attempt.judged, template, terminators)
+    tokenizer: PreTrainedTokenizerBase,
+    attempt: Attempt,
+    row: int,
+    refinement: RefinementConfig,
+    terminators: Sequence[int],
+) -> Turn:
+    """The turn that follows a failed attempt, which is that of ``row``; see :func:`next_turn`."""
+    conversation = next_turn(tokenizer, attempt, refinement.template, terminators)
     number = attempt.number + 1
-    return Attempt(attempt.prompt, conversation, f"{attempt.key}/attempt{number}", attempt.group, number, row)
+    return Turn(
+        prompt=attempt.prompt,
+        conversation=conversation,
+        prompt_end=prompt_end(tokenizer, conversation),
+        key=f"{attempt.key}/attempt{number}",
+        group=attempt.group,
+        number=number,
+        parent=row,
+        trained_under=attempt.context if refinement.mode == "distill" else None,
+    )
 
 
 def next_turn(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: list[int],
-    rollout: Rollout,
-    template: str,
-    terminators: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase, attempt: Attempt, template: str, terminators: Sequence[int]
 ) -> list[int]:
     """The conversation up to where the next attempt begins: token ids in, token ids out.
 
     Args:
         tokenizer: renders the turn between the two attempts.
-        conversation: what the failed attempt was sampled under.
-        rollout: the failed attempt. Its tokens are taken as they were sampled, never encoded again.
+        attempt: the failed one. Its tokens are taken as they were sampled, never encoded again.
         template: the user's turn, around the verdict's feedback.
         terminators: tokens that end a turn; the chat template writes its own.
     """
-    said = rollout.completion.token_ids
+    said = attempt.completion.token_ids
     said = said[:-1] if said[-1] in terminators else said
-    feedback = _as_plain_text(tokenizer, rollout.verdict.feedback or NO_FEEDBACK)
+    feedback = _as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
     text = template.replace("{feedback}", feedback)
     turns = [
         {"role": "user", "content": "x"},
@@ -162,7 +143,7 @@ def next_turn(
     ]
     rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     between = tokenizer.encode(rendered.split("\x01", 1)[1], add_special_tokens=False)
-    return [*conversation, *said, *between]
+    return [*attempt.conversation, *said, *between]
 
 
 def _as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -1,4 +1,4 @@
-"""From completions to rollouts: verdicts and rewards, of slow verifiers while the rest still decodes."""
+"""From completions to attempts: verdicts and rewards, of slow verifiers while the rest still decodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from grpo_lightning.types import Completion, Prompt, Rollout, Sample, Verdict
+from grpo_lightning.types import Attempt, Completion, Sample, Turn, Verdict
 from grpo_lightning.verifiers.base import Verifier, rewarded
 from grpo_lightning.verifiers.together import combine
 
@@ -24,19 +24,17 @@ class Scoring:
 
     Args:
         verifiers: by the name their rewards are logged under.
-        prompts: one a completion; the list may grow.
+        turns: one per completion; the list may grow.
     """
 
-    def __init__(self, verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt]) -> None:
+    def __init__(self, verifiers: Mapping[str, Verifier], turns: list[Turn]) -> None:
         self.verifiers = verifiers
-        self.prompts = list(prompts)
+        self.turns = turns
         self._threads = {name: ThreadPoolExecutor(1) for name, verifier in verifiers.items() if verifier.slow}
         self._running: dict[str, list[tuple[list[int], Future[Judged]]]] = {name: [] for name in self._threads}
-
-    @property
-    def any_slow(self) -> bool:
+        self._parts = part_curves(verifiers)
+        self.any_slow = bool(self._threads)
         """Whether completions have to be handed over at all."""
-        return bool(self._threads)
 
     def __enter__(self) -> Scoring:
         return self
@@ -51,18 +49,18 @@ class Scoring:
     def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
         """Start judging some rows with the slow verifiers."""
         for name, thread in self._threads.items():
-            samples = [_sample(self.prompts[row], one) for row, one in zip(rows, completions, strict=True)]
+            samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
             self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
 
-    def rollouts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Rollout]:
+    def attempts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Attempt]:
         """Some rows judged. Where a verifier is slow, they must have been handed over, and are waited for."""
-        samples = [_sample(self.prompts[row], one) for row, one in zip(rows, completions, strict=True)]
+        samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
         columns = {
             name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()
         }
         return [
-            _rollout(self.verifiers, self.prompts[row], completion, {name: col[i] for name, col in columns.items()})
+            _attempt(self.turns[row], completion, {name: col[i] for name, col in columns.items()}, self._parts)
             for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
         ]
 
@@ -75,43 +73,46 @@ class Scoring:
         return [by_row[row] for row in rows]
 
 
-def _sample(prompt: Prompt, completion: Completion) -> Sample:
+def _sample(turn: Turn, completion: Completion) -> Sample:
+    prompt = turn.prompt
     return Sample(
-        prompt.messages,
-        completion.text,
-        prompt.answer,
-        prompt.metadata,
-        completion.finish_reason,
-        completion.token_ids,
+        prompt=prompt.messages,
+        completion=completion.text,
+        answer=prompt.answer,
+        metadata=prompt.metadata,
+        finish_reason=completion.finish_reason,
+        token_ids=completion.token_ids,
+        prompt_end=turn.prompt_end,
     )
 
 
-def _rollout(
-    verifiers: Mapping[str, Verifier],
-    prompt: Prompt,
+def _attempt(
+    turn: Turn,
     completion: Completion,
     judged: Mapping[str, tuple[Verdict, float]],
-) -> Rollout:
-    verdicts = {name: verdict for name, (verdict, _) in judged.items()}
+    parts: Mapping[str, tuple[str, str]],
+) -> Attempt:
     rewards = {name: reward for name, (_, reward) in judged.items()}
+    rewards |= {curve: judged[name][0].parts.get(part, math.nan) for curve, (name, part) in parts.items()}
     verdict, reward = combine(judged)
-    return Rollout(prompt, completion, verdict, reward, rewards | _part_rewards(verifiers, verdicts))
+    return Attempt(
+        **vars(turn),
+        completion=completion,
+        verdict=verdict,
+        reward=reward,
+        rewards_by_verifier=rewards,
+    )
 
 
 def reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:
     """The rewards that are worth curves of their own: of each of several verifiers, and of the named parts of any."""
-    own = list(verifiers) if len(verifiers) > 1 else []
-    return own + [curve for name, verifier in verifiers.items() for curve in _part_curves(verifiers, name, verifier)]
+    return [*(verifiers if len(verifiers) > 1 else ()), *part_curves(verifiers)]
 
 
-def _part_curves(verifiers: Mapping[str, Verifier], name: str, verifier: Verifier) -> dict[str, str]:
-    """The parts of a verifier by the name of their curve: with several verifiers, under the verifier's name."""
-    return {part if len(verifiers) == 1 else f"{name}/{part}": part for part in verifier.part_names}
-
-
-def _part_rewards(verifiers: Mapping[str, Verifier], verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+def part_curves(verifiers: Mapping[str, Verifier]) -> dict[str, tuple[str, str]]:
+    """The verifier and the part that each curve of a part belongs to; several verifiers have their names in it."""
     return {
-        curve: verdicts[name].parts.get(part, math.nan)
+        part if len(verifiers) == 1 else f"{name}/{part}": (name, part)
         for name, verifier in verifiers.items()
-        for curve, part in _part_curves(verifiers, name, verifier).items()
+        for part in verifier.part_names
     }

@@ -21,8 +21,8 @@ from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.objectives import CISPO, GSPO, Clip
-from grpo_lightning.rollout import SamplingParams
-from grpo_lightning.types import RolloutBatch, TokenRows
+from grpo_lightning.rollout import Experience, SamplingParams
+from grpo_lightning.types import TokenRows
 from grpo_lightning.verifiers import AllOf, Verdict, Verifier
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same, sgd, trainer
 
@@ -31,7 +31,7 @@ NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
 def gradient(
     folder: Path, path: str, data: dict[str, Any] | None = None, **options: Any
-) -> tuple[dict[str, torch.Tensor], RolloutBatch, dict[str, float]]:
+) -> tuple[dict[str, torch.Tensor], Experience, dict[str, float]]:
     """Minus the change of the weights in one step of SGD with learning rate 1, with the step's batch and log."""
     watch = Watch()
     after = fit(folder, grpo(path, **NO_CLIP | options), 1, rollouts(**data or {}), callbacks=[watch])
@@ -52,8 +52,8 @@ def test_the_on_policy_gradient_is_reinforce_with_a_group_baseline(model_path: s
     found, batch, _ = gradient(tmp_path, model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path)
     loss = torch.zeros(())
-    for row, rollout in enumerate(batch.rollouts):
-        group = [r.reward for r in batch.rollouts[row // 4 * 4 : row // 4 * 4 + 4]]
+    for row, rollout in enumerate(batch.attempts):
+        group = [r.reward for r in batch.attempts[row // 4 * 4 : row // 4 * 4 + 4]]
         mean = sum(group) / 4
         std = (sum((reward - mean) ** 2 for reward in group) / 3) ** 0.5
         prompt = int(batch.tokens.prompt_lengths_N[row])
@@ -129,8 +129,8 @@ def test_the_gradient_with_kl_is_that_of_the_formula(model_path: str, tmp_path: 
     model = AutoModelForCausalLM.from_pretrained(model_path)
     model.load_state_dict({name.removeprefix("policy.model."): tensor for name, tensor in before.items()}, strict=False)
     loss, kls, batch = torch.zeros(()), [], watch.batches[1]
-    for row, rollout in enumerate(batch.rollouts):
-        group = torch.tensor([r.reward for r in batch.rollouts[row // 4 * 4 : row // 4 * 4 + 4]])
+    for row, rollout in enumerate(batch.attempts):
+        group = torch.tensor([r.reward for r in batch.attempts[row // 4 * 4 : row // 4 * 4 + 4]])
         advantage = (rollout.reward - group.mean()) / (group.std() + 1e-4)
         prompt = int(batch.tokens.prompt_lengths_N[row])
         ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
@@ -183,8 +183,8 @@ def test_an_advantage_of_ones_own_may_look_beyond_the_group(model_path: str, tmp
     data = {"group_size": 1, "prompts_per_step": 6}
     found, batch, _ = gradient(tmp_path, model_path, data, advantage=AgainstTheStep())
     model = AutoModelForCausalLM.from_pretrained(model_path)
-    mean, loss = batch.rewards_N.mean(), torch.zeros(())
-    for row, rollout in enumerate(batch.rollouts):
+    mean, loss = batch.reward_N.mean(), torch.zeros(())
+    for row, rollout in enumerate(batch.attempts):
         prompt = int(batch.tokens.prompt_lengths_N[row])
         ids = torch.tensor([batch.tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
         logprobs = model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
@@ -222,7 +222,7 @@ class Constant(Verifier):
 def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model_path: str, tmp_path: Path) -> None:
     data = {"prompts_per_step": 6}
     some, batch, logged = gradient(tmp_path, model_path, data, verifiers=[Constant()])
-    rewards_BG = batch.rewards_N.view(-1, 4)
+    rewards_BG = batch.reward_N.view(-1, 4)
     silent = int((rewards_BG == rewards_BG[:, :1]).all(1).sum())
     assert 0 < silent < 6
     assert logged["reward/groups_without_signal"] == pytest.approx(silent / 6)
@@ -242,7 +242,7 @@ def test_rows_without_signal_do_not_run(model_path: str, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Policy, "logprobs", counting)
     _, batch, _ = gradient(tmp_path, model_path, {"prompts_per_step": 6}, verifiers=[Constant()])
-    rewards_BG = batch.rewards_N.view(-1, 4)
+    rewards_BG = batch.reward_N.view(-1, 4)
     assert sum(ran) == int((rewards_BG != rewards_BG[:, :1]).any(1).sum()) * 4
 
 
@@ -256,12 +256,12 @@ def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Pa
 def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Path) -> None:
     data = {"sampling": SamplingParams(max_new_tokens=30), "group_size": 8}
     _, batch, logged = gradient(tmp_path, model_path, data, verifiers=[BrokenVerifier()], max_error_rate=1.0)
-    broken = batch.rewards_N.isnan()
+    broken = batch.reward_N.isnan()
     assert 0 < broken.sum() < len(broken)
     assert logged["reward/errors"] == pytest.approx(broken.float().mean().item())
-    assert logged["reward/mean"] == pytest.approx(batch.rewards_N[~broken].mean().item())
+    assert logged["reward/mean"] == pytest.approx(batch.reward_N[~broken].mean().item())
     # A reward of 0 in their place would have been another gradient.
-    assert [r.verdict.error for r in batch.rollouts if r.verdict.error] == [
+    assert [r.verdict.error for r in batch.attempts if r.verdict.error] == [
         "BrokenVerifier: OSError: the checker is gone"
     ] * int(broken.sum())
 
@@ -274,7 +274,7 @@ def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path:
 def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, grpo(model_path, verifiers=[LetterVerifier(), Constant(""), LetterVerifier()]), 1, callbacks=[watch])
-    for rollout in watch.batches[0].rollouts:
+    for rollout in watch.batches[0].attempts:
         assert set(rollout.rewards_by_verifier) == {"LetterVerifier", "Constant", "LetterVerifier2"}
         assert rollout.reward == pytest.approx(sum(rollout.rewards_by_verifier.values()) / 3)
     (logged,) = watch.logged
@@ -312,7 +312,7 @@ def test_the_gain_is_what_the_normalisation_multiplies_centred_rewards_by(
     tiny_model: Callable[[str], str], tmp_path: Path, kind: str
 ) -> None:
     _, batch, logged = gradient(tmp_path, tiny_model("llama"), advantage=kind)
-    rewards_BG = batch.rewards_N.view(-1, 4)
+    rewards_BG = batch.reward_N.view(-1, 4)
     centred_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
     scale = {
         "group": 1 / (rewards_BG.std(1, keepdim=True) + 1e-4),
@@ -372,7 +372,7 @@ def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_pa
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert [logged["optim/skipped_steps"] for logged in spoil.logged] == [0, 1, 1, 1]
     (file,) = (tmp_path / "nonfinite").glob("*.jsonl")
-    signal = (spoil.batches[1].rewards_N.view(-1, 4).std(1) > 0).sum() * 4
+    signal = (spoil.batches[1].reward_N.view(-1, 4).std(1) > 0).sum() * 4
     assert len(file.read_text().splitlines()) in range(1, int(signal) + 1)
 
 
@@ -444,10 +444,9 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
 
 
 def test_as_many_minibatches_as_completions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    module = grpo(tiny_model("llama"), minibatches_per_update=12)
-    run = trainer(tmp_path, 12)
-    run.fit(module, datamodule=rollouts())
-    assert module.data.steps_done == 1
+    data = rollouts()
+    trainer(tmp_path, 12).fit(grpo(tiny_model("llama"), minibatches_per_update=12), datamodule=data)
+    assert data.steps_done == 1
 
 
 @pytest.mark.parametrize(
@@ -491,7 +490,7 @@ def test_truncated_sampling_in_training_is_said_and_measured(
     assert "make training samples off-policy" in caplog.text
     gaps = [
         a - b
-        for r in batch.rollouts
+        for r in batch.attempts
         for a, b in zip(r.completion.sampling_logprobs, r.completion.logprobs, strict=True)
     ]
     assert logged["policy/truncation_gap"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)

@@ -71,7 +71,7 @@ def test_without_values_and_with_lambda_1_the_policy_gradient_is_reinforce(model
     before = {f"policy.model.{name}": p.detach().clone() for name, p in model.named_parameters()}
     tokens = watch.batches[0].tokens
     loss = torch.zeros(())
-    for row, rollout in enumerate(watch.batches[0].rollouts):
+    for row, rollout in enumerate(watch.batches[0].attempts):
         prompt = int(tokens.prompt_lengths_N[row])
         ids = torch.tensor([tokens.ids_NL[row, :prompt].tolist() + rollout.completion.token_ids])
         logprobs = model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
@@ -381,7 +381,7 @@ def test_a_truncated_completion_ends_goes_on_or_is_left_out(tiny_model: Callable
         module = ppo(tiny_model("llama"), **PLAIN, **options, lam=1.0, gamma=0.5)
         fit(tmp_path, module, 1, callbacks=[watch, StartHead(0.25)])
         returns = []
-        for rollout in watch.batches[0].rollouts:
+        for rollout in watch.batches[0].attempts:
             length, cut = len(rollout.completion.token_ids), rollout.completion.finish_reason is FinishReason.LENGTH
             end = 0.5 * 0.25 if cut and "bootstrap_truncated" in options else rollout.reward
             if not (cut and "mask_truncated" in options):
@@ -397,13 +397,13 @@ def test_rows_whose_verifier_broke_are_left_out_of_everything(model_path: str, t
     module = ppo(model_path, **PLAIN, verifiers=[BrokenVerifier()], max_error_rate=1.0, lam=1.0)
     fit(tmp_path, module, 1, data, callbacks=[watch])
     (batch,), (logged,) = watch.batches, watch.logged[:1]
-    judged = [r for r in batch.rollouts if r.verdict.error is None]
+    judged = [r for r in batch.attempts if r.verdict.error is None]
     assert 0 < len(judged) < len(batch)
     tokens = sum(len(r.completion.token_ids) for r in judged)
     expected = sum(r.reward * len(r.completion.token_ids) for r in judged) / tokens
     assert logged["return/mean"] == pytest.approx(expected, rel=1e-4)
     trained = sum(
-        int(n) for n, r in zip(batch.tokens.lengths_N, batch.rollouts, strict=True) if r.verdict.error is None
+        int(n) for n, r in zip(batch.tokens.lengths_N, batch.attempts, strict=True) if r.verdict.error is None
     )
     assert logged["total/train_tokens"] == trained
 
@@ -414,7 +414,7 @@ def test_a_kl_to_the_reference_is_paid_for_on_every_token(model_path: str, tmp_p
     logged, batch = watch.logged[2], watch.batches[2]
     assert logged["policy/kl_coef"] == pytest.approx(0.3)
     assert abs(logged["policy/kl"]) > 1e-3
-    lengths = [len(r.completion.token_ids) for r in batch.rollouts]
+    lengths = [len(r.completion.token_ids) for r in batch.attempts]
     assert logged["policy/kl_per_completion"] == pytest.approx(logged["policy/kl"] * sum(lengths) / 12, rel=1e-4)
 
 
@@ -445,7 +445,7 @@ def test_a_kl_that_is_no_number_leaves_the_coefficient_alone(tiny_model: Callabl
 def test_the_gain_is_what_whitening_multiplies_by(model_path: str, tmp_path: Path, whiten: bool) -> None:
     watch = Watch()
     fit(tmp_path, ppo(model_path, **PLAIN, lam=1.0, whiten_advantages=whiten), 1, callbacks=[watch])
-    raw = [r.reward for r in watch.batches[0].rollouts for _ in r.completion.token_ids]
+    raw = [r.reward for r in watch.batches[0].attempts for _ in r.completion.token_ids]
     # Whitened advantages have a sum of squares of n - 1; before, without values, they are the rewards.
     gain = ((len(raw) - 1) / sum(value**2 for value in raw)) ** 0.5
     assert watch.logged[0]["advantage/gain"] == pytest.approx(gain if whiten else 1.0, rel=1e-4)
@@ -463,11 +463,11 @@ def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: P
         callbacks=[watch],
     )
     (batch,) = watch.batches
-    (second,) = batch.refinements
-    rewards = batch.rewards_N.tolist()
-    for parent, rollout in zip(second.parents, second.rollouts, strict=True):
-        rewards[parent] = max(rewards[parent], 0.8 * rollout.reward)
-    attempts = list(zip(rewards, batch.rollouts, strict=True)) + [(r.reward, r) for r in second.rollouts]
+    rewards = batch.reward_N.tolist()
+    assert len(batch) > batch.first
+    for attempt in batch.attempts[batch.first :]:
+        rewards[attempt.parent] = max(rewards[attempt.parent], 0.8 * attempt.reward)
+    attempts = list(zip(rewards, batch.attempts, strict=True))
     tokens = sum(len(r.completion.token_ids) for _, r in attempts)
     expected = sum(reward * len(r.completion.token_ids) for reward, r in attempts) / tokens
     assert watch.logged[0]["return/mean"] == pytest.approx(expected, rel=1e-4)

@@ -351,11 +351,11 @@ def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_p
     (metrics,) = trainer(tmp_path, 1, limit_val_batches=1.0, callbacks=[See()]).validate(
         grpo(model_path), datamodule=data
     )
-    single = [rollout for batch in seen for rollout in batch.single]
+    single = [attempt for batch in seen for attempt in batch.single.attempts]
     assert len(single) == 24
     assert metrics["val/accuracy"] == pytest.approx(sum(r.verdict.correct for r in single) / 24)
     assert metrics["val/length_mean"] == pytest.approx(sum(len(r.completion.token_ids) for r in single) / 24)
-    groups = [b.sampled[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
+    groups = [b.sampled.attempts[i : i + 5] for b in seen for i in range(0, len(b.sampled), 5)]
     for k in (1, 2, 4):
         expected = sum(pass_at_k(5, sum(r.verdict.correct for r in group), k) for group in groups) / 24
         assert metrics[f"val/pass@{k}"] == pytest.approx(expected)
@@ -391,7 +391,7 @@ def test_sft_learns_the_solutions_and_only_their_tokens(model_path: str, tmp_pat
     fit(tmp_path, module, 60, callbacks=[watch])
     assert watch.logged[0]["policy/loss"] > 2
     assert watch.logged[-1]["policy/loss"] < 0.3
-    tokens = watch.batches[0]
+    tokens = watch.batches[0].tokens
     (ids,) = {tuple(tokens.ids_NL[row, p : p + 5].tolist()) for row, p in enumerate(tokens.prompt_lengths_N.tolist())}
     assert module.policy.tokenizer.decode(ids) == "eeee<|im_end|>"
     logprobs_NT, _ = module.policy.logprobs(tokens)

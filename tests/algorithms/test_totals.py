@@ -22,7 +22,7 @@ def test_tokens_are_those_of_the_rollouts_and_of_the_updates(model_path: str, tm
     fit(tmp_path, grpo(model_path, beta=0.1, updates_per_rollout=2), 6, callbacks=[watch])
     sampled = trained = 0
     for batch, logged in zip(watch.batches, watch.logged, strict=True):
-        sampled += sum(len(rollout.completion.token_ids) for rollout in batch.rollouts)
+        sampled += sum(len(rollout.completion.token_ids) for rollout in batch.attempts)
         trained += 2 * int(batch.tokens.lengths_N.sum())
         assert logged["total/rollout_tokens"] == sampled
         assert logged["total/train_tokens"] == trained
@@ -33,7 +33,8 @@ def test_further_attempts_count(model_path: str, tmp_path: Path) -> None:
     data = rollouts(refinement=RefinementConfig(budget=3), sampling=SamplingParams(max_new_tokens=80))
     fit(tmp_path, grpo(model_path, verifiers=[Parity(accept_truncated=True)]), 1, data, callbacks=[watch])
     (batch,) = watch.batches
-    attempts = [*batch.rollouts, *batch.refinements[0].rollouts]
+    attempts = batch.attempts
+    assert len(attempts) > batch.first
     assert watch.logged[0]["total/rollout_tokens"] == sum(len(r.completion.token_ids) for r in attempts)
 
 
@@ -41,7 +42,7 @@ def test_sft_trains_tokens_and_samples_none(model_path: str, tmp_path: Path) -> 
     watch = Watch()
     fit(tmp_path, sft(model_path), 3, callbacks=[watch])
     assert watch.logged[-1]["total/rollout_tokens"] == 0
-    assert watch.logged[-1]["total/train_tokens"] == sum(int(tokens.lengths_N.sum()) for tokens in watch.batches)
+    assert watch.logged[-1]["total/train_tokens"] == sum(int(one.tokens.lengths_N.sum()) for one in watch.batches)
 
 
 def test_a_resumed_run_goes_on_counting(model_path: str, tmp_path: Path) -> None:

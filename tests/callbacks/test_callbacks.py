@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,24 +26,10 @@ from grpo_lightning.callbacks import (
 from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
-from grpo_lightning.rollout import SamplingParams
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, TokenRows, Verdict
+from grpo_lightning.rollout import SamplingParams, StepEnd
+from grpo_lightning.types import FinishReason
 from tests.algorithms.test_grpo import Constant
-from tests.toy import LetterVerifier, ToyTask, Watch, fit, grpo, rollouts, same, trainer
-
-
-def batch_of(rows: list[tuple[float, FinishReason]], group_size: int = 2) -> RolloutBatch:
-    made = [
-        Rollout(
-            Prompt([]), Completion([1] * (index + 1), "", reason, [], []),
-            Verdict(reward == 1, True, error="gone" if math.isnan(reward) else None), reward,
-        )
-        for index, (reward, reason) in enumerate(rows)
-    ]  # fmt: skip
-    nothing = torch.zeros(len(rows))
-    tokens = TokenRows(nothing[:, None].long(), nothing.long(), nothing.long())
-    return RolloutBatch(made, group_size, tokens, nothing[:, None], nothing, 1.0, 9, {})
-
+from tests.toy import LetterVerifier, ToyTask, Watch, experience, fit, grpo, rollouts, same, trainer
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 
@@ -62,7 +47,7 @@ STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
     ],
 )  # fmt: skip
 def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list[str], unwanted: list[str]) -> None:
-    text = "\n".join(line for _, line in preflight(batch_of(rows), 0.5))
+    text = "\n".join(line for _, line in preflight(experience(rows), 0.5))
     assert all(part in text for part in wanted)
     assert not any(part in text for part in unwanted)
     assert "1 to 2 tokens" in text
@@ -113,12 +98,13 @@ def test_lengths_far_from_the_start_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, lengths: list[int], said: str | None
 ) -> None:
     metrics = {"completion/truncated": 0.0, "reward/groups_without_signal": 0.0}
-    lightning: Any = trainer(tmp_path, 1)
+    lightning, module = trainer(tmp_path, 1), pl.LightningModule()
 
     def watch(check: HealthCheck, lengths: list[int]) -> None:
         for length in lengths:
-            lightning._logger_connector._callback_metrics |= metrics | {"completion/length_mean": float(length)}
-            check.on_train_batch_end(lightning, None, None, batch_of([(1.0, STOP), (0.0, STOP)]), 0)
+            logged = metrics | {"completion/length_mean": float(length)}
+            end = StepEnd(0, logged, experience([(1.0, STOP), (0.0, STOP)]))
+            check.on_step_end(lightning, module, end)
 
     with caplog.at_level(logging.WARNING, "grpo_lightning"):
         watch(HealthCheck(patience=2), lengths)
@@ -153,10 +139,10 @@ def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
     assert "different rewards" in caplog.text
     assert "groups" not in caplog.text
     one_a_prompt = [(0.0, STOP), (1.0, STOP), (1.0, STOP)]
-    ((_, _), (_, said), *more) = preflight(batch_of(one_a_prompt, group_size=1), 0.5, groups=False)
+    ((_, _), (_, said), *more) = preflight(experience(one_a_prompt, group_size=1), 0.5, groups=False)
     assert said.endswith("2 different rewards among all of them to learn from")
     assert not more, "one completion a prompt is enough where groups are nothing"
-    silent = preflight(batch_of([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
+    silent = preflight(experience([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
     assert silent.startswith("preflight: all rewards are the same: raise data.sampling.temperature")
 
 

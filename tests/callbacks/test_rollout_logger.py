@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,8 +25,8 @@ from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
-from grpo_lightning.rollout.records import TokenCharacters, record
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, Verdict
+from grpo_lightning.rollout.records import TokenCharacters, record, records
+from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
 from tests.tiny import tiny_tokenizer
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts
 
@@ -48,12 +49,13 @@ def test_every_rollout_is_written_with_what_the_step_made_of_it(path: str, tmp_p
     rows = logged(tmp_path)
     assert len(rows) == 2 * 12
     for step, batch in enumerate(watch.batches):
-        advantages = GroupStd()(batch.rewards_N.view(-1, 4)).flatten().tolist()
-        for place, (rollout, advantage) in enumerate(zip(batch.rollouts, advantages, strict=True)):
+        advantages = GroupStd()(batch.reward_N.view(-1, 4)).flatten().tolist()
+        for place, (rollout, advantage) in enumerate(zip(batch.attempts, advantages, strict=True)):
             (row,) = [one for one in rows if one["id"] == f"train/{step}/{place // 4}/{place % 4}"]
             assert (row["step"], row["optimizer_step"], row["rank"]) == (step, step + 1, 0)
             assert (row["group"], row["attempt"], row["parent"]) == (f"train/{step}/{place // 4}", 1, None)
             assert row["prompt"] == rollout.prompt.messages
+            assert row["prompt_end"].endswith(f"{row['prompt'][-1]['content']}<|im_end|>\n<|im_start|>assistant\n")
             assert row["completion"] == rollout.completion.text
             assert row["finish_reason"] == rollout.completion.finish_reason.value
             assert row["reward"] == (None if math.isnan(rollout.reward) else rollout.reward)
@@ -103,17 +105,16 @@ def test_further_attempts_name_the_one_before_them(path: str, tmp_path: Path, mo
 
 
 def test_where_each_token_has_its_own_advantage_the_record_has_them_and_their_mean(path: str, tmp_path: Path) -> None:
-    from grpo_lightning.types import Credit
-
-    data, watch = rollouts(), Watch()
-    fit(tmp_path, grpo(path), 1, data, callbacks=[watch])
+    watch = Watch()
+    fit(tmp_path, grpo(path), 1, callbacks=[watch])
     (batch,) = watch.batches
     own_NT = torch.arange(12.0)[:, None] + torch.arange(16.0) / 10
-    for row, one in enumerate(data.records(batch, Credit(own_NT, torch.ones(12, dtype=torch.bool)))):
+    known = replace(batch, advantages=own_NT)
+    for row, one in enumerate(records(known, TokenCharacters(TOKENIZER))):
         expected = [round(row + place / 10, 1) for place in range(one["tokens"])]
         assert one["token_advantages"] == pytest.approx(expected, abs=1e-4)
         assert one["advantage"] == pytest.approx(fmean(expected), abs=1e-4)
-    assert all(one["advantage"] is None for one in data.records(batch, None))
+    assert all(one["advantage"] is None for one in records(batch))
 
 
 def test_a_resumed_run_overwrites_nothing_and_no_step_is_read_twice(path: str, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any]) -> None:
 def test_a_record_is_json_whatever_the_row_holds() -> None:
     completion = Completion([1], "x", FinishReason.STOP, [0.0], [0.0])
     prompt = Prompt([], answer=float("inf"), metadata={"n": float("nan"), "s": {1}, 2: [1.5]})
-    row = record(Rollout(prompt, completion, Verdict(False, False), float("nan")))
+    row = record(Attempt(prompt, [1], completion=completion, verdict=Verdict(False, False), reward=float("nan")))
     text = json.dumps(row, allow_nan=False)
     assert json.loads(text)["metadata"] == {"n": "nan", "s": "{1}", "2": [1.5]}
 

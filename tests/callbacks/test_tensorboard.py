@@ -26,10 +26,9 @@ from grpo_lightning.callbacks import TensorBoardExtras
 from grpo_lightning.callbacks.tensorboard import FINAL, HYPERPARAMETERS, samples_table
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, Verdict
-from tests.callbacks.test_callbacks import batch_of
+from grpo_lightning.types import Completion, FinishReason, Prompt, Verdict
 from tests.cli.test_cli import few, only_run
-from tests.toy import LetterVerifier, adam, fit, grpo, same
+from tests.toy import LetterVerifier, adam, experience, fit, grpo, same
 
 ROOT = Path(__file__).parents[2]
 VALIDATE: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1, "log_every_n_steps": 1}
@@ -172,17 +171,17 @@ HOSTILE = (
 
 
 def test_what_a_model_says_stays_text_in_the_table() -> None:
-    batch = batch_of([(1.0, FinishReason.STOP), (0.0, FinishReason.LENGTH), (math.nan, FinishReason.STOP)])
+    batch = experience([(1.0, FinishReason.STOP), (0.0, FinishReason.LENGTH), (math.nan, FinishReason.STOP)])
     said = [
-        Rollout(
-            Prompt([{"role": "user", "content": HOSTILE}]),
-            Completion([1], HOSTILE, one.completion.finish_reason, [0.0], [0.0]),
-            Verdict(one.verdict.correct, True, HOSTILE, error=HOSTILE if math.isnan(one.reward) else None),
-            one.reward,
+        replace(
+            one,
+            prompt=Prompt([{"role": "user", "content": HOSTILE}]),
+            completion=Completion([1], HOSTILE, one.completion.finish_reason, [0.0], [0.0]),
+            verdict=Verdict(one.verdict.correct, True, HOSTILE, error=HOSTILE if math.isnan(one.reward) else None),
         )
-        for one in batch.rollouts
+        for one in batch.attempts
     ]
-    table = samples_table(replace(batch, rollouts=said), torch.tensor([1.0, -1.0, 0.0]), 3, 0)
+    table = samples_table(replace(batch, attempts=said, advantages=torch.tensor([1.0, -1.0, 0.0])), 3, 0)
     page = markdown_to_safe_html(table)
     assert page.count("<tr>") == 1 + 2 + 2 + 3, "best and worst are among those with a verdict"
     assert page.count("<td") == 3 * 7
@@ -195,17 +194,17 @@ def test_what_a_model_says_stays_text_in_the_table() -> None:
 
 
 def test_where_each_token_has_its_own_advantage_the_table_has_their_mean() -> None:
-    batch = batch_of([(1.0, FinishReason.STOP), (0.0, FinishReason.STOP)])
+    batch = experience([(1.0, FinishReason.STOP), (0.0, FinishReason.STOP)])
     own_NT = torch.tensor([[3.0, 99.0, 99.0], [1.0, -2.0, 99.0]])  # of one token, and of two
-    table = samples_table(batch, own_NT, 1, 0)
+    table = samples_table(replace(batch, advantages=own_NT), 1, 0)
     assert "advantage +3.00" in table
     assert "advantage -0.50" in table
 
 
 def test_long_texts_lose_their_middle() -> None:
-    batch = batch_of([(1.0, FinishReason.STOP)])
+    batch = experience([(1.0, FinishReason.STOP)])
     long = Completion([1], "x" * 5000 + "the end", FinishReason.STOP, [0.0], [0.0])
-    table = samples_table(replace(batch, rollouts=[replace(batch.rollouts[0], completion=long)]), None, 1, 0)
+    table = samples_table(replace(batch, attempts=[replace(batch.attempts[0], completion=long)]), 1, 0)
     assert table.count("x" * 400) == 3
     assert "the end" in table
     assert len(table) < 3 * 1000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
+from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, TrainLoader
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import Prompt
@@ -33,6 +34,7 @@ def passes(loader: TrainLoader, steps: int) -> list[tuple[list[str], list[int]]]
     taken: list[tuple[list[str], list[int]]] = []
     while len(taken) < steps:
         for batch in loader:
+            assert batch.recipe.step == loader.step
             taken.append((batch.keys, [prompt.answer for prompt in batch.prompts]))
             loader.step += 1
     return taken[:steps]
@@ -41,12 +43,12 @@ def passes(loader: TrainLoader, steps: int) -> list[tuple[list[str], list[int]]]
 @given(rows=st.integers(1, 12), per_step=st.integers(1, 7), ranks=st.integers(1, 3), cut=st.integers(0, 9))
 def test_steps_are_the_same_on_any_ranks_and_after_any_resume(rows: int, per_step: int, ranks: int, cut: int) -> None:
     prompts = encoded(rows)
-    whole = passes(TrainLoader(prompts, per_step, seed=3, rank=0, ranks=1), 10)
+    whole = passes(TrainLoader(prompts, per_step, recipe=Recipe(seed=3), rank=0, ranks=1), 10)
     shares = []
     for rank in range(ranks):
-        loader = TrainLoader(prompts, per_step, seed=3, rank=rank, ranks=ranks)
+        loader = TrainLoader(prompts, per_step, recipe=Recipe(seed=3), rank=rank, ranks=ranks)
         before = passes(loader, cut)
-        resumed = TrainLoader(prompts, per_step, seed=3, rank=rank, ranks=ranks)
+        resumed = TrainLoader(prompts, per_step, recipe=Recipe(seed=3), rank=rank, ranks=ranks)
         loader.step = cut
         resumed.load_state_dict(loader.state_dict())
         shares.append(before + passes(resumed, 10 - cut))
@@ -57,10 +59,14 @@ def test_steps_are_the_same_on_any_ranks_and_after_any_resume(rows: int, per_ste
 
 
 def test_every_pass_names_every_row_once_in_an_order_of_its_own() -> None:
-    answers = [a for _, step in passes(TrainLoader(encoded(10), 4, seed=0, rank=0, ranks=1), 10) for a in step]
+    answers = [
+        a for _, step in passes(TrainLoader(encoded(10), 4, recipe=Recipe(seed=0), rank=0, ranks=1), 10) for a in step
+    ]
     assert all(set(answers[start : start + 10]) == set(range(10)) for start in (0, 10, 20, 30))
     assert answers[:10] != answers[10:20]
-    other = [a for _, step in passes(TrainLoader(encoded(10), 4, seed=1, rank=0, ranks=1), 3) for a in step]
+    other = [
+        a for _, step in passes(TrainLoader(encoded(10), 4, recipe=Recipe(seed=1), rank=0, ranks=1), 3) for a in step
+    ]
     assert other != answers[:12]
 
 
@@ -68,7 +74,7 @@ def test_every_pass_names_every_row_once_in_an_order_of_its_own() -> None:
 def test_evaluation_takes_every_row_exactly_once(rows: int, size: int, ranks: int) -> None:
     seen: Counter[int] = Counter()
     for rank in range(ranks):
-        loader = EvalLoader(encoded(rows), "val", size, rank, ranks)
+        loader = EvalLoader(encoded(rows), "val", Recipe("val"), size, rank, ranks)
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(len(batch.prompts) <= size for batch in batches)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import GRPOModule, PPOModule, base
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import credited, learning_rows
+from grpo_lightning.algorithms.rows import credited_rewards
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
-from grpo_lightning.rollout import RefinementConfig, SamplingParams
-from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choose, next_turn
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, RolloutBatch, Sample, Verdict
+from grpo_lightning.rollout import Experience, Recipe, RefinementConfig, SamplingParams
+from grpo_lightning.rollout.experience import experience_of
+from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choose, follow, next_turn
+from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, Verifier
 from tests.tiny import tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same, sgd, trainer
@@ -27,13 +30,21 @@ from tests.toy import Watch, fit, grpo, rollouts, same, sgd, trainer
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 
 
-def rollout(correct: bool, reason: FinishReason = STOP, error: str | None = None, feedback: str = "Wrong.") -> Rollout:
+def attempt(
+    correct: bool,
+    reason: FinishReason = STOP,
+    error: str | None = None,
+    feedback: str = "Wrong.",
+    ids: tuple[int, ...] = (30, 31, 7),
+    conversation: list[int] | None = None,
+) -> Attempt:
+    completion = Completion(list(ids), "ab", reason, [], [])
     verdict = Verdict(correct, True, feedback, error=error)
-    return Rollout(Prompt([]), Completion([30, 31, 7], "ab", reason, [], []), verdict, float(correct))
+    return Attempt(Prompt([]), conversation or [], completion=completion, verdict=verdict, reward=float(correct))
 
 
 KINDS = {
-    "right": rollout(True), "wrong": rollout(False), "cut": rollout(False, CUT), "broken": rollout(False, error="x")
+    "right": attempt(True), "wrong": attempt(False), "cut": attempt(False, CUT), "broken": attempt(False, error="x")
 }  # fmt: skip
 
 
@@ -50,9 +61,9 @@ class Parity(Verifier):
 
 def test_groups_without_success_come_first_and_in_turn() -> None:
     rows = [
-        *(rollout(True), rollout(False), rollout(False)),  # group 0 has a success
-        *(rollout(False), rollout(False), rollout(False)),  # groups 1 and 2 have none
-        *(rollout(False), rollout(False, CUT), rollout(False, error="gone")),
+        *(attempt(True), attempt(False), attempt(False)),  # group 0 has a success
+        *(attempt(False), attempt(False), attempt(False)),  # groups 1 and 2 have none
+        *(attempt(False), attempt(False, CUT), attempt(False, error="gone")),
     ]
     groups = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     # By hand: the first failures of groups 1 and 2, then the second and third of 1 (2 has no other), then group 0's.
@@ -73,11 +84,11 @@ def test_what_is_chosen_early_would_be_chosen_if_all_that_still_decode_failed(da
     kinds = data.draw(st.lists(st.sampled_from([*KINDS]), min_size=4, max_size=24))
     budget = data.draw(st.integers(1, 8))
     groups = [row // 4 for row in range(len(kinds))]
-    known: list[Rollout | None] = [None] * len(kinds)
+    known: list[Attempt | None] = [None] * len(kinds)
     chosen: set[int] = set()
     for row in data.draw(st.permutations(range(len(kinds)))):
         known[row] = KINDS[kinds[row]]
-        outlook = choose([one or rollout(False) for one in known], groups, budget, chosen)
+        outlook = choose([one or attempt(False) for one in known], groups, budget, chosen)
         now = choose(known, groups, budget, chosen)
         assert now == [one for one in outlook if known[one] is not None]
         assert chosen.isdisjoint(now)
@@ -97,17 +108,23 @@ def test_the_next_turn_is_the_rendered_chat_with_the_sampled_tokens_in_it() -> N
     tokenizer = tiny_tokenizer()
     user = [{"role": "user", "content": "2 + 2?"}]
     prompt = tokenizer.encode(tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True))
-    failed = rollout(False, feedback="No.")
-    ids = next_turn(tokenizer, prompt, failed, "{feedback} Again.", terminators=[7, 2])
+    failed = attempt(False, feedback="No.", conversation=prompt)
+    ids = next_turn(tokenizer, failed, "{feedback} Again.", terminators=[7, 2])
     said = tokenizer.decode(failed.completion.token_ids[:-1])
     chat = [*user, {"role": "assistant", "content": said}, {"role": "user", "content": "No. Again."}]
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert ids[: len(prompt) + 2] == [*prompt, 30, 31]
     # Ended by a stop string, without a terminator of its own: the template's is put behind it all the same.
-    cut = Rollout(failed.prompt, Completion([30, 31], "ab", STOP, [], []), failed.verdict, 0.0)
-    assert next_turn(tokenizer, prompt, cut, "{feedback} Again.", [7, 2]) == ids
-    silent = rollout(False, feedback="")
-    assert NO_FEEDBACK in tokenizer.decode(next_turn(tokenizer, prompt, silent, "{feedback}", [7, 2]))
+    cut = attempt(False, feedback="No.", ids=(30, 31), conversation=prompt)
+    assert next_turn(tokenizer, cut, "{feedback} Again.", [7, 2]) == ids
+    silent = attempt(False, feedback="", conversation=prompt)
+    assert NO_FEEDBACK in tokenizer.decode(next_turn(tokenizer, silent, "{feedback}", [7, 2]))
+    for mode, under in (("in_context", None), ("distill", prompt)):
+        turn = follow(tokenizer, failed, 5, RefinementConfig(mode=mode, template="{feedback} Again."), [7, 2])
+        assert (turn.conversation, turn.trained_under) == (ids, under)
+        assert (turn.number, turn.parent, turn.key) == (2, 5, "/attempt2")
+        assert turn.prompt_end == tokenizer.decode(ids)[-64:]
+        assert turn.prompt_end.endswith("<|im_start|>assistant\n")
 
 
 @settings(max_examples=100, deadline=None)
@@ -119,8 +136,9 @@ def test_the_next_turn_is_the_rendered_chat_with_the_sampled_tokens_in_it() -> N
 def test_the_gold_answer_never_reaches_the_second_turn(gold: int, wrong: int, form: str) -> None:
     tokenizer = tiny_tokenizer()
     verdict = MathVerifier().verify(Sample("", form.format(wrong), str(gold)))
-    failed = Rollout(Prompt([], answer=str(gold)), Completion([30, 7], "a", STOP, [], []), verdict, 0.0)
-    text = tokenizer.decode(next_turn(tokenizer, [1], failed, RefinementConfig().template, [7]))
+    said = Completion([30, 7], "a", STOP, [], [])
+    failed = Attempt(Prompt([], answer=str(gold)), [1], completion=said, verdict=verdict, reward=0.0)
+    text = tokenizer.decode(next_turn(tokenizer, failed, RefinementConfig().template, [7]))
     assert str(gold) not in text
 
 
@@ -129,7 +147,7 @@ def test_the_gold_answer_never_reaches_the_second_turn(gold: int, wrong: int, fo
 
 def step(
     folder: Path, path: str, refinement: RefinementConfig | None, **options: Any
-) -> tuple[RolloutBatch, dict[str, torch.Tensor], Watch]:
+) -> tuple[Experience, dict[str, torch.Tensor], Watch]:
     """One step of SGD with learning rate 1: the batch, minus the change of the weights, and the log."""
     watch = Watch()
     data = rollouts(refinement=refinement, prompts_per_step=3, group_size=4, sampling=SamplingParams(max_new_tokens=80))
@@ -149,6 +167,11 @@ def split(batch: Any, row: int) -> tuple[list[int], list[int]]:
     return ids[:prompt], ids[prompt : prompt + int(batch.tokens.completion_lengths_N[row])]
 
 
+def later(batch: Experience) -> list[int]:
+    """The rows of the attempts that follow others."""
+    return list(range(batch.first, len(batch)))
+
+
 def group_advantage(rewards: list[float], own: int, std: bool) -> float:
     if len(rewards) < 2 or max(rewards) == min(rewards):
         return 0.0
@@ -161,38 +184,33 @@ def group_advantage(rewards: list[float], own: int, std: bool) -> float:
 def test_the_gradient_is_that_of_the_formula(model_path: str, tmp_path: Path, mode: Any) -> None:
     config = RefinementConfig(mode=mode, budget=3, gamma=0.8)
     batch, found, _ = step(tmp_path, model_path, config)
-    (second,) = batch.refinements
-    assert any(r.verdict.correct for r in second.rollouts), "or nothing is tested"
-    first = batch.rewards_N.tolist()
-    later = second.rewards_N.tolist()
+    attempts, second = batch.attempts, later(batch)
+    assert any(attempts[row].verdict.correct for row in second), "or nothing is tested"
+    rewards = [attempt.reward for attempt in attempts]
+    prompt_of = list(range(len(batch)))
+    for row in range(len(batch)):
+        parent = attempts[row].parent
+        prompt_of[row] = row // 4 if parent is None else prompt_of[parent]
+        if mode == "in_context" and parent is not None:
+            rewards[parent] = max(rewards[parent], 0.8 * rewards[row])
     model = AutoModelForCausalLM.from_pretrained(model_path)
     terms = []
-    if mode == "in_context":
-        for parent, reward in zip(second.parents, later, strict=True):
-            first[parent] = max(first[parent], 0.8 * reward)
-    for row in range(12):
-        start = row // 4 * 4
-        mates = first[start : start + 4]
-        if mode == "distill":
-            joined = [
-                r
-                for r, g, one in zip(later, second.groups, second.rollouts, strict=True)
-                if g == row // 4 and one.verdict.correct
-            ]
-            mates = mates + joined
-        advantage = group_advantage(mates, row - start, std=mode == "in_context")
-        terms.append(advantage * naive(model, *split(batch, row)).mean())
-    for index, one in enumerate(second.rollouts):
-        mates = [i for i, group in enumerate(second.groups) if group == second.groups[index]]
-        logprobs = naive(model, *split(second, index))
+    for row, one in enumerate(attempts):
+        first = row < 12
+        mates = [other for other in range(12) if other // 4 == prompt_of[row]]
+        same_prompt = [other for other in second if prompt_of[other] == prompt_of[row]]
         if mode == "in_context":
-            advantage = group_advantage([later[i] for i in mates], mates.index(index), std=True)
+            mates = mates if first else same_prompt
+        else:
+            mates += [other for other in same_prompt if attempts[other].verdict.correct]
+            if row not in mates:
+                continue
+        own = mates.index(row)
+        advantage = group_advantage([rewards[mate] for mate in mates], own, std=mode == "in_context")
+        logprobs = naive(model, *split(batch, row))
+        if one.trained_under is None:
             terms.append(advantage * logprobs.mean())
-        elif one.verdict.correct:
-            group = second.groups[index]
-            mates = [i for i in mates if second.rollouts[i].verdict.correct]
-            rewards = first[group * 4 : group * 4 + 4] + [later[i] for i in mates]
-            advantage = group_advantage(rewards, 4 + mates.index(index), std=False)
+        else:
             probs = logprobs.exp()
             terms.append(advantage * (probs / (probs + 0.1)).mean())
     (-torch.stack(terms).sum() / len(terms)).backward()
@@ -225,9 +243,9 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
         watch = Watch()
         trained.append(fit(tmp_path, module, 1, data, callbacks=[watch]))
         batches += watch.batches
-    (second,) = batches[0].refinements
     # All count here, for beta is above 0, and each parent's row is saved; perhaps more, where attempts are alike.
-    saved = batches[0].tokens.lengths_N[sorted(set(second.parents))].sum()
+    parents = {batches[0].attempts[row].parent for row in later(batches[0])}
+    saved = batches[0].tokens.lengths_N[sorted(parent for parent in parents if parent is not None)].sum()
     assert 0 < saved <= ran[1] - ran[0]
     for name, weight in trained[0].items():
         torch.testing.assert_close(weight, trained[1][name], atol=5e-5, rtol=1e-3)
@@ -249,29 +267,40 @@ def test_the_budget_is_spent_whenever_verdicts_come(
         prompts_per_step=3, group_size=8, rollout_rows_at_once=rows_at_once,
     )  # fmt: skip
     fit(tmp_path, grpo(model_path, verifiers=[verifier]), 1, data, callbacks=[watch])
-    before, groups = watch.batches[0].rollouts, [row // 8 for row in range(24)]
-    for round_ in watch.batches[0].refinements:
-        failures = [row for row, one in enumerate(before) if can_be_refined(one)]
-        assert set(round_.parents) <= set(failures)
-        assert len(round_.parents) == len(set(round_.parents)) == min(6, len(failures))
-        assert round_.parents == sorted(round_.parents)
-        assert round_.groups == [groups[parent] for parent in round_.parents]
+    batch = watch.batches[0]
+    rounds = [[row for row, one in enumerate(batch.attempts) if one.number == number] for number in (1, 2, 3)]
+    assert sum(map(len, rounds)) == len(batch)
+    for before, after in pairwise(rounds):
+        attempts = [batch.attempts[row] for row in before]
+        failures = [row for row in before if can_be_refined(batch.attempts[row])]
+        parents = [batch.attempts[row].parent for row in after]
+        assert set(parents) <= set(failures)
+        assert len(parents) == len(set(parents)) == min(6, len(failures))
+        assert parents == sorted(parents)
+        assert all(batch.attempts[row].group == batch.attempts[batch.attempts[row].parent].group for row in after)
         if verifier.slow and rows_at_once is None:
-            assert round_.parents == choose(before, groups, 6)
-        before, groups = round_.rollouts, round_.groups
-    assert len(watch.batches[0].refinements) == 2 or not any(map(can_be_refined, before))
+            chosen = choose(attempts, [one.group for one in attempts], 6)
+            assert parents == [before[place] for place in chosen]
+    assert rounds[2] or not any(can_be_refined(batch.attempts[row]) for row in rounds[1])
 
 
 def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, tmp_path: Path) -> None:
     for mode in ("in_context", "distill"):
         batch, _, _ = step(tmp_path, model_path, RefinementConfig(mode=mode, budget=2))
-        (second,) = batch.refinements
         tokenizer = Policy(PolicyConfig(path=model_path)).tokenizer
-        for index, parent in enumerate(second.parents):
-            trained_under, attempt = split(second, index)
+        assert later(batch)
+        for row in later(batch):
+            trained_under, completion = split(batch, row)
+            one = batch.attempts[row]
+            parent = one.parent
             prompt, said = split(batch, parent)
-            assert attempt == second.rollouts[index].completion.token_ids
-            assert second.groups[index] == parent // 4
+            assert completion == one.completion.token_ids
+            assert one.group == batch.attempts[parent].group
+            # In context they are a group per round; distilled, they join the prompt's.
+            assert batch.group_N[row] == parent // 4 + (0 if mode == "distill" else 3)
+            assert batch.distilled_N[row] == (mode == "distill")
+            assert batch.scored_N[row] == (mode == "in_context" or one.verdict.correct)
+            assert one.conversation[: len(prompt) + len(said) - 1] == prompt + said[:-1]
             if mode == "distill":
                 assert trained_under == prompt
             else:
@@ -279,19 +308,65 @@ def test_second_attempts_are_trained_under_what_the_mode_says(model_path: str, t
                 assert "The sum of the bytes is odd." in tokenizer.decode(trained_under)
 
 
+def experience(rewards: list[float], parents: list[int | None], refinement: RefinementConfig | None) -> Experience:
+    """Attempts at two prompts: even rows at the one, odd rows at the other."""
+    rows: list[Attempt] = []
+    for row, (reward, parent) in enumerate(zip(rewards, parents, strict=True)):
+        before = None if parent is None else rows[parent]
+        rows.append(
+            replace(
+                attempt(reward == 1.0, error="gone" if reward != reward else None),
+                reward=reward,
+                parent=parent,
+                group=str(row % 2) if before is None else before.group,
+                number=1 if before is None else before.number + 1,
+                trained_under=[1] if before is not None and refinement and refinement.mode == "distill" else None,
+            )
+        )
+    return experience_of(rows, Recipe("train", 2, refinement=refinement), {}, 0, torch.device("cpu"))
+
+
+NAN = float("nan")
+
+
 def test_credit_is_the_better_of_the_reward_and_the_discounted_next_one() -> None:
-    own, after = torch.tensor([0.0, 0.5, 1.0, 0.2]), torch.tensor([1.0, 0.4, float("nan")])
-    assert torch.equal(credited(own, after, [0, 1, 3], gamma=0.0), own)
-    rewards = credited(own, after, [0, 1, 3], gamma=0.9)
-    torch.testing.assert_close(rewards, torch.tensor([0.9, 0.5, 1.0, 0.2]))
+    rewards, parents = [0.0, 0.5, 1.0, 0.2, 1.0, 0.4, NAN], [None, None, None, None, 0, 1, 3]
+    none = credited_rewards(experience(rewards, parents, RefinementConfig(gamma=0.0)))
+    torch.testing.assert_close(none, torch.tensor(rewards), equal_nan=True)
+    credited = credited_rewards(experience(rewards, parents, RefinementConfig(gamma=0.9)))
+    torch.testing.assert_close(credited, torch.tensor([0.9, 0.5, 1.0, 0.2, 1.0, 0.4, NAN]), equal_nan=True)
+    # Over three rounds, by hand: 0.5 * 1 = 0.5 for the second, 0.5 * 0.5 = 0.25 for the first.
+    chain = credited_rewards(experience([0.0, 0.0, 0.0, 1.0], [None, None, 0, 2], RefinementConfig(gamma=0.5)))
+    assert chain.tolist() == [0.25, 0.0, 0.5, 1.0]
+
+
+def test_what_is_distilled_credits_nothing_and_counts_only_if_correct() -> None:
+    rewards, parents = [0.0, 0.5, 0.0, 0.5, 1.0, 0.4], [None, None, None, None, 0, 1]
+    distilled = experience(rewards, parents, RefinementConfig(mode="distill"))
+    expected = torch.tensor([0.0, 0.5, 0.0, 0.5, 1.0, NAN])
+    torch.testing.assert_close(credited_rewards(distilled), expected, equal_nan=True)
+    assert distilled.scored_N.tolist() == [True] * 5 + [False]
+    torch.testing.assert_close(distilled.reward_N, torch.tensor(rewards))
+
+
+def test_rows_stand_by_round_in_the_order_of_their_parents() -> None:
+    # Made as they finished: the follower of row 1 before that of row 0, and one of the third round in between.
+    rewards, parents = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], [None, 0, 1, None, 3, None]
+    rows = experience(rewards, parents, RefinementConfig(attempts=2))
+    assert rows.reward_N.tolist() == pytest.approx([0.0, 0.3, 0.5, 0.1, 0.4, 0.2])
+    assert [one.parent for one in rows.attempts] == [None, None, None, 0, 1, 3]
+    assert [one.number for one in rows.attempts] == [1, 1, 1, 2, 2, 3]
+    assert [one.reward for one in rows.last_attempts] == [0.2, 0.4, 0.5]
+    assert rows.group_N.tolist() == [0, 1, 1, 2, 3, 4]
 
 
 def test_without_refinement_the_rows_are_the_groups(model_path: str, tmp_path: Path) -> None:
     batch, _, _ = step(tmp_path, model_path, None)
-    rows = learning_rows(batch)
-    assert len(rows) == 12
-    assert not rows.distilled_N.any()
-    assert torch.equal(rows.tokens.ids_NL, batch.tokens.ids_NL)
+    assert len(batch) == batch.first == 12
+    assert not batch.distilled_N.any()
+    assert batch.group_N.tolist() == [row // 4 for row in range(12)]
+    assert batch.last_attempts == batch.attempts
+    assert all(one.trained_under is one.parent is None for one in batch.attempts)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +389,10 @@ def test_the_temperature_of_distilled_attempts_is_their_own(tiny_model: Callable
     path = tiny_model("llama")
     warm, _, _ = step(tmp_path, path, RefinementConfig(mode="distill"))
     cold, _, _ = step(tmp_path, path, RefinementConfig(mode="distill", temperature=0.2))
-    texts = [[r.completion.text for r in batch.refinements[0].rollouts] for batch in (warm, cold)]
+    texts = [[batch.attempts[row].completion.text for row in later(batch)] for batch in (warm, cold)]
     assert texts[0] != texts[1]
-    assert [r.completion.token_ids for r in warm.rollouts] == [r.completion.token_ids for r in cold.rollouts]
+    first = [[one.completion.token_ids for one in batch.first_attempts] for batch in (warm, cold)]
+    assert first[0] == first[1]
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"updates_per_rollout": 2}, {"max_tokens_per_microbatch": 64}])
@@ -337,7 +413,7 @@ def test_refinement_goes_with_everything_else(
         callbacks=[watch],
     )
     assert watch.logged[-1]["optim/skipped_steps"] == 0
-    assert any(len(batch.refinements) == 2 for batch in watch.batches)
+    assert any(batch.attempts[-1].number == 3 for batch in watch.batches)
 
 
 # -- what is logged ----------------------------------------------------------------------------------------------------
@@ -345,16 +421,14 @@ def test_refinement_goes_with_everything_else(
 
 def test_first_attempts_and_later_ones_are_logged_apart(model_path: str, tmp_path: Path) -> None:
     batch, _, watch = step(tmp_path, model_path, RefinementConfig(budget=2))
-    (second,), (logged, *_) = batch.refinements, watch.logged
-    first = [r.verdict.correct for r in batch.rollouts]
+    (logged, *_), second = watch.logged, [batch.attempts[row] for row in later(batch)]
+    first = [r.verdict.correct for r in batch.first_attempts]
     assert logged["reward/correct"] == pytest.approx(sum(first) / 12)
-    assert logged["refinement/correct"] == pytest.approx(
-        sum(r.verdict.correct for r in second.rollouts) / len(second.rollouts)
-    )
-    assert logged["refinement/attempts"] == len(second.rollouts)
+    assert logged["refinement/correct"] == pytest.approx(sum(r.verdict.correct for r in second) / len(second))
+    assert logged["refinement/attempts"] == len(second)
     after = list(first)
-    for parent, one in zip(second.parents, second.rollouts, strict=True):
-        after[parent] = after[parent] or one.verdict.correct
+    for one in second:
+        after[one.parent] = after[one.parent] or one.verdict.correct
     assert logged["reward/correct_after_refinement"] == pytest.approx(sum(after) / 12)
 
 
@@ -379,11 +453,11 @@ def test_validation_says_in_the_name_what_the_feedback_knew(
     if name is None:
         return
     (batch,) = seen
-    for before, after in zip(batch.single, batch.refined, strict=True):
+    for before, after in zip(batch.single.first_attempts, batch.single.last_attempts, strict=True):
         failed = not before.verdict.correct and before.completion.finish_reason is STOP
         may_be_told = failed and (told == "verdict" or not before.verdict.format_valid)
         assert (after is not before) is may_be_told
-    assert metrics[name] == pytest.approx(sum(r.verdict.correct for r in batch.refined) / 24)
+    assert metrics[name] == pytest.approx(sum(r.verdict.correct for r in batch.single.last_attempts) / 24)
 
 
 @pytest.mark.parametrize(

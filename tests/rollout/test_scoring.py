@@ -12,7 +12,7 @@ import pytest
 
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Turn, Verdict
 from grpo_lightning.verifiers import Verifier
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same
 
@@ -37,16 +37,16 @@ def completion(text: str) -> Completion:
 
 def test_a_slow_verifier_judges_in_its_own_thread_while_others_wait_for_all() -> None:
     slow, quick = SlowLetter(), LetterVerifier()
-    prompts = [Prompt([], answer="e")] * 4
+    turns = [Turn(Prompt([], answer="e"), [1])] * 4
     texts = ["aaaa", "zzzz", "aazz", "a"]
-    with Scoring({"slow": slow, "quick": quick}, prompts) as scoring:
+    with Scoring({"slow": slow, "quick": quick}, turns) as scoring:
         scoring.hand_over([2], [completion(texts[2])])
         deadline = time.monotonic() + 10
         while not slow.calls and time.monotonic() < deadline:
             time.sleep(0.001)
         assert slow.calls, "it should have begun before the other rows were there"
         scoring.hand_over([3, 0, 1], [completion(texts[row]) for row in (3, 0, 1)])
-        made = scoring.rollouts(range(4), [completion(text) for text in texts])
+        made = scoring.attempts(range(4), [completion(text) for text in texts])
     assert [rollout.reward for rollout in made] == [1.0, 0.0, 0.5, 1.0]
     assert [count for count, _ in slow.calls] == [1, 3]
     assert all(name != threading.main_thread().name for _, name in slow.calls)
@@ -68,10 +68,10 @@ class SlowBroken(BrokenVerifier):
 
 @pytest.mark.parametrize("verifier", [BrokenVerifier(), SlowBroken()])
 def test_a_broken_verifier_leaves_no_reward_in_either_way(verifier: Verifier) -> None:
-    with Scoring({"letters": LetterVerifier(), "broken": verifier}, [Prompt([], answer="e")] * 2) as scoring:
+    with Scoring({"letters": LetterVerifier(), "broken": verifier}, [Turn(Prompt([], answer="e"), [1])] * 2) as scoring:
         texts = [completion("aa"), completion("bb")]
         scoring.hand_over([0, 1], texts)
-        first, second = scoring.rollouts([0, 1], texts)
+        first, second = scoring.attempts([0, 1], texts)
     assert math.isnan(first.reward)
     assert first.verdict.error is not None
     assert not first.verdict.correct

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from grpo_lightning.__main__ import main
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.scoring import Scoring, reward_names
-from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Turn, Verdict
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,
@@ -408,8 +408,8 @@ def test_the_gold_answer_is_in_no_feedback(composite: Any, gold: str, text: str)
 def rollout_rewards(verifiers: dict[str, Verifier], task: str = "math") -> tuple[float, str | None, dict[str, float]]:
     prompt = Prompt([{"role": "user", "content": "6 * 7?"}], "42", {"task": task, "row": 0})
     completion = Completion([1, 2, 3], "#### 42", FinishReason.STOP, [-1.0] * 3, [-1.0] * 3)
-    with Scoring(verifiers, [prompt]) as scoring:
-        (rollout,) = scoring.rollouts([0], [completion])
+    with Scoring(verifiers, [Turn(prompt, [1])]) as scoring:
+        (rollout,) = scoring.attempts([0], [completion])
     assert set(reward_names(verifiers)) <= set(rollout.rewards_by_verifier)
     return rollout.reward, rollout.verdict.error, dict(rollout.rewards_by_verifier)
 

@@ -16,7 +16,7 @@ from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Verdict
+from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Turn, Verdict
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,
@@ -109,10 +109,10 @@ def test_a_slow_verifiers_thread_hands_it_on() -> None:
     verifier = Returns(None)
     verifier.slow = True
     done = [Completion([5], "1", FinishReason.STOP, [-1.0], [-1.0])]
-    with Scoring({"slow": verifier}, [Prompt([])]) as scoring:
+    with Scoring({"slow": verifier}, [Turn(Prompt([]), [1])]) as scoring:
         scoring.hand_over([0], done)
         with pytest.raises(NoVerdict, match=r"^model\.verifiers: Returns must return a Verdict, not NoneType"):
-            scoring.rollouts([0], done)
+            scoring.attempts([0], done)
 
 
 def test_a_verifier_that_judges_with_another_hands_it_on() -> None:

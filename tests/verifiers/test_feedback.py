@@ -17,7 +17,7 @@ from transformers import AddedToken
 import grpo_lightning.verifiers as verifiers
 from grpo_lightning.rollout.refinement import RefinementConfig, next_turn
 from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Completion, FinishReason, Prompt, Rollout, Sample
+from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Turn
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,
@@ -145,16 +145,16 @@ def test_the_gold_answer_never_reaches_the_next_turn(code: CodeVerifier, name: s
     completions = [Completion([30, 7], text, FinishReason.STOP, [], []) for text in ATTEMPTS]
     # Beside another one, as in a list of verifiers: what the turn tells is of both.
     named = {name: build(code), "FormatVerifier": FormatVerifier(["think"])}
-    with Scoring(named, prompts) as scoring:
+    with Scoring(named, [Turn(prompt, [1]) for prompt in prompts]) as scoring:
         if scoring.any_slow:
             scoring.hand_over(list(range(len(prompts))), completions)
-        rollouts = scoring.rollouts(range(len(prompts)), completions)
-    failed = [rollout for rollout in rollouts if rollout.verdict.error is None and not rollout.verdict.correct]
-    assert len(failed) >= len(ATTEMPTS) - 2, [rollout.verdict.error for rollout in rollouts]
+        attempts = scoring.attempts(range(len(prompts)), completions)
+    failed = [one for one in attempts if one.verdict.error is None and not one.verdict.correct]
+    assert len(failed) >= len(ATTEMPTS) - 2, [one.verdict.error for one in attempts]
     tokenizer = tiny_tokenizer()
-    for rollout in failed:
-        turn = tokenizer.decode(next_turn(tokenizer, [1], rollout, RefinementConfig().template, [7]))
-        assert rollout.verdict.feedback in turn
+    for attempt in failed:
+        turn = tokenizer.decode(next_turn(tokenizer, attempt, RefinementConfig().template, [7]))
+        assert attempt.verdict.feedback in turn
         assert str(gold) not in turn
         assert json.dumps(gold)[1:-1] not in turn, "nor the most of its digits"
 
@@ -173,8 +173,10 @@ def test_a_special_token_that_feedback_quotes_is_plain_text_in_the_next_turn() -
         honest = replace(verdict, feedback="Write <tag>, please.")
         said = Completion([30, 31, 7], text, FinishReason.STOP, [], [])
         ids, plain = (
-            next_turn(tokenizer, [1], Rollout(Prompt([]), said, one, 0.0), RefinementConfig().template, [7])
-            for one in (verdict, honest)
+            next_turn(tokenizer, attempt, RefinementConfig().template, [7])
+            for attempt in [
+                Attempt(Prompt([]), [1], completion=said, verdict=one, reward=0.0) for one in (verdict, honest)
+            ]
         )
         special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|reserved|>")}
         assert [i for i in ids if i in special] == [i for i in plain if i in special]

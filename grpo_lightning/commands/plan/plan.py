@@ -85,7 +85,7 @@ class Planner:
         """The shapes that the plan is for."""
         data = self.data
         rows = f"{self.prompts} prompts"
-        if self.module.learns_from == "rollouts":
+        if self.module.samples_to_learn:
             rows += f" x {data.group_size} completions"
         return (
             f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
@@ -106,7 +106,7 @@ class Planner:
         """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
         rows, rehearsal = self._step_rows(), self._rehearsal(settings)
         critic, shares = rehearsal.policy.critic, rehearsal.policy.shares_prompts
-        temperature = self.data.sampling.temperature if self.module.learns_from == "rollouts" else 1.0
+        temperature = self.data.sampling.temperature if self.module.samples_to_learn else 1.0
         phases = []
         if self.module.wants_reference:
             _, tokens, key = self._cut(rows, shares, settings)
@@ -166,7 +166,7 @@ class Planner:
 
     def _largest_rollout(self, settings: Settings, limit: int) -> Settings | None:
         everything = max(job.conversations * job.completions for job in self._decodings())
-        group = self.data.group_size if self.module.learns_from == "rollouts" else 1
+        group = self.data.group_size if self.module.samples_to_learn else 1
 
         def with_groups(count: int) -> Settings:
             rows = count * group
@@ -180,7 +180,7 @@ class Planner:
     def _decodings(self) -> list[_Decoding]:
         data, width, cap = self.data, self.prompt_tokens, self.data.sampling.cap
         jobs = []
-        if self.module.learns_from == "rollouts":
+        if self.module.samples_to_learn:
             jobs.append(_Decoding("rollout", self.prompts, data.group_size, width, data.sampling))
             if data.refinement is not None:
                 longest = width + data.refinement.attempts * (cap + FEEDBACK_TOKENS)
@@ -194,14 +194,14 @@ class Planner:
     def _refined(self) -> int:
         """Further attempts of a round."""
         refinement = self.data.refinement
-        if refinement is None or self.module.learns_from != "rollouts":
+        if refinement is None or not self.module.samples_to_learn:
             return 0
         return min(refinement.budget, self.data.group_size) * self.prompts
 
     def _step_rows(self) -> TokenRows:
         """The rows that a step learns from, at their longest."""
         cap = self.data.sampling.cap
-        if self.module.learns_from == "demonstrations":
+        if not self.module.samples_to_learn:
             return step_rows([self.prompt_tokens] * self.prompts, [cap] * self.prompts)
         numbers = [number for number in range(self.prompts) for _ in range(self.data.group_size)]
         prompts = [self.prompt_tokens] * len(numbers)

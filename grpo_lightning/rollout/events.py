@@ -1,0 +1,71 @@
+"""What a run tells its callbacks: typed events, beside Lightning's own hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+
+from grpo_lightning.rollout.experience import EvaluationBatch, Experience, Purpose
+
+if TYPE_CHECKING:
+    from grpo_lightning.rollout.datamodule import RolloutDataModule
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """A training step has been learned from.
+
+    Args:
+        step: training steps done before it, those before a resume included.
+        metrics: what the step logged, over all ranks; only what was measured in this very step.
+        experience: the attempts, with their advantages; ``None`` where a step learned from demonstrations.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    experience: Experience | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationEnd:
+    """A pass through a split has ended.
+
+    Args:
+        purpose: ``val`` or ``test``.
+        metrics: what it found, over all ranks, by the name it is logged under, such as ``val/accuracy``.
+    """
+
+    purpose: Purpose
+    metrics: Mapping[str, float]
+
+
+class RunCallback(pl.Callback):
+    """A Lightning callback that is told more: override any of these hooks, and any of Lightning's own."""
+
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        """The data of a stage has been loaded; comes before Lightning's ``setup``."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        """A training step ends: its updates have been made and its curves logged. Comes before any checkpoint."""
+
+    def on_evaluation_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
+    ) -> None:
+        """A batch of validation or test has been judged."""
+
+    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
+        """A validation or a test ends. Comes before Lightning's ``on_validation_end`` and before any checkpoint."""
+
+
+def run_callbacks(trainer: pl.Trainer) -> list[RunCallback]:
+    """Those of a trainer's callbacks that are told more."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RunCallback)]  # type: ignore[attr-defined]
+
+
+def step_ended(module: pl.LightningModule, end: StepEnd) -> None:
+    """Tell the callbacks, and count the step as done: the last thing that a ``training_step`` does."""
+    for callback in run_callbacks(module.trainer):
+        callback.on_step_end(module.trainer, module, end)

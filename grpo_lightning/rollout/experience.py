@@ -1,0 +1,206 @@
+"""One table per step: the attempts as rows, with what they were rewarded, and what an algorithm makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.rollout.batch import right_padded, token_rows
+from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.types import Attempt, TokenRows
+
+Purpose = Literal["train", "val", "test", "predict"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How attempts at a batch of prompts are made.
+
+    Args:
+        purpose: what they are for. Only in training do attempts that follow others cost the refinement's budget.
+        group_size: first attempts per prompt.
+        sampling: temperature, truncation, length.
+        refinement: which failed attempts are followed by another; ``None``: none.
+        seed: of the sampling, together with each attempt's key.
+        step: training steps done before.
+    """
+
+    purpose: Purpose = "train"
+    group_size: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    refinement: RefinementConfig | None = None
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def distills(self) -> bool:
+        """Whether attempts that follow others are learned under the original prompt."""
+        return self.refinement is not None and self.refinement.mode == "distill"
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The attempts of a step as objects and as tensors: one row each.
+
+    First attempts come first, those of a group next to each other; then the attempts that follow them, by number. What
+    an algorithm computes is added by ``dataclasses.replace``; nothing is changed in place.
+
+    Args:
+        recipe: how they were made.
+        attempts: ``N`` of them.
+        first: how many of them are first attempts.
+        tokens: what each is learned under, with its completion.
+        sampler_logprobs_NT: the sampler's log-prob of each completion token at the recipe's temperature, before
+            truncation (nats); 0 after each row's end.
+        reward_N: ``Attempt.reward``; NaN where a verifier broke.
+        group_N: rows with equal numbers are compared with each other.
+        scored_N: rows that count in their group and in the loss: those with a reward, and of the attempts that are
+            distilled only the correct ones.
+        distilled_N: rows learned under another prompt than they were sampled under, so without a ratio.
+        truncated_N: rows that ran into the cap.
+        seconds: how long the phases took, by name.
+        counted_N: rows that the loss is divided by, with or without signal.
+        learned_N: those of them that contribute a gradient.
+        advantages: ``[N]``, one per row, or ``[N, T]``, one per token, 0 where there is nothing to learn; ``None``
+            until an algorithm has computed them.
+        old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
+        reference_NT: the reference's log-probs of the learned rows; ``None`` without KL.
+    """
+
+    recipe: Recipe
+    attempts: list[Attempt]
+    first: int
+    tokens: TokenRows
+    sampler_logprobs_NT: Tensor
+    reward_N: Tensor
+    group_N: Tensor
+    scored_N: Tensor
+    distilled_N: Tensor
+    truncated_N: Tensor
+    seconds: Mapping[str, float]
+    counted_N: Tensor
+    learned_N: Tensor
+    advantages: Tensor | None = None
+    old_NT: Tensor | None = None
+    reference_NT: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.attempts)
+
+    @property
+    def first_attempts(self) -> list[Attempt]:
+        return self.attempts[: self.first]
+
+    @property
+    def last_attempts(self) -> list[Attempt]:
+        """For each first attempt the last one of its conversation, which may be itself."""
+        last = list(range(self.first))
+        root = list(last)
+        for row in range(self.first, len(self)):
+            parent = self.attempts[row].parent
+            assert parent is not None
+            root.append(root[parent])
+            last[root[row]] = row
+        return [self.attempts[row] for row in last]
+
+    def of_groups(self, values_N: Tensor) -> Tensor:
+        """``values_BG`` of the first attempts, one group per row."""
+        return values_N[: self.first].view(-1, self.recipe.group_size)
+
+    def row_advantages(self, row: int) -> Tensor | None:
+        """The advantage of a row, ``[1]``, or those of its tokens; ``None`` if there are none."""
+        if self.advantages is None:
+            return None
+        length = len(self.attempts[row].completion.token_ids)
+        return self.advantages[row, :length] if self.advantages.dim() == 2 else self.advantages[row : row + 1]
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """The attempts at a batch of prompts of an evaluation.
+
+    Args:
+        single: one first attempt per prompt, for accuracy, and what follows it under refinement.
+        sampled: several attempts per prompt, for pass@k; ``None`` where that is not asked for.
+    """
+
+    single: Experience
+    sampled: Experience | None
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Worked solutions to a batch of prompts, to be learned from directly.
+
+    Args:
+        recipe: of the batch.
+        tokens: prompts with their solutions.
+    """
+
+    recipe: Recipe
+    tokens: TokenRows
+
+
+def experience_of(
+    attempts: Sequence[Attempt], recipe: Recipe, seconds: Mapping[str, float], pad: int, device: torch.device
+) -> Experience:
+    """Lay attempts out as rows.
+
+    Groups: first attempts at the same prompt. The attempts that follow others are a group per prompt and number, or
+    join the prompt's group where they are distilled.
+
+    Args:
+        attempts: in any order in which each comes after its parent, whose place ``Attempt.parent`` is.
+        recipe: how they were made.
+        seconds: how long the phases took.
+        pad: token id for the unused places.
+        device: of the tensors.
+    """
+    rows = _in_rounds(attempts)
+    completions = [attempt.completion for attempt in rows]
+    tokens = token_rows([attempt.context for attempt in rows], [one.token_ids for one in completions], pad)
+    names = {attempt.group: None for attempt in rows}
+    index = {name: place for place, name in enumerate(names)}
+    later = 0 if recipe.distills else len(index)
+    tensor = partial(torch.tensor, device=device)
+    distilled = [attempt.trained_under is not None for attempt in rows]
+    scored = [
+        not math.isnan(attempt.reward) and (attempt.verdict.correct or not is_distilled)
+        for attempt, is_distilled in zip(rows, distilled, strict=True)
+    ]
+    scored_N = tensor(scored)
+    return Experience(
+        recipe=recipe,
+        attempts=rows,
+        first=sum(attempt.number == 1 for attempt in rows),
+        tokens=tokens.to(device),
+        sampler_logprobs_NT=right_padded([one.logprobs for one in completions]).to(device),
+        reward_N=tensor([attempt.reward for attempt in rows]),
+        group_N=tensor([index[attempt.group] + later * (attempt.number - 1) for attempt in rows]),
+        scored_N=scored_N,
+        distilled_N=tensor(distilled),
+        truncated_N=tensor([attempt.is_truncated for attempt in rows]),
+        seconds=seconds,
+        counted_N=scored_N,
+        learned_N=scored_N,
+    )
+
+
+def _in_rounds(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts by number, each round in the order of the round before."""
+    rows: list[Attempt] = []
+    place: dict[int | None, int] = {None: 0}
+    for number in range(1, 1 + max(attempt.number for attempt in attempts)):
+        members = [row for row, attempt in enumerate(attempts) if attempt.number == number]
+        for row in sorted(members, key=lambda row: place[attempts[row].parent]):
+            place[row] = len(rows)
+            attempt = attempts[row]
+            rows.append(attempt if attempt.parent is None else replace(attempt, parent=place[attempt.parent]))
+    return rows
