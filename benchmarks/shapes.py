@@ -219,7 +219,8 @@ class Letters(Task):
         return [Prompt(self.messages(text)) for text in texts(self.shape)]
 
     def gold_completion(self, prompt: Prompt) -> str:
-        raise NotImplementedError("these prompts have no right answer")
+        """Any text: these prompts have no right answer, of which setup warns."""
+        return LETTERS[:4]
 
 
 def reward(token_ids: Sequence[int]) -> float:

@@ -48,7 +48,7 @@ class Hog(pl.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         pl_module.phases.listeners.append(self)
-        for lm in (pl_module.policy.lm, pl_module.policy.reference.lm):
+        for lm in (pl_module.policy.lm, getattr(pl_module.policy.reference, "lm", None)):
             if lm is not None:
                 lm.get_decoder().register_forward_pre_hook(self.take)
 

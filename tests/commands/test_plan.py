@@ -30,6 +30,7 @@ from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.engines.cache import BLOCK
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
+from grpo_lightning.speed.registry import NAMES
 from tests.algorithms.test_ppo import CRITICS, ppo
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
@@ -429,6 +430,23 @@ def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("--model.policy.gradient_checkpointing")
     code, out = run(capsys, *base, *line.split(), "--fast")
     assert code == 0
+
+
+@pytest.mark.usefixtures("_in_the_repository")
+def test_the_plan_says_which_shortcuts_run(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", "configs/quickstart.yaml", "--fast", "--model.policy.without", "[early_joins]"]
+    _, out = run(capsys, *base, "--trainer.accelerator", "cpu")
+    lines = [line.removeprefix("shortcut ") for line in out.splitlines() if line.startswith("shortcut ")]
+    assert [line.split(":")[0] for line in lines] == list(NAMES)
+    trial = ", if its trial succeeds when the model loads"
+    assert f"direct_decoding: used{trial}" in lines
+    assert f"shared_prompts: used{trial}" in lines
+    assert "packed_weights: used" in lines
+    assert "early_joins: not used: switched off by model.policy.without" in lines
+    _, out = run(capsys, *base, "--trainer.accelerator", "gpu", "--memory", "64GiB")
+    assert "shortcut packed_weights: not used: it is for CPUs" in out
+    _, out = run(capsys, *base, "--trainer.accelerator", "cpu", "--trainer.precision", "bf16-mixed")
+    assert "shortcut packed_weights: not used: it is for float32 without autocast" in out
 
 
 @pytest.mark.usefixtures("_in_the_repository")
