@@ -22,6 +22,7 @@ from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
+from grpo_lightning.curves import find
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask
 from grpo_lightning.models.loading import PolicyConfig
@@ -292,7 +293,8 @@ class PolicyModule(EvaluatedModule, ABC):
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
-            self.log(name, value, prog_bar=name in ("reward/mean", "reward/correct"), batch_size=1)
+            curve = find(name)
+            self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
 
     @contextmanager
