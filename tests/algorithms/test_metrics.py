@@ -46,7 +46,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     common: dict[str, Any] = {"policy": PolicyConfig(path=path), "verifiers": [LetterVerifier()], "optimizer": adam}
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
     fit(folder, PPOModule(**common, beta=0.1), 2, **profiled)
-    fit(folder, Dreaming(**common), 1, **profiled)
+    fit(folder, Dreaming(**common), 2, **profiled)
     steered = [AdaptiveKL(), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)
