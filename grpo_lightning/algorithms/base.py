@@ -207,8 +207,7 @@ class PolicyModule(EvaluatedModule, ABC):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        overhead = self.policy.pass_overhead
-        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts, overhead)
+        parts = self.cut(tokens, rows, self.shares_prompts)
         for part in parts:
             with self._gradients_of_this_rank(), self.policy.adding_gradients():
                 for loss in losses(part):
@@ -224,6 +223,10 @@ class PolicyModule(EvaluatedModule, ABC):
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, attempts)
+
+    def cut(self, tokens: TokenRows, rows: Tensor, share_prompts: bool) -> list[Microbatch]:
+        """The micro-batches of a pass over some rows, with or without gradients."""
+        return microbatches(tokens, rows, self.max_tokens_per_microbatch, share_prompts, self.policy.pass_overhead)
 
     def policy_pass(
         self,

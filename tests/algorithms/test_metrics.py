@@ -11,7 +11,7 @@ from grpo_lightning.algorithms import GRPOModule, PPOModule, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.rollout import RefinementConfig, SamplingParams
+from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
 
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
@@ -27,9 +27,9 @@ class Dreaming(GRPOModule):
 
     step_means = (*GRPOModule.step_means, "time/dream_s")
 
-    def targets(self, batch: Any, rows: Any, counted_N: Any, metrics: Any) -> Any:
+    def targets(self, experience: Experience, metrics: Any) -> Experience:
         with self.timed(metrics, "dream"):
-            return super().targets(batch, rows, counted_N, metrics)
+            return super().targets(experience, metrics)
 
 
 @pytest.fixture(scope="module")
