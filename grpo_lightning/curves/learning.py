@@ -141,7 +141,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
     ),
     "Optimizer": (
         Curve("optim/lr", "", STATE, "Learning rate",
-              "learning rate",
+              "learning rate of the step's last optimizer step",
               "follows your schedule"),
         Curve("optim/grad_norm", "", MEAN, "Gradient",
               "norm of the gradient before clipping",
@@ -188,7 +188,7 @@ CRITIC: dict[str, tuple[Curve, ...]] = {
               "settles",
               "grows without end: lower the learning rate, or raise the target"),
         Curve("optim/value_lr", "", STATE, "Learning rate",
-              "learning rate of the critic",
+              "the same, of the critic",
               "follows your schedule"),
         Curve("optim/value_grad_norm", "", MEAN, "Gradient",
               "norm of the critic's gradient before clipping",

@@ -117,7 +117,7 @@ def test_a_page_must_have_exactly_the_declared_sections() -> None:
 
 def test_a_table_has_a_row_per_curve_with_all_of_its_cells() -> None:
     header, _, first, *rest = table(SECTIONS["Optimizer"])
-    assert first == "| `optim/lr` |  | learning rate | follows your schedule |  |"
+    assert first == "| `optim/lr` |  | learning rate of the step's last optimizer step | follows your schedule |  |"
     assert len(rest) == len(SECTIONS["Optimizer"]) - 1
     assert {line.count("|") for line in (header, first, *rest)} == {6}
 
