@@ -153,7 +153,7 @@ class StepProgressBar(ProgressBar):
             self._eval_bar = None
 
     def _shown(self, trainer: pl.Trainer) -> dict[str, str]:
-        """Labels and values of the curves declared for the bar; the loss only where there is no reward."""
+        """Labels and values of the curves declared for the bar; the loss only without a reward."""
         metrics = trainer.callback_metrics
         return {
             curve.bar: f"{float(metrics[name]):.{0 if curve.unit == 'tokens/s' else 3}f}"

@@ -29,7 +29,7 @@ class Curve:
 
     Args:
         name: as logged; of a family, with ``<k>`` for a number, or ``<verifier>``, ``<phase>`` for any name.
-        unit: of its values; empty for plain numbers.
+        unit: unit of its values; empty for plain numbers.
         reduction: how one value is made of many.
         chart: its chart in TensorBoard, a title of :data:`grpo_lightning.curves.CHARTS`; ``None``: none.
         meaning: what it measures, in one line.

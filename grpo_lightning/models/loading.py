@@ -106,7 +106,7 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
         key: names the path in an error.
 
     Raises:
-        ConfigError: there is no model at that path, or one that is not supported.
+        ConfigError: the path does not hold a supported model.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attn_implementation}
     path, adapter = config.path, None

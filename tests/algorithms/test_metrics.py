@@ -23,7 +23,7 @@ class Unsafe(LetterVerifier):
 
 
 class Dreaming(GRPOModule):
-    """With a phase of its own."""
+    """With a phase that the framework does not know."""
 
     step_means = (*GRPOModule.step_means, "time/dream_s")
 

@@ -22,7 +22,6 @@ from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import OnlineModule, SFTModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.command import CUDA_CONTEXT, GIB, available
 from grpo_lightning.commands.plan.meter import MemoryMeter
 from grpo_lightning.commands.plan.plan import Planner, largest, most
@@ -88,7 +87,7 @@ def gradients_of(rehearsal: Rehearsal) -> int:
     """Bytes of the gradients that a small step hands to the optimizer."""
     seen: list[int] = []
     hook = rehearsal.optimizer.register_step_pre_hook(lambda *_: seen.append(rehearsal.meter.live["gradients"]))
-    rehearsal.step(longest_batch(rehearsal.module, rehearsal.data, 1, 2, 2))
+    rehearsal.step(rehearsal.longest_batch(1, 2, 2))
     hook.remove()
     return seen[-1]
 
@@ -462,6 +461,15 @@ def test_the_meter_counts_what_lives_and_frees_what_is_gone() -> None:
     assert (meter.live["kept"], meter.live["passing"]) == (4000, 0)
     assert meter.peak == {"kept": 4000, "passing": 4000}
     assert isinstance(kept, FakeTensor)
+
+
+def test_what_steers_a_step_is_known_of_fakes() -> None:
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    with MemoryMeter():
+        values = torch.empty(3, 2, 5)
+        assert values[mask].shape == (3, 5)
+        assert values[mask[:, 0], 1].shape == (2, 5)
+        assert bool(torch.isfinite(values).all())
 
 
 # -- proposals ---------------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ def longest_batch(
     """What the module makes of a batch of the longest prompts, when it asks for attempts or takes the solutions.
 
     Args:
-        module: that learns from it, with its policy.
+        module: learns from the batch; it has its policy.
         data: as configured.
         prompts: number of prompts.
-        prompt_tokens: of each.
+        prompt_tokens: tokens of each prompt.
         group_size: completions per prompt.
     """
     cap = data.sampling.cap

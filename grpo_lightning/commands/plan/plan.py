@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.commands.plan.batch import FEEDBACK_TOKENS, longest_batch
+from grpo_lightning.commands.plan.batch import FEEDBACK_TOKENS
 from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations, Experience
@@ -184,8 +184,8 @@ class Planner:
     def batch(self) -> Experience | Demonstrations:
         """What the module makes of a step's prompts."""
         if self._batch is None:
-            module, tokens = self._rehearsal(self.settings).module, self.prompt_tokens
-            self._batch = longest_batch(module, self.data, self.prompts, tokens, self.data.group_size)
+            rehearsal, group_size = self._rehearsal(self.settings), self.data.group_size
+            self._batch = rehearsal.longest_batch(self.prompts, self.prompt_tokens, group_size)
         return self._batch
 
     @property

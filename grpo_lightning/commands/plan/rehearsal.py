@@ -29,6 +29,7 @@ from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.cache import RoomyLayer
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
 
 LATE = 10**9
@@ -70,9 +71,9 @@ class Rehearsal:
     The optimizer has made a step before, so that its state is there, as it is in every iteration but the first.
 
     Args:
-        module: of the config; its models are never loaded.
-        data: of the config; its task is never read.
-        policy: of the config.
+        module: the configured module; its models are never loaded.
+        data: the configured data module; its task is never read.
+        policy: how to load the policy.
         precision: ``trainer.precision``.
         on_cuda: the run is on a GPU: host copies are not on the device, and the optimizer works on all tensors at once.
 
@@ -98,20 +99,28 @@ class Rehearsal:
             self.policy.keep_pristine_weights()
             # Each pass over many micro-batches is one over the heaviest.
             self.module.cut = _heaviest(self.module.cut)  # type: ignore[method-assign]
+        with self._refusing("configure_optimizers"):
             configured = self.module.configure_optimizers()
-        self.optimizer: torch.optim.Optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-        trainer.strategy.optimizers = [self.optimizer]
+            self.optimizer: torch.optim.Optimizer = (
+                configured["optimizer"] if isinstance(configured, dict) else configured
+            )
+            trainer.strategy.optimizers = [self.optimizer]
         for group in self.optimizer.param_groups:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
         self._count_scratch()
-        self.step(longest_batch(self.module, data, 1, 2, max(2, data.group_size)))
+        self.step(self.longest_batch(1, 2, max(2, data.group_size)))
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, Tensor):
                     self.meter.assign(value, "optimizer")
 
     # -- phases -----------------------------------------------------------------------------------------------------
+
+    def longest_batch(self, prompts: int, prompt_tokens: int, group_size: int) -> Experience | Demonstrations:
+        """See :func:`~grpo_lightning.commands.plan.batch.longest_batch`."""
+        with self._refusing("batch_from"):
+            return longest_batch(self.module, self.data, prompts, prompt_tokens, group_size)
 
     def step(self, batch: Any, max_tokens_per_microbatch: int | None = None) -> list[PhaseMemory]:
         """The phases of a training step on a batch, in their order, as the module times them.
@@ -120,7 +129,7 @@ class Rehearsal:
 
         Args:
             batch: as the module gets it.
-            max_tokens_per_microbatch: in place of the configured one.
+            max_tokens_per_microbatch: replaces the configured value.
         """
         if max_tokens_per_microbatch is not None:
             self.module.max_tokens_per_microbatch = max_tokens_per_microbatch
@@ -180,7 +189,7 @@ class Rehearsal:
 
     @contextmanager
     def _refusing(self, method: str) -> Iterator[None]:
-        """A rehearsal that breaks is no plan."""
+        """Turn what breaks a rehearsal into one sentence."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
