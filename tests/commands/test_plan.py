@@ -24,8 +24,9 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.commands.plan.command import CUDA_CONTEXT, GIB, available
 from grpo_lightning.commands.plan.meter import MemoryMeter
+from grpo_lightning.commands.plan.peaks import PhaseMemory
 from grpo_lightning.commands.plan.plan import Planner, largest, most
-from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal
+from grpo_lightning.commands.plan.rehearsal import Rehearsal
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams

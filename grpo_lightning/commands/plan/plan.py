@@ -8,7 +8,8 @@ from math import ceil
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.commands.plan.batch import FEEDBACK_TOKENS
-from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal
+from grpo_lightning.commands.plan.peaks import PhaseMemory
+from grpo_lightning.commands.plan.rehearsal import Rehearsal
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams

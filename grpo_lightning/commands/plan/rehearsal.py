@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.commands.plan.batch import longest_batch
-from grpo_lightning.commands.plan.meter import HOST
+from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -34,27 +33,6 @@ from grpo_lightning.rollout.sampling import SamplingParams
 
 LATE = 10**9
 """The optimizer steps that the run is taken to have made: no warm-up is left."""
-BETWEEN = "other"
-"""What a step does outside of its phases."""
-
-
-@dataclass(frozen=True)
-class PhaseMemory:
-    """The bytes of a phase's parts at the moment when they are most.
-
-    Args:
-        name: of the phase.
-        parts: bytes on the device by part.
-        host: bytes that are kept in host memory beside them.
-    """
-
-    name: str
-    parts: dict[str, int]
-    host: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
 
 
 class _EnoughError(Exception):
@@ -133,7 +111,7 @@ class Rehearsal:
         """
         if max_tokens_per_microbatch is not None:
             self.module.max_tokens_per_microbatch = max_tokens_per_microbatch
-        peaks = _Peaks(self)
+        peaks = Peaks(self.meter)
         self.module.phases = Phases()
         self.module.phases.listeners.append(peaks)
         # As Lightning's precision plugin, which casts weights anew at every use.
@@ -166,12 +144,7 @@ class Rehearsal:
         with self.meter, self._autocast(cache_enabled=True):
             self.meter.reset_peak()
             self._generate(*shape, **options)
-            return self.peak("rollout")
-
-    def peak(self, name: str) -> PhaseMemory:
-        """The peak since the last :meth:`MemoryMeter.reset_peak`."""
-        parts = {part: size for part, size in self.meter.peak.items() if size and part != HOST}
-        return PhaseMemory(name, parts, self.meter.live.get(HOST, 0))
+            return peak_of(self.meter, "rollout")
 
     def _count_scratch(self) -> None:
         """What the optimizer makes in a step and keeps no longer is the part ``optimizer scratch``."""
@@ -238,43 +211,6 @@ class Rehearsal:
     def _autocast(self, cache_enabled: bool) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
         return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"), cache_enabled=cache_enabled)
-
-
-class _Peaks:
-    """A listener of :class:`Phases` that takes the peak of each phase of a step, and of what is done between them."""
-
-    def __init__(self, rehearsal: Rehearsal) -> None:
-        self.rehearsal = rehearsal
-        self.meter = rehearsal.meter
-        self._peaks: dict[str, PhaseMemory] = {}
-        self._open = [BETWEEN]
-        self._busy: set[str] = set()
-        self._at_start: list[int] = []
-
-    def phase_started(self, name: str) -> None:
-        self._take()
-        self._open.append(name)
-        self._at_start.append(self.meter.total)
-
-    def phase_ended(self, name: str) -> None:
-        self._take()
-        self._open.pop()
-        if self._peaks[name].total > self._at_start.pop():
-            self._busy.add(name)
-
-    def found(self) -> list[PhaseMemory]:
-        """The phases that made something; what is done between them only where it takes the most."""
-        self._take()
-        between = self._peaks.pop(BETWEEN)
-        phases = [phase for name, phase in self._peaks.items() if name in self._busy]
-        return [*phases, between] if all(between.total > phase.total for phase in phases) else phases
-
-    def _take(self) -> None:
-        """Give the peak since the last look to all phases that are open (phases may nest), and start a new one."""
-        for name in self._open[1:] or self._open:
-            peak = self.rehearsal.peak(name)
-            self._peaks[name] = max(self._peaks.get(name, peak), peak, key=lambda phase: phase.total)
-        self.meter.reset_peak()
 
 
 def _heaviest(cut: Callable[..., list[Microbatch]]) -> Callable[..., list[Microbatch]]:
