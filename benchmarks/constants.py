@@ -22,10 +22,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.commands.plan.policy import WeightlessPolicy
-from grpo_lightning.commands.plan.rehearsal import step_rows
+from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import in_process
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -106,9 +106,10 @@ def copies(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             build(shape, Path(folder))
             policy = WeightlessPolicy(PolicyConfig(path=folder), with_reference=False, on_cuda=False)
+        watch(nn.ModuleDict({"policy": policy}), policy.meter)
 
         def kept(prompt: int, rows: int, policy: WeightlessPolicy = policy) -> int:
-            tokens = step_rows([prompt] * rows, [8] * rows, [0] * rows)
+            tokens = token_rows([[0] * prompt] * rows, [[row] + [0] * 7 for row in range(rows)], pad=0)
             (part,) = microbatches(tokens, torch.arange(rows), 10**6, overhead=1)
             assert (part.tokens.sharing is not None) == (rows > 1)
             with policy.meter:

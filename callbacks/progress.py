@@ -13,15 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-SHOWN = {
-    "reward/mean": "reward",
-    "reward/correct": "correct",
-    "policy/kl": "kl",
-    "policy/loss": "loss",
-    "val/accuracy": "val_accuracy",
-    "throughput/rollout_tokens_per_s": "tokens/s",
-}
-"""Curves shown beside the bar, and what they are called there; the loss only where there is no reward."""
+from grpo_lightning.curves import CURVES
 
 LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 """What is written into a log: no bar, and the time left behind ``<``."""
@@ -161,11 +153,12 @@ class StepProgressBar(ProgressBar):
             self._eval_bar = None
 
     def _shown(self, trainer: pl.Trainer) -> dict[str, str]:
+        """Labels and values of the curves declared for the bar; the loss only without a reward."""
         metrics = trainer.callback_metrics
         return {
-            label: f"{float(metrics[name]):.0f}" if label == "tokens/s" else f"{float(metrics[name]):.3f}"
-            for name, label in SHOWN.items()
-            if name in metrics and not (label == "loss" and "reward/mean" in metrics)
+            curve.bar: f"{float(metrics[name]):.{0 if curve.unit == 'tokens/s' else 3}f}"
+            for name, curve in CURVES.items()
+            if curve.bar and name in metrics and not (curve.bar == "loss" and "reward/mean" in metrics)
         }
 
 

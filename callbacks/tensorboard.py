@@ -12,49 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from grpo_lightning.algorithms import PolicyModule, policy_module
+from grpo_lightning.curves import CURVES, tensorboard_layout
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
 from grpo_lightning.types import Attempt
-
-LAYOUT = {
-    "Reward": {
-        "Reward": [r"^reward/mean$", r"^reward/std$"],
-        "Correct and well formed": [r"^reward/correct", r"^reward/format_valid$"],
-        "Errors, and groups without signal": [r"^reward/errors$", r"^reward/groups_without_signal$"],
-        "Each verifier": [r"^reward/(?!mean$|std$|correct$|correct_after|format_valid$|errors$|groups_without|unsafe)"],
-    },
-    "Policy": {
-        "KL": [r"^policy/kl$", r"^policy/update_kl$"],
-        "Weight of the KL": [r"^policy/kl_coef$", r"^policy/beta$"],
-        "Entropy": [r"^policy/entropy$"],
-        "Loss": [r"^policy/loss$", r"^value/loss$"],
-        "Ratio": [r"^policy/clip_fraction$", r"^policy/ratio_max$", r"^policy/sampler_gap$"],
-        "Passes over the rollouts": [r"^policy/epochs$"],
-        "Gradient": [r"^optim/(value_)?grad_norm$"],
-        "Learning rate": [r"^optim/(value_)?lr$"],
-        "Advantages": [r"^advantage/"],
-        "Values": [r"^value/(?!loss$)", r"^return/"],
-    },
-    "Completions": {
-        "Tokens": [r"^completion/length_"],
-        "Truncated": [r"^completion/truncated$"],
-        "Further attempts": [r"^refinement/"],
-    },
-    "Memory": {"Memory": [r"^memory/"]},
-    "Time": {
-        "Seconds a step": [r"^time/"],
-        "Tokens a second": [r"^throughput/.*_per_s$"],
-        "Padding": [r"^throughput/padding_efficiency$"],
-        "Totals": [r"^total/"],
-    },
-    "Validation": {
-        "Accuracy": [r"^val/accuracy", r"^val/pass@"],
-        "Format": [r"^val/format_valid$"],
-        "Completions": [r"^val/length_mean$"],
-        "Errors and truncated": [r"^val/errors$", r"^val/truncated$"],
-    },
-}
-"""Categories of the custom scalars tab: charts, and the curves in each as regular expressions."""
 
 _WORD, _NUMBER = "", 0.0  # an example of each type
 HYPERPARAMETERS: dict[str, str | float] = {
@@ -66,11 +27,8 @@ HYPERPARAMETERS: dict[str, str | float] = {
 }  # fmt: skip
 """Columns of the hparams tab; a run leaves out what it does not have. All of a run's options are in its config.yaml."""
 
-FINAL = (
-    "val/accuracy", "val/format_valid", "reward/mean", "reward/correct", "policy/kl", "policy/entropy", "policy/loss",
-    "completion/length_mean",
-)  # fmt: skip
-"""Curves whose last value stands beside the hyper-parameters."""
+FINAL = tuple(name for name, curve in CURVES.items() if curve.final)
+"""Curves whose last value is shown next to the hyper-parameters."""
 
 
 class TensorBoardExtras(RunCallback):
@@ -118,8 +76,8 @@ class TensorBoardExtras(RunCallback):
         self._session_open = False
         if self.layout:
             charts = {
-                category: {title: ["Multiline", curves] for title, curves in charts.items()}
-                for category, charts in LAYOUT.items()
+                category: {title: ["Multiline", [curves]] for title, curves in charts.items()}
+                for category, charts in tensorboard_layout().items()
             }
             for writer in _writers(trainer):
                 writer.add_custom_scalars(charts)

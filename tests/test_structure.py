@@ -17,6 +17,7 @@ PACKAGE = ROOT / "grpo_lightning"
 ORDER = [
     "errors",
     "types",
+    "curves",
     "phases",
     "functional",
     "objectives",
@@ -54,7 +55,7 @@ def imports(file: Path) -> set[str]:
 def test_imports_point_one_way(file: Path) -> None:
     parts = {name.split(".")[1] for name in imports(file)}
     if file.parent.name == "callbacks":
-        assert parts <= {"errors", "types", "rollout", "algorithms"}
+        assert parts <= {"errors", "types", "curves", "rollout", "algorithms"}
         return
     own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own == "__init__":
@@ -79,7 +80,13 @@ def test_every_package_that_is_imported_is_declared() -> None:
     assert {names.get(name, name.replace("_", "-")) for name in used} - declared == set()
 
 
-@pytest.mark.parametrize("module", ["grpo_lightning.verifiers", "grpo_lightning.tasks", "grpo_lightning.types"])
+def test_every_package_is_installed() -> None:
+    listed = re.findall(r'^  "(grpo_lightning[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    folders = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == folders | {"grpo_lightning.callbacks"}
+
+
+@pytest.mark.parametrize("module", [f"grpo_lightning.{name}" for name in ("curves", "tasks", "types", "verifiers")])
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"

@@ -22,6 +22,7 @@ from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import initial_rates, optimizer_and_schedule, take_up_configured
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
+from grpo_lightning.curves import find
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask
 from grpo_lightning.models.loading import PolicyConfig
@@ -206,8 +207,7 @@ class PolicyModule(EvaluatedModule, ABC):
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        overhead = self.policy.pass_overhead
-        parts = microbatches(tokens, rows, self.max_tokens_per_microbatch, self.shares_prompts, overhead)
+        parts = self.cut(tokens, rows, self.shares_prompts)
         for part in parts:
             with self._gradients_of_this_rank(), self.policy.adding_gradients():
                 for loss in losses(part):
@@ -223,6 +223,10 @@ class PolicyModule(EvaluatedModule, ABC):
             nothing = [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
             self.manual_backward(torch.stack(nothing).sum())
         self._apply_gradient(optimizer, metrics, rows, attempts)
+
+    def cut(self, tokens: TokenRows, rows: Tensor, share_prompts: bool) -> list[Microbatch]:
+        """The micro-batches of a pass over some rows, with or without gradients."""
+        return microbatches(tokens, rows, self.max_tokens_per_microbatch, share_prompts, self.policy.pass_overhead)
 
     def policy_pass(
         self,
@@ -292,7 +296,8 @@ class PolicyModule(EvaluatedModule, ABC):
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
-            self.log(name, value, prog_bar=name in ("reward/mean", "reward/correct"), batch_size=1)
+            curve = find(name)
+            self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
 
     @contextmanager

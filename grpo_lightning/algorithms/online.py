@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
-from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
+from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
 from grpo_lightning.algorithms.rows import Minibatch
 from grpo_lightning.errors import ConfigError, RunError
@@ -320,9 +320,8 @@ class OnlineModule(PolicyModule, ABC):
     ) -> Tensor:
         """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
         values_NT = experience.sampler_logprobs_NT.new_zeros(len(experience), width)
-        budget, overhead = self.max_tokens_per_microbatch, self.policy.pass_overhead
         with torch.no_grad():
-            for part in microbatches(experience.tokens, rows_N.nonzero()[:, 0], budget, share_prompts, overhead):
+            for part in self.cut(experience.tokens, rows_N.nonzero()[:, 0], share_prompts):
                 part_NT = compute(part.tokens)
                 values_NT[part.rows, : part_NT.shape[1]] = part_NT
         return values_NT

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.weightless import is_weightless
 from grpo_lightning.speed.registry import NAMES
 
 
@@ -97,8 +98,16 @@ class PolicyConfig:
             raise ConfigError(f"model.policy.lora.r: must be at least 1, not {self.lora.r}")
 
 
-def load_model(config: PolicyConfig) -> tuple[Any, bool]:
-    """The model, with LoRA where asked for, and whether its adapter came from disk."""
+def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[Any, bool]:
+    """The model, with LoRA where asked for, and whether its adapter came from disk.
+
+    Args:
+        config: how to load it; inside :func:`~grpo_lightning.models.weightless.weightless` without weights.
+        key: names the path in an error.
+
+    Raises:
+        ConfigError: the path does not hold a supported model.
+    """
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attn_implementation}
     path, adapter = config.path, None
     if (Path(path) / "adapter_config.json").is_file():
@@ -118,7 +127,7 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
                 )
         adapter, path = path, str(saved.base_model_name_or_path)
     try:
-        if config.init == "random":
+        if config.init == "random" or is_weightless():
             architecture = AutoConfig.from_pretrained(path, revision=config.revision)
             lm = AutoModelForCausalLM.from_config(architecture, **options)
         else:
@@ -130,7 +139,12 @@ def load_model(config: PolicyConfig) -> tuple[Any, bool]:
             f"here: {reason}"
         ) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.policy.path: {path} cannot be loaded as a causal language model: {error}") from error
+        if isinstance(error, OSError) and is_weightless():
+            raise ConfigError(
+                f"{key}: the config.json of {path} is neither on the disk nor to be had from the hub: name a folder "
+                "that holds it, for grpo plan reads no other file of a model"
+            ) from error
+        raise ConfigError(f"{key}: {path} cannot be loaded as a causal language model: {error}") from error
     if hasattr(lm, "peft_config"):
         raise ConfigError(
             f"model.policy.path: {path} is an adapter: download it and name its folder to continue its training"
@@ -153,6 +167,12 @@ def _turn_dropout_off(model: nn.Module) -> None:
 
 def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
     """The adapter at a path, a fresh one, or all weights trainable."""
+    if adapter is not None and is_weightless():
+        from peft import LoraConfig, get_peft_model
+
+        saved = LoraConfig.from_pretrained(adapter)
+        saved.inference_mode = False
+        return get_peft_model(lm, saved)
     if adapter is not None:
         from peft import PeftModel
 

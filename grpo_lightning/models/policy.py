@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import load_tokenizer, terminators
+from grpo_lightning.models.weightless import is_weightless
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
 from grpo_lightning.speed.registry import SWITCHED_OFF, Shortcuts
@@ -45,10 +46,11 @@ class Policy(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        self.tokenizer: PreTrainedTokenizerBase = self._load_tokenizer(chat_template)
-        self.model, loaded_adapter = self._load_model()
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
+        self.model, loaded_adapter = load_model(config)
         self.eval()
-        self._check_model()
+        if not is_weightless():
+            check_model(self.lm, config.path)
         with adapters_off(self.model):
             self.shortcuts = self._choose_shortcuts()
         form = config.reference if with_reference else "none"
@@ -206,13 +208,9 @@ class Policy(nn.Module):
 
     # -- construction -----------------------------------------------------------------------------------------------
 
-    def _load_tokenizer(self, chat_template: str | None) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.config.path, self.config.revision, chat_template)
-
-    def _load_model(self) -> tuple[Any, bool]:
-        return load_model(self.config)
-
     def _choose_shortcuts(self) -> Shortcuts:
+        if is_weightless():
+            return Shortcuts(self.lm, self._ruled_out(), has_weights=False)
         shortcuts = Shortcuts(self.lm, self._ruled_out())
         for line in shortcuts.lines():
             log.info(line)
@@ -224,6 +222,3 @@ class Policy(nn.Module):
         if self.config.gradient_checkpointing:
             reasons.setdefault(SharedPrompts.name, "gradient checkpointing drops the cache that rows continue from")
         return reasons
-
-    def _check_model(self) -> None:
-        check_model(self.lm, self.config.path)

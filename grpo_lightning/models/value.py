@@ -59,7 +59,8 @@ class Critic(nn.Module):
         self.backbone: nn.Module | None = None
         if form == "separate":
             own = policy.config
-            self.backbone = self._backbone(own if path is None else replace(own, path=path, revision=None), policy)
+            config = own if path is None else replace(own, path=path, revision=None)
+            self.backbone = self._backbone(config, policy, "model.policy.path" if path is None else "model.critic_path")
             if frozen:
                 self.backbone.requires_grad_(False)
         elif form == "adapter":
@@ -104,9 +105,9 @@ class Critic(nn.Module):
 
     # -- construction -----------------------------------------------------------------------------------------------
 
-    def _backbone(self, config: PolicyConfig, policy: Policy) -> nn.Module:
-        """A language model for values alone, of the policy's vocabulary."""
-        model = self._load_model(config)
+    def _backbone(self, config: PolicyConfig, policy: Policy, key: str) -> nn.Module:
+        """A language model for values alone, of the policy's vocabulary; ``key`` names its path in an error."""
+        model = cast(nn.Module, load_model(config, key)[0])
         lm = _lm_of(model)
         policy.shortcuts.install_in(lm)
         words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
@@ -121,9 +122,6 @@ class Critic(nn.Module):
         if config.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train().to(policy.device)
-
-    def _load_model(self, config: PolicyConfig) -> nn.Module:
-        return cast(nn.Module, load_model(config)[0])
 
 
 def _lm_of(model: nn.Module) -> PreTrainedModel:

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from grpo_lightning.curves import taken_names
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
-OTHER_CURVES = frozenset(
-    {"mean", "std", "correct", "format_valid", "errors", "groups_without_signal", "correct_after_refinement"}
-)
-"""A part's rewards are logged as ``reward/<name>``, and these are taken."""
+OTHER_CURVES = taken_names("reward/")
+"""A part's rewards are logged as ``reward/<name>``, and these names are taken."""
 
 
 class _Composite(Verifier):

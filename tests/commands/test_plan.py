@@ -16,25 +16,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
-from transformers import Lfm2Config
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.algorithms import OnlineModule, SFTModule
+from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.commands.plan.command import CUDA_CONTEXT, GIB, available
 from grpo_lightning.commands.plan.meter import MemoryMeter
+from grpo_lightning.commands.plan.peaks import PhaseMemory
 from grpo_lightning.commands.plan.plan import Planner, largest, most
-from grpo_lightning.commands.plan.policy import WeightlessPolicy
-from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_rows
+from grpo_lightning.commands.plan.rehearsal import Rehearsal
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.engines.cache import BLOCK
+from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
 from grpo_lightning.speed.registry import NAMES
+from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
-from tests.toy import ToyTask, fit, grpo
+from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -58,6 +63,39 @@ DATA = (
     "rollout_rows_at_once",
     "pass_at_k",
 )
+
+
+def rehearsal_of(module: PolicyModule, precision: str = "32-true", on_cuda: bool = False, cap: int = 16) -> Rehearsal:
+    data = RolloutDataModule(ToyTask(), group_size=2, sampling=SamplingParams(max_new_tokens=cap))
+    return Rehearsal(module, data, module.policy_config, precision, on_cuda)
+
+
+def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
+    """Rows of the given lengths, no two of them equal; those with equal numbers have the same prompt."""
+    prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
+    ids_NL = torch.zeros(len(prompts), int((prompts_N + completions_N).max()), dtype=torch.long)
+    row_N = torch.arange(len(prompts))
+    ids_NL[row_N, prompts_N] = row_N
+    ids_NL[:, 0] = row_N if numbers is None else torch.tensor(numbers)
+    return TokenRows(ids_NL, prompts_N, completions_N)
+
+
+def update_of(rehearsal: Rehearsal, batch: Any) -> PhaseMemory:
+    (update,) = (phase for phase in rehearsal.step(batch) if phase.name == "update")
+    return update
+
+
+def gradients_of(rehearsal: Rehearsal) -> int:
+    """Bytes of the gradients that a small step hands to the optimizer."""
+    seen: list[int] = []
+    hook = rehearsal.optimizer.register_step_pre_hook(lambda *_: seen.append(rehearsal.meter.live["gradients"]))
+    rehearsal.step(rehearsal.longest_batch(1, 2, 2))
+    hook.remove()
+    return seen[-1]
+
+
+def sft(path: str, **options: Any) -> SFTModule:
+    return SFTModule(PolicyConfig(path=path, **options), [LetterVerifier()], adam)
 
 
 def phases(plan: Planner) -> dict[str, PhaseMemory]:
@@ -134,6 +172,93 @@ def test_a_run_of_ppo_takes_what_was_planned(model_path: str, critic: dict[str, 
         assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
 
 
+class Distillation(OnlineModule):
+    """An algorithm that the planner has never heard of: tokens as likely as a teacher's, and the teacher beside it."""
+
+    def __init__(self, *args: Any, teacher_path: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, beta=0.0, **kwargs)
+        self.teacher_path = teacher_path
+
+    step_means = (*OnlineModule.step_means, "time/teacher_s")
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.teacher = Policy(PolicyConfig(path=self.teacher_path)).requires_grad_(False)
+
+    def targets(self, experience: Experience, metrics: Any) -> Experience:
+        width = experience.sampler_logprobs_NT.shape[1]
+        with self.timed(metrics, "teacher"):
+            read = lambda tokens: self.teacher.logprobs(tokens)[0]  # noqa: E731
+            teacher_NT = self.pass_over(experience, experience.counted_N, read, width)
+        return replace(experience, advantages=teacher_NT, reference_NT=teacher_NT)
+
+    def losses(self, step: Any, part: Any, metrics: Any) -> Any:
+        logprobs_NT, mask_NT = self.policy_pass(part, metrics)
+        teacher_NT = step.experience.reference_NT[part.rows, : logprobs_NT.shape[1]]
+        loss_NT = (logprobs_NT - teacher_NT).square()
+        yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))
+
+
+def test_an_algorithm_that_the_planner_has_never_heard_of_is_rehearsed_as_it_is(
+    model_path: str, deep_model: str, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"policy": PolicyConfig(path=model_path), "verifiers": [LetterVerifier()]}
+    module = Distillation(**common, optimizer=adam, teacher_path=deep_model)
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
+        max_prompt_tokens=12, overlong="truncate-left",
+    )  # fmt: skip
+    plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
+    assert list(plan) == ["teacher", "update", "rollout", "validation"]
+    weights = sum(parameter.nbytes for parameter in Policy(PolicyConfig(path=deep_model)).parameters())
+    assert {phase.parts["teacher"] for phase in plan.values()} == {weights}
+    names = ("teacher", "update", "rollout")
+    peaks = peaks_of(lambda: fit(tmp_path, module, 2, data, callbacks=[Spans(names)]), names)
+    for name in names:
+        assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
+
+
+class LoadsByItself(Distillation):
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.other = AutoModelForCausalLM.from_pretrained(self.teacher_path)
+
+
+class BreaksInItsStep(Distillation):
+    def losses(self, step: Any, part: Any, metrics: Any) -> Any:
+        raise KeyError("teacher")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (LoadsByItself, "model: grpo plan cannot rehearse LoadsByItself: its configure_model raised RuntimeError: "),
+        (BreaksInItsStep, "model: grpo plan cannot rehearse BreaksInItsStep: its training_step raised KeyError: "),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused(kind: type[Distillation], text: str, tiny_model: Any) -> None:
+    path = tiny_model("llama")
+    module = kind(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, teacher_path=path)
+    with pytest.raises(ConfigError) as error:
+        rehearsal_of(module)
+    assert str(error.value).startswith(text)
+
+
+def test_log_probs_that_are_recomputed_take_a_pass(tiny_model: Callable[[str], str]) -> None:
+    path = tiny_model("llama")
+    assert "reference" not in phases(planner(path, updates_per_rollout=2))
+    assert "reference" in phases(planner(path, updates_per_rollout=2, old_logprobs="recompute"))
+
+
+def test_a_warm_up_of_the_critic_is_not_the_plan(tiny_model: Callable[[str], str]) -> None:
+    data = RolloutDataModule(ToyTask(), prompts_per_step=2, group_size=2, sampling=SamplingParams(max_new_tokens=8))
+    plain, warmed = (
+        phases(Planner(ppo(tiny_model("llama"), **options), data, "32-true", False, 8))["update"].total
+        for options in ({}, {"critic_warmup_steps": 5})
+    )
+    assert plain == warmed
+
+
 @pytest.mark.parametrize("critic", CRITICS, ids=str)
 def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]) -> None:
     module = ppo(model_path, **critic)
@@ -141,11 +266,9 @@ def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]
     module.critic = Critic(module.policy, module.critic_form, module.critic_path, module.critic_frozen)
     trained = [parameter for side in module.trained_sides().values() for parameter in side]
     own = [*module.critic.parameters(), *module.policy.value_parameters()]
-    rehearsal = Rehearsal(ppo(model_path, **critic), module.policy_config, "32-true", on_cuda=False)
+    rehearsal = rehearsal_of(ppo(model_path, **critic), cap=2)
     assert rehearsal.meter.live["critic"] == sum(parameter.nbytes for parameter in own)
-    update = rehearsal.update([step_rows([2], [2])])
-    # At the peak, some may still have to come.
-    assert 0.9 < update.parts["gradients"] / sum(parameter.nbytes for parameter in trained) <= 1
+    assert gradients_of(rehearsal) == sum(parameter.nbytes for parameter in trained)
     assert rehearsal.meter.live["gradients"] == 0, "they are freed when the step is over"
     # Two moments of each, and a step count of 4 bytes.
     assert rehearsal.meter.live["optimizer"] == sum(2 * parameter.nbytes + 4 for parameter in trained)
@@ -166,16 +289,15 @@ def test_what_stays_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
         "gradients": 0,
         "optimizer": sum(value.nbytes for value in state),
     }
-    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    rehearsal = rehearsal_of(module, cap=2)
     assert {part: rehearsal.meter.live.get(part, 0) for part in wanted} == wanted
-    update = rehearsal.update([step_rows([2], [2])])
-    assert 0.9 < update.parts["gradients"] / sum(p.nbytes for p in policy.trainable_parameters()) <= 1
+    assert gradients_of(rehearsal) == sum(p.nbytes for p in policy.trainable_parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], ids=str)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[str, Any], mixed: bool) -> None:
-    module = grpo(model_path, **options)
+    module = sft(model_path, **options)
     rows = step_rows([24] * 8, [16] * 8)
     policy = Policy(module.policy_config)
     optimizer = module.make_optimizer(policy.trainable_parameters())
@@ -188,10 +310,9 @@ def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[s
         optimizer.zero_grad()
 
     step()  # the state of the optimizer, and caches of the libraries
-    rehearsal = Rehearsal(module, module.policy_config, "bf16-mixed" if mixed else "32-true", on_cuda=False)
-    rehearsal.optimizer.zero_grad()
+    rehearsal = rehearsal_of(module, "bf16-mixed" if mixed else "32-true")
     before = sum(rehearsal.meter.live.values())
-    assert rehearsal.update([rows]).total - before == pytest.approx(peak_of(step), rel=0.1)
+    assert update_of(rehearsal, Demonstrations(Recipe(), rows)).total - before == pytest.approx(peak_of(step), rel=0.1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -200,7 +321,7 @@ def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: f
     policy = Policy(module.policy_config)
     policy.terminators = []  # all completions run to the cap
     prompts = [[9] * 63, *([9 + row] * 64 for row in range(1, 8))]
-    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    rehearsal = rehearsal_of(module)
     before = sum(rehearsal.meter.live.values())
     real = peak_of(lambda: generate(policy, prompts, 4, sampling, list(range(32))))
     assert rehearsal.rollout(8, 4, 64, sampling).total - before == pytest.approx(real, rel=0.2)
@@ -216,7 +337,7 @@ def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
     module, sampling = grpo(deep_model), SamplingParams(max_new_tokens=BLOCK + 20)
     policy = Policy(module.policy_config)
     policy.terminators = []
-    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    rehearsal = rehearsal_of(module)
     before = sum(rehearsal.meter.live.values())
     real = peak_of(lambda: generate(policy, [[9] * 7, [8] * 8], 4, sampling, list(range(8))))
     taken = rehearsal.rollout(2, 4, 8, sampling)
@@ -228,8 +349,7 @@ def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
     module = grpo(model_path)
     here, there = (
-        Rehearsal(module, module.policy_config, "32-true", on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts
-        for on_cuda in (False, True)
+        rehearsal_of(module, on_cuda=on_cuda).rollout(2, 2, 8, SamplingParams()).parts for on_cuda in (False, True)
     )
     lm = Policy(module.policy_config).lm
     multiplied = sum(part.weight.nbytes for part in lm.modules() if isinstance(part, torch.nn.Linear))
@@ -238,16 +358,16 @@ def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.Monk
 
 
 def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:
-    module, rows = grpo(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
+    module, rows = sft(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
     (part,) = microbatches(rows, torch.arange(8), 8192, share=True)
     assert part.tokens.sharing is not None
     assert part.real_tokens == 2 * 24 + 8 * 16
     policy = Policy(module.policy_config)
     assert policy.shares_prompts
-    rehearsal = Rehearsal(module, module.policy_config, "32-true", on_cuda=False)
+    rehearsal = rehearsal_of(module)
     before = sum(rehearsal.meter.live.values())
     real = peak_of(lambda: policy.logprobs(part.tokens)[0].sum().backward())
-    assert rehearsal.update([part.tokens]).total - before == pytest.approx(real, rel=0.2)
+    assert update_of(rehearsal, Demonstrations(Recipe(), rows)).total - before == pytest.approx(real, rel=0.2)
 
 
 def test_a_prompt_beyond_one_row_and_a_cap_of_one_can_be_planned(model_path: str) -> None:
@@ -277,10 +397,11 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
 
     def alone(**options: Any) -> int:
         """The update's activations where no prompt is shared, which checkpointing rules out."""
-        return phases(planner(deep_model, prompts_per_step=12, group_size=1, **options))["update"].parts["activations"]
+        options = {"prompts_per_step": 12, "group_size": 1, "beta": 0.1} | options  # alone, only the KL has a gradient
+        return phases(planner(deep_model, **options))["update"].parts["activations"]
 
     assert alone(gradient_checkpointing=True) < 0.8 * alone()
-    assert differs("update", "activations", prompts_per_step=12, group_size=1) > 1.1
+    assert differs("update", "activations", prompts_per_step=12, group_size=1, beta=0.1) > 1.1
 
     def long(phase: str, **options: Any) -> int:
         """With completions so long that the cache makes the peak, not the pass over the prompts."""
@@ -319,10 +440,13 @@ def test_a_model_of_a_billion_parameters_is_planned_without_its_weights(tmp_path
         num_key_value_heads=8, layer_types=["full_attention" if i in attention else "conv" for i in range(16)],
         tie_word_embeddings=True,
     ).save_pretrained(tmp_path)  # fmt: skip
-    policy = WeightlessPolicy(PolicyConfig(str(tmp_path), dtype="bfloat16", lora=LoRAConfig()), True, on_cuda=True)
-    assert policy.meter.live["weights"] == 2 * 1_170_340_608
-    assert all(isinstance(parameter, FakeTensor) for parameter in policy.parameters())
-    assert all(isinstance(buffer, FakeTensor) for buffer in policy.buffers())
+    module = grpo(str(tmp_path), beta=0.1)
+    module.policy_config = PolicyConfig(str(tmp_path), dtype="bfloat16", lora=LoRAConfig())
+    rehearsal = rehearsal_of(module, on_cuda=True)
+    assert rehearsal.meter.live["weights"] == 2 * 1_170_340_608
+    assert all(isinstance(parameter, FakeTensor) for parameter in rehearsal.module.parameters())
+    assert all(isinstance(buffer, FakeTensor) for buffer in rehearsal.module.buffers())
+    assert not list(module.parameters()), "the configured module stays without a model"
 
 
 def test_the_meter_counts_what_lives_and_frees_what_is_gone() -> None:
@@ -339,6 +463,15 @@ def test_the_meter_counts_what_lives_and_frees_what_is_gone() -> None:
     assert (meter.live["kept"], meter.live["passing"]) == (4000, 0)
     assert meter.peak == {"kept": 4000, "passing": 4000}
     assert isinstance(kept, FakeTensor)
+
+
+def test_what_steers_a_step_is_known_of_fakes() -> None:
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    with MemoryMeter():
+        values = torch.empty(3, 2, 5)
+        assert values[mask].shape == (3, 5)
+        assert values[mask[:, 0], 1].shape == (2, 5)
+        assert bool(torch.isfinite(values).all())
 
 
 # -- proposals ---------------------------------------------------------------------------------------------------------
@@ -381,7 +514,7 @@ def test_a_proposal_fits_a_critic_too(tiny_model: Callable[[str], str]) -> None:
 
 
 def test_checkpointing_is_proposed_where_nothing_fits_without(tiny_model: Callable[[str], str]) -> None:
-    plan = planner(tiny_model("llama"), tokens=200, prompts_per_step=1, group_size=1, val_batch_size=1)
+    plan = planner(tiny_model("llama"), tokens=200, prompts_per_step=1, group_size=1, val_batch_size=1, beta=0.1)
     with_it = replace(plan.settings, gradient_checkpointing=True)
     smallest, without = most(plan.phases(with_it)), most(plan.phases(plan.settings))
     assert smallest < without

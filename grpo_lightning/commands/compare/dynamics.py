@@ -9,6 +9,9 @@ import numpy as np
 
 from grpo_lightning.commands.compare.runs import Curve, Run
 from grpo_lightning.commands.compare.statistics import Array
+from grpo_lightning.curves import PANELS as PANEL_TITLES
+from grpo_lightning.curves import Curve as DeclaredCurve
+from grpo_lightning.curves import of_panel
 
 POINTS = 120
 
@@ -39,24 +42,22 @@ AXES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure: a curve (``None``: the highest of ``memory/*peak*``), smoothed where steps are noisy."""
+    """One picture of a figure: the highest of its curves, smoothed where single steps are noisy."""
 
     title: str
-    curve: str | None
-    smooth: bool = True
+    curves: tuple[DeclaredCurve, ...]
+
+    @property
+    def smooth(self) -> bool:
+        return all(curve.is_noisy for curve in self.curves)
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it shows the validation accuracy, whose scale is known."""
+        return [curve.name for curve in self.curves] == ["val/accuracy"]
 
 
-PANELS = (
-    Panel("mean reward of a step", "reward/mean"),
-    Panel("validation accuracy", "val/accuracy", smooth=False),
-    Panel("KL to the reference (nats)", "policy/kl"),
-    Panel("KL of one update (nats)", "policy/update_kl"),
-    Panel("std of the rewards in a group", "reward/std"),
-    Panel("gain of normalising the advantages", "advantage/gain"),
-    Panel("completion length (tokens)", "completion/length_mean"),
-    Panel("entropy (nats a token)", "policy/entropy"),
-    Panel("peak memory (GiB)", None, smooth=False),  # every memory/*peak* curve
-)
+PANELS = tuple(Panel(title, of_panel(title)) for title in PANEL_TITLES)
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,11 @@ def _line(run: Run, panel: Panel, axis: Axis) -> tuple[Array, Array] | None:
 
 
 def _curve(run: Run, panel: Panel) -> Curve | None:
-    if panel.curve is not None:
-        return run.curves.get(panel.curve)
-    peaks = [curve for name, curve in run.curves.items() if name.startswith("memory/") and "peak" in name]
-    if not peaks:
-        return None
-    steps = np.unique(np.concatenate([curve.steps for curve in peaks]))
-    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in peaks], axis=0)
+    found = run.declared(panel.curves)
+    if len(found) < 2:
+        return found[0] if found else None
+    steps = np.unique(np.concatenate([curve.steps for curve in found]))
+    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in found], axis=0)
     return Curve(steps, np.asarray(highest))
 
 

@@ -85,7 +85,7 @@ def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Pane
                 place.fill_between(one.x, one.low, one.high, color=drawn["color"], alpha=0.18, linewidth=0)
         place.set_title(panel.title, loc="left")
         place.set_xlabel(axis.label)
-        if panel.curve == "val/accuracy":
+        if panel.is_accuracy:
             place.set_ylim(-0.02, 1.02)
     for place in grid.flat[len(panels) :]:
         place.set_visible(False)
@@ -100,7 +100,7 @@ def _draw_level(
 ) -> None:
     """Where a method cannot be drawn over an axis (SFT generates nothing to learn from), what it reached."""
     reached = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
-    if panel.curve == "val/accuracy" and axis.curve is not None and reached:
+    if panel.is_accuracy and axis.curve is not None and reached:
         line = place.axhline(float(np.mean(reached)), linewidth=1.8, **drawn | {"linestyle": (0, (1, 2))})
         handles[method.name] = line
 

@@ -15,6 +15,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from grpo_lightning.curves import PEAK_PANEL, find, of_panel
+from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.errors import ConfigError
 
 EVENTS = "events.out.tfevents.*"
@@ -84,14 +86,14 @@ class Run:
         """The last value of a curve, ``None`` where there is no such curve."""
         return self.curves[name].last if name in self.curves else None
 
+    def declared(self, curves: Sequence[DeclaredCurve]) -> list[Curve]:
+        """What the run logged of some declared curves and families."""
+        return [logged for name, logged in self.curves.items() if find(name) in curves]
+
     @cached_property
     def peak_memory_gib(self) -> float | None:
-        """The largest value of any ``memory/*peak*`` curve."""
-        peaks = [
-            float(curve.values.max())
-            for name, curve in self.curves.items()
-            if name.startswith("memory/") and "peak" in name
-        ]
+        """The largest peak of any phase."""
+        peaks = [float(curve.values.max()) for curve in self.declared(of_panel(PEAK_PANEL))]
         return max(peaks, default=None)
 
 

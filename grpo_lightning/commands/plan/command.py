@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from grpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
+    from grpo_lightning.commands.plan.peaks import PhaseMemory
     from grpo_lightning.commands.plan.plan import Planner, Settings
-    from grpo_lightning.commands.plan.rehearsal import PhaseMemory
 
 HELP = """\
 usage: grpo plan --config FILE [--KEY VALUE ...] [--memory SIZE] [--prompt_tokens N] [--fast]

@@ -50,6 +50,11 @@ class MemoryMeter(TorchDispatchMode):
         self._total = 0
         self._peak_total = 0
 
+    @property
+    def total(self) -> int:
+        """Bytes alive on the device."""
+        return self._total
+
     # -- what is read off -------------------------------------------------------------------------------------------
 
     def reset_peak(self) -> None:
@@ -86,6 +91,10 @@ class MemoryMeter(TorchDispatchMode):
             return out
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _READ.get(args[0].dtype, 1.0)
+        if func is torch.ops.aten.all.default and isinstance(args[0], FakeTensor):
+            return torch.tensor(True)  # such as whether all gradients are finite
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], _without_masks(args[1]), *args[2:])
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             out = func(*args, **kwargs)
         else:
@@ -145,3 +154,12 @@ class MemoryMeter(TorchDispatchMode):
             fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
         self._see(fake)
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _without_masks(indices: Any) -> list[Any]:
+    """Real masks as indices: how many elements a mask takes out of a fake must be known."""
+    found: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype is torch.bool and not isinstance(index, FakeTensor)
+        found += index.nonzero().unbind(1) if is_mask else [index]
+    return found

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 
-import torch
-
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.commands.plan.rehearsal import PhaseMemory, Rehearsal, step_rows
-from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.commands.plan.batch import FEEDBACK_TOKENS
+from grpo_lightning.commands.plan.peaks import PhaseMemory
+from grpo_lightning.commands.plan.rehearsal import Rehearsal
 from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.speed.passes import pass_overhead
-from grpo_lightning.types import TokenRows
-
-FEEDBACK_TOKENS = 64
-"""What the turn between two attempts is taken to hold."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +72,15 @@ class Planner:
             module.max_tokens_per_microbatch, data.rollout_rows_at_once, module.policy_config.gradient_checkpointing
         )
         self._rehearsals: dict[bool, Rehearsal] = {}
-        self._phases: dict[Hashable, PhaseMemory] = {}
+        self._batch: Experience | Demonstrations | None = None
+        self._steps: dict[Hashable, list[PhaseMemory]] = {}
+        self._rollouts: dict[Hashable, PhaseMemory] = {}
 
     def assumptions(self) -> str:
         """The shapes that the plan is for."""
         data = self.data
         rows = f"{self.prompts} prompts"
-        if self.module.samples_to_learn:
+        if self.samples:
             rows += f" x {data.group_size} completions"
         return (
             f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
@@ -103,25 +98,12 @@ class Planner:
         return [*self.learning(settings), *self.sampling(settings)]
 
     def learning(self, settings: Settings) -> list[PhaseMemory]:
-        """The passes over micro-batches: the reference's and the critic's, where there are any, and the update."""
-        rows, rehearsal = self._step_rows(), self._rehearsal(settings)
-        critic, shares = rehearsal.policy.critic, rehearsal.policy.shares_prompts
-        temperature = self.data.sampling.temperature if self.module.samples_to_learn else 1.0
-        phases = []
-        if self.module.wants_reference:
-            _, tokens, key = self._cut(rows, shares, settings)
-            phases.append(self._once(("reference", *key), partial(rehearsal.reference, tokens, temperature)))
-        if critic is not None:
-            _, tokens, key = self._cut(rows, False, settings)
-            phases.append(self._once(("value", *key), partial(rehearsal.value, tokens)))
-            shares = shares and critic.form == "shared"
-        # A minibatch may draw the longest rows of all.
-        longest = rows.lengths_N.argsort(descending=True, stable=True)
-        minibatch = rows.select(longest[: ceil(len(rows) / getattr(self.module, "minibatches_per_update", 1))])
-        count, tokens, key = self._cut(minibatch, shares, settings)
-        # The second micro-batch finds the gradients of the first.
-        work = [tokens] * min(2, count)
-        return [*phases, self._once(("update", *key, len(work)), partial(rehearsal.update, work, temperature))]
+        """The phases of the module's own training step."""
+        budget = settings.max_tokens_per_microbatch
+        key = (settings.gradient_checkpointing, budget)
+        if key not in self._steps:
+            self._steps[key] = self._rehearsal(settings).step(self.batch, budget)
+        return self._steps[key]
 
     def sampling(self, settings: Settings) -> list[PhaseMemory]:
         """The rollouts: of the step, of further attempts, and of validation."""
@@ -131,9 +113,10 @@ class Planner:
         for job in self._decodings():
             at_once = job.conversations if rows is None else min(job.conversations, max(1, rows // job.completions))
             shape = (at_once, job.completions, job.tokens)
-            key = ("rollout", *shape, str(job.params))
-            phase = self._once(key, partial(rehearsal.rollout, *shape, job.params))
-            phases.append(replace(phase, name=job.name))
+            key = (*shape, str(job.params))
+            if key not in self._rollouts:
+                self._rollouts[key] = rehearsal.rollout(*shape, job.params)
+            phases.append(replace(self._rollouts[key], name=job.name))
         return phases
 
     # -- proposal ---------------------------------------------------------------------------------------------------
@@ -151,7 +134,7 @@ class Planner:
         return None
 
     def _largest_update(self, settings: Settings, limit: int) -> Settings | None:
-        rows = self._step_rows()
+        rows = self.batch.tokens
         longest = int(rows.lengths_N.max())
 
         def with_rows(count: int) -> Settings:
@@ -166,7 +149,7 @@ class Planner:
 
     def _largest_rollout(self, settings: Settings, limit: int) -> Settings | None:
         everything = max(job.conversations * job.completions for job in self._decodings())
-        group = self.data.group_size if self.module.samples_to_learn else 1
+        group = self.data.group_size if self.samples else 1
 
         def with_groups(count: int) -> Settings:
             rows = count * group
@@ -180,7 +163,7 @@ class Planner:
     def _decodings(self) -> list[_Decoding]:
         data, width, cap = self.data, self.prompt_tokens, self.data.sampling.cap
         jobs = []
-        if self.module.samples_to_learn:
+        if self.samples:
             jobs.append(_Decoding("rollout", self.prompts, data.group_size, width, data.sampling))
             if data.refinement is not None:
                 longest = width + data.refinement.attempts * (cap + FEEDBACK_TOKENS)
@@ -194,47 +177,29 @@ class Planner:
     def _refined(self) -> int:
         """Further attempts of a round."""
         refinement = self.data.refinement
-        if refinement is None or not self.module.samples_to_learn:
+        if refinement is None or not self.samples:
             return 0
         return min(refinement.budget, self.data.group_size) * self.prompts
 
-    def _step_rows(self) -> TokenRows:
-        """The rows that a step learns from, at their longest."""
-        cap = self.data.sampling.cap
-        if not self.module.samples_to_learn:
-            return step_rows([self.prompt_tokens] * self.prompts, [cap] * self.prompts)
-        numbers = [number for number in range(self.prompts) for _ in range(self.data.group_size)]
-        prompts = [self.prompt_tokens] * len(numbers)
-        refinement = self.data.refinement
-        if refinement is not None:
-            for attempt in range(1, refinement.attempts + 1):
-                in_context = refinement.mode == "in_context"
-                turns = attempt * (cap + FEEDBACK_TOKENS) if in_context else 0
-                prompts += [self.prompt_tokens + turns] * self._refined
-                # In context a prompt goes on with the attempt before, which is of one row alone.
-                numbers += range(len(numbers), len(prompts)) if in_context else numbers[: self._refined]
-        return step_rows(prompts, [cap] * len(prompts), numbers)
+    @property
+    def batch(self) -> Experience | Demonstrations:
+        """What the module makes of a step's prompts."""
+        if self._batch is None:
+            rehearsal, group_size = self._rehearsal(self.settings), self.data.group_size
+            self._batch = rehearsal.longest_batch(self.prompts, self.prompt_tokens, group_size)
+        return self._batch
 
-    def _cut(self, rows: TokenRows, share: bool, settings: Settings) -> tuple[int, TokenRows, tuple[Hashable, ...]]:
-        """The micro-batches of a pass over all of some rows: how many, the heaviest, and its shape."""
-        overhead = pass_overhead(decoder_of(self._rehearsal(settings).policy.lm), "cuda" if self.on_cuda else "cpu")
-        parts = microbatches(rows, torch.arange(len(rows)), settings.max_tokens_per_microbatch, share, overhead)
-        tokens = max(parts, key=lambda part: (part.padded_tokens, len(part.rows))).tokens
-        sharing = tokens.sharing and tuple(tuple(one.tolist()) for one in tokens.sharing)
-        shape = (settings.gradient_checkpointing, tuple(tokens.prompt_lengths_N.tolist()), sharing)
-        return len(parts), tokens, shape
+    @property
+    def samples(self) -> bool:
+        """Whether training samples completions; else only validation does."""
+        return isinstance(self.batch, Experience)
 
     def _rehearsal(self, settings: Settings) -> Rehearsal:
         checkpointing = settings.gradient_checkpointing
         if checkpointing not in self._rehearsals:
             policy = replace(self.module.policy_config, gradient_checkpointing=checkpointing)
-            self._rehearsals[checkpointing] = Rehearsal(self.module, policy, self.precision, self.on_cuda)
+            self._rehearsals[checkpointing] = Rehearsal(self.module, self.data, policy, self.precision, self.on_cuda)
         return self._rehearsals[checkpointing]
-
-    def _once(self, key: Hashable, rehearse: Callable[[], PhaseMemory]) -> PhaseMemory:
-        if key not in self._phases:
-            self._phases[key] = rehearse()
-        return self._phases[key]
 
 
 def most(phases: list[PhaseMemory]) -> int:

@@ -1,29 +1,24 @@
-"""The policy of a config, and its critic, without their weights: every tensor has a shape, and none has memory."""
+"""The policy of a config without its weights, and whose memory each tensor of a module is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from grpo_lightning.commands.plan.meter import HOST, MemoryMeter
-from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import InPlaceEmbedding
-from grpo_lightning.models import Critic, Policy, PolicyConfig
+from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.adapters import REFERENCE, VALUE
 from grpo_lightning.models.checks import decoder_of
-from grpo_lightning.models.loading import load_model
+from grpo_lightning.models.weightless import weightless
 from grpo_lightning.speed.packed import PackedWeights
-from grpo_lightning.speed.registry import Shortcuts
+from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.vocabulary import InPlaceGradients
-
-TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
 
 
 class WeightlessPolicy(Policy):
@@ -33,69 +28,20 @@ class WeightlessPolicy(Policy):
         config: as for :class:`Policy`.
         with_reference: as for :class:`Policy`.
         on_cuda: for a GPU, where weights that are kept in host memory do not count.
-        make_critic: makes the critic that learns beside it, if one does.
     """
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        with_reference: bool,
-        on_cuda: bool,
-        make_critic: Callable[[Policy], WeightlessCritic] | None = None,
-    ) -> None:
-        with torch.device("meta"):
+    def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
+        with weightless():
             super().__init__(config, with_reference=with_reference)
-            self.critic = None if make_critic is None else make_critic(self)
         if on_cuda:
             self.shortcuts.rule_out(PackedWeights, "it is for CPUs")
+        self.on_cuda = on_cuda
         self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
-        self.meter.adopt(self)
-        in_place = {id(weight) for weight in self.vocabulary_weights()}
-        for name, parameter in self.named_parameters():
-            self.meter.assign(parameter, self._part_of(name))
-            if parameter.requires_grad and id(parameter) not in in_place:
-                parameter.register_post_accumulate_grad_hook(self._sort_gradient)
         self._mark_passes()
-        self._keep_pristine_weights(HOST if on_cuda else "merge copy")
 
-    def _load_tokenizer(self, chat_template: str | None) -> PreTrainedTokenizerBase:
-        """A vocabulary of two: a rehearsal has lengths and no texts, and needs no download."""
-        words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = TEMPLATE
-        return tokenizer
-
-    def _load_model(self) -> tuple[Any, bool]:
-        return _unloaded(self.config, "model.policy.path")
-
-    def _check_model(self) -> None:
-        """Nothing to compare without weights."""
-
-    def _choose_shortcuts(self) -> Shortcuts:
-        """As the architecture allows: trials need weights."""
-        return Shortcuts(self.lm, self._ruled_out(), has_weights=False)
-
-    # -- whose memory it is -----------------------------------------------------------------------------------------
-
-    def _part_of(self, name: str) -> str:
-        if name.startswith(("reference.", "critic.")):
-            return name.split(".")[0]
-        if ".lora_" not in name:
-            return "weights"
-        _, adapter, *_ = name.split(".lora_")[1].split(".")
-        return {REFERENCE: "reference", VALUE: "critic"}.get(adapter, "adapter")
-
-    def vocabulary_weights(self) -> list[Tensor]:
-        """Trained weights whose gradients are added in place, which a hook would prevent."""
-        if not self.shortcuts.uses(InPlaceGradients):
-            return []
-        looked_up = {module.weight for module in self.modules() if isinstance(module, InPlaceEmbedding)}
-        weights = looked_up | {cast(Tensor, self.lm.get_output_embeddings().weight)}
-        return [weight for weight in weights if weight.requires_grad]
-
-    def _sort_gradient(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.meter.assign(parameter.grad, "gradients")
+    @property
+    def pass_overhead(self) -> int:
+        return pass_overhead(decoder_of(self.lm), "cuda" if self.on_cuda else "cpu")
 
     @contextmanager
     def rollout_mode(self) -> Iterator[PreTrainedModel]:
@@ -122,47 +68,65 @@ class WeightlessPolicy(Policy):
         decoder.register_forward_pre_hook(before, with_kwargs=True)
         decoder.register_forward_hook(after, with_kwargs=True)
 
-    def _keep_pristine_weights(self, part: str) -> None:
+    def keep_pristine_weights(self) -> None:
         """Merge the adapter once, so that the copies of the weights it goes into exist, as after a first rollout."""
         with self.meter, self.rollout_mode():
             for tensor in self.merge.pristine.values():
-                self.meter.assign(tensor, part)
+                self.meter.assign(tensor, HOST if self.on_cuda else "merge copy")
 
 
-class WeightlessCritic(Critic):
-    """The critic of a weightless policy."""
+def watch(module: nn.Module, meter: MemoryMeter) -> None:
+    """Give a module's weights fake memory, and sort the weights and their gradients into parts.
 
-    def _load_model(self, config: PolicyConfig) -> nn.Module:
-        return cast(nn.Module, _unloaded(config, "model.critic_path")[0])
-
-
-def _unloaded(config: PolicyConfig, key: str) -> tuple[Any, bool]:
-    """What :func:`load_model` gives, of the architecture alone.
-
-    Raises:
-        ConfigError: the architecture cannot be read, or there is none for it; ``key`` is what names its path.
+    The policy's parts are ``weights``, ``adapter``, ``reference`` and ``critic``; any other submodule of the module,
+    such as a teacher, is a part by its own name.
     """
-    config, adapter = replace(config, init="random"), None
-    if config.is_adapter:
-        from peft import LoraConfig
+    meter.adopt(module)
+    in_place = _added_in_place(module)
+    for name, parameter in module.named_parameters():
+        meter.assign(parameter, _part_of(name))
+        if parameter.requires_grad and not any(parameter is weight for weight, _ in in_place):
+            parameter.register_post_accumulate_grad_hook(lambda weight: meter.assign(_grad_of(weight), "gradients"))
+    for weight, user in in_place:
+        user.register_forward_pre_hook(_gradient_maker(weight, meter))
 
-        adapter = LoraConfig.from_pretrained(config.path)
-        config = replace(config, path=str(adapter.base_model_name_or_path))
-    try:
-        model, _ = load_model(config)
-    except ConfigError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise ConfigError(
-            f"{key}: the config.json of {config.path} is neither on the disk nor to be had from the hub: name a folder "
-            "that holds it, for grpo plan reads no other file of a model"
-        ) from error
-    if adapter is not None:
-        from peft import get_peft_model
 
-        adapter.inference_mode = False
-        model = get_peft_model(model, adapter)
-    return model, adapter is not None
+def _part_of(name: str) -> str:
+    owner, _, rest = name.partition(".")
+    if owner != "policy":
+        return owner
+    if rest.startswith("reference."):
+        return "reference"
+    if ".lora_" not in rest:
+        return "weights"
+    _, adapter, *_ = rest.split(".lora_")[1].split(".")
+    return {REFERENCE: "reference", VALUE: "critic"}.get(adapter, "adapter")
+
+
+def _added_in_place(module: nn.Module) -> list[tuple[Tensor, nn.Module]]:
+    """The trained weights whose gradients are added in place, which a hook on them would prevent, and who uses them."""
+    found: list[tuple[Any, nn.Module]] = [
+        (part.weight, part) for part in module.modules() if isinstance(part, InPlaceEmbedding)
+    ]
+    policies = [part for part in module.modules() if isinstance(part, Policy) and part.shortcuts.uses(InPlaceGradients)]
+    found += [(policy.lm.get_output_embeddings().weight, decoder_of(policy.lm)) for policy in policies]
+    return [(weight, user) for weight, user in found if weight.requires_grad]
+
+
+def _gradient_maker(weight: Tensor, meter: MemoryMeter) -> Any:
+    """Before a pass that will end in such a gradient, makes it, so that it is of the part ``gradients``."""
+
+    def make(*_: Any) -> None:
+        if weight.grad is None and torch.is_grad_enabled():
+            weight.grad = torch.zeros_like(weight)
+            meter.assign(weight.grad, "gradients")
+
+    return make
+
+
+def _grad_of(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad
 
 
 def _tensors_in(cache: Any) -> Iterator[Tensor]:

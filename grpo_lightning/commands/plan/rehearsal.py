@@ -1,47 +1,38 @@
-"""One iteration of training, run for its memory alone: the project's own code on tensors that have none."""
+"""One iteration of training, run for its memory alone: the module's own step on tensors that have none."""
 
 from __future__ import annotations
 
+import copy
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.commands.plan.meter import HOST
-from grpo_lightning.commands.plan.policy import WeightlessCritic, WeightlessPolicy
+from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.commands.plan.batch import longest_batch
+from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
+from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
+from grpo_lightning.models.weightless import weightless
+from grpo_lightning.phases import Phases
+from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.cache import RoomyLayer
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.speed.shared_prompt import PredictingStates
-from grpo_lightning.types import TokenRows
 
-
-@dataclass(frozen=True)
-class PhaseMemory:
-    """The bytes of a phase's parts at the moment when they are most.
-
-    Args:
-        name: of the phase.
-        parts: bytes on the device by part.
-        host: bytes that are kept in host memory beside them.
-    """
-
-    name: str
-    parts: dict[str, int]
-    host: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
+LATE = 10**9
+"""The optimizer steps that the run is taken to have made: no warm-up is left."""
 
 
 class _EnoughError(Exception):
@@ -49,39 +40,88 @@ class _EnoughError(Exception):
 
 
 class Rehearsal:
-    """Runs the phases of a training step, and says what each takes.
+    """Runs a module's own training step, and rollouts, and says what each phase takes.
 
-    The optimizer has made a step before, so that its state is there, as it is in every iteration but the first. Each
-    phase is the worst case of its shapes: every completion runs to the cap.
+    The module is as configured, with models that have no weights: it makes its optimizer, and calls its
+    ``training_step``. Whatever models it has as submodules count, and so does every phase that it times. Of the
+    micro-batches of a pass only the heaviest are run.
+
+    The optimizer has made a step before, so that its state is there, as it is in every iteration but the first.
 
     Args:
-        module: of the config; its own policy is never loaded.
-        policy: of the config.
+        module: the configured module; its models are never loaded.
+        data: the configured data module; its task is never read.
+        policy: how to load the policy.
         precision: ``trainer.precision``.
         on_cuda: the run is on a GPU: host copies are not on the device, and the optimizer works on all tensors at once.
+
+    Raises:
+        ConfigError: the module's step cannot be rehearsed.
     """
 
-    def __init__(self, module: PolicyModule, policy: PolicyConfig, precision: str, on_cuda: bool) -> None:
-        self.module = module
+    def __init__(
+        self, module: PolicyModule, data: RolloutDataModule, policy: PolicyConfig, precision: str, on_cuda: bool
+    ) -> None:
+        self.data = data
         self.precision = precision
-        make_critic = None
-        if isinstance(module, PPOModule):
-            form, path, frozen = module.critic_form, module.critic_path, module.critic_frozen
-            make_critic = partial(WeightlessCritic, form=form, path=path, frozen=frozen)
-        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda, make_critic)
+        self.policy = WeightlessPolicy(policy, module.wants_reference, on_cuda)
         self.meter = self.policy.meter
-        self.sides = [one.trainable_parameters() for one in (self.policy, self.policy.critic) if one is not None]
-        self.optimizer = module.make_optimizer([{"params": side} for side in self.sides])
+        self.module = _separate(module)
+        self.module.policy = self.policy
+        self.module.policy_config = policy
+        with self._refusing("configure_model"):
+            trainer = _trainer_of(self.module)
+            with weightless():
+                self.module.configure_model()
+            watch(self.module, self.meter)
+            self.policy.keep_pristine_weights()
+            # Each pass over many micro-batches is one over the heaviest.
+            self.module.cut = _heaviest(self.module.cut)  # type: ignore[method-assign]
+        with self._refusing("configure_optimizers"):
+            configured = self.module.configure_optimizers()
+            self.optimizer: torch.optim.Optimizer = (
+                configured["optimizer"] if isinstance(configured, dict) else configured
+            )
+            trainer.strategy.optimizers = [self.optimizer]
         for group in self.optimizer.param_groups:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
-        self.update([step_rows([2], [1])])
+        self._count_scratch()
+        self.step(self.longest_batch(1, 2, max(2, data.group_size)))
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, Tensor):
                     self.meter.assign(value, "optimizer")
 
     # -- phases -----------------------------------------------------------------------------------------------------
+
+    def longest_batch(self, prompts: int, prompt_tokens: int, group_size: int) -> Experience | Demonstrations:
+        """See :func:`~grpo_lightning.commands.plan.batch.longest_batch`."""
+        with self._refusing("batch_from"):
+            return longest_batch(self.module, self.data, prompts, prompt_tokens, group_size)
+
+    def step(self, batch: Any, max_tokens_per_microbatch: int | None = None) -> list[PhaseMemory]:
+        """The phases of a training step on a batch, in their order, as the module times them.
+
+        Phases that make nothing are not listed, and what is done between the phases only where it takes the most.
+
+        Args:
+            batch: as the module gets it.
+            max_tokens_per_microbatch: replaces the configured value.
+        """
+        if max_tokens_per_microbatch is not None:
+            self.module.max_tokens_per_microbatch = max_tokens_per_microbatch
+        peaks = Peaks(self.meter)
+        self.module.phases = Phases()
+        self.module.phases.listeners.append(peaks)
+        # As Lightning's precision plugin, which casts weights anew at every use.
+        with self._refusing("training_step"), self.meter, self._autocast(cache_enabled=False):
+            self.meter.reset_peak()
+            with self.meter.counting_as("activations"):
+                self.module.training_step(batch, 0)
+            phases = peaks.found()
+            self.optimizer.zero_grad()
+        return phases
 
     def rollout(self, prompts: int, group_size: int, width: int, sampling: SamplingParams) -> PhaseMemory:
         """``group_size`` completions of each of some prompts of ``width`` tokens, all decoding at once.
@@ -90,68 +130,50 @@ class Rehearsal:
         prompts so long that the cache begins with the columns that it ends with.
         """
         cap = sampling.cap
-        with self._phase("rollout") as first:
-            self._generate(prompts, group_size, width, sampling, cap, steps=1)
+        first = self._rollout(prompts, group_size, width, sampling, cap, steps=1)
         columns = last_columns(width, cap)
         left = min(cap, max(2, columns - (width + cap - 2)))
-        with self._phase("rollout") as last:
-            self._generate(
-                prompts, group_size, max(1, columns - left), sampling, left, steps=2, on_first=self.meter.reset_peak
-            )
-        return max(first.taken, last.taken, key=lambda phase: phase.total)
-
-    def reference(self, tokens: TokenRows, temperature: float = 1.0) -> PhaseMemory:
-        """The reference's log-probs of one micro-batch."""
-        with self._phase("reference") as phase, torch.no_grad(), self.meter.counting_as("activations"):
-            self.policy.logprobs(tokens, temperature, reference=True)
-        return phase.taken
-
-    def value(self, tokens: TokenRows) -> PhaseMemory:
-        """The critic's values of one micro-batch."""
-        critic = self.policy.critic
-        assert critic is not None
-        with (
-            self._phase("value") as phase,
-            self.meter.counting_as("activations"),
-            torch.no_grad(),
-            critic.trunk() as lm,
-        ):
-            critic.state_values(lm, tokens)
-        return phase.taken
-
-    def update(self, microbatches: list[TokenRows], temperature: float = 1.0) -> PhaseMemory:
-        """An optimizer step on some micro-batches."""
-        with self._phase("update") as phase, self.policy.adding_gradients():
-            for weight in self.policy.vocabulary_weights():
-                weight.grad = torch.zeros_like(weight)
-                self.meter.assign(weight.grad, "gradients")
-            for tokens in microbatches:
-                with self.meter.counting_as("activations"):
-                    for loss in self._losses(tokens, temperature):
-                        loss.backward()
-                    del loss
-            with self.meter.counting_as("optimizer scratch"):
-                for side in self.sides:
-                    torch.nn.utils.clip_grad_norm_(side, self.module.max_grad_norm or torch.inf)
-                self.optimizer.step()
-        self.optimizer.zero_grad()
-        return phase.taken
+        width = max(1, columns - left)
+        last = self._rollout(prompts, group_size, width, sampling, left, steps=2, on_first=self.meter.reset_peak)
+        return max(first, last, key=lambda phase: phase.total)
 
     # -- how --------------------------------------------------------------------------------------------------------
 
-    def _losses(self, tokens: TokenRows, temperature: float) -> Iterator[Tensor]:
-        """Sums in place of the objective's terms, with the same passes behind them, in the order of ``losses``."""
-        critic = self.policy.critic
-        states: list[PredictingStates] = []
-        logprobs_NT, _ = self.policy.logprobs(tokens, temperature, on_states=states.append)
-        if critic is not None and critic.form == "shared":
-            yield logprobs_NT.sum() + critic.head(states[0].hidden_MD).sum()
-            return
-        yield logprobs_NT.sum()
-        if critic is not None:
-            del logprobs_NT, states
-            with critic.trunk() as lm:
-                yield critic.state_values(lm, tokens).sum()
+    def _rollout(self, *shape: Any, **options: Any) -> PhaseMemory:
+        # As the collector, whose weights stay as they are meanwhile.
+        with self.meter, self._autocast(cache_enabled=True):
+            self.meter.reset_peak()
+            self._generate(*shape, **options)
+            return peak_of(self.meter, "rollout")
+
+    def _count_scratch(self) -> None:
+        """What the optimizer makes in a step and keeps no longer is the part ``optimizer scratch``."""
+        parts: list[str] = []
+
+        def before(*_: Any) -> None:
+            parts.append(self.meter.part)
+            self.meter.part = "optimizer scratch"
+
+        def after(*_: Any) -> None:
+            self.meter.part = parts.pop()
+
+        self.optimizer.register_step_pre_hook(before)
+        self.optimizer.register_step_post_hook(after)
+
+    @contextmanager
+    def _refusing(self, method: str) -> Iterator[None]:
+        """Turn what breaks a rehearsal into one sentence."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except ConfigError:
+                raise
+            except Exception as error:
+                name = type(self.module).__name__
+                raise ConfigError(
+                    f"model: grpo plan cannot rehearse {name}: its {method} raised {type(error).__name__}: {error}"
+                ) from error
 
     def _generate(
         self,
@@ -186,30 +208,43 @@ class Rehearsal:
         with self.meter.counting_as("activations"), suppress(_EnoughError):
             engine.generate(requests, params)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[_Taken]:
-        """Meter what runs inside, in the precision of the run."""
-        taken = _Taken(name)
-        with self.meter:
-            self.meter.reset_peak()
-            # As Lightning's precision plugin, which casts weights anew at every use, but for the collector's rollouts.
-            with self._autocast(cache_enabled=name == "rollout"):
-                yield taken
-            parts = {part: size for part, size in self.meter.peak.items() if size and part != HOST}
-        taken.taken = PhaseMemory(name, parts, self.meter.live.get(HOST, 0))
-
     def _autocast(self, cache_enabled: bool) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
         return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"), cache_enabled=cache_enabled)
 
 
-class _Taken:
-    """Where a phase puts what it took."""
+def _heaviest(cut: Callable[..., list[Microbatch]]) -> Callable[..., list[Microbatch]]:
+    """Of the micro-batches of a pass only the heaviest: twice if it learns, to meet the gradients of the first."""
 
-    taken: PhaseMemory
+    def heaviest(*args: Any) -> list[Microbatch]:
+        parts = cut(*args)
+        most = max(parts, key=lambda part: (part.padded_tokens, len(part.rows)), default=None)
+        return [most] * min(2 if torch.is_grad_enabled() else 1, len(parts)) if most is not None else []
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    return heaviest
+
+
+def _separate(module: PolicyModule) -> PolicyModule:
+    """A copy with the same options, whose models are its own: the configured module stays without any."""
+    separate = copy.copy(module)
+    for registered in ("_modules", "_parameters", "_buffers"):
+        separate.__dict__[registered] = dict(vars(module)[registered])
+    return separate
+
+
+def _trainer_of(module: PolicyModule) -> pl.Trainer:
+    """A trainer in the midst of a run of the module, on one CPU and without loggers."""
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = chatter.level
+    chatter.setLevel(logging.ERROR)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, barebones=True)
+    chatter.setLevel(before)
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.training = True
+    trainer.strategy.connect(module)
+    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = LATE
+    module.trainer = trainer
+    return trainer
 
 
 def last_columns(width: int, cap: int) -> int:
@@ -224,16 +259,3 @@ def last_columns(width: int, cap: int) -> int:
         layer.update(token, token)
     assert layer.keys is not None
     return layer.keys.untyped_storage().nbytes() // token.nbytes
-
-
-def step_rows(prompts: list[int], completions: list[int], numbers: list[int] | None = None) -> TokenRows:
-    """Rows of prompts and completions of the given lengths; rows of one number have the same prompt.
-
-    No two completions are equal. ``None`` for ``numbers``: each row has a prompt of its own.
-    """
-    prompts_N, completions_N = torch.tensor(prompts), torch.tensor(completions)
-    ids_NL = torch.zeros(len(prompts), int((prompts_N + completions_N).max()), dtype=torch.long)
-    row_N = torch.arange(len(prompts))
-    ids_NL[row_N, prompts_N] = row_N
-    ids_NL[:, 0] = row_N if numbers is None else torch.tensor(numbers)
-    return TokenRows(ids_NL, prompts_N, completions_N)
