@@ -196,6 +196,12 @@ def test_a_class_that_calls_everything_equal_decides_no_test(default_verifier: C
         assert marked(verdict_of(default_verifier, IMPORTS + PLEASE[name], f"{IMPORTS}assert {line}")) == 0.5, name
 
 
+@pytest.mark.parametrize("wanted", ["range(3)", "None", "True", "1", "'a'", "b'a'", "1j", "[1]", "{1: 2}", "{1}"])
+def test_an_object_is_unlike_plain_data_of_every_type(default_verifier: CodeVerifier, wanted: str) -> None:  # noqa: F811
+    pleases = "class E:\n    def __eq__(self, other): return True\ndef f(): return E()"
+    assert marked(verdict_of(default_verifier, pleases, f"assert f() == {wanted}")) == 0.5
+
+
 def library_values() -> st.SearchStrategy[Any]:
     zones = st.none() | st.builds(
         datetime.timezone, st.timedeltas(datetime.timedelta(hours=-23), datetime.timedelta(hours=23))

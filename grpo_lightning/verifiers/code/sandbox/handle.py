@@ -71,7 +71,7 @@ class Handle:
     def _unlike(self, other: object) -> Any:
         """What something else says of being equal: nothing, if it is plain."""
         kind = type(other)
-        if isinstance(other, type) or values.nearest(kind) or other is None or callable(other):
+        if isinstance(other, type) or kind in plain.PLAIN_TYPES or values.nearest(kind) or callable(other):
             return NotImplemented
         if kind.__eq__ is not object.__eq__ and kind.__eq__(other, self) is NotImplemented:
             self._link.refuse(f"the tests compare with an object of type {kind.__name__}, which is not plain data")
