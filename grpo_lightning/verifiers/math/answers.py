@@ -43,13 +43,6 @@ class Answer:
     variable: str | None = None
     text: str = ""
 
-    @property
-    def kind(self) -> str:
-        """What it is, for people."""
-        if self.number is not None:
-            return "a number"
-        return "a name" if self.literal is not None else "an expression" if self.latex is not None else "a text"
-
 
 def split_variable(text: str) -> tuple[str | None, str]:
     r"""``("x", "5")`` for ``x = 5`` or ``x \in 5``, ``(None, text)`` for anything else. A chain is anything else.

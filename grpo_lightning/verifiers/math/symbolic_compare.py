@@ -16,6 +16,8 @@ TOLERANCE = 1e-20
 # Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
 # symbols get, take every pair of signs: sqrt(x^2) is not x.
 POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
+# Floors and ceilings change at whole numbers alone, so that there they are tried, too: with multiples, squares, signs.
+WHOLE_POINTS = tuple((number, 1) for number in (4, 7, 9, 10, 15, 25, 36, -6, -9))
 # An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
 
@@ -246,13 +248,14 @@ def _close(first: Any, second: Any) -> bool:
 
 def _values(first: Any, second: Any) -> list[tuple[Any, Any]]:
     """Both expressions at every point where both are finite; empty where they share no such point."""
-    from sympy import I, N, Rational, Symbol
+    from sympy import I, N, Rational, Symbol, ceiling, floor
 
     symbols = sorted(first.atoms(Symbol) | second.atoms(Symbol), key=str)
+    points = POINTS + (WHOLE_POINTS if any(side.has(floor, ceiling) for side in (first, second)) else ())
     pairs = []
-    for shift in range(len(POINTS) if symbols else 1):
+    for shift in range(len(points) if symbols else 1):
         at = {
-            symbol: Rational(*POINTS[(i + shift) % len(POINTS)]) + (0 if symbol.is_real else I / 7)
+            symbol: Rational(*points[(i + shift) % len(points)]) + (0 if symbol.is_real else I / 7)
             for i, symbol in enumerate(symbols)
         }
         values = [N(expression.xreplace(at).doit(), DIGITS) for expression in (first, second)]

@@ -147,13 +147,13 @@ class MathVerifier(Verifier):
         return _compared(gold, answer, self.symbolic_timeout_s)
 
 
-# What is no answer but a heading: "#### Step 1", "#### 2. Solve".
+# A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious".
 _HEADING = re.compile(r"[\s*_`]*(?:[^\W\d_]|[0-9]+[.):]\s|$)")
 
 
 def _is_note(answers: Answers, text: str) -> bool:
-    """Whether an earlier text that is no answer may stand there: a heading after ####, a sentence with "answer is"."""
-    return answers.form == "phrase" or (answers.form == "hash" and bool(_HEADING.match(text)))
+    """Whether a text that is no answer may precede the final one. In a box or a tag there are answers only."""
+    return answers.form in ("hash", "phrase") and bool(_HEADING.match(text))
 
 
 def _shown(text: str) -> str:

@@ -57,7 +57,7 @@ WRONG = [
     "The answer is:\n\n\\[\n5\n\\]\nor\n\\[\n6\n\\]", "The answer is:\n\n\\[\n5, 6\n\\]",
     "The answer is:\n\\[5\\]\nThe answer is:\n\\[6\\]", "The answer is:\n5\nor 6", "The answer is\n5\nor maybe\n6",
     "The answer is:\n\\[\n5\n", "The answer is not 5", "The answer is 5 or maybe 6", "#### 4 or 6\n#### 5",
-    "#### 4, 6\n#### 5", "my answers: 5", "The answer key is 5",
+    "#### 4, 6\n#### 5", "my answers: 5", "The answer is 4 or 6. The answer is 5.", "The answer key is 5",
 ]  # fmt: skip
 
 
