@@ -46,7 +46,7 @@ class Report:
             message["before_s"] = before_s
         if final:
             message |= {"stays": stays, "late": late, "has_ended": has_ended}
-        if self.blocks not in ((), (0,)):
+        if self.blocks:
             message["blocks"] = self.blocks
         if failure is not _NO_FAILURE:
             texts = {"test": failure.source, "given": failure.given, "expected": failure.expected}
@@ -140,13 +140,14 @@ def _prepare(link: Link, prelude: str) -> float:
 def _take(link: Link, blocks: list[str], is_script: bool) -> None:
     """Have the program chosen from the completion's blocks, and compiled."""
     try:
-        _note_blocks(link, link.ask("take", (blocks, [], is_script)))
+        _note_blocks(link, link.ask("take", (blocks, [], is_script)), len(blocks))
     except Exception as error:
         raise Decided("invalid", f"The program does not compile: {builtin_base(type(error))}.") from None
 
 
-def _note_blocks(link: Link, numbers: object) -> None:
-    if type(numbers) is tuple and set(map(type, numbers)) == {int}:
+def _note_blocks(link: Link, numbers: object, count: int) -> None:
+    """Remember which blocks were taken, where it is not all of them."""
+    if type(numbers) is tuple and set(map(type, numbers)) == {int} and len(numbers) < count:
         link.report.blocks = numbers
 
 
@@ -163,7 +164,7 @@ def _load(
     if type(loaded) is not tuple or len(loaded) != 2 or type(loaded[1]) is not dict:
         raise Decided("invalid", "The program returned something unusable.")
     numbers, defined = loaded
-    _note_blocks(link, numbers)
+    _note_blocks(link, numbers, len(blocks))
     missing = required - defined.keys()
     if missing and USUAL_CLASS in defined:
         solution = _member(link, defined[USUAL_CLASS], None)
