@@ -64,10 +64,15 @@ def test_every_verdict_explains_itself(default_verifier: CodeVerifier) -> None: 
 
 
 def test_the_program_that_was_run_is_shown(default_verifier: CodeVerifier) -> None:  # noqa: F811
-    completion = "\n".join(map(fenced, ("def f(x):\n    return 0", F, "print(f(1))")))
-    verdict = default_verifier.verify(Sample("", completion, metadata={"tests": "assert f(1) == 2"}))
-    assert verdict.explanation is not None
-    assert verdict.explanation.extracted == F
+    loop = "def f(x):\n    while True: pass"
+    for blocks, run in (
+        (["def f(x):\n    return 0", F, "print(f(1))"], F), ([F, "print(f(1))"], F), ([loop, "f(1)"], loop),
+        (["import math", F], f"import math\n\n\n{F}"),
+    ):  # fmt: skip
+        completion = "\n".join(map(fenced, blocks))
+        verdict = default_verifier.verify(Sample("", completion, metadata={"tests": "assert f(1) == 2"}))
+        assert verdict.explanation is not None
+        assert verdict.explanation.extracted == run
 
 
 def test_an_object_of_the_program_is_shown_without_asking_it(default_verifier: CodeVerifier) -> None:  # noqa: F811

@@ -116,8 +116,8 @@ class Worker:
             raise RuntimeError("the sandbox's judge broke, or was not ready in time, before it met the program")
         if report["outcome"] == "broken":
             raise RuntimeError(f"the sandbox broke: {report['detail']}")
-        shown = {name: report[name] for name in ("test", "given", "expected")}
-        shown["blocks"] = tuple(report["blocks"])
+        shown = {name: report[name] for name in ("test", "given", "expected") if name in report}
+        shown["blocks"] = tuple(report.get("blocks", ()))
         if report["outcome"] == "error":
             return Result("error", f"cannot use the row's tests: {report['detail']}", **shown)
         if answer["hung"]:

@@ -40,7 +40,7 @@ class RunClock:
         self.pids = pids
         self.limit_s = timeout_s + ALLOWANCE_S
         self.hang_s = hang_s
-        self.deadline = time.monotonic() + START_TIMEOUT_S
+        self.deadline = self.next_look = time.monotonic() + START_TIMEOUT_S
         self.before_s: float | None = None
 
     def start(self, before_s: float) -> None:
@@ -50,12 +50,19 @@ class RunClock:
             before_s: processor time that the processes had used before they met the program.
         """
         self.before_s = before_s
-        self.deadline = time.monotonic() + self.hang_s
+        now = time.monotonic()
+        self.deadline = now + self.hang_s
+        self.next_look = min(self.deadline, now + self.limit_s)
 
     @property
     def late(self) -> bool:
         """Whether the processor time is used up. Looked at once more at the end: who looks when decides nothing."""
-        return self.before_s is not None and self._left_s(self.before_s) < 0
+        if self.before_s is None:
+            return False
+        left_s = self.limit_s + self.before_s - sum(map(processor_time_s, self.pids))
+        # One thread cannot use it up any sooner.
+        self.next_look = min(self.deadline, time.monotonic() + max(left_s, 0.001))
+        return left_s < 0
 
     @property
     def hung(self) -> bool:
@@ -63,11 +70,4 @@ class RunClock:
 
     def patience_s(self) -> float:
         """How long to wait for news before looking at the clocks again."""
-        wait = self.deadline - time.monotonic()
-        if self.before_s is not None:
-            # One thread cannot use its processor time up any sooner.
-            wait = min(wait, max(self._left_s(self.before_s), 0.001))
-        return max(wait, 0.0)
-
-    def _left_s(self, before_s: float) -> float:
-        return self.limit_s + before_s - sum(map(processor_time_s, self.pids))
+        return max(self.next_look - time.monotonic(), 0.0)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import blocks, plain, scripts, values, wire
+from .entry_point import USUAL_CLASS
 
 
 def _leave(manager: Any, kind: type[BaseException] | None) -> None:
@@ -104,19 +105,23 @@ class Defendant:
 
     def take(self, sources: list[str], wanted: list[str], is_script: bool) -> tuple[int, ...]:
         """Choose the program among the blocks of a completion, compile it, and give their numbers."""
-        chosen = tuple(blocks.choose(sources, wanted, is_script))
+        chosen = tuple(blocks.choose(sources, wanted, is_script)) if len(sources) > 1 else (0,)
         self.code = _compiled("\n".join(sources[number] for number in chosen), "<program>")
         return chosen
 
-    def load(self, wanted: list[str], helpers: list[str]) -> dict[str, object]:
-        """Run the program as a module, and give what it defines of the wanted names.
+    def load(
+        self, sources: list[str], wanted: list[str], is_script: bool, helpers: list[str]
+    ) -> tuple[tuple[int, ...], dict[str, object]]:
+        """Take the program, run it as a module, and give what it defines of the wanted names, behind its blocks.
 
         Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
         """
+        chosen = self.take(sources, wanted, is_script)
         module = types.ModuleType("solution")
         given = self._execute(module)
-        found = vars(module) | {name: given[name] for name in helpers if name in given}
-        return {name: found[name] for name in wanted if name in found}
+        defined = vars(module)
+        found = {name: defined[name] for name in (*wanted, USUAL_CLASS) if name in defined}
+        return chosen, found | {name: given[name] for name in helpers if name in given}
 
     def run(self, given: bytes) -> bytes:
         """Run the program as a script, and give what it prints."""
@@ -131,9 +136,10 @@ class Defendant:
         """Run the prelude and the program in a module, and give what the prelude defines."""
         # Where pickle, dataclasses and typing look for the module of a class.
         sys.modules[module.__name__] = module
+        given: dict[str, object] = {}
         if self.prelude is not None:
             exec(self.prelude, vars(module))
-        given = dict(vars(module))
+            given = dict(vars(module))
         assert self.code is not None
         exec(self.code, vars(module))
         return given
@@ -168,6 +174,8 @@ class Defendant:
 
     def _refer(self, value: Any) -> wire.Reference | None:
         kind = type(value)
+        if kind is types.FunctionType:
+            return wire.Reference("h", self._number(value))
         if kind is _Instance:
             return self._handle(value.value)
         if isinstance(value, type):

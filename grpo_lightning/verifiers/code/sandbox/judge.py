@@ -40,12 +40,17 @@ class Report:
         has_ended: bool = False,
         failure: Failure = _NO_FAILURE,
     ) -> None:
-        texts = {"test": failure.source, "given": failure.given, "expected": failure.expected}
-        shown = {name: text[:_MAX_SHOWN] for name, text in texts.items()}
-        message = {
-            "outcome": outcome, "detail": detail[:500], "final": final, "stays": stays, "before_s": before_s,
-            "late": late, "has_ended": has_ended, "blocks": self.blocks, **shown,
-        }  # fmt: skip
+        # Only what is set: this is written three times in each run.
+        message: dict[str, object] = {"outcome": outcome, "detail": detail[:500], "final": final}
+        if before_s is not None:
+            message["before_s"] = before_s
+        if final:
+            message |= {"stays": stays, "late": late, "has_ended": has_ended}
+        if self.blocks:
+            message["blocks"] = self.blocks
+        if failure is not _NO_FAILURE:
+            texts = {"test": failure.source, "given": failure.given, "expected": failure.expected}
+            message |= {name: text[:_MAX_SHOWN] for name, text in texts.items()}
         self.control.send(json.dumps(message).encode())
 
     def end(self, outcome: str, detail: str, late: bool = False, has_ended: bool = False) -> NoReturn:
@@ -108,10 +113,12 @@ def _judge(link: Link, payload: int) -> None:
     link.outcome_if_broken = "invalid"
     too_much = "The program used too much memory while it was loaded."
     link.report.write("invalid", too_much, final=False, before_s=used_s + time.process_time())
-    _take(link, request["blocks"], wanted, bool(request["io"]))
+    is_script = bool(request["io"])
     if wanted:
-        defined = _load(link, wanted, required)
+        defined = _load(link, request["blocks"], wanted, required, is_script)
         candidate = _candidate(link, defined, entry_point) if entry_point.name else None
+    else:
+        _take(link, request["blocks"], is_script)
     link.outcome_if_broken = "failed"
     link.report.write("failed", "The program used too much memory.", final=False)
     allowance = outputs.Allowance(request["rel_tol"], request["abs_tol"])
@@ -130,24 +137,34 @@ def _prepare(link: Link, prelude: str) -> float:
         raise TestsBroken(f"the prelude raised {builtin_base(type(error))}") from None
 
 
-def _take(link: Link, blocks: list[str], wanted: frozenset[str], is_script: bool) -> None:
+def _take(link: Link, blocks: list[str], is_script: bool) -> None:
     """Have the program chosen from the completion's blocks, and compiled."""
     try:
-        numbers = link.ask("take", (blocks, sorted(wanted), is_script))
+        _note_blocks(link, link.ask("take", (blocks, [], is_script)), len(blocks))
     except Exception as error:
         raise Decided("invalid", f"The program does not compile: {builtin_base(type(error))}.") from None
-    if type(numbers) is tuple and set(map(type, numbers)) == {int}:
+
+
+def _note_blocks(link: Link, numbers: object, count: int) -> None:
+    """Remember which blocks were taken, where it is not all of them."""
+    if type(numbers) is tuple and set(map(type, numbers)) == {int} and len(numbers) < count:
         link.report.blocks = numbers
 
 
-def _load(link: Link, wanted: frozenset[str], required: frozenset[str]) -> dict[str, Any]:
-    """Load the program, and give what it defines of the names that the tests want."""
+def _load(
+    link: Link, blocks: list[str], wanted: frozenset[str], required: frozenset[str], is_script: bool
+) -> dict[str, Any]:
+    """Have the program chosen, compiled and loaded, and give what it defines of the names that the tests want."""
     try:
-        defined: Any = link.ask("load", (sorted(wanted | {USUAL_CLASS}), sorted(wanted - required)))
+        loaded: Any = link.ask("load", (blocks, sorted(wanted), is_script, sorted(wanted - required)))
+    except SyntaxError as error:
+        raise Decided("invalid", f"The program does not compile: {builtin_base(type(error))}.") from None
     except Exception as error:
         raise _not_loaded(error) from None
-    if type(defined) is not dict:
+    if type(loaded) is not tuple or len(loaded) != 2 or type(loaded[1]) is not dict:
         raise Decided("invalid", "The program returned something unusable.")
+    numbers, defined = loaded
+    _note_blocks(link, numbers, len(blocks))
     missing = required - defined.keys()
     if missing and USUAL_CLASS in defined:
         solution = _member(link, defined[USUAL_CLASS], None)

@@ -63,7 +63,7 @@ class Result:
         outcome: ``passed``; ``failed``, a program that loads; ``invalid``, one that does not; ``error``, unusable
             tests or a program that hung.
         detail: a sentence for the program's author, or about the tests.
-        blocks: the numbers of the blocks that were run.
+        blocks: the numbers of the blocks that were run; empty for all.
         test: the test that failed.
         given: what the program gave there; empty if that is not known.
         expected: what it should have given; empty if that is not known.

@@ -90,7 +90,7 @@ class Worker:
         report = answer["report"]
         judge_stays = report is not None and report["final"] and report["stays"]
         judge_ended = report is None or not report["final"]
-        has_ended = report is not None and report["has_ended"]
+        has_ended = report is not None and report.get("has_ended", False)
         answer["killed"] = not (answer["late"] or answer["hung"]) and (
             (judge_ended and _was_killed(self.judge.pid)) or ((judge_ended or has_ended) and _was_killed(pid))
         )
@@ -115,14 +115,14 @@ class Worker:
                 if not message:
                     break
                 report = json.loads(message)
-                if report["before_s"] is not None:
+                if "before_s" in report:
                     clock.start(report["before_s"])
             elif clock.late:
                 break
             elif clock.hung:
                 hung = True
                 break
-        late = clock.late or bool(report and report["late"])
+        late = clock.late or bool(report and report.get("late"))
         return {"report": report, "late": late, "hung": hung and not late}
 
     def _new_judge(self) -> Judge:
