@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
+from grpo_lightning.algorithms.credit import credited_rewards, row_advantages
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import Minibatch, credited_rewards, row_advantages
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective
 from grpo_lightning.rollout.datamodule import RolloutDataModule
@@ -83,15 +83,15 @@ class GRPOModule(OnlineModule):
         experience = replace(experience, advantages=advantages_N, learned_N=learned_N)
         return self.with_frozen_logprobs(experience, metrics)
 
-    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
+    def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         """The one loss of GRPO: the objective and the KL. Distilled attempts, which have no ratio, are shaped instead.
 
         The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
         """
-        experience, rows = step.experience, part.rows
+        rows = part.rows
         logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
-        loss_NT = self.policy_terms(step, part, metrics, logprobs_NT, mask_NT).loss_NT
+        loss_NT = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
         if experience.recipe.distills and experience.advantages is not None:
             shaped_NT = shaped_objective(logprobs_NT, experience.advantages[rows, None])
             loss_NT = torch.where(experience.distilled_N[rows, None], -shaped_NT, loss_NT)
@@ -100,4 +100,4 @@ class GRPOModule(OnlineModule):
             kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
             metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
             loss_NT = loss_NT + self.beta * kl_NT
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))
+        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, loss_NT, mask_NT))

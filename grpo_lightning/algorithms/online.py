@@ -16,7 +16,6 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
-from grpo_lightning.algorithms.rows import Minibatch
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence, length_mask, masked_sum
 from grpo_lightning.objectives import (
@@ -45,7 +44,7 @@ class OnlineModule(PolicyModule, ABC):
     A step goes one way: the DataModule collects an :class:`~grpo_lightning.rollout.Experience`, one row per attempt;
     ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
-    ``losses(step, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
+    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
     :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
     some 40 lines: see ``tests/algorithms/test_seam.py``.
 
@@ -182,11 +181,11 @@ class OnlineModule(PolicyModule, ABC):
         """
 
     @abstractmethod
-    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
+    def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`.
 
         Args:
-            step: the optimizer step; ``step.experience`` is what :meth:`targets` gave.
+            experience: what :meth:`targets` gave, with what the present optimizer step is divided by.
             part: ``part.rows`` are rows of the experience, ``part.tokens`` their tokens.
             metrics: what is logged is added here.
         """
@@ -252,16 +251,18 @@ class OnlineModule(PolicyModule, ABC):
         if self.aggregation == "bnpo":
             # Each rank by its own tokens; the gradients of the ranks are then averaged.
             all_tokens = float(tokens_here) * self.trainer.world_size
-        step = Minibatch(experience, max(sequences, 1), max(all_tokens, 1), is_first)
+        experience = replace(
+            experience, sequences=max(sequences, 1), sequence_tokens=max(all_tokens, 1), is_first_step=is_first
+        )
         learned = rows_N[experience.learned_N[rows_N]]
-        losses = partial(self.losses, step, metrics=metrics)
+        losses = partial(self.losses, experience, metrics=metrics)
         self.optimizer_step_on(tokens, learned, losses, metrics, experience.attempts)
 
     def policy_terms(
-        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, mask_NT: Tensor
+        self, experience: Experience, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, mask_NT: Tensor
     ) -> PolicyLossTerms:
         """The objective's terms of a micro-batch, with what is logged of them."""
-        experience, rows, width = step.experience, part.rows, logprobs_NT.shape[1]
+        rows, width = part.rows, logprobs_NT.shape[1]
         assert experience.advantages is not None, "targets computes them"
         advantages = experience.advantages[rows]
         terms = self.objective(
@@ -273,20 +274,20 @@ class OnlineModule(PolicyModule, ABC):
         sampled_NT = mask_NT & ~experience.distilled_N[rows, None]
         metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
         metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
-        if step.is_first:
+        if experience.is_first_step:
             gap_NT = (logprobs_NT.detach() - experience.sampler_logprobs_NT[rows, :width]).abs()
             metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
         return terms
 
-    def aggregate(self, step: Minibatch, loss_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    def aggregate(self, experience: Experience, loss_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """A micro-batch's share of the loss of the optimizer step."""
         return aggregate(
             loss_NT,
             mask_NT,
             aggregation=self.aggregation,
-            sequences=step.sequences,
-            tokens=step.tokens,
-            max_tokens=step.experience.recipe.sampling.cap,
+            sequences=experience.sequences,
+            tokens=experience.sequence_tokens,
+            max_tokens=experience.recipe.sampling.cap,
         )
 
     # -- passes without gradient ------------------------------------------------------------------------------------

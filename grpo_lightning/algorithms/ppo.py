@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import Minibatch, credited_rewards
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -270,39 +270,41 @@ class PPOModule(OnlineModule):
             self._seen_kl = kl / max(completions, 1), completions
         return kl_NT
 
-    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
+    def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         """The policy's loss and the critic's: as one where they share the trunk, else one after the other."""
         if self.critic_form == "shared" and not self._warms_up:
             states: list[PredictingStates] = []
-            policy_loss, mask_NT = self._policy_loss(step, part, metrics, states)
+            policy_loss, mask_NT = self._policy_loss(experience, part, metrics, states)
             values_NT = states[0].spread(self.critic.head(states[0].hidden_MD), part.tokens)
-            yield policy_loss + self._value_loss(step, part, metrics, values_NT, mask_NT)
+            yield policy_loss + self._value_loss(experience, part, metrics, values_NT, mask_NT)
             return
         if not self._warms_up:
-            policy_loss, _ = self._policy_loss(step, part, metrics, [])
+            policy_loss, _ = self._policy_loss(experience, part, metrics, [])
             yield policy_loss
         with self.critic.trunk() as lm:
             values_NS = self.critic.state_values(lm, part.tokens, train_trunk=self.critic_form != "shared")
             mask_NT = length_mask(part.tokens.completion_lengths_N)
-            yield self._value_loss(step, part, metrics, values_NS[:, :-1], mask_NT)
+            yield self._value_loss(experience, part, metrics, values_NS[:, :-1], mask_NT)
 
     def _policy_loss(
-        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, states: list[PredictingStates]
+        self, experience: Experience, part: Microbatch, metrics: StepMetrics, states: list[PredictingStates]
     ) -> tuple[Tensor, Tensor]:
-        temperature = step.experience.recipe.sampling.temperature
+        temperature = experience.recipe.sampling.temperature
         logprobs_NT, mask_NT = self.policy_pass(part, metrics, temperature, states.append)
-        terms = self.policy_terms(step, part, metrics, logprobs_NT, mask_NT)
-        return self.add_loss(metrics, "policy/loss", self.aggregate(step, terms.loss_NT, mask_NT)), mask_NT
+        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
+        return self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT)), mask_NT
 
     def _value_loss(
-        self, step: Minibatch, part: Microbatch, metrics: StepMetrics, values_NT: Tensor, mask_NT: Tensor
+        self, experience: Experience, part: Microbatch, metrics: StepMetrics, values_NT: Tensor, mask_NT: Tensor
     ) -> Tensor:
-        experience, rows, width = step.experience, part.rows, values_NT.shape[1]
+        rows, width = part.rows, values_NT.shape[1]
         assert isinstance(experience, ValuedExperience)
         old_NT, returns_NT = experience.values_NT[rows, :width], experience.returns_NT[rows, :width]
         terms = value_loss(values_NT, old_NT, returns_NT, mask_NT, value_epsilon=self.value_epsilon)
         metrics.add_masked("value/clip_fraction", terms.clipped_NT.float(), mask_NT)
-        return self.value_coef * self.add_loss(metrics, "value/loss", self.aggregate(step, terms.loss_NT, mask_NT))
+        return self.value_coef * self.add_loss(
+            metrics, "value/loss", self.aggregate(experience, terms.loss_NT, mask_NT)
+        )
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -287,12 +287,11 @@ class RolloutDataModule(pl.LightningDataModule):
         return prompts.batch({f"sample/{row}": row for row in order[:count]}, recipe)
 
     def _evaluated(self, prompts: PromptBatch) -> EvaluationBatch:
-        sampled = None
-        if self.pass_at_k:
-            recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
-            sampled = replace(prompts, recipe=recipe)
         single = self.collect(prompts)
-        return EvaluationBatch(single, None if sampled is None else self.collect(sampled))
+        if not self.pass_at_k:
+            return EvaluationBatch(single, None)
+        recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
+        return EvaluationBatch(single, self.collect(replace(prompts, recipe=recipe)))
 
     @property
     def _attached_trainer(self) -> pl.Trainer:

@@ -72,6 +72,9 @@ class Experience:
             until an algorithm has computed them.
         old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
         reference_NT: the reference's log-probs of the learned rows; ``None`` without KL.
+        sequences: completions that the loss of the present optimizer step is divided by, over all ranks.
+        sequence_tokens: their tokens; under ``bnpo`` those of this rank.
+        is_first_step: whether the policy is still the one that sampled.
     """
 
     recipe: Recipe
@@ -90,6 +93,9 @@ class Experience:
     advantages: Tensor | None = None
     old_NT: Tensor | None = None
     reference_NT: Tensor | None = None
+    sequences: float = 1.0
+    sequence_tokens: float = 1.0
+    is_first_step: bool = True
 
     def __len__(self) -> int:
         return len(self.attempts)

@@ -19,7 +19,6 @@ from grpo_lightning.advantages import GroupStd
 from grpo_lightning.algorithms import OnlineModule, SFTModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
-from grpo_lightning.algorithms.rows import Minibatch
 from grpo_lightning.callbacks import StopWhen
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask, masked_sum
@@ -74,10 +73,10 @@ class Distillation(OnlineModule):
         metrics.add_masked("policy/kl", -gap_NT, mask_NT)
         return self.with_frozen_logprobs(replace(experience, advantages=gap_NT * mask_NT), metrics)
 
-    def losses(self, step: Minibatch, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, step.experience.recipe.sampling.temperature)
-        terms = self.policy_terms(step, part, metrics, logprobs_NT, mask_NT)
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(step, terms.loss_NT, mask_NT))
+    def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
+        logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
+        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
+        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT))
 
 
 def test_a_teacher_takes_one_short_class_and_the_policy_comes_to_it(model_path: str, tmp_path: Path) -> None:

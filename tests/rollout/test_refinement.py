@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import GRPOModule, PPOModule, base
+from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.online import OnlineModule
-from grpo_lightning.algorithms.rows import credited_rewards
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, Recipe, RefinementConfig, SamplingParams

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from grpo_lightning.advantages import Advantage, RewardMoments
 from grpo_lightning.rollout.experience import Experience
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """One optimizer step's part of an experience.
-
-    Args:
-        experience: all of it.
-        sequences: completions that the loss is divided by, over all ranks.
-        tokens: their tokens; under ``bnpo`` those of this rank.
-        is_first: whether the policy is still the one that sampled.
-    """
-
-    experience: Experience
-    sequences: float
-    tokens: float
-    is_first: bool
 
 
 def credited_rewards(experience: Experience) -> Tensor:
