@@ -18,7 +18,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfo
 
 @contextmanager
 def weightless() -> Iterator[list[nn.Module]]:
-    """Models loaded inside, by ``Policy``, ``Critic`` or ``load_model``, have no weights; they are collected in a list."""
+    """Models loaded inside, by ``Policy``, ``Critic`` or ``load_model``, have no weights; a list collects them."""
     loaded: list[nn.Module] = []
     token = _LOADED.set(loaded)
     try:
