@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.weightless import is_weightless
+from grpo_lightning.models.weightless import is_weightless, remember
 from grpo_lightning.speed.registry import NAMES
 
 
@@ -151,6 +151,7 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
         )
     model = _with_adapter(lm, config, adapter)
     _turn_dropout_off(model)
+    remember(model)
     return model, adapter is not None
 
 

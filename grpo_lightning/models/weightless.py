@@ -8,27 +8,36 @@ from contextvars import ContextVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-_WEIGHTLESS: ContextVar[bool] = ContextVar("weightless", default=False)
+_LOADED: ContextVar[list[nn.Module] | None] = ContextVar("loaded", default=None)
 
 TEMPLATE = "{% for message in messages %}{{ message.content + '<end>' }}{% endfor %}"
 
 
 @contextmanager
-def weightless() -> Iterator[None]:
-    """Models loaded inside, by ``Policy``, ``Critic`` or ``load_model``, have shapes and no weights."""
-    token = _WEIGHTLESS.set(True)
+def weightless() -> Iterator[list[nn.Module]]:
+    """Models loaded inside, by ``Policy``, ``Critic`` or ``load_model``, have no weights; a list collects them."""
+    loaded: list[nn.Module] = []
+    token = _LOADED.set(loaded)
     try:
         with torch.device("meta"):
-            yield
+            yield loaded
     finally:
-        _WEIGHTLESS.reset(token)
+        _LOADED.reset(token)
 
 
 def is_weightless() -> bool:
     """Whether the code runs inside :func:`weightless`: there is nothing to load, and no result to check."""
-    return _WEIGHTLESS.get()
+    return _LOADED.get() is not None
+
+
+def remember(model: nn.Module) -> None:
+    """Add a model to those that :func:`weightless` gives; outside of it, do nothing."""
+    loaded = _LOADED.get()
+    if loaded is not None:
+        loaded.append(model)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:

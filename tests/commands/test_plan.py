@@ -37,6 +37,7 @@ from grpo_lightning.speed import packed
 from grpo_lightning.speed.registry import NAMES
 from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
+from tests.algorithms.test_seam import Distillation as SeamDistillation
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
 from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo
@@ -216,6 +217,15 @@ def test_an_algorithm_that_the_planner_has_never_heard_of_is_rehearsed_as_it_is(
     peaks = peaks_of(lambda: fit(tmp_path, module, 2, data, callbacks=[Spans(names)]), names)
     for name in names:
         assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
+
+
+def test_a_model_that_is_not_a_submodule_counts_too(tiny_model: Callable[[str], str], deep_model: str) -> None:
+    policy, verifiers = PolicyConfig(path=tiny_model("llama")), [LetterVerifier()]
+    module = SeamDistillation(policy=policy, verifiers=verifiers, optimizer=adam, beta=0.0, teacher=deep_model)
+    data = RolloutDataModule(ToyTask(), prompts_per_step=2, group_size=2, sampling=SamplingParams(max_new_tokens=8))
+    plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
+    weights = sum(parameter.nbytes for parameter in Policy(PolicyConfig(path=deep_model)).parameters())
+    assert {phase.parts["other models"] for phase in plan.values()} == {weights}
 
 
 class LoadsByItself(Distillation):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,13 +75,24 @@ class WeightlessPolicy(Policy):
                 self.meter.assign(tensor, HOST if self.on_cuda else "merge copy")
 
 
-def watch(module: nn.Module, meter: MemoryMeter) -> None:
+def watch(module: nn.Module, meter: MemoryMeter, loaded: Sequence[nn.Module] = ()) -> None:
     """Give a module's weights fake memory, and sort the weights and their gradients into parts.
 
     The policy's parts are ``weights``, ``adapter``, ``reference`` and ``critic``; any other submodule of the module,
     such as a teacher, is a part by its own name.
+
+    Args:
+        module: its submodule ``policy`` is what it trains.
+        meter: counts the weights.
+        loaded: models that the module uses; those that are not its submodules are the part ``other models``.
     """
     meter.adopt(module)
+    own = set(module.parameters())
+    for model in loaded:
+        if not own & set(model.parameters()) and any(parameter.is_meta for parameter in model.parameters()):
+            meter.adopt(model)
+            for parameter in model.parameters():
+                meter.assign(parameter, "other models")
     in_place = _added_in_place(module)
     for name, parameter in module.named_parameters():
         meter.assign(parameter, _part_of(name))

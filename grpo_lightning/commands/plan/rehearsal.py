@@ -43,8 +43,8 @@ class Rehearsal:
     """Runs a module's own training step, and rollouts, and says what each phase takes.
 
     The module is as configured, with models that have no weights: it makes its optimizer, and calls its
-    ``training_step``. Whatever models it has as submodules count, and so does every phase that it times. Of the
-    micro-batches of a pass only the heaviest are run.
+    ``training_step``. Whatever models it loads count, and so does every phase that it times. Of the micro-batches of
+    a pass only the heaviest are run.
 
     The optimizer has made a step before, so that its state is there, as it is in every iteration but the first.
 
@@ -71,9 +71,9 @@ class Rehearsal:
         self.module.policy_config = policy
         with self._refusing("configure_model"):
             trainer = _trainer_of(self.module)
-            with weightless():
+            with weightless() as loaded:
                 self.module.configure_model()
-            watch(self.module, self.meter)
+            watch(self.module, self.meter, loaded)
             self.policy.keep_pristine_weights()
             # Each pass over many micro-batches is one over the heaviest.
             self.module.cut = _heaviest(self.module.cut)  # type: ignore[method-assign]
