@@ -172,7 +172,11 @@ def test_a_step_that_does_not_report_its_end_is_refused_with_the_line_to_add(mod
 
 
 class Foreign(pl.LightningModule):
-    pass
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Learns from whatever comes."""
+
+    def configure_optimizers(self) -> None:
+        """None."""
 
 
 def test_a_module_that_is_no_learner_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_a_step_end_holds_the_advantages_and_what_was_logged(model_path: str, tm
         assert experience.reference_NT is not None
         assert experience.reference_NT.shape == experience.sampler_logprobs_NT.shape
         assert experience.learned_N.all()
-        assert [attempt.reward for attempt in experience.attempts] == experience.reward_N.tolist()
+        assert [attempt.reward for attempt in experience.attempts] == pytest.approx(experience.reward_N.tolist())
         # What was collected has not been changed in place.
         assert watch.batches[step].advantages is None
     (end,), batches = heard.evaluations, [batch for _, batch in heard.batches]
@@ -287,7 +291,8 @@ def test_a_verifier_sees_how_the_prompt_ends(model_path: str, tmp_path: Path) ->
 
     class Seeing(Parity):
         def verify(self, sample: Any) -> Any:
-            ends.append((sample.prompt[-1]["content"], sample.prompt_end))
+            if sample.token_ids is not None:  # not a control that no policy has written
+                ends.append((sample.prompt[-1]["content"], sample.prompt_end))
             return super().verify(sample)
 
     refinement = RefinementConfig(budget=4, template="{feedback} Again.")
