@@ -118,5 +118,5 @@ def test_it_runs_whole_and_does_nothing_twice(
     script.run(*script.parse(options))
     assert left.stat().st_mtime_ns == written
     assert "grpo fit ..." not in capfd.readouterr().out
-    with pytest.raises(SystemExit, match="was made by another command"):
+    with pytest.raises(SystemExit, match="was written by a different command"):
         script.run(*script.parse([*options, "--tokens", "7"]))
