@@ -134,8 +134,7 @@ def test_a_run_checks_a_sample_of_rows() -> None:
     rows = [row(str(number), f"#### {number}" if number % 2 else "broken") for number in range(80)]
     (warning,) = check_sample(Rows(*rows), "train", rows, [MathVerifier()])
     assert warning.startswith(
-        "data.task: the gold answer is not correct to the verifier in 8 of 8 rows: train row 0: MathVerifier finds "
-        "'broken' not correct"
+        "data.task: the verifier rejects the gold answer in 8 of 8 rows: train row 0: MathVerifier rejects 'broken': "
     )
     (warning,) = check_sample(Rows(*rows[1::2]), "train", rows[1::2], [Lax()])
     assert warning.startswith("data.task: the verifiers accept an answer that is certainly wrong in 8 of 8 rows: ")

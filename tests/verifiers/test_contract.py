@@ -168,7 +168,7 @@ SCHEMA, TESTS = {"schema": {"type": "object"}}, {"tests": "assert f(1) == 2"}
             ByColumn("kind", {"1": MathVerifier()}),
             Prompt([], "4", {"kind": 1}),
             Prompt([], "4", {"kind": 2}),
-            "says '2'",
+            "'kind' is '2'",
         ),
         (ByColumn("kind", {"1": MathVerifier()}), Prompt([], "4", {"kind": 1}), Prompt([], "", {"kind": 1}), "answer"),
         (AllOf([MathVerifier(), CodeVerifier()]), Prompt([], "4", TESTS), Prompt([], "4"), "needs tests in metadata"),
