@@ -58,7 +58,7 @@ METHODS = (
     Method("grpo", "GRPO", "quickstart"),
     Method("grpo_no_std", "GRPO without the std", "quickstart", {"model.init_args.advantage": "none-scaled"}),
     # Two more samples per prompt, as many as refinement may add: does the feedback help, or the second chance?
-    Method("grpo_group10", "GRPO, 10 samples a prompt", "quickstart", {"data.group_size": "10"}),
+    Method("grpo_group10", "GRPO, 10 samples per prompt", "quickstart", {"data.group_size": "10"}),
     Method(
         "refine_distill", "GRPO + refinement (distill)", "quickstart",
         {"data.refinement": "{mode: distill, budget: 2}"},
