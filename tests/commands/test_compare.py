@@ -83,7 +83,7 @@ def test_callbacks_that_affect_training_define_a_method(tmp_path: Path) -> None:
     }.items():
         run = write_run(tmp_path / name)
         config = yaml.safe_load((run / "config.yaml").read_text())
-        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{one}"} for one in callbacks]
+        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{name}"} for name in callbacks]
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert names(tmp_path) == {
         "GRPO, callbacks none": [1, 1],

@@ -42,7 +42,7 @@ def row(step: int = 0, group: int = 0, member: int = 0, text: str = "fine", **ch
 def write(folder: Path, *rows: dict[str, Any], start: str = "001-from-step-000000") -> Path:
     (folder / "rollouts" / start).mkdir(parents=True)
     file = folder / "rollouts" / start / "rank0-step-000000.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
     return folder
 
 
@@ -94,11 +94,11 @@ def test_the_rollouts_of_a_real_run_are_shown(tiny_model: Callable[[str], str], 
     assert said(page, "note") == f"{len(records)} rollouts of 2 steps"
     shown = cards(page)
     assert len(shown) == len(records)
-    again = [one for one in records if one["attempt"] == 2]
+    again = [record for record in records if record["attempt"] == 2]
     assert again
     assert page.count("attempt 2, after the feedback above:") == len(again)
     spans = re.findall(r'<span class="" data-token|<span data-token', page)
-    assert len(spans) == sum(sum(length > 0 for length in one["token_characters"]) for one in records)
+    assert len(spans) == sum(sum(length > 0 for length in record["token_characters"]) for record in records)
     assert "background-color: rgba(220, 70, 30" in page
     # Other shades have other colours: the policy has moved away from its reference in both directions.
     assert "background-color: rgba(40, 110, 230" not in page

@@ -35,13 +35,13 @@ def episodes(draw: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def by_definition(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, behind: Tensor | None
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap_values: Tensor | None
 ) -> Tensor:
     """Equation 16 as written, in O(T^2): one sum of deltas per token."""
     advantages = torch.zeros_like(rewards)
     for row in range(len(rewards)):
         length = int(mask[row].sum())
-        known = [*values[row, :length].tolist(), 0.0 if behind is None else float(behind[row])]
+        known = [*values[row, :length].tolist(), 0.0 if bootstrap_values is None else float(bootstrap_values[row])]
         deltas = [float(rewards[row, t]) + gamma * known[t + 1] - known[t] for t in range(length)]
         for t in range(length):
             advantages[row, t] = sum((gamma * lam) ** (later - t) * deltas[later] for later in range(t, length))
@@ -51,8 +51,8 @@ def by_definition(
 @settings(max_examples=200, deadline=None)
 @given(episode=episodes(), gamma=RATES, lam=RATES, bootstrapped=st.booleans())
 def test_gae_equals_its_definition(episode: Any, gamma: float, lam: float, bootstrapped: bool) -> None:
-    rewards, values, mask, behind = episode
-    bootstrap = behind if bootstrapped else None
+    rewards, values, mask, bootstrap_values = episode
+    bootstrap = bootstrap_values if bootstrapped else None
     found = gae(rewards, values, mask, gamma=gamma, lam=lam, bootstrap_N=bootstrap)
     torch.testing.assert_close(found, by_definition(rewards, values, mask, gamma, lam, bootstrap))
 
@@ -82,7 +82,7 @@ def test_gae_by_hand() -> None:
 @settings(max_examples=50, deadline=None)
 @given(episode=episodes(), garbage=st.sampled_from([math.nan, math.inf, -1e30]))
 def test_masked_values_do_not_matter(episode: Any, garbage: float) -> None:
-    rewards, values, mask, behind = episode
+    rewards, values, mask, bootstrap_values = episode
 
     def results(rewards: Tensor, values: Tensor) -> list[Tensor]:
         learned = values.clone().requires_grad_()
@@ -90,8 +90,8 @@ def test_masked_values_do_not_matter(episode: Any, garbage: float) -> None:
         loss.sum().backward()
         assert learned.grad is not None
         return [
-            gae(rewards, values, mask, gamma=0.9, lam=0.8, bootstrap_N=behind),
-            token_rewards(behind, rewards, mask, 0.3),
+            gae(rewards, values, mask, gamma=0.9, lam=0.8, bootstrap_N=bootstrap_values),
+            token_rewards(bootstrap_values, rewards, mask, 0.3),
             whiten(values, mask),
             explained_variance(values, rewards, mask),
             loss.detach(),
@@ -100,8 +100,8 @@ def test_masked_values_do_not_matter(episode: Any, garbage: float) -> None:
 
     clean = results(rewards, values)
     dirty = results(torch.where(mask, rewards, garbage), torch.where(mask, values, garbage))
-    for one, other in zip(clean, dirty, strict=True):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    for value, expected in zip(dirty, clean, strict=True):
+        torch.testing.assert_close(value, expected, atol=0, rtol=0)
 
 
 def test_the_score_is_on_the_last_token_and_the_penalty_on_every_token() -> None:
@@ -158,8 +158,8 @@ def test_the_coefficient_moves_toward_the_target_by_at_most_a_fifth(kl: float, e
 
 
 def test_masks_and_shapes_are_checked() -> None:
-    one, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    zeros, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="same shape"):
-        gae(one, one[:, :2], mask, gamma=1.0, lam=1.0)
+        gae(zeros, zeros[:, :2], mask, gamma=1.0, lam=1.0)
     with pytest.raises(ValueError, match="must be boolean"):
-        value_loss(one, one, one, one)
+        value_loss(zeros, zeros, zeros, zeros)

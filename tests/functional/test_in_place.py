@@ -96,7 +96,7 @@ class LargeTensors(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        before = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.shape == (V, D):
             self.count += result.untyped_storage().data_ptr() not in before

@@ -92,10 +92,10 @@ def test_k3_is_clamped_before_it_overflows():
 
 
 def test_bad_arguments():
-    one = torch.zeros(2, 3)
+    zeros = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="estimator is 'k4', but must be one of 'k1', 'k2', 'k3'"):
-        kl_divergence(one, one, "k4")
+        kl_divergence(zeros, zeros, "k4")
     with pytest.raises(ValueError, match="same shape"):
-        kl_divergence(one, one[:1])
+        kl_divergence(zeros, zeros[:1])
     with pytest.raises(ValueError, match="boolean"):
-        kl_divergence(one, one, mask=torch.ones(2, 3))
+        kl_divergence(zeros, zeros, mask=torch.ones(2, 3))

@@ -78,7 +78,7 @@ def test_rollouts_equal_those_of_the_forward_pass(
     for own, plain in zip(*found, strict=True):
         assert own.token_ids == plain.token_ids
         torch.testing.assert_close(torch.tensor(own.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=1e-4)
-    assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
+    assert len({len(done.token_ids) for done in found[0]}) > 1, "rows should leave the batch at different times"
 
 
 DEEP = SIZES | {"num_hidden_layers": 5}
@@ -115,10 +115,10 @@ def test_a_model_decodes_directly_if_the_trial_agrees_and_else_states_the_reason
     assert expected in line
     plain = policy_of(config, tmp_path / "plain", without=["direct_decoding"])
     sampling = SamplingParams(max_new_tokens=24)
-    own, theirs = (generate(one, PROMPTS, 4, sampling, list(range(12))) for one in (policy, plain))
-    assert [one.token_ids for one in own] == [one.token_ids for one in theirs]
-    for one, other in zip(own, theirs, strict=True):
-        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-3, rtol=1e-3)
+    own, theirs = (generate(which, PROMPTS, 4, sampling, list(range(12))) for which in (policy, plain))
+    assert [completion.token_ids for completion in own] == [completion.token_ids for completion in theirs]
+    for direct, expected in zip(own, theirs, strict=True):
+        torch.testing.assert_close(torch.tensor(direct.logprobs), torch.tensor(expected.logprobs), atol=1e-3, rtol=1e-3)
 
 
 def test_weights_without_an_initial_effect_are_a_reason(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_weights_are_packed_in_float32_only() -> None:
 def test_layers_that_are_not_linear_are_called_unchanged() -> None:
     layers = [torch.nn.Sequential(torch.nn.Linear(300, 1000)), torch.nn.Linear(300, 1000)]
     inner_RD = torch.randn(2, 300)
-    for one, other in zip(packed.fused_linear(layers, pack=True)(inner_RD), layers, strict=True):
-        assert torch.equal(one, other(inner_RD))
+    for product, layer in zip(packed.fused_linear(layers, pack=True)(inner_RD), layers, strict=True):
+        assert torch.equal(product, layer(inner_RD))
 
 
 def test_without_the_operators_weights_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

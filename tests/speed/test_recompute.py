@@ -87,7 +87,7 @@ def test_all_norms_and_feed_forward_layers_of_known_models_are_replaced(kind: st
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(GatedFeedForward) == model.config.num_hidden_layers
     assert kinds.count(Norm) >= 2 * model.config.num_hidden_layers + 1
-    assert not any("RMSNorm" in one.__name__ or "MLP" in one.__name__ for one in kinds)
+    assert not any("RMSNorm" in kind.__name__ or "MLP" in kind.__name__ for kind in kinds)
 
 
 def test_layers_that_compute_something_else_are_not_replaced() -> None:
@@ -111,7 +111,7 @@ def test_layers_that_compute_something_else_are_not_replaced() -> None:
 
     others = nn.Sequential(Shifted(8), Gated(8))
     install_recomputing_layers(others)
-    assert [type(one) for one in others] == [Shifted, Gated]
+    assert [type(module) for module in others] == [Shifted, Gated]
 
 
 def peak_bytes(run: Callable[[], None]) -> int:

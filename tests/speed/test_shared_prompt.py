@@ -145,9 +145,9 @@ def test_in_bfloat16_they_agree_within_rounding(model_path: str) -> None:
 def conversations(pad: int = 0) -> TokenRows:
     """Two groups with further attempts after a first one and its feedback, and some equal completions.
 
-    Row by row: a group of five, of which two are equal and one is the same but for its last token; further attempts
-    behind its first and third; a second group of two, and a third attempt behind the second; a conversation that the
-    chat template rendered differently, so that the attempt does not begin it.
+    In order of rows: a group of five, of which two are equal and one differs only in its last token; further attempts
+    after its first and third; a second group of two, and a third attempt after the second; a conversation that the chat
+    template rendered differently, so that the attempt is not a prefix of it.
     """
     draw = torch.Generator().manual_seed(0)
 

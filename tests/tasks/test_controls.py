@@ -116,7 +116,7 @@ class Lax(Verifier):
 def test_a_verifier_that_accepts_everything_is_reported() -> None:
     task = Rows(row("1", "#### 1"), row("2", "two"), row("3", "#### 3"))
     failures = list(check_controls(task, [Lax()]))
-    assert [(one.row, one.verifier, one.control, one.completion) for one in failures] == [
+    assert [(failure.row, failure.verifier, failure.control, failure.completion) for failure in failures] == [
         (0, "Lax", "wrong", "#### 2"),
         (2, "Lax", "wrong", "#### 4"),
     ]

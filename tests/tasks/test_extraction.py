@@ -71,8 +71,8 @@ def test_a_seed_repeats_and_two_seeds_differ() -> None:
 def test_difficulty_options_hold() -> None:
     task = Extraction(**SMALL, min_items=4, max_items=6, max_count=300)
     items = [prompt.answer["items"] for prompt in task.prompts("train")]
-    assert {len(one) for one in items} == {4, 5, 6}
-    counts = {count for one in items for count in one.values()}
+    assert {len(order) for order in items} == {4, 5, 6}
+    counts = {count for order in items for count in order.values()}
     assert min(counts) >= 2
     assert 290 < max(counts) <= 300
 

@@ -89,12 +89,12 @@ def test_a_seed_repeats_and_two_seeds_differ() -> None:
 def test_difficulty_options_hold() -> None:
     task = Programs(**SMALL, min_steps=3, max_steps=4, max_operand=50, squares=False)
     texts = [text(prompt) for prompt in task.prompts("train")]
-    assert {one.count(", then ") for one in texts} == {2, 3}
-    assert max(int(number) for one in texts for number in re.findall(r"\d+", one)) == 50
-    assert not any("square" in one for one in texts)
+    assert {text.count(", then ") for text in texts} == {2, 3}
+    assert max(int(number) for text in texts for number in re.findall(r"\d+", text)) == 50
+    assert not any("square" in text for text in texts)
     texts = [text(prompt) for prompt in Programs(**SMALL, max_factor=1).prompts("train")]
-    assert not any(re.search("multiply|double|triple", one) for one in texts)
-    assert max(one.count("square") for one in texts) == 1
+    assert not any(re.search("multiply|double|triple", text) for text in texts)
+    assert max(text.count("square") for text in texts) == 1
 
 
 def test_gold_answers_pass_the_verifier_and_others_do_not() -> None:
