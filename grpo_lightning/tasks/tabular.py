@@ -105,7 +105,7 @@ class Tabular(Task):
         self.solution_column = solution_column
         if not isinstance(metadata_columns, Mapping):
             metadata_columns = {column: column for column in metadata_columns}
-        # The columns by their names in the metadata.
+        # Maps names in the metadata to columns.
         self.metadata_columns = dict(metadata_columns)
         self.gold_format = gold_format
         self.splits = dict(splits or {})

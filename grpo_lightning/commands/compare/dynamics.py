@@ -50,6 +50,7 @@ class Panel:
 
     @property
     def smooth(self) -> bool:
+        """Whether to draw a running mean."""
         return all(curve.is_noisy for curve in self.curves)
 
     @property
@@ -126,11 +127,11 @@ def _line(run: Run, panel: Panel, axis: Axis) -> tuple[Array, Array] | None:
 
 
 def _curve(run: Run, panel: Panel) -> Curve | None:
-    found = run.declared(panel.curves)
-    if len(found) < 2:
-        return found[0] if found else None
-    steps = np.unique(np.concatenate([curve.steps for curve in found]))
-    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in found], axis=0)
+    curves = run.declared(panel.curves)
+    if len(curves) < 2:
+        return curves[0] if curves else None
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in curves], axis=0)
     return Curve(steps, np.asarray(highest))
 
 

@@ -87,12 +87,12 @@ class Run:
         return self.curves[name].last if name in self.curves else None
 
     def declared(self, curves: Sequence[DeclaredCurve]) -> list[Curve]:
-        """What the run logged of some declared curves and families."""
+        """Return the logged curves that belong to the given declarations, families included."""
         return [logged for name, logged in self.curves.items() if find(name) in curves]
 
     @cached_property
     def peak_memory_gib(self) -> float | None:
-        """The largest peak of any phase."""
+        """The highest peak of any phase; ``None`` if no peak was logged."""
         peaks = [float(curve.values.max()) for curve in self.declared(of_panel(PEAK_PANEL))]
         return max(peaks, default=None)
 
