@@ -1,4 +1,4 @@
-"""Whether both sides compute the same: loss and gradients of two optimizer steps on one rollout, with KL and clip."""
+"""Check that both sides agree: loss and gradients of two optimizer steps on one rollout, with KL and clipping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LR = 0.3
 
 
 class _Recording(torch.optim.SGD):
-    """Plain descent that keeps the gradient of every step."""
+    """SGD that records the gradient of every step."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(parameters, lr=LR)
@@ -38,8 +38,8 @@ class Agreement:
     gradient_errors: list[float]
 
 
-def compare_one(shape: Shape, folder: Path, device: torch.device) -> Agreement:
-    """Our rollout, learned from by both."""
+def compare(shape: Shape, folder: Path, device: torch.device) -> Agreement:
+    """Train both sides on one rollout of ours."""
     from trl_side import TRLSide
 
     shape = replace(shape, updates=2, beta=0.04, lora=None)
@@ -58,8 +58,8 @@ def compare_one(shape: Shape, folder: Path, device: torch.device) -> Agreement:
     assert set(completions) == set(texts(shape))
 
     def replay(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        left = {text: list(ids) for text, ids in completions.items()}
-        rows = [left[prompt[0]["content"]].pop(0) for prompt in prompts]
+        remaining = {text: list(ids) for text, ids in completions.items()}
+        rows = [remaining[prompt[0]["content"]].pop(0) for prompt in prompts]
         tokenizer = trainer.processing_class
         encoded = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"] for prompt in prompts]
         return {"prompt_ids": encoded, "completion_ids": rows, "logprobs": [[0.0] * len(ids) for ids in rows]}
@@ -75,20 +75,20 @@ def compare_one(shape: Shape, folder: Path, device: torch.device) -> Agreement:
 
 
 def agreement(device: torch.device) -> list[str]:
-    """A line for each kind of model, after checking it.
+    """Check every kind of model, and return one line for each.
 
     Raises:
-        AssertionError: the sides do not compute the same.
+        AssertionError: the sides do not agree.
     """
     lines = []
     for name in ("tiny", "small"):
         with tempfile.TemporaryDirectory() as folder:
-            found = compare_one(smoke(SHAPES[name]), Path(folder) / "model", device)
-        errors = ", ".join(f"{error:.1e}" for error in found.gradient_errors)
+            result = compare(smoke(SHAPES[name]), Path(folder) / "model", device)
+        errors = ", ".join(f"{error:.1e}" for error in result.gradient_errors)
         lines.append(
-            f"Same batch, {SHAPES[name].kind}: mean loss of two optimizer steps {found.losses[0]:.6f} and "
-            f"{found.losses[1]:.6f}; relative difference of the gradients {errors}."
+            f"Same batch, {SHAPES[name].kind}: mean loss of two optimizer steps {result.losses[0]:.6f} and "
+            f"{result.losses[1]:.6f}; relative difference of the gradients {errors}."
         )
-        assert max(found.gradient_errors) < 1e-4, lines[-1]
-        assert abs(found.losses[0] - found.losses[1]) < 1e-6, lines[-1]
+        assert max(result.gradient_errors) < 1e-4, lines[-1]
+        assert abs(result.losses[0] - result.losses[1]) < 1e-6, lines[-1]
     return lines

@@ -1,4 +1,4 @@
-"""Models of given shapes with random weights, their tokenizers, and prompts of given lengths: nothing is downloaded."""
+"""Models of given shapes with random weights, their tokenizers, and prompts of given lengths, without downloads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, folder: Path) -> str:
-    """Write the architecture ``name`` and a tokenizer into a folder, for ``model.policy.init: random``."""
+    """Write the config of architecture ``name`` and a tokenizer to a folder, for ``model.policy.init: random``."""
     shape = SHAPES[name] | {
         "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": SPECIAL.index("<|im_end|>")
     }  # fmt: skip
@@ -56,7 +56,7 @@ def build(name: str, folder: Path) -> str:
 
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Bytes as tokens behind a few special ones, and fillers up to the size of the vocabulary."""
+    """Build a byte-level tokenizer: special tokens, one token per byte, and fillers up to the vocabulary size."""
     words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [f"<{index}>" for index in range(len(words), vocab_size)]
     core = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
@@ -71,7 +71,13 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 class FixedLengths(Task):
-    """Prompts of at least so many tokens, to be cut to that many, and solutions of exactly so many."""
+    """A task with prompts and solutions of given lengths.
+
+    Args:
+        prompt_tokens: minimum number of tokens per prompt; ``max_prompt_tokens`` truncates prompts to this length.
+        solution_tokens: exact number of tokens per solution.
+        rows: number of prompts per split.
+    """
 
     def __init__(self, prompt_tokens: int, solution_tokens: int, rows: int = 256) -> None:
         super().__init__()
@@ -80,7 +86,7 @@ class FixedLengths(Task):
         self.rows = rows
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        # A letter is a token, and the last token is the terminator.
+        # A letter is one token, and the last token is the terminator.
         solution = "y" * (self.solution_tokens - 1)
         return [
             Prompt(self.messages(f"{'x' * self.prompt_tokens} {split} {row}"), answer="1", solution=solution)

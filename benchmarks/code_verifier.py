@@ -1,7 +1,7 @@
-"""How many programs a second CodeVerifier judges: ``python benchmarks/code_verifier.py``.
+"""Programs per second that CodeVerifier judges: ``python benchmarks/code_verifier.py``.
 
-A tiny function with four asserts, a third of them wrong, at each isolation level that is to be had; against a plain
-subprocess for each program, which isolates nothing and can be cheated in many ways.
+Tiny functions with four asserts, of which a third are wrong, at each isolation level that is available; compared with
+one plain subprocess per program, which isolates nothing and can be cheated in many ways.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ SLOW = Sample("", "def add(a, b):\n    while True:\n        pass", metadata={"te
 
 
 def samples(count: int) -> list[Sample]:
+    """Make samples of which every third is wrong."""
     programs = (PROGRAM.format(" + 1" if i % 3 == 0 else "") for i in range(count))
     return [Sample("", f"```python\n{program}```", metadata={"tests": TESTS}) for program in programs]
 
 
 def per_second(judge: Callable[[list[Sample]], list[bool]], count: int, repeats: int = 3) -> float:
-    """The best of a few runs: the machine may be shared."""
+    """Return the best rate of a few runs, since the machine may be shared."""
     work = samples(count)
     best = float("inf")
     for _ in range(repeats):
@@ -42,12 +43,15 @@ def per_second(judge: Callable[[list[Sample]], list[bool]], count: int, repeats:
 
 
 def seconds(verifier: CodeVerifier, sample: Sample) -> float:
+    """Measure the time of one verdict."""
     start = time.perf_counter()
     verifier.verify(sample)
     return time.perf_counter() - start
 
 
 def plain_subprocess(work: list[Sample]) -> list[bool]:
+    """Judge each sample by the exit status of a subprocess."""
+
     def run(sample: Sample) -> bool:
         program = sample.completion.removeprefix("```python\n").removesuffix("```") + sample.metadata["tests"]
         return subprocess.run([sys.executable, "-I", "-c", program], capture_output=True).returncode == 0

@@ -1,8 +1,8 @@
-"""The constants that steer shortcuts and micro-batches: what was measured to choose them.
+"""The measurements behind the constants that control shortcuts and micro-batches.
 
     python benchmarks/constants.py packing | passes | copies | joins [--smoke]
 
-Each prints a table, CPU seconds of one thread (on a GPU, with ``--device cuda``: seconds with the work done).
+Each prints a table of CPU seconds on one thread (with ``--device cuda``: seconds until the GPU has finished).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from grpo_lightning.types import Completion
 
 
 def seconds(run: Callable[[], Any], repeats: int, device: torch.device | None = None) -> float:
-    """The median of some runs, after one to warm up."""
+    """Return the median time of some runs, after one to warm up."""
     device = device or torch.device("cpu")
     run()
-    taken = []
+    times = []
     for _ in range(repeats):
         start = now(device)
         run()
-        taken.append(now(device) - start)
-    return statistics.median(taken)
+        times.append(now(device) - start)
+    return statistics.median(times)
 
 
 def packing(args: argparse.Namespace) -> None:
-    """``packed.PACK_ROWS`` and ``packed.MIN_PACKED_ELEMENTS``: a layer's time over that of its packed copy."""
+    """Measure ``packed.PACK_ROWS`` and ``packed.MIN_PACKED_ELEMENTS``: a layer's time over that of its packed copy."""
     sizes = (64, 128) if args.smoke else (128, 256, 512, 1024, 2048)
     packed.MIN_PACKED_ELEMENTS = 0
     print("time of the layer / time packed; rows multiplied: 1, 4, 16, 48")
@@ -66,7 +66,7 @@ def packing(args: argparse.Namespace) -> None:
 
 
 def passes_(args: argparse.Namespace) -> None:
-    """``passes._CALL_WEIGHTS``, ``_WEIGHT_TOKENS``, ``SMALL_PASS``, ``_PASS_TOKENS``; ``microbatch._ENOUGH``.
+    """Measure ``passes._CALL_WEIGHTS``, ``_WEIGHT_TOKENS``, ``SMALL_PASS``, ``_PASS_TOKENS``; ``microbatch._ENOUGH``.
 
     A forward and backward pass of ``n`` tokens takes ``a + b n``: its overhead is ``a / b`` tokens.
     """
@@ -88,7 +88,7 @@ def passes_(args: argparse.Namespace) -> None:
 
         times = [seconds(lambda length=length, run=run: run(length), args.repeats, device) for length in lengths]
         columns = torch.tensor([[1.0, length] for length in lengths], dtype=torch.float64)
-        # Each point counts by its relative error.
+        # Weighted, so that relative errors are minimised.
         weights = 1 / torch.tensor(times, dtype=torch.float64)[:, None]
         fit = torch.linalg.lstsq(columns * weights, torch.ones(len(times), 1, dtype=torch.float64)).solution
         overhead, count = float(fit[0] / fit[1]), sum(p.numel() for p in decoder.parameters())
@@ -100,7 +100,7 @@ def passes_(args: argparse.Namespace) -> None:
 
 
 def copies(args: argparse.Namespace) -> None:
-    """``microbatch._COPIED_SHARE``: bytes kept for the backward pass, per token that runs and per token of a fork."""
+    """Measure ``microbatch._COPIED_SHARE``: bytes kept for the backward pass, per computed and per forked token."""
     for name in ("tiny", "small"):
         shape = smoke(SHAPES[name]) if args.smoke else SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -110,23 +110,23 @@ def copies(args: argparse.Namespace) -> None:
 
         def kept(prompt: int, rows: int, policy: WeightlessPolicy = policy) -> int:
             tokens = token_rows([[0] * prompt] * rows, [[row] + [0] * 7 for row in range(rows)], pad=0)
-            (part,) = microbatches(tokens, torch.arange(rows), 10**6, overhead=1)
-            assert (part.tokens.sharing is not None) == (rows > 1)
+            (microbatch,) = microbatches(tokens, torch.arange(rows), 10**6, overhead=1)
+            assert (microbatch.tokens.sharing is not None) == (rows > 1)
             with policy.meter:
                 before = sum(policy.meter.live.values())
-                held = policy.logprobs(part.tokens)
+                logprobs = policy.logprobs(microbatch.tokens)
                 after = sum(policy.meter.live.values())
-                del held
+                del logprobs
             return after - before
 
-        # By how much prompts that are 256 tokens longer differ: one that runs, and one that runs and is forked 8 times.
+        # Difference made by 256 more prompt tokens: computed once, and computed once and forked 8 times.
         run, forked = ((kept(320, rows) - kept(64, rows)) / 256 for rows in (1, 8))
         copied = (forked - run) / 8
         print(f"{shape.name}: {run:.0f} bytes per token that runs, {copied:.0f} per copy: {run / copied:.1f} times")
 
 
 def joins(args: argparse.Namespace) -> None:
-    """``in_process.MIN_JOIN_FRACTION``, ``MAX_CACHE_GROWTH``: rollouts in which every fourth row gets another turn."""
+    """Measure ``in_process.MIN_JOIN_FRACTION`` and ``MAX_CACHE_GROWTH``: every fourth row gets another turn."""
     for name, feedback in (("tiny", 4), ("tiny", 64), ("small", 4), ("small", 64)):
         shape = smoke(SHAPES[name]) if args.smoke else SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -142,12 +142,15 @@ def joins(args: argparse.Namespace) -> None:
 
 
 def rollout(policy: Policy, shape: Shape, feedback: int) -> None:
-    """Sample the completions of a step, and after every fourth another one, with ``feedback`` tokens in between."""
+    """Sample the completions of a step; every fourth is followed by ``feedback`` tokens and another completion."""
     requests = [Request([1, *range(5, 5 + 32 + row // 8)], row) for row in range(shape.rows)]
 
     def follow(rows: list[int], done: list[Completion]) -> list[Request]:
-        pairs = [(row, one) for row, one in zip(rows, done, strict=True) if row < len(requests) and row % 4 == 0]
-        return [Request(requests[row].prompt + one.token_ids + [9] * feedback, row + 999) for row, one in pairs]
+        return [
+            Request(requests[row].prompt + completion.token_ids + [9] * feedback, row + 999)
+            for row, completion in zip(rows, done, strict=True)
+            if row < len(requests) and row % 4 == 0
+        ]
 
     engine = InProcessEngine()
     engine.start(policy, 10 * shape.cap)
@@ -160,7 +163,7 @@ if __name__ == "__main__":
     parser.add_argument("subject", choices=subjects)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--smoke", action="store_true", help="sizes of a test")
+    parser.add_argument("--smoke", action="store_true", help="use the small sizes of a test")
     args = parser.parse_args()
     torch.set_num_threads(1)
     subjects[args.subject](args)

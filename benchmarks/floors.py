@@ -1,16 +1,17 @@
-"""The least time that the machine's measured matrix throughput and memory bandwidth allow.
+"""Lower bounds on time, from the machine's measured matrix throughput and memory bandwidth.
 
-With ``W`` the weights of all matrices but the embedding look-up (a tied head counts once, as the head), ``H`` those of
-the head, ``F`` the throughput of matrix products and ``M`` the bandwidth of reading:
+With ``W`` the weights of all matrices except the embedding look-up (a tied head counts once, as the head), ``H`` those
+of the head, ``F`` the throughput of matrix products and ``M`` the read bandwidth:
 
-- rollout: prefill ``2 (W - H) * prompt tokens / F``, each prompt once, and then for every decoding step with ``R`` rows
-  left the larger of computing, ``(2 W R + attention) / F``, and reading, ``(bytes of W + cache of the rows) / M``.
+- rollout: prefill ``2 (W - H) * prompt tokens / F``, each prompt once; then, for every decoding step with ``R``
+  remaining rows, the maximum of compute, ``(2 W R + attention) / F``, and reads, ``(bytes of W + cache of the rows) /
+  M``.
 - update: ``(6 (W - H) * (prompt tokens, each prompt once, + completion tokens) + 6 H * completion tokens +
-  3 * attention) / F``, and, for the optimizer, 7 float32 passes over what is trained, ``/ M``. A frozen matrix (LoRA)
-  costs 4 in place of 6: it has no gradient of its own.
+  3 * attention) / F``, and for the optimizer 7 float32 passes over the trained weights, ``/ M``. A frozen matrix (LoRA)
+  costs 4 instead of 6, as its own gradient is not computed.
 
-Attention is ``4 * heads * head size * (tokens seen)`` a token and attention layer. Elementwise work, launching kernels,
-sampling and Python count as nothing, so no implementation reaches the floor.
+Attention is ``4 * heads * head size * (tokens seen)`` per token and attention layer. Elementwise operations, kernel
+launches, sampling and Python are not counted, so no implementation reaches the floor.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from shapes import Shape
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does in a second.
+    """Measured rates of the machine, per second.
 
     Args:
-        flops: of a large matrix product.
-        bytes: read from memory.
+        flops: floating-point operations of a large matrix product.
+        bytes: bytes read from memory.
     """
 
     flops: float
@@ -41,13 +42,13 @@ class Rates:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The best of several tries, on the threads that torch is set to."""
+    """Measure the best of several tries, with torch's current number of threads."""
     cuda = device.type == "cuda"
     side = 8192 if cuda else 1536
     square = torch.randn(side, side, device=device).to(dtype)
     out = torch.empty_like(square)
     flops = 2 * side**3 / _best(lambda: torch.mm(square, square, out=out), device)
-    # Copying reads and writes: as many bytes again.
+    # A copy reads and writes, so it moves twice the bytes.
     source = torch.zeros((2**30 if cuda else 2**27) // dtype.itemsize, device=device, dtype=dtype)
     target = torch.zeros_like(source)
     moved = 2 * source.numel() * dtype.itemsize / _best(lambda: target.copy_(source), device)
@@ -68,7 +69,7 @@ def _best(function: Callable[[], object], device: torch.device, tries: int = 7) 
 
 @dataclass(frozen=True)
 class Work:
-    """Sizes that the floors are made of."""
+    """The sizes that enter the floors."""
 
     body: int
     head: int
@@ -78,7 +79,7 @@ class Work:
 
     @classmethod
     def of(cls, shape: Shape) -> Work:
-        """Counted from the shape's dimensions: matrices only, norms are nothing beside them."""
+        """Count the weights of the shape's matrices; norms are negligible."""
         dims = shape.dims
         width, ff, layers = dims["hidden_size"], dims["intermediate_size"], dims["num_hidden_layers"]
         kinds = dims.get("layer_types", ["full_attention"] * layers)
@@ -95,12 +96,19 @@ class Work:
         )
 
     def attention(self, seen: float) -> float:
-        """Operations of attending to so many tokens, summed over queries."""
+        """Return the operations of attention; ``seen`` is the number of tokens attended to, summed over queries."""
         return 4.0 * self.attention_layers * self.attention_width * seen
 
 
 def rollout_floor(shape: Shape, lengths: Sequence[int], prompts: Sequence[int], rates: Rates) -> float:
-    """Seconds; ``lengths`` and ``prompts`` are tokens a row, groups being neighbours."""
+    """Return the floor of a rollout in seconds.
+
+    Args:
+        shape: the shape of the model and the step.
+        lengths: completion tokens per row.
+        prompts: prompt tokens per row; the rows of a group are adjacent.
+        rates: the rates of the machine.
+    """
     work, size = Work.of(shape), getattr(torch, shape.dtype).itemsize
     once = prompts[:: shape.group_size]
     seen = sum(length * (length + 1) / 2 for length in once)
@@ -114,7 +122,7 @@ def rollout_floor(shape: Shape, lengths: Sequence[int], prompts: Sequence[int], 
 
 
 def update_floor(shape: Shape, lengths: Sequence[int], prompts: Sequence[int], rates: Rates) -> float:
-    """Seconds of all optimizer steps on one rollout."""
+    """Return the floor of all optimizer steps on one rollout in seconds; for arguments see :func:`rollout_floor`."""
     work = Work.of(shape)
     once = prompts[:: shape.group_size]
     tokens = sum(once) + sum(lengths)

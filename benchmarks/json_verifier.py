@@ -1,7 +1,7 @@
-"""How many verdicts a second JSONSchemaVerifier gives: ``python benchmarks/json_verifier.py``.
+"""Verdicts per second of JSONSchemaVerifier: ``python benchmarks/json_verifier.py``.
 
-An invoice of about 600 characters a row, a third of them wrong and a third unfit, on one core; and the slowest of a few
-completions that mean harm.
+One invoice of about 600 characters per row, of which a third are wrong and a third violate the schema, on one core; and
+the time of a few malicious completions.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ SCHEMA: dict[str, Any] = {
         },
     },
 }
-PLACES = ("{}", "Here is the invoice:\n```json\n{}\n```", "<think>Two items.</think>\nThe invoice is {}, as [1] says.")
+CONTEXTS = (
+    "{}",
+    "Here is the invoice:\n```json\n{}\n```",
+    "<think>Two items.</think>\nThe invoice is {}, as [1] says.",
+)
 TREE = {"anyOf": [{"type": "number"}, *({"type": "array", "items": {"$ref": "#"}, "maxItems": n} for n in range(1, 9))]}
-HARM: dict[str, tuple[str, Any]] = {
+MALICIOUS: dict[str, tuple[str, Any]] = {
     "100,000 nested brackets": ("[" * 100_000 + "]" * 100_000, TREE),
     "10 MB": ("[" + "1," * 5_000_000 + "1]", TREE),
     "alternatives on 99 levels": ("[" * 99 + '"x"' + "]" * 99, TREE),
@@ -58,6 +62,7 @@ HARM: dict[str, tuple[str, Any]] = {
 
 
 def invoice(number: int) -> dict[str, Any]:
+    """Make an invoice that fits the schema."""
     items = [{"name": f"Part {n}", "count": n + 1, "price": 9.99 + number + n} for n in range(5)]
     customer = {"name": f"Customer {number}", "city": "Bonn"}
     date = f"2024-05-{number % 28 + 1:02}"
@@ -68,25 +73,26 @@ def invoice(number: int) -> dict[str, Any]:
 
 
 def samples(count: int) -> list[Sample]:
-    made = []
+    """Make samples of which a third are correct, a third are wrong, and a third violate the schema."""
+    samples = []
     for i in range(count):
         gold = invoice(i)
-        said: dict[str, Any] = [gold, {**gold, "paid": not gold["paid"]}, {**gold, "note": 5}][i % 3]
-        completion = PLACES[i // 3 % 3].format(json.dumps(said, indent=i % 2 or None))
-        made.append(Sample("", completion, gold, {"schema": SCHEMA}))
-    return made
+        answer: dict[str, Any] = [gold, {**gold, "paid": not gold["paid"]}, {**gold, "note": 5}][i % 3]
+        completion = CONTEXTS[i // 3 % 3].format(json.dumps(answer, indent=i % 2 or None))
+        samples.append(Sample("", completion, gold, {"schema": SCHEMA}))
+    return samples
 
 
 def seconds(verifier: JSONSchemaVerifier, batch: list[Sample], repeats: int = 3) -> float:
-    """The best of a few runs: the machine may be shared."""
+    """Return the best time of a few runs, since the machine may be shared."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         verdicts = verifier.verify_batch(batch)
         best = min(best, time.perf_counter() - start)
-        broken = [verdict.error for verdict in verdicts if verdict.error is not None]
-        if broken:
-            raise RuntimeError(broken[0])
+        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+        if errors:
+            raise RuntimeError(errors[0])
     return best
 
 
@@ -97,7 +103,7 @@ def main() -> None:
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     length = sum(len(sample.completion) for sample in batch) // len(batch)
     print(f"{len(batch) / seconds(verifier, batch):,.0f} verdicts/s on one core, completions of {length} characters")
-    for name, (completion, schema) in HARM.items():
+    for name, (completion, schema) in MALICIOUS.items():
         print(f"{1000 * seconds(verifier, [Sample('', completion, None, {'schema': schema})]):8.1f} ms  {name}")
 
 

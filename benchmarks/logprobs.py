@@ -1,10 +1,10 @@
-"""Memory and time of log-probs with their gradients: chunked (`token_logprobs`) against log_softmax and gather.
+"""Memory and time of log-probs with their gradients: chunked (`token_logprobs`) versus log_softmax and gather.
 
     python benchmarks/logprobs.py --frozen-head
 
-Every measurement is one forward and backward pass in a fresh process, the two variants taking turns. Memory is the
-peak over what the inputs already hold: resident memory on the CPU, allocated memory on CUDA. Time is CPU seconds on the
-CPU, seconds of the wall on CUDA. The chunked variant returns the entropy too; the naive one is spared it.
+Every measurement is one forward and backward pass in a fresh process; the two variants alternate. Memory is the peak
+above that of the inputs: resident memory on the CPU, allocated memory on CUDA. Time is CPU seconds on the CPU and wall
+time on CUDA. The chunked variant returns the entropy too; the naive one does not.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ VARIANTS = ("naive", "chunked")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="rollouts")
-    parser.add_argument("--t", type=int, default=512, help="tokens of a rollout")
+    parser.add_argument("--t", type=int, default=512, help="tokens per rollout")
     parser.add_argument("--vocab", type=int, default=65_536)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frozen-head", action="store_true", help="as with LoRA: no gradient for the head")
-    parser.add_argument("--chunk-size", type=int, default=None, help="rows of a chunk; by default 64 MiB of logits")
+    parser.add_argument("--chunk-size", type=int, default=None, help="rows per chunk (default: 64 MiB of logits)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -37,8 +37,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """One forward and backward pass of ``args.worker`` in this process."""
-    # The parent imports no torch: Linux hands a parent's peak of resident memory down to its children.
+    """Measure one forward and backward pass of ``args.worker`` in this process."""
+    # The parent must not import torch: on Linux, children inherit their parent's peak of resident memory.
     import torch
 
     from grpo_lightning.functional import token_logprobs
@@ -103,7 +103,7 @@ def main() -> None:
     )
     for variant in VARIANTS:
         seconds = f"{spread([run['seconds'] for run in results[variant]])} s"
-        mib = f"{spread([run['mib'] for run in results[variant]])} MiB over the inputs"
+        mib = f"{spread([run['mib'] for run in results[variant]])} MiB above the inputs"
         print(f"{variant:8} {seconds}  {mib}")
     for name, key in (("time", "seconds"), ("memory", "mib")):
         ratios = [before[key] / after[key] for before, after in zip(naive, chunked, strict=True)]

@@ -1,7 +1,7 @@
-"""How many verdicts a second MathVerifier gives: ``python benchmarks/math_verifier.py``.
+"""Verdicts per second of MathVerifier: ``python benchmarks/math_verifier.py``.
 
-Numeric answers, which are judged in this process on one core, and symbolic ones, which go to the worker. The
-completions are short GSM8K-like solutions, a third of them wrong.
+Numeric answers are judged in this process on one core, symbolic ones in the worker. The completions are short solutions
+in the style of GSM8K, of which a third are wrong.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def numeric_samples(count: int) -> list[Sample]:
     samples = []
     for i in range(count):
         gold = 1000 + i
-        said = gold if i % 3 else gold + 1
-        ending = NUMERIC_ENDINGS[i % len(NUMERIC_ENDINGS)].format(f"{said:,}")
+        answer = gold if i % 3 else gold + 1
+        ending = NUMERIC_ENDINGS[i % len(NUMERIC_ENDINGS)].format(f"{answer:,}")
         samples.append(Sample("", SOLUTION.format(half=gold // 2, total=gold) + ending, str(gold)))
     return samples
 
@@ -43,16 +43,16 @@ def symbolic_samples(count: int) -> list[Sample]:
 
 
 def verdicts_per_second(samples: list[Sample], repeats: int = 3) -> float:
-    """The best of a few runs: the machine may be shared."""
+    """Return the best rate of a few runs, since the machine may be shared."""
     verifier = MathVerifier()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         verdicts = verifier.verify_batch(samples)
         best = min(best, time.perf_counter() - start)
-        broken = [verdict.error for verdict in verdicts if verdict.error is not None]
-        if broken:
-            raise RuntimeError(broken[0])
+        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+        if errors:
+            raise RuntimeError(errors[0])
     return len(samples) / best
 
 

@@ -1,12 +1,12 @@
-"""Peak memory of SFT, GRPO, GRPO with refinement, and PPO with each critic, phase by phase, with LoRA.
+"""Peak memory per phase of SFT, GRPO, GRPO with refinement, and PPO with each critic, with LoRA.
 
     python benchmarks/memory.py                      # LFM2.5-1.2B's shape on CUDA, a 42 M one on the CPU
     python benchmarks/memory.py --device cpu --method GRPO "PPO separate"
 
-Random weights in the real architecture, so nothing is downloaded, and completions run to the cap (a random policy ends
-one about once in 30,000 tokens). Every method trains two iterations in a fresh process: in the second one, optimizer
-state and last gradients are there. On CUDA the numbers are torch's `max_memory_allocated`, weights included. On the CPU
-they are the peak of resident memory in the phase, over what was resident before the model was built.
+The architecture is real and the weights are random, so nothing is downloaded and completions reach the token limit (a
+random policy ends one about once in 30,000 tokens). Every method trains two iterations in a fresh process; in the
+second one the optimizer state and the previous gradients exist. On CUDA the numbers are torch's `max_memory_allocated`,
+weights included. On the CPU they are the phase's peak resident memory, minus that before the model was built.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ DEFAULTS = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(DEFAULTS), help="left out: cuda where there is one")
+    parser.add_argument("--device", choices=list(DEFAULTS), help="default: cuda if available, else cpu")
     parser.add_argument("--method", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--shape", help="of benchmarks/architectures.py")
+    parser.add_argument("--shape", help="name of a shape in benchmarks/architectures.py")
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--group", type=int)
     parser.add_argument("--prompt-tokens", type=int)
-    parser.add_argument("--tokens", type=int, help="of a completion")
+    parser.add_argument("--tokens", type=int, help="tokens per completion")
     parser.add_argument("--budget", type=int, help="max_tokens_per_microbatch")
-    parser.add_argument("--rows-at-once", type=int, help="rollout_rows_at_once; left out: all")
+    parser.add_argument("--rows-at-once", type=int, help="rollout_rows_at_once (default: all)")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--rank", type=int, default=16, help="of the adapters")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the adapters")
     parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device is None:
-        # The parent loads no torch: what it has resident is handed down to its children's peaks.
+        # The parent must not import torch: on Linux, children inherit their parent's peak of resident memory.
         args.device = "cuda" if Path("/dev/nvidia0").exists() else "cpu"
     for key, value in DEFAULTS[args.device].items():
         if getattr(args, key) is None:
@@ -63,13 +63,13 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-class Watch:
-    """Notes the peak of every phase, the largest of its passes, in MiB."""
+class PeakRecorder:
+    """Records the peak memory of every phase, the maximum over its passes, in MiB."""
 
     def __init__(self, device: torch.device) -> None:
         self.peaks: dict[str, float] = {}
         self.meter = Peak(device, measuring=True)
-        # On CUDA nothing but the model is counted anyway.
+        # On CUDA only the model's allocations are counted anyway.
         self.before = 0.0 if device.type == "cuda" else self.meter.held()
 
     def phase_started(self, name: str) -> None:
@@ -80,7 +80,7 @@ class Watch:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Two iterations of ``args.worker`` in this process."""
+    """Train two iterations of ``args.worker`` in this process."""
     import lightning.pytorch as pl
     import torch
     from architectures import FixedLengths, build
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     options = dict(METHODS[args.worker])
     kind = getattr(algorithms, options.pop("class"))
     refined = options.pop("refinement", False)
-    # Completions that were cut off get no further attempt; here all of them are, so that the attempts are as long.
+    # Truncated completions are not refined by default; here all completions are truncated, so refine them.
     refinement.can_be_refined = lambda rollout: not rollout.verdict.correct
     pl.seed_everything(0, verbose=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +111,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             overlong="truncate-left", rollout_rows_at_once=args.rows_at_once, seed=0,
             refinement=refinement.RefinementConfig() if refined else None,
         )  # fmt: skip
-        watch = Watch(torch.device(args.device))
-        module.phases.listeners.append(watch)
+        recorder = PeakRecorder(torch.device(args.device))
+        module.phases.listeners.append(recorder)
         trainer = pl.Trainer(
             accelerator=args.device, devices=1, precision="bf16-mixed", max_steps=2, limit_val_batches=0, logger=False,
             num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
         return {
-            "peaks": watch.peaks,
+            "peaks": recorder.peaks,
             "parameters": sum(p.numel() for p in module.policy.lm.parameters() if not p.requires_grad),
             "machine": machine(torch.device(args.device)),
         }

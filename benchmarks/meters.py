@@ -1,7 +1,7 @@
-"""Clocks and peaks of memory, and numbers with their spread.
+"""Clocks, peak memory, and numbers with their spread.
 
-Torch is imported where it is used: Linux hands a parent's peak of resident memory down to its children, so a script
-that measures in processes of their own must not load it itself.
+Torch is imported inside the functions: on Linux, children inherit their parent's peak of resident memory, so a script
+that measures in subprocesses must not import torch itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def now(device: torch.device) -> float:
-    """Seconds: of the processor's time on the CPU, of the wall (with the work done) on CUDA."""
+    """Return the time in seconds: process time on the CPU, wall time after all queued work on CUDA."""
     if device.type == "cuda":
         import torch
 
@@ -31,10 +31,10 @@ def now(device: torch.device) -> float:
 
 
 class Peak:
-    """The peak of memory since :meth:`reset`: resident memory on the CPU, allocated memory on CUDA; in MiB.
+    """Peak memory in MiB since :meth:`reset`: resident memory on the CPU, allocated memory on CUDA.
 
-    On the CPU, freed memory must go back to the system at once to be counted right: see :data:`MALLOC`. That costs
-    time, so it is measured in runs of its own, and elsewhere all of this does nothing.
+    On the CPU, freed memory must return to the system immediately to be counted correctly: see :data:`MALLOC`. This
+    costs time, so memory is measured in separate runs; with ``measuring=False`` all methods do nothing.
     """
 
     def __init__(self, device: torch.device, measuring: bool) -> None:
@@ -42,7 +42,7 @@ class Peak:
         self.measuring = measuring
 
     def held(self) -> float:
-        """What is held now."""
+        """Return the memory in use now."""
         if not self.measuring:
             return 0.0
         if self.cuda:
@@ -53,6 +53,7 @@ class Peak:
         return _status("VmRSS")
 
     def reset(self) -> None:
+        """Start a new peak."""
         if not self.measuring:
             return
         if self.cuda:
@@ -64,6 +65,7 @@ class Peak:
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
+        """Return the peak since the last reset."""
         if not self.measuring:
             return 0.0
         if self.cuda:
@@ -74,7 +76,7 @@ class Peak:
 
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Environment of a process whose memory is measured."""
+"""Environment variables for a process whose memory is measured."""
 
 
 def _status(key: str) -> float:
@@ -85,14 +87,14 @@ def _status(key: str) -> float:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """``median (least to most)``."""
+    """Format values as ``median (min to max)``."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def machine(device: torch.device) -> str:
-    """Device, threads and versions, in one line."""
+    """Describe device, threads and versions in one line."""
     import lightning
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""Steps of GRPO by this library, driven through its public objects, with the time and memory of each phase."""
+"""GRPO steps of this library, run through its public objects, with the time and memory of each phase."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import Experience, RolloutDataModule, SamplingParams
 
 TINY_LR = 1e-9
-"""The optimizer does all of its work, and the model that is compared stays what it was."""
+"""Small enough that the optimizer does all of its work without changing the model."""
 
 
 @dataclass
 class Step:
-    """What one step took.
+    """Measurements of one step.
 
     Args:
-        seconds: by phase: ``rollout``, ``scoring``, ``old`` (log-probs of old policy and reference), ``update`` (all
-            that is neither rollout nor scoring, so ``old`` and bookkeeping too) and ``step``.
-        lengths: tokens of each completion, the end of sequence included.
-        prompt_tokens: of each row.
-        completions: their token ids, one list a row.
-        texts: their prompts.
-        loss: the mean over the optimizer steps.
-        peaks: MiB over the loaded model, by phase.
-        further: tokens of each further attempt.
-        conversations: tokens that each of them was trained under.
+        seconds: time by phase: ``rollout``, ``scoring``, ``old`` (log-probs of old policy and reference), ``update``
+            (everything except rollout and scoring, so including ``old`` and bookkeeping) and ``step``.
+        lengths: tokens per completion, including the end of sequence.
+        prompt_tokens: prompt tokens per row.
+        completions: token ids of the completions, one list per row.
+        texts: prompts of the rows.
+        loss: mean loss over the optimizer steps.
+        peaks: peak memory by phase, in MiB above the loaded model.
+        further: tokens per further attempt.
+        conversations: tokens of the conversation before each further attempt.
     """
 
     seconds: dict[str, float]
@@ -52,15 +52,17 @@ class Step:
 
     @property
     def generated(self) -> int:
+        """Number of generated tokens."""
         return sum(self.lengths)
 
     @property
     def trained(self) -> int:
+        """Number of tokens in the rows that were trained on."""
         return sum(self.lengths) + sum(self.prompt_tokens)
 
 
 class _Probe(pl.Callback):
-    """Hears of phases, and of the end of the step."""
+    """Measures phases and the step."""
 
     def __init__(self, peak: Peak, base: float) -> None:
         self.peak, self.base = peak, base
@@ -94,15 +96,15 @@ class _Probe(pl.Callback):
 
 
 class OurSide:
-    """A module that makes one step at a time.
+    """A module of this library that runs one step at a time.
 
     Args:
-        shape: what it runs.
-        folder: of the model.
-        device: to run on.
-        memory: measure it, in place of time.
-        data_options: of :class:`RolloutDataModule`, over those of the shape.
-        module_options: of :class:`GRPOModule`, over the defaults that its users get.
+        shape: the shape of the model and the step.
+        folder: folder of the model.
+        device: device to run on.
+        memory: measure memory instead of time.
+        data_options: options of :class:`RolloutDataModule` that override those of the shape.
+        module_options: options of :class:`GRPOModule` that override its defaults.
     """
 
     name = "ours"
@@ -121,7 +123,11 @@ class OurSide:
         self.shape, self.device = shape, device
         self._optimizer: torch.optim.Optimizer | None = None
         lora = None if shape.lora is None else LoRAConfig(r=shape.lora, alpha=2 * shape.lora)
-        options: dict[str, Any] = {"optimizer": self._one_optimizer, "beta": shape.beta, "verifiers": [TokenVerifier()]}
+        options: dict[str, Any] = {
+            "optimizer": self._shared_optimizer,
+            "beta": shape.beta,
+            "verifiers": [TokenVerifier()],
+        }
         self.module = GRPOModule(
             policy=PolicyConfig(path=str(folder), dtype=shape.dtype, lora=lora),  # type: ignore[arg-type]
             updates_per_rollout=shape.updates,
@@ -131,18 +137,18 @@ class OurSide:
         self.peak = Peak(device, memory)
         self.base = 0.0
 
-    def _one_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The same in every step, with its state."""
+    def _shared_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the same optimizer in every step, so that its state is kept."""
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(parameters, lr=TINY_LR, weight_decay=0.0, fused=True)
         return self._optimizer
 
     def step(self, seed: int, **data_options: Any) -> Step:
-        """One step.
+        """Run one step.
 
         Args:
-            seed: of the sampling.
-            data_options: of :class:`RolloutDataModule` for this step alone, over those that the side has.
+            seed: seed of the sampling.
+            data_options: options of :class:`RolloutDataModule` for this step only; they override all others.
         """
         shape = self.shape
         data = RolloutDataModule(
@@ -177,10 +183,10 @@ class OurSide:
                 "update": seconds["step"] - seconds["rollout"] - scoring,
                 "step": seconds["step"],
             },
-            lengths=[len(one.completion.token_ids) for one in batch.first_attempts],
+            lengths=[len(attempt.completion.token_ids) for attempt in batch.first_attempts],
             prompt_tokens=prompt_lengths[:count],
-            completions=[one.completion.token_ids for one in batch.first_attempts],
-            texts=[one.prompt.messages[0]["content"] for one in batch.first_attempts],
+            completions=[attempt.completion.token_ids for attempt in batch.first_attempts],
+            texts=[attempt.prompt.messages[0]["content"] for attempt in batch.first_attempts],
             loss=probe.loss,
             peaks=probe.peaks,
             further=batch.tokens.completion_lengths_N.tolist()[count:],
@@ -189,7 +195,7 @@ class OurSide:
 
 
 class _Base(pl.Callback):
-    """Notes what the loaded model holds, before anything has run."""
+    """Records the memory of the loaded model, before anything has run."""
 
     def __init__(self, side: OurSide) -> None:
         self.side = side

@@ -1,11 +1,11 @@
-"""`grpo plan` against measured peaks, phase by phase.
+"""Compare `grpo plan` with measured peaks, per phase.
 
     python benchmarks/plan.py
     python benchmarks/plan.py --device cuda --shape lfm2.5-1.2b --prompts 8 --group 8 --tokens 512 --prompt-tokens 256
 
-Every case trains two iterations in a fresh process, from random weights, and the second one counts. On CUDA a phase's
-peak is torch's `max_memory_allocated`. On the CPU it is the most bytes that torch's allocator held at a time, added up
-from every allocation and release that the profiler saw: exact, and without what the libraries and Python hold.
+Every case trains two iterations from random weights in a fresh process; the second one counts. On CUDA a phase's peak
+is torch's `max_memory_allocated`. On the CPU it is the maximum number of bytes held by torch's allocator, summed over
+every allocation and release that the profiler recorded: exact, and without the memory of libraries and Python.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ TOLERANCE = {"cpu": 0.25, "cuda": 0.15}
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shape", nargs="*", default=["llama-42m", "lfm2-42m"], help="of benchmarks/architectures.py")
+    parser.add_argument("--shape", nargs="*", default=["llama-42m", "lfm2-42m"], help="in architectures.py")
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=32, help="of a completion")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per completion")
+    parser.add_argument("--rows", type=int, default=4, help="rows per micro-batch")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Path:
-    """A config of the case, with a model and a tokenizer built beside it."""
+    """Write a config of the case, with a model and a tokenizer next to it."""
     from architectures import build
 
     options: dict[str, Any] = dict(CASES[case])
@@ -97,6 +97,7 @@ def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Pat
 
 
 def predicted(path: Path, memory: int) -> dict[str, int]:
+    """Return the planned peak of each phase in bytes."""
     from grpo_lightning.commands.plan.configured import planner_of
 
     planner, _ = planner_of(["--config", str(path)], None, memory)
@@ -104,7 +105,7 @@ def predicted(path: Path, memory: int) -> dict[str, int]:
 
 
 def measured(path: Path, device: str) -> dict[str, int]:
-    """Train two iterations; the peak of each phase of the second."""
+    """Train two iterations, and return the peak of each phase of the second one in bytes."""
     import lightning.pytorch as pl
     import torch
 
@@ -123,7 +124,7 @@ def measured(path: Path, device: str) -> dict[str, int]:
     names: list[str] = []
 
     class Mark:
-        """Puts the phases into the profile."""
+        """Marks the phases in the profile."""
 
         def phase_started(self, name: str) -> None:
             names.append(name)
@@ -160,15 +161,15 @@ def _on_cuda(cli: Any, trainer: Any) -> dict[str, int]:
 
     peaks: dict[str, int] = {}
 
-    class Watch:
+    class PeakRecorder:
         def phase_started(self, name: str) -> None:
             torch.cuda.reset_peak_memory_stats()
 
         def phase_ended(self, name: str) -> None:
-            # The second iteration's overwrite the first one's.
+            # The second iteration overwrites the peaks of the first.
             peaks[name] = torch.cuda.max_memory_allocated()
 
-    cli.model.phases.listeners.append(Watch())
+    cli.model.phases.listeners.append(PeakRecorder())
     trainer.fit(cli.model, datamodule=cli.datamodule)
     return peaks
 
@@ -204,11 +205,11 @@ def main() -> None:
                 if phase not in result["peaks"]:
                     continue
                 peak = result["peaks"][phase]
-                off = size / peak - 1
-                missed = abs(off) > TOLERANCE[args.device]
+                error = size / peak - 1
+                missed = abs(error) > TOLERANCE[args.device]
                 misses += missed
                 print(
-                    f"{shape:12} {case:26} {phase:10} {size / 2**20:6.0f} MiB {peak / 2**20:6.0f} MiB  {off:+.1%}"
+                    f"{shape:12} {case:26} {phase:10} {size / 2**20:6.0f} MiB {peak / 2**20:6.0f} MiB  {error:+.1%}"
                     f"{'  MISSED' if missed else ''}",
                     flush=True,
                 )

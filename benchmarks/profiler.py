@@ -1,10 +1,10 @@
-"""What VRAMProfiler costs: the same training run without it and with it, taking turns.
+"""The cost of VRAMProfiler: the same training run without it and with it, alternating.
 
     python benchmarks/profiler.py
 
-Every run is a process of its own; without, with, without, with, ... Time is CPU seconds of a training step on the CPU,
-seconds of the wall on CUDA, the first steps left out. Beside the difference of the medians, which other work on the
-machine blurs, stands the share of the time that was spent inside of the profiler's own hooks.
+Every run is a separate process: without, with, without, with, ... Time per training step is CPU seconds on the CPU and
+wall time on CUDA, without the first steps. The difference of the medians is blurred by other work on the machine, so
+the fraction of the time spent inside the profiler's hooks is shown as well.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HOOKS = ("phase_started", "phase_ended", "on_train_batch_start", "on_train_batch
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3, help="steps left out")
-    parser.add_argument("--repeats", type=int, default=4, help="of each variant")
+    parser.add_argument("--warm-up", type=int, default=3, help="first steps, not counted")
+    parser.add_argument("--repeats", type=int, default=4, help="runs per variant")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--accelerator", default="cpu")
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One run of the quickstart's decoder, in this process."""
+    """Train the quickstart's decoder once in this process."""
     import lightning.pytorch as pl
     import torch
 
@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return run
 
     class Clock(pl.Callback):
-        """Takes the time at the end of every step."""
+        """Records the time at the end of every step."""
 
         def __init__(self) -> None:
             self.ends: list[tuple[float, float]] = []
@@ -123,12 +123,13 @@ def main() -> None:
         seconds = [run["seconds"] for run in runs]
         medians[variant] = statistics.median(seconds)
         print(
-            f"{variant:8} {medians[variant]:.4f} s a step ({min(seconds):.4f} to {max(seconds):.4f}), {len(runs)} runs"
+            f"{variant:8} {medians[variant]:.4f} s per step ({min(seconds):.4f} to {max(seconds):.4f}), "
+            f"{len(runs)} runs"
         )
     shares = [run["inside"] for run in results["with"]]
     print(f"difference of the medians  {medians['with'] / medians['without'] - 1:+.2%}")
     print(
-        f"inside of the hooks        {statistics.median(shares):.3%} of a step ({min(shares):.3%} to {max(shares):.3%})"
+        f"inside the hooks           {statistics.median(shares):.3%} of a step ({min(shares):.3%} to {max(shares):.3%})"
     )
 
 

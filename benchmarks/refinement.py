@@ -1,15 +1,15 @@
-"""What verifier refinement costs: a training step without it, with ``distill`` and with ``in_context``, by phases.
+"""The cost of verifier refinement: a training step without it, with ``distill`` and with ``in_context``, per phase.
 
     python benchmarks/refinement.py
     python benchmarks/refinement.py --config small --repeats 5
 
-The three take turns in one process, A B C A B C, with one model and on the same attempts; the first turn is left out.
-The budget of further attempts is G/4 a group. Seconds are the processor's on the CPU, the wall's on CUDA, and
-``update`` holds all of a step that is none of the others. Ratios are those of neighbours in turn.
+The three variants alternate in one process, A B C A B C, with one model and on the same first attempts; the first turn
+is not counted. The budget of further attempts is G/4 per group. Time is process time on the CPU and wall time on CUDA;
+``update`` is the rest of a step after the other phases. Ratios are taken within a turn.
 
-``quickstart`` is configs/quickstart.yaml: its warm start is trained first (a minute), and then never moves. The other
-configurations are those of vs_trl.py: random weights, random letters, and a reward that fails about half of the
-completions; those that did not run into the cap can be refined.
+``quickstart`` is configs/quickstart.yaml: its warm start is trained first (one minute) and does not change afterwards.
+The other configurations are those of vs_trl.py: random weights, random letters, and a reward that rejects about half of
+the completions; those below the token limit can be refined.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-# Read when torch loads: threads that spin while they wait cost more than they save on shared cores.
+# Read when torch is imported: on shared cores, threads that spin while waiting cost more than they save.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -46,18 +46,18 @@ MODES: tuple[Literal["without", "distill", "in_context"], ...] = ("without", "di
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=[QUICKSTART.name, *SHAPES], default=QUICKSTART.name)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each that count")
-    parser.add_argument("--template", default="{feedback}", help="of the turn between two attempts")
-    parser.add_argument("--beta", type=float, help="in place of the configuration's; above 0, a step has a reference")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
+    parser.add_argument("--repeats", type=int, default=3, help="turns that count, per variant")
+    parser.add_argument("--template", default="{feedback}", help="template of the turn between two attempts")
+    parser.add_argument("--beta", type=float, help="overrides the configuration's; above 0, a step has a reference")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--policy", type=Path, help="for quickstart: a warm start that is there already")
-    parser.add_argument("--smoke", action="store_true", help="so small that it takes seconds")
+    parser.add_argument("--policy", type=Path, help="for quickstart: an existing warm start")
+    parser.add_argument("--smoke", action="store_true", help="small sizes that take seconds")
     return parser.parse_args(argv)
 
 
 def warm_start(folder: Path, steps: int | None) -> Path:
-    """The policy that configs/quickstart.yaml starts from."""
+    """Train the policy from which configs/quickstart.yaml starts."""
     command = [sys.executable, "-m", "grpo_lightning", "fit", "--config", "configs/quickstart_sft.yaml"]
     command += ["--run_dir", str(folder), *([] if steps is None else ["--trainer.max_steps", str(steps)])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -66,8 +66,8 @@ def warm_start(folder: Path, steps: int | None) -> Path:
     return folder / "policy"
 
 
-def one_side(args: argparse.Namespace, folder: Path, device: torch.device) -> OurSide:
-    """The one that all modes are run by: two models would differ in where their weights lie in memory."""
+def shared_side(args: argparse.Namespace, folder: Path, device: torch.device) -> OurSide:
+    """Build the side that runs all modes: separate models would differ in the memory layout of their weights."""
     shape = QUICKSTART if args.config == QUICKSTART.name else SHAPES[args.config]
     shape = shape if args.beta is None else replace(shape, beta=args.beta)
     module: dict[str, Any] = {}
@@ -83,23 +83,23 @@ def one_side(args: argparse.Namespace, folder: Path, device: torch.device) -> Ou
 
 
 def table(steps: dict[str, list[Step]]) -> list[str]:
-    """Seconds by phase, and what refinement multiplies them with."""
+    """Format seconds per phase, and the factors by which refinement multiplies them."""
     lines = ["| | " + " | ".join(f"{mode} | ratio" if mode != "without" else mode for mode in MODES) + " |"]
     lines.append("|---" * (2 * len(MODES)) + "|")
-    plain = steps["without"]
     for phase in ("rollout", "scoring", "reference", "update", "step"):
         columns = {mode: [_seconds(step, phase) for step in steps[mode]] for mode in MODES}
         cells = [f"{phase}, s", spread(columns["without"], 3)]
         for mode in MODES[1:]:
-            ratios = [one / other for one, other in zip(columns[mode], columns["without"], strict=True) if other > 1e-3]
+            pairs = zip(columns[mode], columns["without"], strict=True)
+            ratios = [refined / plain for refined, plain in pairs if plain > 1e-3]
             cells += [spread(columns[mode], 3), f"{spread(ratios)} x" if ratios else ""]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
-    refined = steps["in_context"]
+    without, in_context = steps["without"], steps["in_context"]
     lines.append(
-        f"Prompts of {_mean(plain, 'prompt_tokens'):.0f} tokens, completions of {_mean(plain, 'lengths'):.0f}; "
-        f"{statistics.mean(len(step.further) for step in refined):.0f} further attempts a step, of "
-        f"{_mean(refined, 'further'):.0f} tokens behind conversations of {_mean(refined, 'conversations'):.0f}."
+        f"Prompts of {_mean(without, 'prompt_tokens'):.0f} tokens, completions of {_mean(without, 'lengths'):.0f}; "
+        f"{statistics.mean(len(step.further) for step in in_context):.0f} further attempts per step, of "
+        f"{_mean(in_context, 'further'):.0f} tokens after conversations of {_mean(in_context, 'conversations'):.0f}."
     )
     return lines
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
-        ours = one_side(args, Path(temporary) / "run", device)
+        ours = shared_side(args, Path(temporary) / "run", device)
         budget = ours.shape.group_size // 4
         turns: dict[str, list[Step]] = {mode: [] for mode in MODES}
         for turn in range(args.repeats + 1):
@@ -134,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"`{shlex.join(['python', *sys.argv])}`\n\n{machine(device)}\n")
     print(
         f"{shape.name}: {shape.about}; {shape.prompts} x {shape.group_size}, cap {shape.cap}, up to "
-        f"{budget} further attempts a group, template {args.template!r}, beta={shape.beta}; "
-        f"{args.repeats} turns, median (least to most)\n"
+        f"{budget} further attempts per group, template {args.template!r}, beta={shape.beta}; "
+        f"{args.repeats} turns, median (min to max)\n"
     )
     print("\n".join(table({mode: steps[1:] for mode, steps in turns.items()})))
 

@@ -1,15 +1,17 @@
-"""How time and memory grow with the group, the prompts, the lengths and the vocabulary, with fitted exponents.
+"""The growth of time and memory with group size, prompts, lengths and vocabulary, with fitted exponents.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --axis completion --repeats 5
 
-One quantity is doubled while the others stay. Every point is a process of its own; its first step warms up, and the
-second is measured: seconds of the processor on the CPU, of the wall on CUDA. Memory is the peak over the loaded model,
-in one more process a point.
+One quantity is doubled while the others are fixed. Every point is a separate process; its first step warms up, and the
+second is measured: process time on the CPU, wall time on CUDA. Memory is the peak above the loaded model, in one more
+process per point.
+
 The exponent is the slope of a least-squares line through the logarithms, with its standard error: 1 is linear, 0 flat.
-Fixed costs make small sizes cheap and exponents low, so the slope between the two largest sizes stands beside it.
-Attention makes the lengths grow a little faster than linearly at last; nothing else may. All completions run to the
-cap, and the token budget of a micro-batch stays what it is: so memory of the update must be flat in prompts and group.
+Fixed costs dominate small sizes and lower the exponent, so the slope between the two largest sizes is shown as well.
+Attention makes time grow slightly faster than linearly in the lengths eventually; nothing else may. All completions
+reach the token limit, and the token budget of a micro-batch is fixed, so the update's memory must be flat in prompts
+and group size.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ DIMS = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 BASE = Shape("scaling", "", "llama", DIMS, prompts=4, group_size=8, prompt_tokens=(64, 64), cap=64, mean=None)
-BUDGET = 320  # what the smallest group and its prompt fill: so that every point's micro-batches are full
+BUDGET = 320  # the tokens of the smallest group and its prompt, so that the micro-batches of every point are full
 
 AXES: dict[str, tuple[int, ...]] = {
     "group": (4, 8, 16, 32, 64),
@@ -49,10 +51,11 @@ AXES: dict[str, tuple[int, ...]] = {
     "vocabulary": (4096, 8192, 16_384, 32_768, 65_536),
 }
 FLAT = {("group", "update MiB"), ("prompts", "update MiB")}
-"""What must not grow at all at a fixed token budget."""
+"""Quantities that must not grow at a fixed token budget."""
 
 
 def shape_at(axis: str, value: int) -> Shape:
+    """Return the base shape with one quantity replaced."""
     if axis == "group":
         return replace(BASE, group_size=value)
     if axis == "prompts":
@@ -66,18 +69,18 @@ def shape_at(axis: str, value: int) -> Shape:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--axis", action="append", choices=AXES, help="one or more; all if left out")
-    parser.add_argument("--repeats", type=int, default=3, help="processes a point")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
+    parser.add_argument("--axis", action="append", choices=AXES, help="may be repeated (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per point")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="the two smallest sizes, once")
-    parser.add_argument("--out", type=Path, help="write the tables there too")
+    parser.add_argument("--smoke", action="store_true", help="only the two smallest sizes, once")
+    parser.add_argument("--out", type=Path, help="file to write the tables to, besides stdout")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def measure_point(axis: str, value: int, device: torch.device, memory: bool) -> dict[str, float]:
-    """Seconds, or MiB, of rollout and update, in this process."""
+    """Measure the seconds or MiB of rollout and update in this process."""
     shape = shape_at(axis, value)
     with tempfile.TemporaryDirectory() as folder:
         model = build(shape, Path(folder) / "model")
@@ -94,9 +97,9 @@ class Fit:
     """``cost ~ size ** exponent``.
 
     Args:
-        exponent: the slope of ``log cost`` over ``log size``, by least squares.
-        error: its standard error; 0 where two points leave nothing to judge it by.
-        last: the slope between the medians of the two largest sizes.
+        exponent: slope of ``log cost`` over ``log size``, by least squares.
+        error: standard error of the exponent; 0 if there are only two points.
+        last: slope between the medians of the two largest sizes.
     """
 
     exponent: float
@@ -105,7 +108,7 @@ class Fit:
 
 
 def fit(sizes: Sequence[float], costs: Sequence[Sequence[float]]) -> Fit:
-    """Fit an exponent to several costs a size."""
+    """Fit an exponent to several costs per size."""
     points = [
         (math.log(size), math.log(cost)) for size, row in zip(sizes, costs, strict=True) for cost in row if cost > 0
     ]
@@ -113,18 +116,18 @@ def fit(sizes: Sequence[float], costs: Sequence[Sequence[float]]) -> Fit:
     y_mean = statistics.fmean(y for _, y in points)
     spread = sum((x - x_mean) ** 2 for x, _ in points)
     slope = sum((x - x_mean) * (y - y_mean) for x, y in points) / spread
-    left = sum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in points)
-    error = math.sqrt(left / (len(points) - 2) / spread) if len(points) > 2 else 0.0
+    residual = sum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in points)
+    error = math.sqrt(residual / (len(points) - 2) / spread) if len(points) > 2 else 0.0
     medians = [statistics.median(row) for row in costs]
     last = math.log(medians[-1] / medians[-2]) / math.log(sizes[-1] / sizes[-2])
     return Fit(slope, error, last)
 
 
-def verdict(axis: str, quantity: str, found: Fit) -> str:
-    """In words; a tenth above the bound is measuring noise."""
+def verdict(axis: str, quantity: str, line: Fit) -> str:
+    """Compare a fit with its bound; up to 0.1 above the bound counts as measurement noise."""
     bound, name = (0.0, "flat") if (axis, quantity) in FLAT else (1.0, "at most linear")
-    steepest = max(found.exponent, found.last)
-    return name if steepest <= bound + 0.1 + 2 * found.error else f"**not {name}**"
+    steepest = max(line.exponent, line.last)
+    return name if steepest <= bound + 0.1 + 2 * line.error else f"**not {name}**"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -137,18 +140,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     base = {key: value for key, value in asdict(BASE).items() if key in ("prompts", "group_size", "cap", "dims")}
     lines = [f"`{shlex.join(['python', *sys.argv])}`", "", machine(device), ""]
-    lines += [f"Base: {base}, prompts of {BASE.prompt_tokens[0]} tokens; {BUDGET} tokens a micro-batch.", ""]
+    lines += [f"Base: {base}, prompts of {BASE.prompt_tokens[0]} tokens; {BUDGET} tokens per micro-batch.", ""]
     lines += ["| axis | quantity | sizes | medians | exponent | last doubling | |", "|---|---|---|---|---|---|---|"]
     for axis in args.axis or AXES:
         sizes = AXES[axis][:2] if args.smoke else AXES[axis]
-        found: dict[str, list[list[float]]] = {}
+        costs_by_quantity: dict[str, list[list[float]]] = {}
         for value in sizes:
             runs = [_in_process(axis, value, args, memory=False) for _ in range(1 if args.smoke else args.repeats)]
             for measured in (runs, [_in_process(axis, value, args, memory=True)]):
                 for quantity in measured[0]:
-                    found.setdefault(quantity, []).append([run[quantity] for run in measured])
+                    costs_by_quantity.setdefault(quantity, []).append([run[quantity] for run in measured])
             print(f"{axis} {value}: {runs[-1]}", file=sys.stderr, flush=True)
-        for quantity, costs in found.items():
+        for quantity, costs in costs_by_quantity.items():
             if min(map(min, costs)) <= 0:
                 continue
             line = fit(sizes, costs)

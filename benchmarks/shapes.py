@@ -1,8 +1,8 @@
-"""What the benchmarks run on: models of random weights with a tokenizer, prompts of given lengths, and rewards.
+"""The inputs of the benchmarks: random-weight models with tokenizers, prompts of given lengths, and rewards.
 
-A completion's length is drawn, not scripted: the end of sequence has the same probability at every place (the row of
-the output head that belongs to it is set so), which makes lengths geometric up to the cap. So our side runs exactly as
-its users run it; the other side is then held to the very lengths that ours drew.
+Completion lengths are sampled, not scripted: the end of sequence has the same probability at every position (its row of
+the output head is set accordingly), so lengths are geometric up to the token limit. Our side thus runs exactly as users
+run it; the other side is then forced to the lengths that ours sampled.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class Shape:
     """One configuration of a benchmark.
 
     Args:
-        name: on the command line and in the table.
-        about: a few words for the table.
-        kind: ``llama`` or ``lfm2``.
-        dims: of the model, as its config calls them.
-        prompts: of one step, ``B``.
-        group_size: completions a prompt, ``G``.
-        prompt_tokens: the shortest and the longest prompt; they are spread evenly between.
-        cap: the most tokens of a completion, ``T``.
-        mean: of the lengths without the cap; ``None`` lets every completion run to the cap.
-        updates: optimizer steps a rollout (mu).
+        name: name on the command line and in the table.
+        about: short description for the table.
+        kind: architecture, ``llama`` or ``lfm2``.
+        dims: dimensions of the model, with the names of its config.
+        prompts: prompts per step, ``B``.
+        group_size: completions per prompt, ``G``.
+        prompt_tokens: lengths of the shortest and the longest prompt; the others are evenly spaced in between.
+        cap: maximum number of tokens per completion, ``T``.
+        mean: mean length without the limit; ``None`` makes every completion reach the limit.
+        updates: optimizer steps per rollout (mu).
         beta: weight of the KL to the reference.
         lora: rank of the adapter; ``None`` trains all weights.
-        dtype: of the weights.
-        precision: ``32-true``, or ``bf16-mixed``.
-        trl_microbatches: rows of a micro-batch that TRL tries, to keep the fastest.
-        cuda_only: too large for a CPU.
+        dtype: dtype of the weights.
+        precision: ``32-true`` or ``bf16-mixed``.
+        trl_microbatches: rows per micro-batch that TRL tries; the fastest is kept.
+        cuda_only: whether the model is too large for a CPU.
     """
 
     name: str
@@ -72,10 +72,12 @@ class Shape:
 
     @property
     def rows(self) -> int:
+        """Completions per step."""
         return self.prompts * self.group_size
 
     @property
     def vocab(self) -> int:
+        """Size of the vocabulary."""
         return int(self.dims["vocab_size"])
 
 
@@ -122,7 +124,7 @@ SHAPES: dict[str, Shape] = {shape.name: shape for shape in _LISTED}
 
 
 def smoke(shape: Shape) -> Shape:
-    """The same shape, small enough to run in seconds."""
+    """Return the shape, scaled down to run in seconds."""
     dims = shape.dims | {
         "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -139,7 +141,7 @@ def smoke(shape: Shape) -> Shape:
 
 
 def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
-    """Write a Hugging Face folder with random weights and a tokenizer of one token a letter."""
+    """Write a Hugging Face folder with random weights and a tokenizer with one token per letter."""
     torch.manual_seed(seed)
     common = {
         "max_position_embeddings": 4096, "tie_word_embeddings": True, "pad_token_id": PAD, "bos_token_id": BOS,
@@ -159,10 +161,10 @@ def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def _set_end_probability(lm: PreTrainedModel, probability: float) -> None:
-    """Make the end of sequence about equally probable at every place.
+    """Make the end of sequence about equally probable at every position.
 
-    All embeddings share their first coordinate, which the residual stream carries to the tied head: with a first
-    coordinate of its own, the end's row gets the same logit everywhere.
+    All embeddings share their first coordinate, which the residual stream carries to the tied head. The end's row has
+    only a first coordinate, with a different value, so it gets the same logit everywhere.
     """
     weight_VD = lm.get_input_embeddings().weight
     assert lm.get_output_embeddings().weight is weight_VD
@@ -182,7 +184,7 @@ def _set_end_probability(lm: PreTrainedModel, probability: float) -> None:
 
 
 def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """One token a letter; the rest of the vocabulary are tokens that no prompt holds."""
+    """Build a tokenizer with one token per letter; the rest of the vocabulary does not occur in prompts."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     tokens = [*special, *LETTERS]
     tokens += [f"<{index}>" for index in range(len(tokens), vocab)]
@@ -200,7 +202,7 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def texts(shape: Shape) -> list[str]:
-    """The prompts of one step: with BOS before them, as many tokens as the shape says."""
+    """Make the prompts of one step. Their lengths, including BOS, are those of the shape."""
     draw = random.Random(0)
     low, high = shape.prompt_tokens
     span = max(1, shape.prompts - 1)
@@ -209,7 +211,7 @@ def texts(shape: Shape) -> list[str]:
 
 
 class Letters(Task):
-    """The same prompts every step."""
+    """A task with the same prompts in every step."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -219,12 +221,12 @@ class Letters(Task):
         return [Prompt(self.messages(text)) for text in texts(self.shape)]
 
     def gold_completion(self, prompt: Prompt) -> str:
-        """Any text: these prompts have no right answer, of which setup warns."""
+        """Return some text: these prompts have no correct answer, and setup warns about it."""
         return LETTERS[:4]
 
 
 def reward(token_ids: Sequence[int]) -> float:
-    """A reward that differs between nearly all completions: no group is without signal, on either side."""
+    """Compute a reward that differs between nearly all completions, so that every group has a signal on both sides."""
     return (0.618 * sum(token_ids[:4]) + 0.377 * len(token_ids)) % 1.0
 
 

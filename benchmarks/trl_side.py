@@ -1,7 +1,7 @@
-"""Steps of GRPO by TRL's GRPOTrainer, well configured, with the time and memory of each phase.
+"""GRPO steps of TRL's GRPOTrainer, well configured, with the time and memory of each phase.
 
-Rollouts are held to the lengths that our side drew: a logits processor puts the end of sequence at each row's last
-place and nowhere else; on the CPU its own time is taken off the rollout's.
+Rollouts are forced to the lengths that our side sampled: a logits processor puts the end of sequence at each row's last
+position and nowhere else. On the CPU its own time is subtracted from the rollout's.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 
 Lengths = Callable[[int], Sequence[int]]
-"""``(step) -> lengths`` of its rows."""
+"""A function that maps a step to the lengths of its rows."""
 
 
 class ScriptedEnd(LogitsProcessor):
-    """Ends row ``n`` with its ``lengths[n]``-th token, and no sooner; rows at the cap do not end."""
+    """Ends row ``n`` exactly at its ``lengths[n]``-th token; rows at the token limit do not end."""
 
     def __init__(self, lengths: Sequence[int], cap: int, device: torch.device) -> None:
         self.lengths_N = torch.tensor([length if length < cap else cap + 1 for length in lengths], device=device)
@@ -44,13 +44,13 @@ class ScriptedEnd(LogitsProcessor):
         self.step += 1
         scores[:, EOS] = torch.where(self.lengths_N == self.step, 1e4, -1e4)
         if self.device.type == "cpu":
-            # On CUDA two launches, and to wait for them at every token would cost more than they do.
+            # On CUDA these are two kernel launches; synchronising at every token would cost more.
             self.seconds += time.process_time() - start
         return scores
 
 
 class _TimedTrainer(GRPOTrainer):
-    """GRPOTrainer, with a clock around its phases."""
+    """GRPOTrainer with timed phases."""
 
     side: TRLSide
 
@@ -80,7 +80,7 @@ class _TimedTrainer(GRPOTrainer):
 
 
 class _Turns(TrainerCallback):
-    """Lets the other side run first, before each rollout of TRL's, and hands the step's numbers over after it."""
+    """Gives our side its turn before each rollout of TRL, and reports TRL's step after it."""
 
     def __init__(self, side: TRLSide, steps: Callable[[int], Sequence[int]], done: Callable[[int, Step], None]) -> None:
         self.side, self.lengths, self.done = side, steps, done
@@ -95,18 +95,18 @@ class _Turns(TrainerCallback):
 
 
 class TRLSide:
-    """A GRPOTrainer over one shape.
+    """A GRPOTrainer for one shape.
 
     Args:
-        shape: what it runs.
-        folder: of the model.
-        device: to run on.
-        microbatch: rows of a micro-batch.
-        optimizer: of the model's parameters; left out, AdamW.
-        rollout_func: in place of generation, for the check of correctness.
-        steps: rollouts of the run.
-        memory: measure it, in place of time.
-        options: of GRPOConfig.
+        shape: the shape of the model and the step.
+        folder: folder of the model.
+        device: device to run on.
+        microbatch: rows per micro-batch.
+        optimizer: a function that builds the optimizer from the parameters; ``None`` for AdamW.
+        rollout_func: replaces generation in the check of agreement.
+        steps: number of rollouts in the run.
+        memory: measure memory instead of time.
+        options: options of GRPOConfig.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class TRLSide:
             "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "shuffle_dataset": False,
             "dataloader_pin_memory": False, "seed": 0, "loss_type": "grpo", "learning_rate": TINY_LR,
             "lr_scheduler_type": "constant", "weight_decay": 0.0,
-            # By default TRL weighs the KL by the ratio (arXiv 2512.02556), which is not GRPO's own loss.
+            # By default TRL weights the KL by the ratio (arXiv 2512.02556), unlike GRPO's original loss.
             "use_bias_correction_kl": False,
         }  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, shape.dtype)).to(device)
@@ -167,14 +167,14 @@ class TRLSide:
         self.base = self.peak.held()
 
     def run(self, lengths: Lengths, done: Callable[[int, Step], None]) -> None:
-        """All steps; ``lengths`` is asked before each, and ``done`` told after it."""
+        """Run all steps; ``lengths`` is called before each step and ``done`` after it."""
         self.trainer.add_callback(_Turns(self, lengths, done))
         self.trainer.train()
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def begin(self, lengths: Sequence[int]) -> None:
-        """Start a step's clock, with the lengths its rows will have."""
+        """Start timing a step; ``lengths`` are those that its rows will have."""
         self.seconds, self.peaks = {}, {}
         self.script = ScriptedEnd(lengths, self.shape.cap, self.device)
         generate = type(self.trainer.accelerator.unwrap_model(self.trainer.model)).generate
@@ -184,6 +184,7 @@ class TRLSide:
         self.started = now(self.device)
 
     def end(self) -> Step:
+        """Return the measurements of the step."""
         step = now(self.device) - self.started
         self.peaks["update"] = self.peak.peak() - self.base
         rollout = self.seconds["rollout"] - self.script.seconds
@@ -199,29 +200,35 @@ class TRLSide:
         return Step(seconds, self.lengths, self.prompt_lengths, peaks=self.peaks)
 
     def note(self, outputs: dict[str, Any]) -> None:
-        """Keep what was generated, and count the update's memory from here."""
+        """Record the generated lengths, and start measuring the update's memory."""
         self.lengths = outputs["completion_mask"].sum(1).tolist()
         self.prompt_lengths = outputs["prompt_mask"].sum(1).tolist()
         self.peaks["rollout"] = self.peak.peak() - self.base
         self.peak.reset()
 
     def timed(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function and add its time to a phase."""
         start = now(self.device)
         result = function(*args, **kwargs)
         self.seconds[name] = self.seconds.get(name, 0.0) + now(self.device) - start
         return result
 
-    # -- the forward and backward passes alone ----------------------------------------------------------------------
+    # -- forward and backward passes only ---------------------------------------------------------------------------
 
     def passes(self, rows: int | None = None, backward: bool = True) -> float:
-        """Seconds of the passes over the last rollout, in micro-batches of other sizes too."""
+        """Measure the passes over the last rollout in seconds.
+
+        Args:
+            rows: rows per micro-batch; ``None`` for those of the trainer.
+            backward: whether to run the backward passes too.
+        """
         trainer = self.trainer
-        whole: dict[str, Any] = {}
-        for part in trainer._buffered_inputs:
-            for key, value in part.items():
+        chunks: dict[str, Any] = {}
+        for inputs in trainer._buffered_inputs:
+            for key, value in inputs.items():
                 if isinstance(value, Tensor) and value.dim():
-                    whole.setdefault(key, []).append(value)
-        tensors = {key: torch.cat(values) for key, values in whole.items()}
+                    chunks.setdefault(key, []).append(value)
+        tensors = {key: torch.cat(values) for key, values in chunks.items()}
         size = rows or trainer.args.per_device_train_batch_size
         saved = [parameter.grad for parameter in trainer.model.parameters()]
         for parameter in trainer.model.parameters():
@@ -244,14 +251,14 @@ class TRLSide:
         return seconds
 
     def fastest_microbatch(self) -> int:
-        """Of those that the shape names, by their passes over the last rollout."""
+        """Return the fastest of the shape's micro-batch sizes, by the passes over the last rollout."""
         candidates = [rows for rows in self.shape.trl_microbatches if self.shape.rows % rows == 0]
         return min(candidates, key=self.passes)
 
 
 @contextmanager
 def head_on_completions() -> Iterator[None]:
-    """Let TRL's head score only the completion tokens on the CPU too, as it does on a GPU."""
+    """Make TRL's head score only the completion tokens on the CPU, as it does on a GPU."""
     original = trl_utils._use_triton
     trl_utils._use_triton = lambda device: True
     try:

@@ -1,12 +1,12 @@
-"""Time and memory of an optimizer step, prompts shared by their groups against each row running its own.
+"""Time and memory of an optimizer step, with prompts shared within groups versus one prompt per row.
 
     python benchmarks/update.py --prompt-length 1000
 
-The model has random weights and the shape asked for. Every measurement is one step (log-probs with their gradients,
-micro-batch by micro-batch, and AdamW) in a process of its own, after a small one to warm up, the variants taking turns.
-``plain`` is every row with its own prompt, ``shared`` the default: prompts shared where that is the cheaper plan.
-Memory is the peak over the loaded model with its optimizer: resident memory on the CPU, allocated memory on CUDA. Time
-is CPU seconds on the CPU, seconds of the wall on CUDA. The variants must agree on the loss and on the gradient's norm.
+The model has random weights and the given shape. Every measurement is one step (log-probs with their gradients in
+micro-batches, and AdamW) in a separate process, after a small step to warm up; the variants alternate. ``plain`` runs
+every row with its own prompt; ``shared`` is the default, which shares prompts where that is cheaper. Memory is the peak
+above the loaded model with its optimizer: resident memory on the CPU, allocated memory on CUDA. Time is CPU seconds on
+the CPU and wall time on CUDA. The variants must agree on the loss and the norm of the gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"kind": "llama", "vocab": 160, "hidden": 256, "layers": 3, "heads": 4, "kv": 2, "mlp": 768},
     # 42 M parameters, of which the head is 25 M.
     "small": {"kind": "lfm2", "vocab": 65_536, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
-    # The same without its vocabulary.
+    # The same with a small vocabulary.
     "body": {"kind": "lfm2", "vocab": 160, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
     # LiquidAI/LFM2.5-1.2B.
     "1.2b": {"kind": "lfm2", "vocab": 65_536, "hidden": 2048, "layers": 16, "heads": 32, "kv": 8, "mlp": 8192},
@@ -40,24 +40,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--prompt-length", type=int, default=1000)
-    parser.add_argument("--prompt-spread", type=float, default=0.0, help="prompts are up to this share shorter")
+    parser.add_argument("--prompt-spread", type=float, default=0.0, help="prompts are up to this fraction shorter")
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--completion-length", type=int, default=128, help="of the longest completion")
-    parser.add_argument("--mean-length", type=float, default=None, help="geometric lengths, cut at the longest")
+    parser.add_argument("--completion-length", type=int, default=128, help="maximum tokens per completion")
+    parser.add_argument("--mean-length", type=float, default=None, help="sample geometric lengths with this mean")
     parser.add_argument("--max-tokens", type=int, default=8192, help="max_tokens_per_microbatch")
     parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: train all")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the weights")
     parser.add_argument("--autocast", action="store_true", help="as with trainer.precision=bf16-mixed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="print where the time of the shared variant goes")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the shared variant")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def save_model(folder: str, shape: dict[str, Any]) -> None:
-    """The architecture alone, and a tokenizer that it never needs to be good at."""
+    """Save the config of the architecture and a placeholder tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
 
@@ -84,6 +84,7 @@ def save_model(folder: str, shape: dict[str, Any]) -> None:
 
 
 def make_rows(args: argparse.Namespace) -> tuple[list[list[int]], list[list[int]]]:
+    """Make random prompts and completions, one of each per row."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -93,21 +94,21 @@ def make_rows(args: argparse.Namespace) -> tuple[list[list[int]], list[list[int]
         return torch.randint(8, vocab, (length,), generator=generator).tolist()
 
     for _ in range(args.prompts):
-        share = 1 - args.prompt_spread * float(torch.rand((), generator=generator))
-        prompt = sequence(max(1, round(args.prompt_length * share)))
+        fraction = 1 - args.prompt_spread * float(torch.rand((), generator=generator))
+        prompt = sequence(max(1, round(args.prompt_length * fraction)))
         for _ in range(args.group_size):
             length = args.completion_length
             if args.mean_length is not None:
-                drawn = torch.empty(()).geometric_(1 / args.mean_length, generator=generator)
-                length = min(length, int(drawn))
+                sampled = torch.empty(()).geometric_(1 / args.mean_length, generator=generator)
+                length = min(length, int(sampled))
             prompts.append(prompt)
             completions.append(sequence(length))
     return prompts, completions
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One optimizer step of ``args.worker`` in this process."""
-    # The parent imports no torch: Linux hands a parent's peak of resident memory down to its children.
+    """Measure one optimizer step of ``args.worker`` in this process."""
+    # The parent must not import torch: on Linux, children inherit their parent's peak of resident memory.
     import torch
     import transformers
 
@@ -131,24 +132,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     total = sum(map(len, completions))
 
     def step(rows: torch.Tensor) -> dict[str, float]:
-        parts = microbatches(tokens, rows, args.max_tokens, args.worker == "shared", policy.pass_overhead)
+        split = microbatches(tokens, rows, args.max_tokens, args.worker == "shared", policy.pass_overhead)
         for parameter in parameters:
             parameter.grad = None
         loss = torch.zeros((), device=device)
-        for part in parts:
+        for microbatch in split:
             with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
-                logprobs_NT, _ = policy.logprobs(part.tokens)
-            part_loss = -logprobs_NT.sum() / total
+                logprobs_NT, _ = policy.logprobs(microbatch.tokens)
+            share = -logprobs_NT.sum() / total
             with adding_in_place():  # as a training step does
-                part_loss.backward()
-            loss += part_loss.detach()
+                share.backward()
+            loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         return {
             "loss": float(loss),
             "grad_norm": float(norm),
-            "microbatches": len(parts),
-            "tokens": sum(part.padded_tokens for part in parts),
+            "microbatches": len(split),
+            "tokens": sum(microbatch.padded_tokens for microbatch in split),
         }
 
     step(torch.arange(len(tokens), device=device) if device.type == "cuda" else torch.arange(min(2, len(tokens))))
@@ -208,7 +209,7 @@ def main() -> None:
     )
     for variant, runs in results.items():
         seconds = f"{spread([run['seconds'] for run in runs])} s"
-        mib = f"{spread([run['mib'] for run in runs])} MiB over the model"
+        mib = f"{spread([run['mib'] for run in runs])} MiB above the model"
         print(f"{variant:8} {seconds}  {mib}  {runs[0]['microbatches']} micro-batches, {runs[0]['tokens']} tokens")
     for name, key in (("time", "seconds"), ("memory", "mib")):
         ratios = [before[key] / after[key] for before, after in zip(plain, shared, strict=True)]

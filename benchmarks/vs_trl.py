@@ -1,16 +1,17 @@
-"""This library and TRL's GRPOTrainer, side by side: time, tokens a second, memory, and how far both are from the floor.
+"""This library and TRL's GRPOTrainer side by side: time, tokens per second, memory, and distance from the floor.
 
     pip install -e .[bench]
     python benchmarks/vs_trl.py --all
     python benchmarks/vs_trl.py --config tiny --config small --repeats 5
 
-Both run the same model (random weights), prompts, rewards, lengths of completions, number of completions, mu, beta,
-precision and threads, in one process, taking turns: ours, TRL, ours, TRL, ... The first turn of each is left out.
-Seconds are the processor's on the CPU, the wall's on CUDA. ``update`` is all of a step that is neither rollout nor
-scoring: old log-probs, optimizer and bookkeeping too. TRL runs without gradient checkpointing, in the fastest of a few
-micro-batches. On the CPU its head scores every position of a row, prompt and padding too; on a GPU only the
-completions: the second column of TRL is the CPU with that, and its head is a plain tile of 4096 x 32,768 in both (a
-Triton kernel on GPU). Memory is the peak of the update over the loaded model, each side in a process of its own.
+Both run the same model (random weights), prompts, rewards, completion lengths, number of completions, mu, beta,
+precision and threads, alternating in one process: ours, TRL, ours, TRL, ... The first turn of each is not counted. Time
+is process time on the CPU and wall time on CUDA. ``update`` is everything in a step except rollout and scoring, so it
+includes old log-probs, optimizer and bookkeeping. TRL runs without gradient checkpointing, with the fastest of a few
+micro-batch sizes. On the CPU its head scores every position of a row, including prompt and padding; on a GPU only the
+completions. The second column of TRL is the CPU with the GPU's behaviour; its head is a plain tile of 4096 x 32,768 in
+both (a Triton kernel on a GPU). Memory is the peak of the update above the loaded model, each side in a separate
+process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# Read when torch loads: threads that spin while they wait cost more than they save on shared cores.
+# Read when torch is imported: on shared cores, threads that spin while waiting cost more than they save.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -40,24 +41,24 @@ from shapes import SHAPES, Shape, build, smoke
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", action="append", choices=SHAPES, help="one or more; tiny if left out")
-    parser.add_argument("--all", action="store_true", help="every configuration that suits the device")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side that count")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
+    parser.add_argument("--config", action="append", choices=SHAPES, help="may be repeated (default: tiny)")
+    parser.add_argument("--all", action="store_true", help="every configuration for the device")
+    parser.add_argument("--repeats", type=int, default=3, help="turns that count, per side")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="models and lengths so small that it takes seconds")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--out", type=Path, help="write the table there too")
+    parser.add_argument("--smoke", action="store_true", help="small models and lengths that take seconds")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--out", type=Path, help="file to write the table to, besides stdout")
     parser.add_argument("--memory-of", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-# -- memory, in a process of its own -----------------------------------------------------------------------------------
+# -- memory, in a separate process ------------------------------------------------------------------------------------
 
 
 def peak_of_update(name: str, shape: Shape, folder: Path, device: torch.device, lengths: list[int], rows: int) -> float:
-    """MiB over the loaded model, of the second step: the optimizer's state is there by then."""
+    """Measure the peak of the second step, when the optimizer's state exists, in MiB above the loaded model."""
     if name == "ours":
         ours = OurSide(shape, folder, device, memory=True)
         ours.step(1)
@@ -85,7 +86,7 @@ def _memory(side: str, name: str, args: argparse.Namespace, folder: Path, length
 
 
 def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> list[str]:
-    """The rows of the table for one configuration."""
+    """Measure one configuration, and return its rows of the table."""
     from trl_side import TRLSide, head_on_completions
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,13 +128,13 @@ def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
 
 
 def _fastest_microbatch(shape: Shape, folder: Path, device: torch.device, lengths: list[int]) -> int:
-    """Rows of TRL's fastest micro-batch, by its passes over one rollout."""
+    """Return the rows of TRL's fastest micro-batch, by its passes over one rollout."""
     from trl_side import TRLSide
 
-    found: list[int] = []
+    fastest: list[int] = []
     side = TRLSide(shape, folder, device, shape.trl_microbatches[0])
-    side.run(lambda _: lengths, lambda _, step: found.append(side.fastest_microbatch()))
-    return found[0]
+    side.run(lambda _: lengths, lambda _, step: fastest.append(side.fastest_microbatch()))
+    return fastest[0]
 
 
 def _rows(
@@ -165,9 +166,8 @@ def _rows(
             share = statistics.median([floor / time for floor, time in zip(floors[phase], our, strict=True)])
             cells += [f"{statistics.median(floors[phase]):.3f}", f"{100 * share:.0f} %"]
         rows.append(_row(cells))
-    shares = [[step.seconds["old"] / step.seconds["step"] for step in side] for side in (mine, theirs)]
-    rows.append(_row(["old and reference log-probs, share of the step", *(f"{100 * spread_of:.1f} %" for spread_of in
-                      (statistics.median(one) for one in shares))]))  # fmt: skip
+    shares = [statistics.median(step.seconds["old"] / step.seconds["step"] for step in side) for side in (mine, theirs)]
+    rows.append(_row(["old and reference log-probs, share of the step", *(f"{100 * share:.1f} %" for share in shares)]))
     for name, phase, count in (("generated", "rollout", "generated"), ("trained", "update", "trained")):
         speeds = [
             [getattr(step, count) * (shape.updates if phase == "update" else 1) / step.seconds[phase] for step in side]
@@ -175,7 +175,7 @@ def _rows(
         ]
         rows.append(_row([f"{name} tokens/s", *(spread(speed, 0) for speed in speeds), _ratio(*speeds)]))
     if peaks is not None:
-        rows.append(_row(["peak memory of the update over the model, MiB", *(f"{peak:.0f}" for peak in peaks),
+        rows.append(_row(["peak memory of the update above the model, MiB", *(f"{peak:.0f}" for peak in peaks),
                           f"{peaks[1] / peaks[0]:.2f} x"]))  # fmt: skip
     return rows
 
@@ -185,7 +185,7 @@ def _column(steps: list[Step], phase: str) -> list[float]:
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> str:
-    """Of each turn with its neighbour, so that what slows both shows in neither."""
+    """Take ratios within each turn, so that disturbances of the machine cancel."""
     ratios = [above / below for above, below in zip(numerators, denominators, strict=True) if below]
     return f"{spread(ratios)} x" if ratios else ""
 

@@ -1,11 +1,11 @@
 """SFT, PPO, GRPO and GRPO with refinement on the quickstart task, from the same warm starts, at equal generated tokens.
 
-    make compare                                       # that is: python scripts/compare.py
-    python scripts/compare.py --smoke --runs runs/smoke --out report   # two steps of one seed: does everything run?
+    make compare                                       # the same as: python scripts/compare.py
+    python scripts/compare.py --smoke --runs runs/smoke --out report   # two steps of one seed, to see that it works
 
-Per seed one warm start is trained and all methods go on from its policy. Runs go side by side, each on one thread; a
-run that has finished is not made again, so the command can be repeated after a break. Then every policy is tested, and
-`grpo compare` writes its report. Nothing is downloaded. Paths are relative to the root of the repository.
+One warm start is trained per seed, and all methods continue from its policy. Runs execute in parallel, each on one
+thread. A finished run is not repeated, so the command can be restarted after an interruption. Then every policy is
+tested, and `grpo compare` writes its report. Nothing is downloaded. Paths are relative to the root of the repository.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WARM_START = "sft"
-TOKENS = 1_100_000  # what 200 steps of configs/quickstart.yaml generate
+TOKENS = 1_100_000  # as many as 200 steps of configs/quickstart.yaml generate
 
 
 @dataclass(frozen=True)
 class Method:
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        name: of its folder.
-        title: in the report.
-        config: that it is trained by.
-        options: in place of the config's.
-        samples: whether it generates what it learns from, and so has the budget.
+        name: name of the folder of its runs.
+        title: name in the report.
+        config: name of the config that trains it.
+        options: options that override the config's.
+        samples: whether it generates the completions it learns from, and so is limited by the token budget.
     """
 
     name: str
@@ -49,7 +49,7 @@ STOPS = {
     "patience: 1000}}",
     "sft_converged": "{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: max, patience: 10}}",
 }
-"""What ends the runs that have no budget: the warm start as its config has it, the other when nothing is gained."""
+"""How runs without a token budget stop: the warm start as in its config, the other when accuracy no longer improves."""
 
 METHODS = (
     Method(WARM_START, "SFT (warm start)", "quickstart_sft", samples=False),
@@ -57,8 +57,8 @@ METHODS = (
     Method("ppo", "PPO", "quickstart_ppo"),
     Method("grpo", "GRPO", "quickstart"),
     Method("grpo_no_std", "GRPO without the std", "quickstart", {"model.init_args.advantage": "none-scaled"}),
-    # Two samples more a prompt, as many as refinement may make: is it the feedback that helps, or the second chance?
-    Method("grpo_group10", "GRPO, 10 samples a prompt", "quickstart", {"data.group_size": "10"}),
+    # Two more samples per prompt, as many as refinement may add: does the feedback help, or the second chance?
+    Method("grpo_group10", "GRPO, 10 samples per prompt", "quickstart", {"data.group_size": "10"}),
     Method(
         "refine_distill", "GRPO + refinement (distill)", "quickstart",
         {"data.refinement": "{mode: distill, budget: 2}"},
@@ -76,15 +76,15 @@ SMOKE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run.
+    """The runs of one comparison.
 
     Args:
-        runs: the folder of all runs.
-        out: the folder of the report.
-        methods: chosen.
-        seeds: of each.
-        tokens: the budget.
-        smoke: two tiny steps in place of a whole run.
+        runs: folder of all runs.
+        out: folder of the report.
+        methods: the methods to compare.
+        seeds: the seeds of each method.
+        tokens: budget of generated tokens per run.
+        smoke: run two tiny steps instead of a whole run.
     """
 
     runs: Path
@@ -95,10 +95,11 @@ class Plan:
     smoke: bool
 
     def folder(self, method: str, seed: int) -> Path:
+        """Return the folder of a run."""
         return self.runs / method / f"seed-{seed}"
 
     def fit(self, method: Method, seed: int) -> list[str]:
-        """The arguments of `grpo` that train it."""
+        """Return the arguments of `grpo` that train a run."""
         options = {"seed_everything": str(seed), "run_dir": str(self.folder(method.name, seed))}
         if method.name != WARM_START:
             options["model.init_args.policy.path"] = str(self.folder(WARM_START, seed) / "policy")
@@ -113,13 +114,13 @@ class Plan:
         return ["fit", "--config", f"configs/{method.config}.yaml", *_arguments(options)]
 
     def test(self, method: Method, seed: int) -> list[str]:
-        """The arguments of `grpo` that test its last policy."""
+        """Return the arguments of `grpo` that test the last policy of a run."""
         folder = self.folder(method.name, seed)
         options = {"ckpt_path": str(folder / "checkpoints/last.ckpt"), "run_dir": str(folder / "test")}
         return ["test", "--config", str(folder / "config.yaml"), *_arguments(options)]
 
     def compare(self) -> list[str]:
-        """The arguments of `grpo` that write the report."""
+        """Return the arguments of `grpo` that write the report."""
         runs = [f"{method.title}={self.runs / method.name}" for method in self.methods]
         title = f"The quickstart task at {self.tokens:,} generated tokens"
         return ["compare", *runs, "--out", str(self.out), "--title", title]
@@ -130,7 +131,7 @@ def _arguments(options: dict[str, str]) -> list[str]:
 
 
 def make(plan: Plan, method: Method, seed: int, warm_start: Future[None] | None) -> None:
-    """Train and test one run, unless that has been done."""
+    """Train and test one run, unless it is finished."""
     if warm_start is not None:
         warm_start.result()
     folder = plan.folder(method.name, seed)
@@ -139,8 +140,8 @@ def make(plan: Plan, method: Method, seed: int, warm_start: Future[None] | None)
         if done.is_file():
             if done.read_text() == shlex.join(args):
                 continue
-            raise SystemExit(f"{folder} was made by another command: remove it, or give another --runs")
-        # What a break left behind is made anew.
+            raise SystemExit(f"{folder} was written by a different command: remove it, or give another --runs")
+        # An interrupted run is repeated from the start.
         shutil.rmtree(folder if args[0] == "fit" else folder / "test", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / f"{args[0]}.log"
@@ -159,14 +160,14 @@ def _grpo(args: list[str], stdout: object = None) -> int:
 
 
 def run(plan: Plan, jobs: int) -> None:
-    """Make all runs, `jobs` at a time, and the report; the shipped configs name their files from the root."""
+    """Make all runs, `jobs` at a time, and the report. Shipped configs name their files relative to the root."""
     os.chdir(ROOT)
     with ThreadPoolExecutor(jobs) as pool:
-        # In the order in which they are begun: a run that waits for its warm start waits for one that is running.
-        warm = {seed: pool.submit(make, plan, METHODS[0], seed, None) for seed in plan.seeds}
+        # Warm starts are submitted first, so a run can only wait for a warm start that is already running.
+        warm_starts = {seed: pool.submit(make, plan, METHODS[0], seed, None) for seed in plan.seeds}
         rest = [method for method in plan.methods if method.name != WARM_START]
-        made = [pool.submit(make, plan, method, seed, warm[seed]) for seed in plan.seeds for method in rest]
-        for future in [*warm.values(), *made]:
+        runs = [pool.submit(make, plan, method, seed, warm_starts[seed]) for seed in plan.seeds for method in rest]
+        for future in [*warm_starts.values(), *runs]:
             try:
                 future.result()
             except BaseException:
@@ -181,10 +182,10 @@ def parse(args: list[str] | None = None) -> tuple[Plan, int]:
     names = [method.name for method in METHODS]
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="folder of all runs")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the report")
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="the warm start is always made")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="the warm start is always included")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="that every run that samples generates")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, at one thread each")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="budget of generated tokens per run")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, with one thread each")
     parser.add_argument("--smoke", action="store_true", help="two tiny steps of one seed")
     given = parser.parse_args(args)
     chosen = tuple(method for method in METHODS if method.name in {WARM_START, *given.methods})

@@ -101,11 +101,11 @@ def test_the_warm_start_is_stopped_as_its_own_config_says(script: ModuleType) ->
 def test_it_runs_whole_and_does_nothing_twice(
     script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Wherever it is called from, its paths are relative to the root of the repository.
+    # Paths are relative to the root of the repository, wherever the script is called from.
     monkeypatch.chdir(tmp_path)
     runs, out = (os.path.relpath(tmp_path / name, ROOT) for name in ("runs", "out"))
     options = ["--smoke", "--methods", "grpo", "--runs", runs, "--out", out]
-    # What a break left behind goes.
+    # The files of an interrupted run are removed.
     left = tmp_path / "runs/grpo/seed-1/config.yaml"
     left.parent.mkdir(parents=True)
     left.write_text("half")
@@ -118,5 +118,5 @@ def test_it_runs_whole_and_does_nothing_twice(
     script.run(*script.parse(options))
     assert left.stat().st_mtime_ns == written
     assert "grpo fit ..." not in capfd.readouterr().out
-    with pytest.raises(SystemExit, match="was made by another command"):
+    with pytest.raises(SystemExit, match="was written by a different command"):
         script.run(*script.parse([*options, "--tokens", "7"]))

@@ -30,10 +30,10 @@ CHARTS: dict[str, tuple[str, ...]] = {
 """The order of TensorBoard's custom scalars: the titles of the charts in each category."""
 
 PANELS: tuple[str, ...] = (
-    "mean reward of a step",
+    "mean reward per step",
     "validation accuracy",
     "KL to the reference (nats)",
-    "KL of one update (nats)",
+    "KL per update (nats)",
     "std of the rewards in a group",
     "gain of normalising the advantages",
     "completion length (tokens)",

@@ -16,7 +16,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "rises, with noise",
               "flat at 0: read the rollouts, and see `completion/truncated` and `reward/format_valid`. Flat elsewhere: "
               "see `reward/groups_without_signal`; then raise the learning rate",
-              bar="reward", panel="mean reward of a step", final=True),
+              bar="reward", panel="mean reward per step", final=True),
         Curve("reward/std", "reward", MEAN, "Reward",
               "standard deviation of the rewards within a group, averaged over the groups",
               "well above 0",
@@ -93,7 +93,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "1e-5 to 1e-2",
               "above 0.05: steps are too large; lower the learning rate, or make fewer updates per rollout. 0: nothing "
               "was learned",
-              panel="KL of one update (nats)"),
+              panel="KL per update (nats)"),
         Curve("policy/clip_fraction", "share", MEAN, "Ratio",
               "share of tokens whose ratio was clipped",
               "0 with one update per rollout; otherwise below 0.2",

@@ -1,4 +1,4 @@
-"""The mathematics, on tensors alone: one function is one equation. Imports torch and nothing else of the project."""
+"""The mathematics, on plain tensors: one function per equation. Imports torch and nothing else from the project."""
 
 from grpo_lightning.functional.advantages import (
     batch_std_advantages,

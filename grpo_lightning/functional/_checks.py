@@ -1,4 +1,4 @@
-"""Argument checks shared by the equations: one clear sentence, raised before any arithmetic."""
+"""Argument checks shared by the equations. Each raises one clear sentence before any arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_choice(name: str, value: str, choices: Any) -> None:
 
 
 def check_same_shape(**tensors: Tensor | None) -> None:
-    """Raise unless all tensors given, ``None`` apart, have one shape."""
+    """Raise unless all tensors that are not ``None`` have the same shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
     if len(set(shapes.values())) > 1:
         listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -24,6 +24,6 @@ def check_same_shape(**tensors: Tensor | None) -> None:
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raise unless ``mask`` is boolean: an integer or float mask would silently weigh, not select."""
+    """Raise unless ``mask`` is boolean: an integer or float mask would silently act as weights."""
     if mask.dtype != torch.bool:
         raise ValueError(f"The mask must be boolean (True = counts), but has dtype {mask.dtype}.")

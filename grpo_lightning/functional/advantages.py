@@ -1,9 +1,9 @@
 """Group-relative advantages.
 
-``rewards_BG`` are the rewards of ``G`` completions of each of ``B`` prompts. NaN marks a reward that is missing (the
-verifier broke, or a smaller group is padded): it is excluded from every statistic, and its advantage is 0. The papers
-leave two more cases open. A group whose rewards are all equal gets exact zeros; the test is on equality, because the
-float mean of eight times 0.1 is not 0.1. A group with fewer than two rewards gets zeros.
+``rewards_BG`` holds the rewards of ``G`` completions for each of ``B`` prompts. NaN marks a missing reward (the
+verifier failed, or a smaller group is padded): it is excluded from every statistic, and its advantage is 0. The papers
+leave two more cases undefined. A group whose rewards are all equal gets exact zeros; the test is on equality, because
+the float mean of eight times 0.1 is not 0.1. A group with fewer than two rewards gets zeros.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def unscaled_advantages(rewards_BG: Tensor) -> Tensor:
 def group_std_advantages(rewards_BG: Tensor, eps: float) -> Tensor:
     """``rewards_BG`` -> advantages ``[B, G]``.
 
-    ``A_i = (r_i - mean) / (std + eps)``, both of the group, the std Bessel-corrected. DeepSeekMath, arXiv 2402.03300,
-    section 4.1.2, which has no ``eps``.
+    ``A_i = (r_i - mean) / (std + eps)``, with the mean and the Bessel-corrected std of the group. DeepSeekMath,
+    arXiv 2402.03300, section 4.1.2, which has no ``eps``.
     """
     std_B1 = masked_std(rewards_BG, ~rewards_BG.isnan(), dim=1).unsqueeze(1)
     return _where_varied(rewards_BG, _centred(rewards_BG) / (std_B1 + eps))
@@ -45,7 +45,7 @@ def leave_one_out_advantages(rewards_BG: Tensor) -> Tensor:
     """``rewards_BG`` -> advantages ``[B, G]``.
 
     ``A_i = r_i - mean of the other G - 1``. RLOO, arXiv 2402.14740; equals ``G / (G - 1) * (r_i - mean)``. The KL that
-    RLOO puts into its reward is left to the caller.
+    RLOO adds to its reward is left to the caller.
     """
     valid_BG = ~rewards_BG.isnan()
     others_B1 = (valid_BG.sum(1, keepdim=True) - 1).clamp(min=1)
@@ -66,7 +66,7 @@ def _centred(rewards_BG: Tensor) -> Tensor:
 
 
 def _where_varied(rewards_BG: Tensor, advantages_BG: Tensor) -> Tensor:
-    """The advantages of rewards that are not missing, in groups whose rewards differ; exact zeros elsewhere."""
+    """Keep the advantages of valid rewards in groups whose rewards differ; return exact zeros elsewhere."""
     valid_BG = ~rewards_BG.isnan()
     # A single reward is its own maximum and minimum, so this covers groups of fewer than two as well.
     varied_B = masked_max(rewards_BG, valid_BG, dim=1) > -masked_max(-rewards_BG, valid_BG, dim=1)

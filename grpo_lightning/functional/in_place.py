@@ -1,8 +1,8 @@
-"""Gradients of a vocabulary's weights, added where they are summed up.
+"""Accumulate the gradients of vocabulary-sized weights directly into ``weight.grad``.
 
-Autograd makes a gradient as large as the weight at every use of it, and adds it to ``weight.grad`` afterwards. Of an
-embedding and a tied head of 65,536 x 2,048 these are two times 512 MiB in every micro-batch. A backward pass that is
-known to end in ``weight.grad`` can add to it straight away (as Megatron-LM's fused gradient accumulation).
+Autograd allocates a gradient as large as the weight at every use, and adds it to ``weight.grad`` afterwards. For an
+embedding and a tied head of 65,536 x 2,048 that is twice 512 MiB per micro-batch. A backward pass that is known to end
+in ``weight.grad`` can add to it directly (as Megatron-LM's fused gradient accumulation does).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _adding = False
 
 @contextmanager
 def adding_in_place() -> Iterator[None]:
-    """Say that backward passes inside are ``loss.backward()``: not ``torch.autograd.grad``, which must change nothing.
+    """Declare that backward passes inside are ``loss.backward()``.
 
-    ``weight.grad`` comes out the same, but for the order of a sum.
+    They must not be ``torch.autograd.grad``, which has no side effects. ``weight.grad`` comes out the same, up to the
+    order of a sum.
     """
     global _adding  # Not a context variable: on a GPU, autograd runs backward passes on another thread.
     before, _adding = _adding, True
@@ -33,9 +34,10 @@ def adding_in_place() -> Iterator[None]:
 
 
 def sum_in_place(weight: Tensor) -> Tensor | None:
-    """Where a backward pass is to add the gradient of ``weight``: its ``grad``, or ``None`` to leave that to autograd.
+    """Return the tensor to which a backward pass adds the gradient of ``weight``, or ``None`` to leave it to autograd.
 
-    It is autograd's outside of :func:`adding_in_place`, and wherever a hook waits for the gradient.
+    The tensor is ``weight.grad``. Autograd does the work outside :func:`adding_in_place`, and where a hook expects the
+    gradient.
     """
     hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
     if not _adding or not weight.is_leaf or hooks:
@@ -46,7 +48,7 @@ def sum_in_place(weight: Tensor) -> Tensor | None:
 
 
 class InPlaceEmbedding(nn.Embedding):
-    """An embedding whose gradient can be added in place."""
+    """An embedding whose gradient can be accumulated in place."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
@@ -56,7 +58,7 @@ class InPlaceEmbedding(nn.Embedding):
 
     @staticmethod
     def replaces(module: nn.Module) -> bool:
-        """Whether it computes the same as a module, which is a plain ``nn.Embedding``."""
+        """Whether this class can replace ``module``: a plain ``nn.Embedding`` without options that this one lacks."""
         if type(module) is not nn.Embedding:
             return False
         return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
@@ -66,7 +68,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, ids: Tensor, padding_id: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        # Not a saved tensor: hooks for these may bring back another one, whose ``grad`` would be lost.
+        # Not a saved tensor: saved-tensor hooks may return a different tensor, whose ``grad`` would be lost.
         ctx.weight_VD, ctx.padding_id = weight_VD, padding_id
         return nn.functional.embedding(ids, weight_VD)
 
@@ -78,10 +80,10 @@ class _Embedding(torch.autograd.Function):
         total_VD = sum_in_place(weight_VD)
         if total_VD is None:
             return _embedding_grad(grad, ids, len(weight_VD), padding_id), None, None
-        # Each token once, so that what it adds up to does not depend on the order of threads.
-        found_U, place = ids.unique(return_inverse=True)
-        grad_UD = _embedding_grad(grad, place, len(found_U), -1)
-        total_VD.index_add_(0, found_U, grad_UD.masked_fill_((found_U == padding_id)[:, None], 0))
+        # Each token once, so that the sum does not depend on the order of threads.
+        unique_U, inverse = ids.unique(return_inverse=True)
+        grad_UD = _embedding_grad(grad, inverse, len(unique_U), -1)
+        total_VD.index_add_(0, unique_U, grad_UD.masked_fill_((unique_U == padding_id)[:, None], 0))
         return None, None, None
 
 

@@ -25,17 +25,17 @@ def kl_divergence(
 
     - ``k1 = -log r``: unbiased, of high variance, of either sign;
     - ``k2 = (log r)^2 / 2``: biased, of low variance, never negative;
-    - ``k3 = (r - 1) - log r``: unbiased, of low variance, never negative; the one of GRPO (arXiv 2402.03300, eq. 4).
+    - ``k3 = (r - 1) - log r``: unbiased, of low variance, never negative; used by GRPO (arXiv 2402.03300, eq. 4).
 
     Schulman, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html; his ``q`` and ``p`` are ``pi`` and
-    ``pi_ref`` here. He writes of values only: the gradient of ``k2`` estimates that of the KL, the gradient of ``k1``
-    has mean zero (as a loss it teaches nothing), and the one of ``k3`` is that of the reverse direction.
+    ``pi_ref`` here. He discusses values only: the gradient of ``k2`` estimates that of the KL, the gradient of ``k1``
+    has mean zero (it is useless as a loss), and the gradient of ``k3`` is that of the reverse KL.
 
-    Beyond the source: in ``k3``, ``log r`` is cut at ``max_log_ratio`` before the exponential, so that a token which
-    the policy has all but excluded gives neither infinity nor, times a mask, NaN; there the gradient is zero. Small
-    ``r`` needs no such care and keeps its gradient. Positions with a False mask are exactly 0 in value and gradient.
+    Beyond the source: in ``k3``, ``log r`` is clamped at ``max_log_ratio`` before the exponential, so that a token of
+    vanishing probability under the policy gives neither infinity nor, times a mask, NaN; its gradient is zero. Small
+    ``r`` needs no clamp and keeps its gradient. Positions with a False mask are exactly 0 in value and gradient.
 
-    The size of a policy update is the same function: ``kl_divergence(old_logprobs, new_logprobs)`` estimates
+    The same function measures the size of a policy update: ``kl_divergence(old_logprobs, new_logprobs)`` estimates
     ``KL(pi_old || pi_new)`` from tokens drawn from ``pi_old``.
     """
     check_choice("estimator", estimator, KLEstimator)

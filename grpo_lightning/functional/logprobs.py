@@ -1,4 +1,4 @@
-"""Log-probs of given tokens straight from hidden states, without ever holding ``[M, V]`` logits."""
+"""Log-probs of given tokens directly from hidden states, without materialising the ``[M, V]`` logits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.autograd.function import once_differentiable
 from grpo_lightning.functional.in_place import sum_in_place
 
 _CHUNK_BYTES = 64 * 2**20
-_BLOCK_BYTES = {"cpu": 2**20}  # of logits that softmax and sums pass over together, while they are in a core's caches
+_BLOCK_BYTES = {"cpu": 2**20}  # logits per pass of softmax and sums, small enough to stay in a core's caches
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probs of the targets, and entropies of the distributions they came from (nats)."""
+    """Log-probs of the targets and entropies of their distributions (nats)."""
 
     logprobs_M: Tensor
     entropy_M: Tensor
@@ -37,19 +37,18 @@ def token_logprobs(
     ``z = W h + b``, ``p = softmax(z / temperature)``, ``logprob = log p_y`` and ``H = - sum_v p_v log p_v``; with
     ``softcap``, ``z = softcap * tanh((W h + b) / softcap)`` (Gemma 2, arXiv 2408.00118).
 
-    The rows are worked off in chunks of ``chunk_size`` (``None``: as many as make 64 MiB of logits), so beyond the
-    gradient of ``hidden_MD`` the memory needed does not grow with ``M``. The gradients, with ``dL/d logprob = g`` and
-    ``dL/dH = g_H``:
+    The rows are processed in chunks of ``chunk_size`` (``None``: 64 MiB of logits), so that beyond the gradient of
+    ``hidden_MD`` memory does not grow with ``M``. The gradients, with ``dL/d logprob = g`` and ``dL/dH = g_H``:
 
         ``dL/d(z / temperature)_v = g (1[v = y] - p_v) - g_H p_v (log p_v + H)``
 
-    Where the head is frozen (``weight_VD`` and ``bias_V`` need no gradient), the log-prob's gradient with respect to
-    ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is taken while the chunk's logits exist; the backward
-    pass computes no logits then, unless the entropy is differentiated too. Where the head is trained, the backward pass
-    computes each chunk's logits again, except the last chunk's: with ``keep_probabilities`` its probabilities are kept,
-    in the memory that the backward pass, which begins here, would take anyway. (With a ``softcap``, or where the
-    entropy is differentiated, these logits are computed again, too.) The weight's gradient is added up in one float32
-    buffer ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
+    If the head is frozen (``weight_VD`` and ``bias_V`` need no gradient), the gradient of the log-prob with respect to
+    ``h``, ``(W_y - W^T p) / temperature`` up to the factor ``g``, is computed while the chunk's logits exist; the
+    backward pass then computes no logits, unless the entropy is differentiated too. If the head is trained, the
+    backward pass recomputes the logits of every chunk but the last: with ``keep_probabilities`` the last chunk's
+    probabilities are kept, in memory that the backward pass, which begins with that chunk, needs anyway. (With a
+    ``softcap``, or if the entropy is differentiated, these logits are recomputed too.) The weight's gradient
+    accumulates in one float32 buffer ``[V, D]``, which is ``weight_VD.grad`` itself inside :func:`adding_in_place`.
 
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
     sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
@@ -68,7 +67,7 @@ def token_logprobs(
         chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
-    # The slope of a soft cap is told by the logits, not by the probabilities.
+    # The slope of a soft cap follows from the logits, not from the probabilities.
     keeps_last = keep_probabilities and torch.is_grad_enabled() and not head_is_frozen and softcap is None
     options = (temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
     logprobs_M, entropy_M = _ChunkedLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, *options)
@@ -112,9 +111,9 @@ def _softmax_dtype(compute_dtype: torch.dtype) -> torch.dtype:
 
 
 class _ChunkedHead:
-    """The output layer in its compute dtype, with the buffers ``[C, V]`` that all chunks share.
+    """The output layer in its compute dtype, with buffers ``[C, V]`` shared by all chunks.
 
-    Sharing matters for time as well: fresh memory is handed out page by page, which costs more than the softmax.
+    Sharing saves time as well: page faults on fresh memory cost more than the softmax.
     """
 
     def __init__(
@@ -145,12 +144,12 @@ class _ChunkedHead:
             self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
 
     def chunks(self) -> list[slice]:
-        """The last one is a whole one, for what is kept of it."""
+        """Split the rows into chunks; the first may be short, the last is full, for its probabilities may be kept."""
         stops = range(self.rows, 0, -self.chunk_size)
         return [slice(max(0, stop - self.chunk_size), stop) for stop in reversed(stops)]
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
-        """``z / temperature``, in a buffer that the next call overwrites."""
+        """Compute ``z / temperature``, in a buffer that the next call overwrites."""
         hidden_CD = hidden_CD.to(self.weight_VD.dtype)
         product_CV = self._product_CV[: len(hidden_CD)]
         if self.bias_V is None:
@@ -167,13 +166,13 @@ class _ChunkedHead:
         return logits_CV
 
     def softcap_slope(self, logits_CV: Tensor) -> Tensor | None:
-        """``1 - tanh^2``, from the logits; ``None`` (a slope of 1) without soft cap."""
+        """Compute ``1 - tanh^2`` from the logits; ``None`` (a slope of 1) without a soft cap."""
         if self.softcap is None:
             return None
         return 1 - (logits_CV * (self.temperature / self.softcap)).square_()
 
     def product_grad(self, logit_grad_CV: Tensor, slope_CV: Tensor | None) -> Tensor:
-        """From the gradient of ``z / temperature`` (overwritten) to that of ``W h + b``, in the compute dtype."""
+        """Turn the gradient of ``z / temperature`` (overwritten) into that of ``W h + b``, in the compute dtype."""
         if slope_CV is not None:
             logit_grad_CV.mul_(slope_CV)
         if self.temperature != 1:
@@ -184,7 +183,7 @@ class _ChunkedHead:
 
 
 class _Softmax(NamedTuple):
-    """Of each row: the target's log-prob, the entropy, and ``log sum_v exp z_v``."""
+    """Per row: the target's log-prob, the entropy, and ``log sum_v exp z_v``."""
 
     logprobs_C: Tensor
     entropy_C: Tensor
@@ -192,7 +191,7 @@ class _Softmax(NamedTuple):
 
 
 def _softmax(logits_CV: Tensor, targets_C: Tensor, probabilities: bool) -> _Softmax:
-    """Works in place: the logits become probabilities where these are wanted, and are lost elsewhere."""
+    """Compute in place: ``logits_CV`` is overwritten, with the probabilities if ``probabilities`` is True."""
     result = _Softmax(*(logits_CV.new_empty(len(logits_CV)) for _ in range(3)))
     block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
     block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
@@ -235,7 +234,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size, "rows": len(hidden_MD),
             "compute_dtype": compute_dtype,
         }  # fmt: skip
-        # Whose ``grad`` may be added to; what hooks for saved tensors bring back may be another tensor.
+        # Its ``grad`` may be added to; saved-tensor hooks may return a different tensor.
         ctx.weight_VD = weight_VD
         ctx.last_probs_CV = None
         with torch.autocast(hidden_MD.device.type, enabled=False):
@@ -270,7 +269,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         elif grad_entropy_M is None and slope_MD is not None:
             return ((slope_MD * grad_logprobs_M.unsqueeze(1)).to(hidden_MD.dtype), *no_grads[1:])
 
-        # A second pass, if there is one, computes these logits too: here they are overwritten.
+        # Overwritten below, so a second backward pass recomputes these logits too.
         last_probs_CV, ctx.last_probs_CV = ctx.last_probs_CV, None
         with torch.autocast(hidden_MD.device.type, enabled=False):
             head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
@@ -324,7 +323,7 @@ def _add_at(values_CV: Tensor, columns_C: Tensor, added: Tensor | float) -> Tens
 
 
 def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """``total_VD += grad_CV^T hidden_CD``; for half precision in slices of V, so that no second ``[V, D]`` exists."""
+    """``total_VD += grad_CV^T hidden_CD``; in slices of V for half precision, which avoids a second ``[V, D]``."""
     if total_VD.dtype == grad_CV.dtype:
         total_VD.addmm_(grad_CV.T, hidden_CD)
         return

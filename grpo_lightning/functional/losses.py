@@ -13,7 +13,7 @@ from grpo_lightning.functional.masking import masked_mean, masked_sum
 
 Aggregation = Literal["grpo", "dr_grpo", "bnpo", "dapo"]
 
-# exp(20) is 5e8: far beyond every clip, yet its gradient is finite in float32, where that of exp(89) is not.
+# exp(20) is 5e8: far beyond every clip, yet finite in float32, where exp(89) overflows.
 MAX_LOG_RATIO = 20.0
 
 
@@ -22,7 +22,7 @@ def token_ratio(logprobs_NT: Tensor, old_logprobs_NT: Tensor, mask_NT: Tensor) -
 
     ``rho_it = pi(y_it) / pi_old(y_it)``. PPO, arXiv 1707.06347; GRPO, arXiv 2402.03300.
 
-    Beyond the papers: the logarithm is cut at ``MAX_LOG_RATIO`` before the exponential.
+    Beyond the papers: the logarithm is clamped at ``MAX_LOG_RATIO`` before the exponential.
     """
     log_ratio_NT = torch.where(mask_NT, logprobs_NT - old_logprobs_NT, 0)
     return log_ratio_NT.clamp(max=MAX_LOG_RATIO).exp()
@@ -35,7 +35,7 @@ def sequence_ratio(logprobs_NT: Tensor, old_logprobs_NT: Tensor, mask_NT: Tensor
     sequence. GSPO, arXiv 2507.18071, eq. 7. Not implemented: GSPO-token (eq. 14), whose gradient differs only where
     advantages differ within a sequence.
 
-    Beyond the paper: the logarithm is cut at ``MAX_LOG_RATIO`` before the exponential.
+    Beyond the paper: the logarithm is clamped at ``MAX_LOG_RATIO`` before the exponential.
     """
     log_ratio_NT = torch.where(mask_NT, logprobs_NT - old_logprobs_NT, 0)
     mean_N1 = masked_mean(log_ratio_NT, mask_NT, dim=1).unsqueeze(1)
@@ -45,10 +45,10 @@ def sequence_ratio(logprobs_NT: Tensor, old_logprobs_NT: Tensor, mask_NT: Tensor
 def clipped_objective(
     ratio_NT: Tensor, advantages_NT: Tensor, epsilon: float, epsilon_high: float, delta: float | None
 ) -> tuple[Tensor, Tensor]:
-    """``ratio_NT``, ``advantages_NT`` -> the objective to be maximised ``[N, T]``, and bool ``[N, T]``: gradient cut.
+    """``ratio_NT``, ``advantages_NT`` -> the objective to maximise ``[N, T]``, and bool ``[N, T]``: gradient clipped.
 
-    ``J = min( rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A )``. PPO, arXiv 1707.06347, eq. 7, where both epsilons
-    are one; apart, clip-higher: DAPO, arXiv 2503.14476, eq. 10.
+    ``J = min( rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A )``. PPO, arXiv 1707.06347, eq. 7, which has one
+    epsilon; clip-higher, with two: DAPO, arXiv 2503.14476, eq. 10.
 
     With ``delta``: ``J = min( min(rho, delta) A, clip(rho, ...) A )``. INTELLECT-2, arXiv 2505.07291
     ("two-sided GRPO clipping"). As ``delta > 1 + epsilon_high``, it binds for negative advantages only and equals
@@ -65,21 +65,21 @@ def clipped_objective(
 
 
 def cispo_objective(logprobs_NT: Tensor, ratio_NT: Tensor, advantages_NT: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """``logprobs_NT``, ``ratio_NT``, ``advantages_NT`` -> the objective to be maximised ``[N, T]``, and bool: capped.
+    """``logprobs_NT``, ``ratio_NT``, ``advantages_NT`` -> the objective to maximise ``[N, T]``, and bool: capped.
 
-    ``J = sg( min(rho, cap) ) A log pi``, with ``sg`` the stop-gradient: no token loses its gradient, only its weight is
-    bounded. CISPO, arXiv 2506.13585, whose upper bound ``1 + epsilon_high`` is ``cap`` here, the form of
-    ScaleRL (arXiv 2510.13786). Left out: its lower bound, which the authors did not use either.
+    ``J = sg( min(rho, cap) ) A log pi``, with ``sg`` the stop-gradient: every token keeps its gradient, and only its
+    weight is bounded. CISPO, arXiv 2506.13585, whose upper bound ``1 + epsilon_high`` is ``cap`` here, as in
+    ScaleRL (arXiv 2510.13786). Not implemented: its lower bound, which the authors did not use either.
     """
     weight_NT = ratio_NT.detach().clamp(max=cap)
     return weight_NT * advantages_NT * logprobs_NT, (ratio_NT > cap) & (advantages_NT != 0)
 
 
 def shaped_objective(logprobs_NT: Tensor, advantages_NT: Tensor, shaping: float = 0.1) -> Tensor:
-    """``logprobs_NT``, ``advantages_NT`` -> the objective to be maximised ``[N, T]``, for tokens of another policy.
+    """``logprobs_NT``, ``advantages_NT`` -> the objective to maximise ``[N, T]``, for tokens of another policy.
 
-    ``J = A * p / (p + shaping)`` with ``p = pi(y_it)``: no ratio to the policy that sampled, and a gradient that is the
-    larger the less probable the token is. LUFFY, arXiv 2504.14945, eq. 7; Critique-GRPO, arXiv 2506.03106.
+    ``J = A * p / (p + shaping)`` with ``p = pi(y_it)``: no ratio to the policy that sampled, and a derivative with
+    respect to ``p`` that grows as ``p`` falls. LUFFY, arXiv 2504.14945, eq. 7; Critique-GRPO, arXiv 2506.03106.
     """
     probs_NT = logprobs_NT.exp()
     return advantages_NT * probs_NT / (probs_NT + shaping)
@@ -97,15 +97,15 @@ def aggregate(
     """``loss_NT``, ``mask_NT`` of one micro-batch -> its share of the loss of the optimizer step, a scalar.
 
     - ``grpo``: ``1/sequences sum_i 1/|y_i| sum_t loss_it``. DeepSeekMath, arXiv 2402.03300, eq. 3.
-    - ``dr_grpo``: ``1/(sequences * max_tokens) sum_i sum_t loss_it``, a constant in place of the length. Dr. GRPO,
-      arXiv 2503.20783: its listing divides by the generation budget, its equation leaves the constant out.
+    - ``dr_grpo``: ``1/(sequences * max_tokens) sum_i sum_t loss_it``, a constant instead of the length. Dr. GRPO,
+      arXiv 2503.20783: its listing divides by the generation budget, its equation omits the constant.
     - ``dapo``: ``1/tokens sum_i sum_t loss_it``, with ``tokens`` counted over all ranks. DAPO, arXiv 2503.14476, eq. 8.
-    - ``bnpo``: the same equation, with ``tokens`` counted over the caller's own rank, so that each rank weighs the
-      same. The name is TRL's.
+    - ``bnpo``: the same equation, with ``tokens`` counted on the local rank, so that all ranks have equal weight. The
+      name is TRL's.
 
-    ``sequences`` and ``tokens`` are counts of the whole optimizer step, over all its micro-batches: the shares of any
-    split of the rows add up to the loss of the whole. They are positive; ``sequences`` includes those without a
-    token that counts. ``max_tokens`` is the generation budget of a completion, used by ``dr_grpo`` alone.
+    ``sequences`` and ``tokens`` are counts over the whole optimizer step, across its micro-batches: the shares of any
+    split of the rows add up to the loss of the step. Both are positive; ``sequences`` includes sequences without
+    unmasked tokens. ``max_tokens`` is the generation budget of a completion, used by ``dr_grpo`` only.
     """
     check_choice("aggregation", aggregation, Aggregation)
     for name, count in (("sequences", sequences), ("tokens", tokens), ("max_tokens", max_tokens)):

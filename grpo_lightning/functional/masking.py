@@ -1,7 +1,7 @@
-"""Reductions over the positions that count. ``mask`` is boolean, True where a value counts.
+"""Masked reductions. ``mask`` is boolean, True where a value counts.
 
-What stands at the other positions (NaN and infinity included) changes neither result nor gradient, because it is
-replaced before any arithmetic: ``0 * inf`` is NaN, ``torch.where`` is not.
+Values at masked positions (NaN and infinity included) change neither result nor gradient, because ``torch.where``
+replaces them before any arithmetic; multiplying by the mask would not do, since ``0 * inf`` is NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from grpo_lightning.functional._checks import check_mask, check_same_shape
 
 
 def length_mask(lengths_N: Tensor, width: int | None = None) -> Tensor:
-    """``mask_NT``: True on the first ``lengths_N`` places of each row. ``T`` is ``width``, or the longest row's."""
+    """Return ``mask_NT``: True at the first ``lengths_N`` positions of a row. ``T`` is ``width`` or the longest row."""
     if width is None:
         width = int(lengths_N.max()) if len(lengths_N) else 0
     return torch.arange(width, device=lengths_N.device) < lengths_N[:, None]
@@ -45,7 +45,7 @@ def masked_max(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     check_mask(mask)
     check_same_shape(values=values, mask=mask)
     if values.numel() == 0:
-        return values.sum(dim)  # amax refuses an empty tensor, and the sum has the right shape and value
+        return values.sum(dim)  # amax rejects an empty tensor; the sum has the right shape and value
     dims = () if dim is None else dim
     maxima = torch.where(mask, values, -torch.inf).amax(dims)
     return torch.where(mask.any() if dim is None else mask.any(dim), maxima, 0)
@@ -55,7 +55,7 @@ def masked_std(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """``values`` and ``mask`` of one shape -> that shape without ``dim`` (a scalar for ``dim=None``).
 
     ``sqrt( sum_{i: mask_i} (values_i - mean)^2 / (|mask| - 1) )``, Bessel-corrected as ``torch.std`` is; 0 where fewer
-    than two values count. A statistic: not meant to be differentiated (the slope of the root at 0 is infinite).
+    than two values count. A statistic, not meant to be differentiated: the slope of the square root at 0 is infinite.
     """
     mean = masked_mean(values, mask, dim)
     deviations = torch.where(mask, values - (mean if dim is None else mean.unsqueeze(dim)), 0)

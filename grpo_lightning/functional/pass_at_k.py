@@ -6,13 +6,13 @@ import math
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of ``k`` completions is correct, from ``samples`` drawn of which ``correct`` are.
+    """Estimate the probability that at least one of ``k`` completions is correct, given ``correct`` of ``samples``.
 
-    ``1 - C(n - c, k) / C(n, k)``, arXiv 2107.03374, equation 1: the share of all k-subsets of the n samples that hold
-    a correct one. Counting with integers, it needs none of the paper's care about overflow.
+    ``1 - C(n - c, k) / C(n, k)``, arXiv 2107.03374, equation 1: the fraction of the k-subsets of n samples that contain
+    a correct one. Integer arithmetic avoids the overflow that the paper works around.
 
     Raises:
-        ValueError: not ``1 <= k <= samples`` or not ``0 <= correct <= samples``.
+        ValueError: unless ``1 <= k <= samples`` and ``0 <= correct <= samples``.
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
         raise ValueError(

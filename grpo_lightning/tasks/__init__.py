@@ -1,4 +1,4 @@
-"""Tasks: where prompts and gold answers come from."""
+"""Tasks: the sources of prompts and gold answers."""
 
 from grpo_lightning.tasks.arithmetic import Arithmetic
 from grpo_lightning.tasks.base import MissingSplit, Task

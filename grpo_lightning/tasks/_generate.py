@@ -1,4 +1,4 @@
-"""What tasks with generated rows share: their common options, distinct rows, and splits that stay apart."""
+"""The base of tasks with generated rows: common options, distinct rows, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from grpo_lightning.types import Prompt
 
 Row = TypeVar("Row")
 
-# Of every ten rows eight may serve for training, one for validation and one for testing.
+# Out of ten rows, eight are for training, one for validation and one for testing.
 _SHARES: tuple[Split, ...] = ("val", "test", *(("train",) * 8))
-_PATIENCE = 20_000
+# Draws in a row without a new row, after which the split counts as exhausted.
+_MAX_MISSES = 20_000
 
 
 class Generated(Task, Generic[Row]):
-    """A task whose rows are drawn. No two are of the same content, and no content is in two splits.
+    """A task whose rows are generated at random. Their contents are distinct, within and across splits.
 
     Args:
-        seed: draws the rows. One seed gives the same rows everywhere.
-        train_size: rows of the train split.
-        val_size: rows of the validation split.
-        test_size: rows of the test split.
-        system_prompt: put before every prompt as the system message.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        seed: the random seed. The same seed gives the same rows on every machine.
+        train_size: number of rows in the train split.
+        val_size: number of rows in the validation split.
+        test_size: number of rows in the test split.
+        system_prompt: the system message put before every prompt.
+        chat_template: a Jinja chat template to use instead of the tokenizer's.
 
     Raises:
         ConfigError: a size is below 1.
     """
 
     name: ClassVar[str]
-    """Part of the seed, so that no two tasks draw alike."""
+    """Part of the seed, so that different tasks draw different numbers."""
 
     more: ClassVar[str]
-    """The options that make more rows possible, for the message that there are too few."""
+    """The options that allow more rows, for the error message when there are too few."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Generated(Task, Generic[Row]):
             require(size >= 1, f"{split}_size", size, "must be at least 1")
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        # A text as the seed is hashed by `random` in the same way on every machine and in every process.
+        # `random` hashes a string seed in the same way on every machine and in every process.
         generator = random.Random(f"{self.name}/{self.seed}/{split}")
         rows = distinct(partial(self._draw, generator), self._content, split, self.sizes[split], self.more)
         return [self._prompt(row, generator) for row in rows]
@@ -68,36 +69,36 @@ class Generated(Task, Generic[Row]):
 
     @abstractmethod
     def _draw(self, generator: random.Random) -> Row:
-        """A random row."""
+        """Draw a random row."""
 
     @abstractmethod
     def _content(self, row: Row) -> str:
-        """What makes a row differ from another."""
+        """Return a key that is equal for rows with the same content."""
 
     @abstractmethod
     def _prompt(self, row: Row, generator: random.Random) -> Prompt:
-        """A row in words."""
+        """Put a row into words."""
 
 
 def split_of(content: str) -> Split:
-    """Where a row belongs. It follows from the content alone, so splits stay apart under every seed."""
+    """Return the split of a row. It depends on the content only, so splits are disjoint under every seed."""
     return _SHARES[zlib.crc32(content.encode()) % len(_SHARES)]
 
 
 def distinct(
     draw: Callable[[], Row], content: Callable[[Row], str], split: Split, size: int, more: str
 ) -> Iterator[Row]:
-    """Yield ``size`` rows of a split, no two of the same content.
+    """Yield ``size`` rows of a split with distinct contents.
 
     Args:
-        draw: makes a random row.
-        content: what makes a row differ from another.
-        split: whose rows are wanted.
-        size: how many.
-        more: for the error message, the options that make more rows possible.
+        draw: a function that draws a random row.
+        content: a function that returns the key by which rows are compared.
+        split: the split to which the rows belong.
+        size: number of rows.
+        more: the options that allow more rows, for the error message.
 
     Raises:
-        ConfigError: there are not that many.
+        ConfigError: the split has fewer distinct rows.
     """
     seen: set[str] = set()
     misses = 0
@@ -108,14 +109,14 @@ def distinct(
             seen.add(key)
             misses = 0
             yield row
-        elif (misses := misses + 1) == _PATIENCE:
+        elif (misses := misses + 1) == _MAX_MISSES:
             raise ConfigError(
-                f"data.task.init_args.{split}_size: {size} is too many, only about {len(seen)} different rows of this "
-                f"difficulty are in the {split} split; ask for fewer or raise {more}"
+                f"data.task.init_args.{split}_size: {size} is too many; at this difficulty the {split} split has only "
+                f"about {len(seen)} distinct rows; lower it or raise {more}"
             )
 
 
 def require(holds: bool, key: str, value: int, rule: str) -> None:
-    """Raise a ConfigError about an option unless its rule holds."""
+    """Raise a ConfigError about the option ``key`` unless its rule holds."""
     if not holds:
         raise ConfigError(f"data.task.init_args.{key}: {value} {rule}")

@@ -1,8 +1,8 @@
-"""The one way to load rows: from local files, or from a data set of the Hugging Face hub.
+"""Load rows from local files or from a data set on the Hugging Face hub.
 
-Local files are read as they are written. The `datasets` library would infer one type a column: the CSV answers `007`
-and `1,234` would lose their spelling, and JSON objects of differing keys (a schema a row, say) would be filled with
-each other's keys.
+Local files are read as they are written. The `datasets` library would infer one type per column: the CSV answers `007`
+and `1,234` would lose their spelling, and JSON objects with different keys (one schema per row, say) would be filled
+with each other's keys.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ _KEY = "data.task.init_args.path"
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split, and what an error message needs to name them."""
+    """The rows of one split, with the names that error messages need."""
 
     source: str
     columns: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
 
     def require(self, column: str, key: str) -> None:
-        """Raise a ConfigError about the option ``key`` unless there is such a column."""
+        """Raise a ConfigError about the option ``key`` unless the column exists."""
         if column not in self.columns:
             raise ConfigError(f"{key}: the data set has no column {column!r}; it has: {', '.join(self.columns)}")
 
     def value(self, row: int, column: str) -> Any:
-        """The value of a cell that must not be empty."""
+        """Return the value of a cell that must not be empty."""
         value = self.rows[row].get(column)
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise ConfigError(f"{self.where(row)} has no value in column {column!r}; fill it in or remove the row")
         return value
 
     def where(self, row: int) -> str:
-        """A row as a person counts it, for error messages."""
+        """Name a row in an error message, counted from 1."""
         return f"row {row + 1} of {self.source}"
 
 
 def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
-    """The splits found at a path, each to be loaded by a call.
+    """Find the splits at a path. Each value is a function that loads one split.
 
     Args:
-        path: a file, a folder with one file (or numbered shards) a split, or a data set's name on the hub.
-        name: the data set's config on the hub; in a local folder, the subfolder of that name if there is one.
+        path: a file, a folder with one file (or numbered shards) per split, or the name of a data set on the hub.
+        name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
 
     Raises:
-        ConfigError: there is no such file, folder or data set, or it holds no data file.
+        ConfigError: the file, folder or data set does not exist, or it contains no data file.
     """
     local = Path(path).expanduser()
     if local.is_file():
@@ -64,43 +64,45 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
     if local.is_dir():
         return _open_folder(local, name)
     if path.startswith((".", "/", "~")) or local.suffix in _READERS:
-        raise ConfigError(f"{_KEY}: there is no file or folder {path}; give one that exists, or a name on the hub")
+        raise ConfigError(
+            f"{_KEY}: the file or folder {path} does not exist; give one that does, or a data set's name on the hub"
+        )
     return open_hub(path, name)
 
 
 def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Table]]:
     candidates = [folder / name, folder] if name else [folder]
-    # `data/` is where most repositories of the hub keep their files.
-    for place in (inner for candidate in candidates for inner in (candidate, candidate / "data")):
-        files = [file for file in sorted(place.glob("*")) if file.suffix in _READERS]
+    # Most repositories on the hub keep their files in `data/`.
+    for directory in (path for candidate in candidates for path in (candidate, candidate / "data")):
+        files = [file for file in sorted(directory.glob("*")) if file.suffix in _READERS]
         if files:
             splits: dict[str, list[Path]] = {}
             for file in files:
                 splits.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
             return {split: partial(_read, shards) for split, shards in splits.items()}
     raise ConfigError(
-        f"{_KEY}: the folder {folder} holds no data file; put train.jsonl and test.jsonl "
-        f"(or {', '.join(_READERS)}) into it"
+        f"{_KEY}: the folder {folder} contains no data file; put train.jsonl and test.jsonl "
+        f"(or {', '.join(_READERS)}) there"
     )
 
 
 def _read(files: Sequence[Path]) -> Table:
     if len({file.suffix for file in files}) > 1:
         names = ", ".join(file.name for file in files)
-        raise ConfigError(f"{_KEY}: {names} in {files[0].parent} hold the same split; keep one of them")
+        raise ConfigError(f"{_KEY}: {names} in {files[0].parent} are the same split; keep one of them")
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
             rows.extend(_READERS[file.suffix](file))
         except (OSError, ValueError, csv.Error) as error:
-            raise ConfigError(f"{_KEY}: {file} cannot be read: {error}; repair or replace the file") from error
-    source = str(files[0]) if len(files) == 1 else f"{files[0]} and its other {len(files) - 1} shards"
+            raise ConfigError(f"{_KEY}: cannot read {file}: {error}; repair or replace the file") from error
+    source = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more shards"
     return _table(source, list(dict.fromkeys(column for row in rows for column in row)), rows)
 
 
 def _table(source: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
     if not len(rows):
-        raise ConfigError(f"{_KEY}: {source} has no rows; give data that has some")
+        raise ConfigError(f"{_KEY}: {source} has no rows; add rows or give another path")
     return Table(source, columns, rows)
 
 
@@ -161,15 +163,15 @@ _READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
 
 
 def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
-    """The splits of a data set on the hub; :func:`open_splits` comes here when the path is not local."""
+    """Find the splits of a data set on the hub. :func:`open_splits` calls this if the path is not local."""
     import datasets
 
     try:
         splits = datasets.load_dataset(path, name)
-    except Exception as error:  # offline, no such data set, no such config, gated: whatever it is, the mend is the same
+    except Exception as error:  # offline, no such data set, no such config, gated: the fix is the same for all
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"{_KEY}: {path!r} is no local file or folder and could not be loaded from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); check the name, or give a local folder that holds train.jsonl"
+            f"{_KEY}: {path!r} is not a local file or folder and could not be loaded from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); check the name, or give a local folder that contains train.jsonl"
         ) from error
     return {split: partial(_table, f"{path}, split {split}", rows.column_names, rows) for split, rows in splits.items()}

@@ -1,4 +1,4 @@
-"""What tasks over published data sets share: rows whose columns are known."""
+"""The base of tasks over published data sets, whose columns are known."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from grpo_lightning.tasks.tabular import Tabular
 
 
 class Published(Tabular):
-    """Rows of a data set that has the same columns everywhere.
+    """Rows of a data set with fixed columns.
 
     Args:
-        path: the data set's name on the hub, a local file, or a local folder that holds ``train.jsonl``, ``test.jsonl``
-            (or ``.parquet``) and the like.
+        path: the name of a data set on the hub, a local file, or a local folder with ``train.jsonl``, ``test.jsonl``
+            (or ``.parquet``) and so on.
         name: the data set's config on the hub.
-        val_size: how many train rows are held out for validation, where the data has no validation split.
-        system_prompt: put before every prompt as the system message.
-        seed: chooses the held-out rows.
-        limit: keep only the first rows of each split.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        val_size: number of train rows held out for validation if the data has no validation split.
+        system_prompt: the system message put before every prompt.
+        seed: random seed that selects the held-out rows.
+        limit: keep only the first ``limit`` rows of each split.
+        chat_template: a Jinja chat template to use instead of the tokenizer's.
     """
 
     columns: ClassVar[tuple[str, ...]]
-    """The columns that it needs."""
+    """The columns that the task needs."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Generated word problems in the manner of GSM8K, for runs that need no data and no large model."""
+"""Generated word problems in the style of GSM8K, for runs without a data set or a large model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _SENTENCES: dict[Operation, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """The numbers of one problem, without its words: a start and what happens to it, step by step."""
+    """The numbers of one problem, without its words: a start value and the operations applied to it in order."""
 
     start: int
     steps: tuple[tuple[Operation, int], ...]
 
     def content(self) -> str:
-        """What makes it differ from other problems."""
+        """Return a key that is equal for problems with the same numbers."""
         return repr((self.start, self.steps))
 
     def solve(self) -> tuple[list[str], int]:
-        """One equation a step, and the final value."""
+        """Return one equation per step, and the final value."""
         lines, value = [], self.start
         for operation, operand in self.steps:
             result = apply(operation, value, operand)
@@ -42,14 +42,14 @@ class Problem:
 
 
 def apply(operation: Operation, value: int, operand: int) -> int:
-    """The value after one step."""
+    """Return the value after one step."""
     if operation == "+":
         return value + operand
     return value - operand if operation == "-" else value * operand
 
 
 class Arithmetic(Generated[Problem]):
-    """Generated word problems: addition, subtraction and multiplication, step by step, in small whole numbers.
+    """Generated word problems: addition, subtraction and multiplication of small integers, step by step.
 
     A prompt and its solution::
 
@@ -59,16 +59,16 @@ class Arithmetic(Generated[Problem]):
         19-5=14
         #### 14
 
-    Every problem differs from every other in its numbers, not only in its words, and no problem of one split is in
-    another split, whatever the seeds. No value on the way is negative or above ``max_value``.
+    Any two problems differ in their numbers, not only in their words, and no problem is in two splits, whatever the
+    seeds. No intermediate value is negative or above ``max_value``.
 
     Args:
-        min_steps: fewest equations a problem takes.
-        max_steps: most equations a problem takes.
-        max_operand: largest number to begin with, to add or to take away.
-        max_factor: largest number to multiply with; 1 leaves multiplication out.
-        max_value: largest value on the way; it bounds how many digits the policy has to handle.
-        options: of :class:`Generated`.
+        min_steps: minimum number of equations per problem.
+        max_steps: maximum number of equations per problem.
+        max_operand: largest start value, and largest number to add or subtract.
+        max_factor: largest factor; 1 disables multiplication.
+        max_value: largest intermediate value; it bounds how many digits the policy has to handle.
+        options: options of :class:`Generated`.
     """
 
     name = "arithmetic"

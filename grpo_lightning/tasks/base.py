@@ -1,4 +1,4 @@
-"""The contract of every task: data set rows become prompts with gold answers."""
+"""The base class of tasks, which turn data set rows into prompts with gold answers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class MissingSplit(ConfigError):
-    """The data has no such split."""
+    """The data does not have the requested split."""
 
 
 class Task(ABC):
-    """Yields prompts with gold answers.
+    """A source of prompts with gold answers.
 
     Args:
-        system_prompt: put before every prompt as the system message; ``None`` for none.
-        chat_template: a Jinja chat template in place of the tokenizer's own; ``None`` keeps the tokenizer's.
+        system_prompt: the system message put before every prompt; ``None`` for none.
+        chat_template: a Jinja chat template to use instead of the tokenizer's; ``None`` keeps the tokenizer's.
     """
 
     solution_mend: ClassVar[str] = "give every prompt a solution"
-    """What to do about rows without a worked solution, for the error that says so."""
+    """How to fix rows without a worked solution, for the error message about them."""
 
     def __init__(self, system_prompt: str | None = None, chat_template: str | None = None) -> None:
         self.system_prompt = system_prompt
@@ -35,22 +35,22 @@ class Task(ABC):
 
     @abstractmethod
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """All prompts of a split, in a fixed order.
+        """Return all prompts of a split, in a fixed order.
 
         Raises:
-            MissingSplit: there is no such split.
-            ConfigError: the data is missing, empty, or lacks a column; the message names which and the mend.
+            MissingSplit: the data does not have the split.
+            ConfigError: the data is missing, empty, or lacks a column; the message names the problem and the fix.
         """
 
     @abstractmethod
     def gold_completion(self, prompt: Prompt) -> str:
-        """The prompt's gold answer as a perfect completion: the task's verifier must find it correct."""
+        """Return the prompt's gold answer as a perfect completion, which the task's verifier must find correct."""
 
     def wrong_completions(self, prompt: Prompt) -> Sequence[str]:
-        """Completions in the same format that are certainly wrong: the verifier must not find all of them correct.
+        """Return completions that are certainly wrong; the verifier must not find all of them correct.
 
-        By default the gold completion with another answer, as :func:`wrong_completions` makes it. Empty for a row
-        without any answer that could be wrong.
+        By default they are the gold completion with a different answer, as :func:`wrong_completions` builds it. Empty
+        for a row without an answer that could be wrong.
         """
         try:
             gold = self.gold_completion(prompt)
@@ -59,6 +59,6 @@ class Task(ABC):
         return wrong_completions(prompt, gold)
 
     def messages(self, user: str) -> list[dict[str, str]]:
-        """A chat of the system prompt, if any, and one user turn."""
+        """Build a chat from the system prompt, if any, and one user turn."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": user}]

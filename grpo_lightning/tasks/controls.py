@@ -1,4 +1,4 @@
-"""Two controls of every row: its gold answer is correct to the verifiers, and a certainly wrong answer is not."""
+"""Two controls per row: the verifiers accept its gold answer, and reject an answer that is certainly wrong."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Control = Literal["gold", "wrong"]
 
 
 SAMPLED_ROWS = 8
-"""Rows per split that a run checks before it starts: enough to notice data and a verifier that do not fit together."""
+"""Rows per split that a run checks before it starts: enough to notice a verifier that does not fit the data."""
 
 _MEANINGS: dict[Control, str] = {
-    "gold": "the gold answer is not correct to the verifier",
-    "wrong": "a certainly wrong answer is correct to the verifiers",
+    "gold": "the verifier rejects the gold answer",
+    "wrong": "the verifiers accept an answer that is certainly wrong",
 }
 
 
 @dataclass(frozen=True)
 class ControlFailure:
-    """A row that a verifier cannot judge as it should.
+    """A row that fails one of the two controls.
 
     Args:
         split: the row's split.
-        row: its number there.
-        verifier: the class that failed.
-        control: ``gold``: the gold answer is not correct; ``wrong``: a certainly wrong answer is.
-        completion: what was judged.
-        verdict: the verifier's.
+        row: the row's number in the split.
+        verifier: class name of the verifier.
+        control: ``gold`` if the gold answer was rejected, ``wrong`` if a certainly wrong answer was accepted.
+        completion: the completion that was judged.
+        verdict: the verifier's verdict.
     """
 
     split: Split
@@ -49,20 +49,20 @@ class ControlFailure:
     def __str__(self) -> str:
         where = f"{self.split} row {self.row}: {self.verifier}"
         if self.control == "wrong":
-            return f"{where} finds {self.completion!r} correct, which is certainly wrong"
-        return f"{where} finds {self.completion!r} not correct: {self.verdict.error or self.verdict.feedback}"
+            return f"{where} accepts {self.completion!r}, which is certainly wrong"
+        return f"{where} rejects {self.completion!r}: {self.verdict.error or self.verdict.feedback}"
 
 
 def check_controls(
     task: Task, verifiers: Sequence[Verifier], splits: Sequence[Split] = SPLITS
 ) -> Iterator[ControlFailure]:
-    """Yield every row that fails one of the two controls with one of the verifiers.
+    """Yield a failure for every row that fails one of the two controls.
 
-    Broken rows are found here, before training, rather than as rewards that can never be earned, or always. A split
-    that the data does not have is skipped, and named in the log.
+    This detects broken rows before training, where they would give rewards that can never, or always, be earned. A
+    split that the data does not have is skipped with a warning in the log.
 
     Raises:
-        ConfigError: a split is empty, or there is none, so there is nothing to check.
+        ConfigError: a split is empty, or the data has none of the splits.
     """
     missing = []
     for split in splits:
@@ -72,7 +72,7 @@ def check_controls(
             missing.append(split)
             if len(missing) == len(splits):
                 raise
-            log.warning("data.task: no %s split: not checked", split)
+            log.warning("data.task: the data has no %s split, which is therefore not checked", split)
             continue
         if not prompts:
             raise ConfigError(f"data.task: the {split} split has no rows")
@@ -82,10 +82,16 @@ def check_controls(
 def check_rows(
     task: Task, split: Split, prompts: Mapping[int, Prompt], verifiers: Sequence[Verifier]
 ) -> Iterator[ControlFailure]:
-    """Yield the failures among some rows of a split, given by their numbers.
+    """Yield the failures among the given rows of a split.
+
+    Args:
+        task: the source of gold and wrong completions.
+        split: the split of the rows.
+        prompts: the prompts by row number.
+        verifiers: the verifiers to check.
 
     Raises:
-        ConfigError: the task knows no gold completion.
+        ConfigError: the task has no gold completion.
     """
     golds = [(row, task.gold_completion(prompt)) for row, prompt in prompts.items()]
     for verifier in verifiers:
@@ -98,10 +104,10 @@ def check_rows(
 def check_wrong(
     task: Task, split: Split, prompts: Mapping[int, Prompt], verifiers: Sequence[Verifier]
 ) -> Iterator[ControlFailure]:
-    """Yield the rows whose certainly wrong answers all verifiers together find correct.
+    """Yield the rows for which all verifiers together accept all certainly wrong answers.
 
-    One verifier alone may: it judges the length, or the format. And a row's schema may well allow some of several wrong
-    documents. To allow all of them is to allow anything.
+    A single verifier may accept them: it may judge only the length or the format. A row's schema may also allow some of
+    several wrong documents. Accepting all of them means accepting anything.
     """
     names = ", ".join(type(verifier).__name__ for verifier in verifiers)
     wrongs = [(row, text) for row, prompt in prompts.items() for text in task.wrong_completions(prompt)]
@@ -125,12 +131,12 @@ def _samples(prompts: Mapping[int, Prompt], completions: Sequence[tuple[int, str
 
 
 def check_sample(task: Task, split: Split, prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> list[str]:
-    """Try both controls on a few rows at the start of a run.
+    """Run both controls on a few rows before a run starts.
 
-    Rows without a gold completion have only the second one, and those without any answer none.
+    If the task has no gold completions, only the second control runs. It skips rows without any answer.
 
     Returns:
-        One warning per control that failed.
+        One warning per failed control.
     """
     step = -(-len(prompts) // SAMPLED_ROWS)
     rows = {row: prompts[row] for row in range(0, len(prompts), step)}
@@ -143,5 +149,5 @@ def check_sample(task: Task, split: Split, prompts: Sequence[Prompt], verifiers:
         failed = [failure for failure in failures if failure.control == control]
         if failed:
             failed_rows = len({failure.row for failure in failed})
-            warnings.append(f"data.task: {meaning} in {failed_rows} of {len(rows)} rows: {failed[0]}; try grpo check")
+            warnings.append(f"data.task: {meaning} in {failed_rows} of {len(rows)} rows: {failed[0]}; run grpo check")
     return warnings

@@ -1,4 +1,4 @@
-"""Generated texts with the JSON that a reader should extract, for runs that need no data and no large model."""
+"""Generated texts with the JSON to extract from them, for runs without a data set or a large model."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ _ANYWHERE = ("{name} ordered {items}.", "{name} wants {items}.", "Send {items} t
 
 @dataclass(frozen=True)
 class Order:
-    """What one text says."""
+    """The content of one text."""
 
     name: str
     city: str | None
     items: tuple[tuple[str, int], ...]
 
     def document(self) -> dict[str, Any]:
-        """The gold document, its keys in the order of the text."""
+        """Return the gold document, with its keys in the order of the text."""
         return {"name": self.name, "city": self.city, "items": dict(self.items)}
 
     def content(self) -> str:
-        """The same for orders of the same things in another order, whose documents are equal."""
+        """Return a key that ignores the order of the things: such orders have equal documents."""
         return json.dumps(self.document(), sort_keys=True)
 
 
 class Extraction(Generated[Order]):
-    """Generated orders in a sentence, to be turned into a JSON object.
+    """Generated sentences that state an order, to be turned into a JSON object.
 
     A prompt and its solution::
 
@@ -63,17 +63,17 @@ class Extraction(Generated[Order]):
 
         {"name":"Anna","city":"Rome","items":{"pens":3,"eggs":12,"cups":40}}
 
-    The city is ``null`` where the text names none. The schema is in ``metadata["schema"]``, and the gold object is the
-    ``answer``, as ``JSONSchemaVerifier`` reads them. No two orders are the same, not even in other words or with their
-    things in another order, and no order of one split is in another split, whatever the seeds.
+    The city is ``null`` if the text names none. The schema is in ``metadata["schema"]`` and the gold object is the
+    ``answer``, as ``JSONSchemaVerifier`` expects. Any two orders differ in more than their words or the order of their
+    things, and no order is in two splits, whatever the seeds.
 
     Args:
-        min_items: fewest different things in an order.
-        max_items: most different things in an order, at most 12.
-        max_count: largest number of a thing; the smallest is 2.
+        min_items: minimum number of different things per order.
+        max_items: maximum number of different things per order, at most 12.
+        max_count: largest count of a thing; the smallest is 2.
         show_schema: whether the prompt states the schema. A policy that has learned the format from solutions does not
-            need it, any other does.
-        options: of :class:`Generated`.
+            need it; any other policy does.
+        options: options of :class:`Generated`.
     """
 
     name = "extraction"

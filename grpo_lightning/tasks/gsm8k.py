@@ -15,22 +15,22 @@ SYSTEM_PROMPT = (
     "Then write the final answer, a number without units, on a last line of its own in the form: #### N"
 )
 
-# The data set marks its calculations for a calculator tool: 48/2 = <<48/2=24>>24.
+# The data set annotates its calculations for a calculator tool: 48/2 = <<48/2=24>>24.
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
 class GSM8K(Published):
     """GSM8K from the hub or a local folder; the answer is the number after ``####``.
 
-    The test split is the published one. The validation split is held out of the train rows.
+    The test split is the published one. The validation split is held out from the train rows.
 
     Args:
-        path: the data set's name on the hub, or a local folder that holds ``train.jsonl`` and ``test.jsonl`` (or
-            ``.parquet``) with the columns ``question`` and ``answer``.
+        path: the name of the data set on the hub, or a local folder with ``train.jsonl`` and ``test.jsonl`` (or
+            ``.parquet``) that have the columns ``question`` and ``answer``.
         name: the data set's config on the hub, ``main`` or ``socratic``.
-        val_size: how many train rows are held out for validation.
-        system_prompt: put before every question as the system message; asks for the format of the answer.
-        options: of :class:`Published`.
+        val_size: number of train rows held out for validation.
+        system_prompt: the system message put before every question; it states the answer format.
+        options: options of :class:`Published`.
     """
 
     columns = ("question", "answer")

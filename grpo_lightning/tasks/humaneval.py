@@ -13,22 +13,22 @@ from grpo_lightning.types import Prompt
 
 
 class HumanEval(Published):
-    """Rows as HumanEval has them, from the hub or a local file: complete a function of which the start is given.
+    """Rows in the format of HumanEval, from the hub or a local file: complete a function whose beginning is given.
 
-    The columns are ``prompt`` (the function's head and docstring, perhaps after imports and helpers),
-    ``canonical_solution`` (its body), ``test`` (a function ``check(candidate)``) and ``entry_point``. The last two come
-    to ``CodeVerifier`` in ``metadata``.
+    The columns are ``prompt`` (the function's signature and docstring, possibly after imports and helpers),
+    ``canonical_solution`` (its body), ``test`` (a function ``check(candidate)``) and ``entry_point``. ``CodeVerifier``
+    receives the last two in ``metadata``.
 
-    The data set on the hub has a ``test`` split and no other, for ``grpo test``; to train on rows of this form, give a
-    file or folder of your own.
+    The data set on the hub has only a ``test`` split, for ``grpo test``. To train on rows of this format, give your own
+    file or folder.
 
     Args:
-        path: the data set's name on the hub, a local file, or a local folder that holds ``train.jsonl``, ``test.jsonl``
-            and the like.
+        path: the name of the data set on the hub, a local file, or a local folder with ``train.jsonl``, ``test.jsonl``
+            and so on.
         name: the data set's config on the hub.
-        val_size: how many train rows are held out where the data has no validation split.
-        system_prompt: put before every function as the system message; asks for one fenced block.
-        options: of :class:`Published`.
+        val_size: number of train rows held out if the data has no validation split.
+        system_prompt: the system message put before every function; it asks for one fenced block.
+        options: options of :class:`Published`.
     """
 
     columns = ("prompt", "canonical_solution", "test", "entry_point")
@@ -60,9 +60,9 @@ class HumanEval(Published):
 
 
 def _helpers(head: str, entry_point: str) -> str:
-    """What the prompt defines beside the function, with its imports.
+    """Return the imports and helpers that the prompt defines besides the function.
 
-    Some tests call these. The completion has them, too, but a test must not trust a program with its own helpers.
+    Some tests call the helpers. The completion contains them too, but a test must not rely on the program's own copies.
     """
     nodes = ast.parse(head).body
     return "\n".join(ast.unparse(node) for node in nodes if getattr(node, "name", None) != entry_point)

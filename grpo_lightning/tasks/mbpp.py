@@ -17,26 +17,26 @@ SYSTEM_PROMPT = (
 
 
 def fenced(program: str) -> str:
-    """A program as the system prompt asks for it."""
+    """Format a program as the system prompt asks for it."""
     return f"```python\n{program.strip()}\n```"
 
 
 class MBPP(Published):
     """MBPP from the hub or a local file; the program must pass the assert lines of its row.
 
-    Reads the rows of both configs: the task in ``text`` (``full``) or ``prompt`` (``sanitized``), the reference program
-    in ``code``, the assert lines in ``test_list``, and what they need in ``test_setup_code`` and ``test_imports``,
-    where there are such columns. All of it comes to ``CodeVerifier`` in ``metadata["tests"]``.
+    Rows of both configs work: the task is in ``text`` (``full``) or ``prompt`` (``sanitized``), the reference program
+    in ``code``, the assert lines in ``test_list``, and their setup in ``test_setup_code`` and ``test_imports``, if
+    these columns exist. ``CodeVerifier`` receives the assert lines and their setup in ``metadata["tests"]``.
 
     Args:
-        path: the data set's name on the hub, a local file, or a local folder that holds ``train.jsonl``, ``test.jsonl``
-            and the like.
+        path: the name of the data set on the hub, a local file, or a local folder with ``train.jsonl``, ``test.jsonl``
+            and so on.
         name: the data set's config on the hub, ``full`` or ``sanitized``.
-        show_tests: how many of the assert lines the prompt shows. It needs one, which alone tells the function's name;
-            a policy that sees all of them can return their values without solving anything.
-        val_size: how many train rows are held out where the data has no validation split; the hub's has one.
-        system_prompt: put before every task as the system message; asks for one fenced block.
-        options: of :class:`Published`.
+        show_tests: number of assert lines that the prompt shows. At least one, since only they state the function's
+            name; a policy that sees all of them can return their values without solving anything.
+        val_size: number of train rows held out if the data has no validation split; the hub's data has one.
+        system_prompt: the system message put before every task; it asks for one fenced block.
+        options: options of :class:`Published`.
     """
 
     columns = ("code", "test_list")
@@ -80,5 +80,5 @@ def _task_column(table: Table) -> str:
 def _lines(table: Table, row: int, column: str) -> Sequence[str]:
     lines = table.rows[row].get(column) or []
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ConfigError(f"{table.where(row)} has no list of texts in column {column!r}; repair or remove the row")
+        raise ConfigError(f"{table.where(row)}: column {column!r} is not a list of strings; repair or remove the row")
     return lines

@@ -1,4 +1,4 @@
-"""Generated descriptions of small functions, for runs that need no data and no large model."""
+"""Generated descriptions of small functions, for runs without a data set or a large model."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ _WORDS: dict[Operation, tuple[str, ...]] = {
     "*": ("multiply by {n}",),
     "**": ("square it",),
 }
-_OWN_WORDS: dict[tuple[Operation, int], tuple[str, ...]] = {
+_SPECIAL_WORDS: dict[tuple[Operation, int], tuple[str, ...]] = {
     ("*", 2): ("double it", "multiply by 2"),
     ("*", 3): ("triple it", "multiply by 3"),
 }
-# A program that passes is right for every x: no other program of this task agrees with the reference on all of these.
+# A program that passes is correct for every x: no other program of this task agrees with the reference on all of these.
 _TESTED = (-7, -2, 0, 1, 3, 10)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is done to ``x``, step by step."""
+    """The operations applied to ``x``, in order."""
 
     steps: tuple[tuple[Operation, int], ...]
 
     def run(self, x: int) -> int:
-        """The value for one ``x``."""
+        """Return the value for one ``x``."""
         for operation, operand in self.steps:
             x = apply(operation, x, operand)
         return x
 
     def source(self) -> str:
-        """A reference program: one expression, with the parentheses that precedence needs and no others."""
+        """Write a reference program: one expression, with only the parentheses that precedence requires."""
         expression, is_sum = "x", False
         for operation, operand in self.steps:
-            binds = operation in ("*", "**")
-            # -x**2 is not (-x)**2, and x*2**2 is not (x*2)**2: a power takes parentheses around all but x.
-            if binds and (is_sum or (operation == "**" and expression != "x")):
+            binds_tightly = operation in ("*", "**")
+            # -x**2 is not (-x)**2, and x*2**2 is not (x*2)**2: the base of a power needs parentheses unless it is x.
+            if binds_tightly and (is_sum or (operation == "**" and expression != "x")):
                 expression = f"({expression})"
             expression += f"{operation}{operand}"
-            is_sum = not binds
+            is_sum = not binds_tightly
         return f"def f(x):\n    return {expression}"
 
     def content(self) -> str:
-        """The same for two descriptions of one function, such as adding 1, then 2, and adding 3."""
+        """Return a key that is equal for descriptions of the same function, such as "add 1, then 2" and "add 3"."""
         return repr([self.run(x) for x in _TESTED])
 
 
 def apply(operation: Operation, value: int, operand: int) -> int:
-    """The value after one step."""
+    """Return the value after one step."""
     if operation == "+":
         return value + operand
     if operation == "-":
@@ -64,7 +64,7 @@ def apply(operation: Operation, value: int, operand: int) -> int:
 
 
 class Programs(Generated[Program]):
-    """Generated descriptions of a function, to be written in Python.
+    """Generated descriptions of functions to write in Python.
 
     A prompt and its solution::
 
@@ -74,17 +74,16 @@ class Programs(Generated[Program]):
             return (x+3)*2-5
 
     The tests are assert lines in ``metadata["tests"]``, and the function's name is in ``metadata["entry_point"]``, as
-    ``CodeVerifier`` reads them. They are not in the prompt, and any program that passes is correct, however it is
-    written. No two descriptions are of the same function, and no function of one split is in another split, whatever
-    the seeds.
+    ``CodeVerifier`` expects. The prompt does not show them, and any program that passes is correct, however it is
+    written. Any two descriptions are of different functions, and no function is in two splits, whatever the seeds.
 
     Args:
-        min_steps: fewest steps of a function.
-        max_steps: most steps of a function.
-        max_operand: largest number to add or to take away.
-        max_factor: largest number to multiply with; 1 leaves multiplication out.
+        min_steps: minimum number of steps per function.
+        max_steps: maximum number of steps per function.
+        max_operand: largest number to add or subtract.
+        max_factor: largest factor; 1 disables multiplication.
         squares: whether one of the steps may be a square.
-        options: of :class:`Generated`.
+        options: options of :class:`Generated`.
     """
 
     name = "programs"
@@ -116,7 +115,7 @@ class Programs(Generated[Program]):
             choices: list[Operation] = ["+", "-"]
             if self.max_factor > 1:
                 choices.append("*")
-            # One square only: the tests cannot tell polynomials of a higher degree apart.
+            # At most one square: the tests cannot distinguish polynomials of a higher degree.
             if self.squares and ("**", 2) not in steps:
                 choices.append("**")
             operation = generator.choice(choices)
@@ -134,7 +133,7 @@ class Programs(Generated[Program]):
 
     def _prompt(self, row: Program, generator: random.Random) -> Prompt:
         phrases = [
-            generator.choice(_OWN_WORDS.get((operation, operand), _WORDS[operation])).format(n=operand)
+            generator.choice(_SPECIAL_WORDS.get((operation, operand), _WORDS[operation])).format(n=operand)
             for operation, operand in row.steps
         ]
         return Prompt(

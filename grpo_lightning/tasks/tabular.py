@@ -1,4 +1,4 @@
-"""Any data set of rows and columns, by the names of its columns."""
+"""A task for any data set of rows and columns, configured by column names."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ class Tabular(Task):
             answer_column: label
             gold_format: "The answer is {answer}"
 
-    In a template ``{column}`` stands for the row's value: a string as it is, anything else as JSON. What the value
-    itself contains is never interpreted. ``{{`` and ``}}`` stand for single braces.
+    In a template, ``{column}`` is replaced with the row's value: a string as it is, anything else as JSON. Braces in
+    the value are not interpreted. ``{{`` and ``}}`` are literal braces.
 
     Args:
         path: a ``.jsonl``, ``.json`` (an array), ``.csv`` or ``.parquet`` file, which is the train split; a folder
-            that holds ``train.jsonl``, ``test.jsonl`` and the like; or a data set's name on the hub.
-        name: the data set's config on the hub; in a local folder, the subfolder of that name if there is one.
-        prompt_column: holds the prompt, as text or as a list of chat messages. ``prompt`` where neither this nor
+            with ``train.jsonl``, ``test.jsonl`` and so on; or the name of a data set on the hub.
+        name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
+        prompt_column: the column with the prompt, as text or as a list of chat messages. Default: ``prompt``, unless
             ``prompt_template`` is given.
-        prompt_template: composes the prompt of several columns, in place of ``prompt_column``.
-        answer_column: holds the gold answer; ``None`` where the verifier needs none. CSV answers stay text, exactly as
-            written.
-        solution_column: holds a worked solution, for SFT and as the gold completion.
+        prompt_template: a template that builds the prompt from several columns, instead of ``prompt_column``.
+        answer_column: the column with the gold answer; ``None`` if the verifier needs none. CSV answers stay text,
+            exactly as written.
+        solution_column: the column with a worked solution, used for SFT and as the gold completion.
         metadata_columns: columns that the verifier reads from ``metadata``, such as ``schema`` or ``tests``. A mapping
             renames them: ``{tests: test_list}`` gives the column ``test_list`` as ``metadata["tests"]``.
-        gold_format: the gold answer, ``{answer}``, as a completion. Where there is no ``solution_column`` it is the
-            gold completion, and what SFT learns from.
-        splits: the data set's own names of ``train``, ``val`` and ``test``. Without a name for ``val`` the usual ones
-            are tried, and if there is none, ``val_size`` rows of the train split are held out.
-        val_size: how many train rows are held out where the data has no validation split.
-        seed: chooses the held-out rows.
-        limit: keep only the first rows of each split.
-        system_prompt: put before every prompt that does not bring a system message of its own.
-        chat_template: a Jinja chat template in place of the tokenizer's own.
+        gold_format: a template that turns the gold answer, ``{answer}``, into a completion. Without ``solution_column``
+            the result is the gold completion and the target of SFT.
+        splits: the data set's names for ``train``, ``val`` and ``test``. Without a name for ``val`` the usual names are
+            tried; if none exists, ``val_size`` rows of the train split are held out.
+        val_size: number of train rows held out if the data has no validation split.
+        seed: random seed that selects the held-out rows.
+        limit: keep only the first ``limit`` rows of each split.
+        system_prompt: the system message put before every prompt that does not have one already.
+        chat_template: a Jinja chat template to use instead of the tokenizer's.
     """
 
-    solution_mend: ClassVar[str] = f"name the column that holds it by {_ARGS}.solution_column, or give answer_column"
+    solution_mend: ClassVar[str] = f"name its column with {_ARGS}.solution_column, or give answer_column"
 
     def __init__(
         self,
@@ -82,17 +82,17 @@ class Tabular(Task):
     ) -> None:
         super().__init__(system_prompt, chat_template)
         if prompt_column is not None and prompt_template is not None:
-            raise ConfigError(f"{_ARGS}: prompt_column and prompt_template are both given; keep one of them")
+            raise ConfigError(f"{_ARGS}: prompt_column and prompt_template exclude each other; keep one of them")
         if prompt_template is not None and not checked_fields(prompt_template, f"{_ARGS}.prompt_template"):
             raise ConfigError(
                 f"{_ARGS}.prompt_template: {prompt_template!r} names no column, so all prompts would be the same; "
                 "name one in braces, such as {question}"
             )
         if checked_fields(gold_format, f"{_ARGS}.gold_format") != {"answer"}:
-            raise ConfigError(f"{_ARGS}.gold_format: {gold_format!r} must name {{answer}}, and nothing else")
+            raise ConfigError(f"{_ARGS}.gold_format: {gold_format!r} must contain {{answer}} and no other field")
         unknown = sorted(set(splits or {}) - set(SPLITS))
         if unknown:
-            raise ConfigError(f"{_ARGS}.splits: {unknown[0]!r} is no split; name only {', '.join(SPLITS)}")
+            raise ConfigError(f"{_ARGS}.splits: {unknown[0]!r} is not a split; name only {', '.join(SPLITS)}")
         if val_size < 1:
             raise ConfigError(f"{_ARGS}.val_size: {val_size} must be at least 1")
         if limit is not None and limit < 1:
@@ -105,7 +105,7 @@ class Tabular(Task):
         self.solution_column = solution_column
         if not isinstance(metadata_columns, Mapping):
             metadata_columns = {column: column for column in metadata_columns}
-        # The columns by their names in the metadata.
+        # Maps names in the metadata to columns.
         self.metadata_columns = dict(metadata_columns)
         self.gold_format = gold_format
         self.splits = dict(splits or {})
@@ -140,9 +140,9 @@ class Tabular(Task):
             return self.messages(prompt)
         if not _is_chat(prompt):
             raise ConfigError(
-                f"{_ARGS}.prompt_column: {table.where(row)} has neither a text nor a list of chat messages, "
-                f"each with a text as role and content and the last not the assistant's, in column "
-                f"{self.prompt_column!r}; choose another column or compose the prompt with prompt_template"
+                f"{_ARGS}.prompt_column: column {self.prompt_column!r} of {table.where(row)} is neither a text nor a "
+                f"list of chat messages, each with a text as role and content and the last not the assistant's; "
+                f"choose another column or build the prompt with prompt_template"
             )
         chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
         if self.system_prompt and chat[0]["role"] != "system":
@@ -167,7 +167,7 @@ class Tabular(Task):
         return open_splits(self.path, self.name)
 
     def _rows(self, split: Split) -> tuple[Table, Sequence[int]]:
-        """The table that a split lives in, and its rows there."""
+        """Return the table that contains a split, and the split's row numbers in it."""
         if split == "test" or self._split_name("val") is not None:
             table = self._table(split)
             return table, range(len(table.rows))
@@ -180,7 +180,7 @@ class Tabular(Task):
         if name is None:
             raise MissingSplit(
                 f"{_ARGS}.path: {self.path} has no {split} split; it has: {', '.join(self._source)}; "
-                f"add the split, or say which one serves with splits: {{{split}: ...}}"
+                f"add the split, or choose one with splits: {{{split}: ...}}"
             )
         table: Table = self._source[name]()
         return table
@@ -190,18 +190,18 @@ class Tabular(Task):
             return next((name for name in _USUAL_NAMES[split] if name in self._source), None)
         if self.splits[split] not in self._source:
             raise ConfigError(
-                f"{_ARGS}.splits: {self.path} has no split {self.splits[split]!r} to serve as {split}; "
+                f"{_ARGS}.splits: {self.path} has no split {self.splits[split]!r} to use as {split}; "
                 f"it has: {', '.join(self._source)}"
             )
         return self.splits[split]
 
 
 def hold_out(rows: int, size: int, seed: int) -> tuple[list[int], list[int]]:
-    """Part row numbers into those kept and ``size`` held out, each in ascending order, the same for every run."""
+    """Split row numbers into those kept and ``size`` held out, each in ascending order, the same in every run."""
     if size >= rows:
-        raise ConfigError(f"{_ARGS}.val_size: {size} leaves no row of {rows} to train on; lower it")
+        raise ConfigError(f"{_ARGS}.val_size: {size} leaves none of {rows} rows to train on; lower it")
     generator = random.Random(seed)
-    # Of `random` only random() is promised to give the same sequence in every version of Python.
+    # Only random() is guaranteed to give the same sequence in every version of Python.
     shuffled = sorted(range(rows), key=lambda _: generator.random())
     return sorted(shuffled[size:]), sorted(shuffled[:size])
 
@@ -210,29 +210,29 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 def fields(template: str) -> set[str]:
-    """The names a template asks for."""
+    """Return the column names in a template."""
     return {match[1] for match in _FIELD.finditer(template) if match[1]}
 
 
 def checked_fields(template: str, key: str) -> set[str]:
-    """The names that a template asks for, which is the option called ``key``.
+    """Return the column names in a template, which is the value of the option ``key``.
 
     Raises:
-        ConfigError: a brace is left over: what was meant as a column would be nothing but text.
+        ConfigError: the template has an unmatched brace, so a column would be taken for plain text.
     """
-    # An empty pair, as in LaTeX's boxed{}, can only be meant as text.
-    left_over = re.search(r"[{}]", _FIELD.sub("", template).replace("{}", ""))
-    if left_over:
-        brace = left_over[0]
+    # An empty pair, as in LaTeX's boxed{}, is always plain text.
+    unmatched = re.search(r"[{}]", _FIELD.sub("", template).replace("{}", ""))
+    if unmatched:
+        brace = unmatched[0]
         raise ConfigError(
             f"{key}: {template!r} has a single {brace!r}; close the braces around a column, or write {2 * brace!r} for "
-            "the character itself"
+            "a literal brace"
         )
     return fields(template)
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Put values into a template in one pass: braces in a value are nothing but text.
+    """Put values into a template in one pass, so that braces in a value are plain text.
 
     >>> fill("{{{set}}} and {n}", {"set": "{n}", "n": 1})
     '{{n}} and 1'

@@ -1,4 +1,4 @@
-"""Completions that are certainly wrong, for the control that no verifier may find them correct."""
+"""Completions that are certainly wrong, for the control that the verifiers reject them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _CODE_COLUMNS = ("tests", "io", "entry_point")
 _FENCED = re.compile(r"```+[ \t]*\w*[ \t]*\n(?P<inside>.*?)\n[ \t]*```", re.DOTALL)
 _INTEGER = re.compile(r"-?[0-9]{1,300}")
 _UNLIKELY = "-918273.645"
-"""Stands in for an answer that is not an integer: no row has it by chance."""
+"""Replaces an answer that is not an integer. No row has this value by chance."""
 _WRONG_DOCUMENTS = ('{"certainly": "wrong"}', '["certainly wrong"]', '"certainly wrong"', _UNLIKELY, "null")
 _RAISE = 'raise RuntimeError("certainly wrong")'
 
 
 def wrong_completions(prompt: Prompt, gold: str | None) -> list[str]:
-    """Completions in the format of the gold one, with answers that are certainly wrong.
+    """Build completions in the format of the gold one, with answers that are certainly wrong.
 
-    - Code: the gold program, with every function raising an exception; a script does nothing but that.
-    - A JSON document: the gold one with each of its values changed. For a schema alone, documents of all types.
-    - Anything else: the gold completion with another answer: an integer is one too large, any other answer becomes a
-      number that nothing equals.
+    - Code: the gold program, in which every function raises an exception; a script is replaced with the exception.
+    - A JSON document: the gold document with each of its values changed. For a schema without a gold document,
+      documents of all types.
+    - Anything else: the gold completion with another answer: an integer plus one, or a number that no answer equals.
 
     Args:
-        prompt: the row.
-        gold: its gold completion; ``None`` if it has none.
+        prompt: the prompt of the row.
+        gold: the gold completion of the row; ``None`` if it has none.
 
     Returns:
-        Nothing for a row in which no answer can be found: one that is judged by its form alone, for example.
+        The completions; none for a row without an identifiable answer, such as one that is judged only by its format.
     """
     if any(column in prompt.metadata for column in _CODE_COLUMNS):
         return [_broken_program(prompt.metadata, gold)]
@@ -62,7 +62,7 @@ def _with_other_answer(answer: Any, gold: str) -> list[str]:
 
 
 def _inside(gold: str) -> str:
-    """What stands in the first fenced block, or the whole text."""
+    """Return the content of the first fenced block, or the whole text."""
     block = _FENCED.search(gold)
     return block["inside"] if block else gold.strip()
 
@@ -77,7 +77,7 @@ def _broken_program(metadata: Mapping[str, Any], gold: str | None) -> str:
 
 
 def _raising(program: str) -> str:
-    """The program with nothing but an exception in every function, or as a whole where there is no function."""
+    """Replace the body of every function with an exception, or the whole program if it has no function."""
     tree = _parsed(program)
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     for function in functions:
@@ -86,7 +86,7 @@ def _raising(program: str) -> str:
 
 
 def _called(tests: object) -> list[str]:
-    """The functions that tests call and neither define nor find among the built-ins."""
+    """Return the functions that the tests call, except those they define and the built-ins."""
     nodes = list(ast.walk(_parsed(tests))) if isinstance(tests, str) else []
     called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
@@ -101,7 +101,7 @@ def _parsed(source: str) -> ast.Module:
 
 
 def _changed(value: Any) -> Any:
-    """A document of the same shape, in which no string, number or boolean is the same."""
+    """Return a document of the same structure with every string, number and boolean changed."""
     if isinstance(value, dict):
         return {key: _changed(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Runs the coroutines of a batch at the same time, from code that is not asynchronous itself."""
+"""Run the coroutines of a batch concurrently from synchronous code."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from functools import lru_cache
 from typing import Any
 
 
-def settled(values: Sequence[Any], timeout_s: float | None) -> list[Any]:
-    """The values, with those awaited that can be; exceptions stand in the places of those that raise.
+def settle(values: Sequence[Any], timeout_s: float | None) -> list[Any]:
+    """Await the awaitable values; a value that raises is replaced with its exception.
 
     Args:
-        values: plain ones and awaitable ones.
-        timeout_s: time limit of each, after which there is a ``TimeoutError`` in its place; ``None`` for no limit.
+        values: plain and awaitable values.
+        timeout_s: time limit per value in seconds, after which it is replaced with a ``TimeoutError``; ``None`` for no
+            limit.
     """
-    return asyncio.run_coroutine_threadsafe(_all_settled(values, timeout_s), _event_loop(os.getpid())).result()
+    return asyncio.run_coroutine_threadsafe(_settle_all(values, timeout_s), _event_loop(os.getpid())).result()
 
 
 @lru_cache
 def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """A loop in a thread of its own: the caller's may be running one already, as in a notebook.
+    """Start an event loop in a separate thread: the caller's thread may already run one, as in a notebook.
 
     Args:
-        process: the caller's id. A forked process has no thread of its parent's, and needs its own.
+        process: process id of the caller. A forked process does not inherit its parent's threads and needs its own.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name=f"event loop of {process}", daemon=True).start()
     return loop
 
 
-async def _all_settled(values: Sequence[Any], timeout_s: float | None) -> list[Any]:
-    return await asyncio.gather(*(_settled(value, timeout_s) for value in values))
+async def _settle_all(values: Sequence[Any], timeout_s: float | None) -> list[Any]:
+    return await asyncio.gather(*(_settle(value, timeout_s) for value in values))
 
 
-async def _settled(value: Any, timeout_s: float | None) -> Any:
+async def _settle(value: Any, timeout_s: float | None) -> Any:
     if not inspect.isawaitable(value):
         return value
     task = asyncio.ensure_future(_caught(value))
@@ -55,5 +56,5 @@ async def _caught(value: Awaitable[Any]) -> Any:
     except Exception as error:
         return error
     except BaseException as error:
-        # SystemExit would end the thread of the loop, and then nobody wakes the caller.
+        # SystemExit would end the loop's thread, and the caller would wait forever.
         return RuntimeError(type(error).__name__)

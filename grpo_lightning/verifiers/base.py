@@ -1,4 +1,4 @@
-"""The contract of every verifier, and the one place where a verifier's failure is classified."""
+"""The base class of verifiers, and the error boundary that classifies a verifier's failure."""
 
 from __future__ import annotations
 
@@ -11,41 +11,42 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import FinishReason, Prompt, Sample, Verdict
 
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
-"""No say on this sample."""
+"""The verdict of a verifier that does not judge a sample."""
 
 TRUNCATED = "The completion was cut off before it ended. Give a shorter one that ends by itself."
 
 
 class NoVerdict(ConfigError):
-    """A verifier returned something else than one verdict a sample.
+    """A verifier did not return one verdict per sample.
 
-    That is a fault in its code that would repeat on every sample, so it stops the run, and is no ``error`` verdict.
+    This is a bug in the verifier that would repeat on every sample, so it stops the run instead of becoming an
+    ``error`` verdict.
     """
 
 
 class Verifier(ABC):
-    """Judges completions. Subclasses write :meth:`verify`; everything else has a default.
+    """The base class of verifiers, which judge completions. Only :meth:`verify` is required.
 
-    A verifier raises plainly when it breaks: :func:`judge` turns that into ``Verdict(error=...)``, once, for all of
-    them. It never turns its own failure into a reward of 0, and its feedback never contains the gold answer.
+    If a verifier fails, it raises; :func:`judge` turns the exception into ``Verdict(error=...)``. A verifier never
+    turns its own failure into a reward of 0, and its feedback never contains the gold answer.
 
     Args:
         reward_correct: reward of a correct completion.
-        reward_format: reward of a completion that has only the format right.
-        reward_wrong: reward of everything else.
-        accept_truncated: whether a completion that was cut off at the token limit can be correct, or well-formed. By
-            default neither: a policy that is paid for an answer and whatever follows it learns never to stop, and a
-            program that reads the whole completion cannot use it.
+        reward_format: reward of a completion of which only the format is valid.
+        reward_wrong: reward of any other completion.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct or format-valid. By
+            default it can be neither: a policy that is rewarded for an answer followed by anything learns never to
+            stop, and a program that reads the whole completion cannot use it.
     """
 
     slow: bool = False
-    """Takes long enough to be worth a thread while other completions still decode. ``verify_batch`` is then called with
-    whatever has finished, so only a verifier that judges each sample by itself may say so."""
+    """Whether to call the verifier in a thread while other completions still decode. ``verify_batch`` is then called
+    with whatever has finished, so set this only if each sample is judged independently."""
 
     unsafe: bool = False
-    """Runs what completions say without isolation: shown as ``reward/unsafe_sandbox`` in the metrics."""
+    """Whether completions are executed without isolation; shown as ``reward/unsafe_sandbox`` in the metrics."""
 
-    # Here too, for a subclass whose constructor does not call this one's.
+    # Class attributes too, for a subclass whose constructor does not call this one.
     reward_correct: float = 1.0
     reward_format: float = 0.5
     reward_wrong: float = 0.0
@@ -64,12 +65,12 @@ class Verifier(ABC):
         self.accept_truncated = accept_truncated
 
     def start(self) -> None:  # noqa: B027 - not every verifier has something to start
-        """Get ready before a run, or raise a ``RunError`` with the reason why that cannot be. By default nothing."""
+        """Prepare for a run, or raise a ``RunError`` that says why this is impossible. Does nothing by default."""
 
     def require(self, prompt: Prompt) -> None:  # noqa: B027 - not every verifier needs something of a row
-        """Raise a ``ValueError`` if a row lacks what completions are judged by: its answer, or a column of metadata.
+        """Raise a ``ValueError`` if a row lacks what the verifier needs: an answer, or a metadata column.
 
-        A run whose rows all lack it is refused before the model is loaded. By default a row may lack everything.
+        A run in which every row lacks it is refused before the model is loaded. By default nothing is required.
         """
 
     @abstractmethod
@@ -77,16 +78,16 @@ class Verifier(ABC):
         """Judge one sample."""
 
     def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """Judge many samples, in order. Override it where a batch is cheaper than a loop."""
+        """Judge many samples, in order. Override it if a batch is cheaper than a loop."""
         return [_verify_one(self, sample) for sample in samples]
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """The names of the ``parts`` that verdicts of this verifier report: those of a composite."""
+        """The names in ``Verdict.parts``. Only the verdicts of a composite have any."""
         return ()
 
     def reward(self, verdict: Verdict) -> float:
-        """The reward of a verdict: its own score if it has one, NaN if the verifier broke or abstained."""
+        """Return the reward of a verdict: its score if it has one, NaN if the verifier failed or abstained."""
         if not verdict.judged:
             return float("nan")
         if verdict.score is not None:
@@ -97,14 +98,14 @@ class Verifier(ABC):
 
 
 def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
-    """Run a verifier on samples behind the one error boundary.
+    """Run a verifier on samples; this is the one error boundary for verifiers.
 
     Returns:
-        One verdict a sample; a verifier that raised gives ``error`` verdicts.
+        One verdict per sample; ``error`` verdicts if the verifier raised.
 
     Raises:
-        NoVerdict: the verifier, or a part of it, returned something else than one ``Verdict`` a sample, or a score that
-            is no number.
+        NoVerdict: the verifier, or a part of it, did not return one ``Verdict`` per sample, or returned a score that is
+            not a number.
     """
     try:
         verdicts = verifier.verify_batch(samples)
@@ -115,19 +116,19 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
     name = type(verifier).__name__
     if not isinstance(verdicts, list):
         raise NoVerdict(
-            f"model.verifiers: {name}.verify_batch must return a list of verdicts, one a sample, not "
+            f"model.verifiers: {name}.verify_batch must return a list of verdicts, one per sample, not "
             f"{type(verdicts).__name__}"
         )
     if len(verdicts) != len(samples):
         raise NoVerdict(
-            f"model.verifiers: {name}.verify_batch must return one verdict a sample, and returned {len(verdicts)} for "
-            f"{len(samples)}"
+            f"model.verifiers: {name}.verify_batch must return one verdict per sample, but returned {len(verdicts)} "
+            f"for {len(samples)} samples"
         )
     for verdict in verdicts:
         if not isinstance(verdict, Verdict):
             raise NoVerdict(
                 f"model.verifiers: {name} must return a Verdict, not {type(verdict).__name__}: write "
-                "Verdict(correct=..., format_valid=...), with score=... for a reward of its own"
+                "Verdict(correct=..., format_valid=...), with score=... to set the reward directly"
             )
         if verdict.score is not None and not _is_number(verdict.score):
             raise NoVerdict(
@@ -136,13 +137,13 @@ def judge(verifier: Verifier, samples: Sequence[Sample]) -> list[Verdict]:
     if verifier.accept_truncated:
         return verdicts
     return [
-        _of_truncated(verdict) if sample.finish_reason is FinishReason.LENGTH else verdict
+        _reject_truncated(verdict) if sample.finish_reason is FinishReason.LENGTH else verdict
         for sample, verdict in zip(samples, verdicts, strict=True)
     ]
 
 
-def _of_truncated(verdict: Verdict) -> Verdict:
-    """The verdict on a completion that was cut off. A score stays: whoever gives one decides the reward alone."""
+def _reject_truncated(verdict: Verdict) -> Verdict:
+    """Reject a completion that was cut off. A score is kept: a verifier that gives one decides the reward alone."""
     if not verdict.judged:
         return verdict
     feedback = TRUNCATED if verdict.score is None else verdict.feedback
@@ -156,7 +157,7 @@ def _of_truncated(verdict: Verdict) -> Verdict:
 
 
 def rewarded(verifier: Verifier, samples: Sequence[Sample]) -> list[tuple[Verdict, float]]:
-    """The verdicts of :func:`judge`, each with its reward. A reward that is not a finite number is an error."""
+    """Return the verdicts of :func:`judge`, each with its reward. A reward that is not finite is an error."""
     judged = []
     for verdict in judge(verifier, samples):
         reward = verifier.reward(verdict)
@@ -167,13 +168,13 @@ def rewarded(verifier: Verifier, samples: Sequence[Sample]) -> list[tuple[Verdic
 
 
 def by_class_name(verifiers: Sequence[Verifier]) -> dict[str, Verifier]:
-    """Verifiers by the name of their class, numbered where it repeats, so that no two share a curve."""
-    names: dict[str, Verifier] = {}
+    """Name verifiers after their classes. A class that repeats gets numbers, so that every name is a separate curve."""
+    by_name: dict[str, Verifier] = {}
     for verifier in verifiers:
         name = type(verifier).__name__
-        same = sum(type(other).__name__ == name for other in names.values())
-        names[f"{name}{same + 1}" if same else name] = verifier
-    return names
+        same_class = sum(type(named).__name__ == name for named in by_name.values())
+        by_name[f"{name}{same_class + 1}" if same_class else name] = verifier
+    return by_name
 
 
 def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
@@ -186,16 +187,16 @@ def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
 
 
 def _is_number(score: object) -> bool:
-    """Whether it is a number, NumPy's and torch's included, which are not imported here."""
+    """Whether ``score`` is a number, including those of NumPy and torch, which are not imported here."""
     if not hasattr(score, "__float__"):
         return False
     try:
         float(score)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        return False  # an array of several
+        return False  # an array with more than one element
     return True
 
 
 def broken(error: BaseException) -> Verdict:
-    """The verdict of a verifier that raised."""
+    """Return the verdict of a verifier that raised ``error``."""
     return Verdict(correct=False, format_valid=False, error=f"{type(error).__name__}: {error}")

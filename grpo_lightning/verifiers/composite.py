@@ -1,8 +1,8 @@
-"""Verifiers made of verifiers: a weighted sum, all of, any of, and one per row.
+"""Verifiers that combine other verifiers: a weighted sum, all of, any of, and one per row.
 
-A composite hands whole batches on: every part is called once a batch. What it makes of the verdicts is careful in two
-ways. An error is never turned into a reward, nor is a part of a reward taken for the whole of it. And a part that
-abstains counts neither for nor against; where nobody is left, the composite abstains itself.
+A composite passes on whole batches: every part is called once per batch. Combining verdicts follows two rules. An error
+never becomes a reward, and a partial reward is never reported as the whole. A part that abstains counts neither for nor
+against; if every part abstains, so does the composite.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
 OTHER_CURVES = taken_names("reward/")
-"""A part's rewards are logged as ``reward/<name>``, and these names are taken."""
+"""Names that parts cannot have: rewards are logged as ``reward/<name>``, and these are other curves."""
 
 
 class _Composite(Verifier):
-    """Judges whole batches, out of the verdicts of others. It is slow if one of them is.
+    """The base of verifiers that judge whole batches from the verdicts of others. It is slow if one of them is.
 
     Args:
-        verifiers: those others.
-        rewards: of :class:`Verifier`.
+        verifiers: the verifiers to combine.
+        rewards: the reward options of :class:`Verifier`.
     """
 
     def __init__(self, verifiers: Iterable[Verifier], **rewards: float) -> None:
-        # Each part has decided for itself.
+        # Each part has already handled truncation.
         super().__init__(**rewards, accept_truncated=True)
         self._all = list(verifiers)
         self.slow = any(verifier.slow for verifier in self._all)
         self.unsafe = any(verifier.unsafe for verifier in self._all)
 
     def start(self) -> None:
-        """Let each of them get ready."""
+        """Start each part."""
         for verifier in self._all:
             verifier.start()
 
     def require(self, prompt: Prompt) -> None:
-        """Ask each of them."""
+        """Check the row with each part."""
         for verifier in self._all:
             verifier.require(prompt)
 
@@ -57,21 +57,22 @@ class _Composite(Verifier):
 class WeightedVerifier(_Composite):
     """The weighted sum of the rewards of named parts.
 
-    ``reward = sum of weight * reward`` over the parts, not normalised: the weights are what the rewards are multiplied
-    with. A part that abstains adds nothing. A part that breaks leaves the sample without a reward, whatever its weight.
+    ``reward = sum of weight * reward`` over the parts; the weights are not normalised. A part that abstains adds
+    nothing. If a part fails, the sample has no reward, whatever the part's weight.
 
-    A completion is correct (and has a valid format) if every required part finds it so. Where all of those abstain,
-    the sum abstains too: the rest alone, such as a length penalty, is no judgement.
+    A completion is correct (and has a valid format) if every required part says so. If all required parts abstain, the
+    sum abstains too: the other parts, such as a length penalty, do not judge the answer.
 
-    The reward of each part is logged as ``reward/<name>``, also with weight 0.
+    The reward of each part is logged as ``reward/<name>``, even with weight 0.
 
     Args:
         parts: the verifiers by name.
-        weights: one a part; ``None`` gives 1 to each. A part with weight 0 is only watched.
-        required: names of the parts that decide whether a completion is correct; ``None`` for all of positive weight.
+        weights: the weights by name of the part; ``None`` for 1 each. A part with weight 0 is only logged.
+        required: names of the parts that decide whether a completion is correct; ``None`` for all with a positive
+            weight.
 
     Raises:
-        ConfigError: no part, a name that is unknown, missing or taken, or a weight that is not finite.
+        ConfigError: there is no part; a name is unknown, missing or taken; or a weight is not finite.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class WeightedVerifier(_Composite):
                 raise ConfigError(f"WeightedVerifier.weights: {name!r} needs a number, not {self.weights[name]}")
         for name in parts:
             if name not in self.weights:
-                raise ConfigError(f"WeightedVerifier.weights: the part {name!r} has none; give 0 to only watch it")
+                raise ConfigError(f"WeightedVerifier.weights: the part {name!r} has no weight; give 0 to only log it")
         self.required = [n for n in parts if self.weights[n] > 0] if required is None else list(required)
         for name in self.required:
             if name not in parts:
@@ -126,16 +127,16 @@ class WeightedVerifier(_Composite):
 
 
 class _Logical(_Composite):
-    """Combines what verifiers find, and does not look at their rewards, but for their curves.
+    """The base of verifiers that combine verdicts; the rewards of their parts are only logged.
 
     Args:
-        verifiers: at least one; by name, or in a list, where each is called after its class.
+        verifiers: at least one verifier, by name, or in a list, where each is named after its class.
         reward_correct: reward of a correct completion.
-        reward_format: reward of a completion that has only the format right.
-        reward_wrong: reward of everything else.
+        reward_format: reward of a completion of which only the format is valid.
+        reward_wrong: reward of any other completion.
 
     Raises:
-        ConfigError: no verifier, or a name that is taken.
+        ConfigError: there is no verifier, or a name is taken.
     """
 
     def __init__(
@@ -175,19 +176,19 @@ class _Logical(_Composite):
 
 
 class AllOf(_Logical):
-    """Correct if all verifiers find it correct, format-valid if all find it format-valid.
+    """Correct if all verifiers say so; format-valid if all say so.
 
-    If one breaks, the sample has no reward, even where another finds it wrong. The feedback is of those that do not
-    find it correct. The verifiers' own rewards and scores do not count, and are logged as ``reward/<name>``.
+    If one fails, the sample has no reward, even if another rejects it. The feedback is that of the verifiers that
+    reject it. The verifiers' own rewards and scores do not count; they are logged as ``reward/<name>``.
 
     Args:
-        verifiers: at least one; by name, or in a list, where each is called after its class.
+        verifiers: at least one verifier, by name, or in a list, where each is named after its class.
         reward_correct: reward of a correct completion.
-        reward_format: reward of a completion that has only the format right.
-        reward_wrong: reward of everything else.
+        reward_format: reward of a completion of which only the format is valid.
+        reward_wrong: reward of any other completion.
 
     Raises:
-        ConfigError: no verifier, or a name that is taken.
+        ConfigError: there is no verifier, or a name is taken.
     """
 
     def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
@@ -203,24 +204,24 @@ class AllOf(_Logical):
 
 
 class AnyOf(_Logical):
-    """Correct if one verifier finds it correct, format-valid if one finds it format-valid.
+    """Correct if at least one verifier says so; format-valid if at least one says so.
 
-    One that breaks cannot spoil a success that another has found. Without a success it leaves the sample without a
-    reward: the broken one might have found it. The feedback is of all of them, as all have failed. The verifiers' own
-    rewards and scores do not count, and are logged as ``reward/<name>``.
+    A verifier that fails does not undo the success reported by another one. Without a success, the sample then has no
+    reward, since the verifier that failed might have accepted it. The feedback of a rejected sample is that of all
+    verifiers. Their own rewards and scores do not count; they are logged as ``reward/<name>``.
 
     Args:
-        verifiers: at least one; by name, or in a list, where each is called after its class.
+        verifiers: at least one verifier, by name, or in a list, where each is named after its class.
         reward_correct: reward of a correct completion.
-        reward_format: reward of a completion that has only the format right.
-        reward_wrong: reward of everything else.
+        reward_format: reward of a completion of which only the format is valid.
+        reward_wrong: reward of any other completion.
 
     Raises:
-        ConfigError: no verifier, or a name that is taken.
+        ConfigError: there is no verifier, or a name is taken.
     """
 
     def require(self, prompt: Prompt) -> None:
-        """Nothing: where one of them breaks, another may still find a success."""
+        """Require nothing: if one verifier cannot judge the row, another one still may."""
 
     def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
         judged = [verdict for verdict in verdicts.values() if verdict.judged]
@@ -239,16 +240,17 @@ class AnyOf(_Logical):
 
 
 class ByColumn(_Composite):
-    """Judges each row with the verifier that a data set column names: several tasks in one run.
+    """Judges each row with the verifier that a data set column names, for several tasks in one run.
 
-    Each verifier gets its rows as one batch, and keeps its own rewards, which are logged as ``reward/<value>``.
+    Each verifier gets its rows as one batch and keeps its own rewards, which are logged as ``reward/<value>``.
 
     Args:
         column: a metadata column of the task's rows.
-        verifiers: by the value of the column, as text. A value without a verifier is an error, not a wrong answer.
+        verifiers: the verifiers by value of the column, as text. A value without a verifier is an error, not a wrong
+            answer.
 
     Raises:
-        ConfigError: no verifier, or a value that is the name of another curve.
+        ConfigError: there is no verifier, or a value is the name of another curve.
     """
 
     def __init__(self, column: str, verifiers: dict[str, Verifier]) -> None:
@@ -273,7 +275,7 @@ class ByColumn(_Composite):
         return verdicts
 
     def require(self, prompt: Prompt) -> None:
-        """Ask the one that judges this row."""
+        """Check the row with the verifier that judges it."""
         value = self._value(prompt.metadata)
         if value not in self.verifiers:
             raise ValueError(self._unknown(prompt.metadata))
@@ -287,29 +289,29 @@ class ByColumn(_Composite):
         value = self._value(metadata)
         if value is None:
             return f"the row has no column {self.column!r} that names one of {known}"
-        return f"the column {self.column!r} says {value[:100]!r}, and there is a verifier only for {known}"
+        return f"the column {self.column!r} is {value[:100]!r}, but there are verifiers only for {known}"
 
 
 def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:
-    """The names of the parts and of their own parts, each of which is a curve."""
+    """Return the names of the parts and of their own parts, each of which is a curve."""
     if not parts:
-        raise ConfigError(f"{key}: give at least one")
+        raise ConfigError(f"{key}: give at least one verifier")
     names = [name for part in parts for name in (part, *(f"{part}/{inner}" for inner in parts[part].part_names))]
     for name in names:
         if not name or name in OTHER_CURVES:
             raise ConfigError(f"{key}: {name!r} cannot be a name: reward/{name} is another curve")
         if names.count(name) > 1:
-            raise ConfigError(f"{key}: two parts would share the curve reward/{name}: rename one")
+            raise ConfigError(f"{key}: two parts would share the curve reward/{name}; rename one of them")
     return tuple(names)
 
 
 def _named(name: str, verdict: Verdict, reward: float) -> dict[str, float]:
-    """A part's reward and those of its own parts, by the names of :func:`_checked_names`."""
+    """Return a part's reward and those of its own parts, under the names of :func:`_checked_names`."""
     return {name: reward} | {f"{name}/{inner}": value for inner, value in verdict.parts.items()}
 
 
 def _all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """What holds where all verdicts must agree."""
+    """Combine verdicts that must all agree."""
     correct = all(verdict.correct for verdict in verdicts)
     return Verdict(
         correct,

@@ -1,4 +1,4 @@
-"""Judges with a plain function: a user's own, or a reward function written for TRL."""
+"""A verifier that calls a plain function: a user's own, or a reward function written for TRL."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ Style = Literal["sample", "answer", "trl"]
 
 
 class FunctionVerifier(Verifier):
-    """Makes a verifier of a function. ``style`` says how it is called:
+    """Turns a function into a verifier. ``style`` selects how it is called:
 
     - ``sample``: ``f(sample)``, with the :class:`Sample`.
     - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer.
-    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once a batch, with lists; it returns a list. This
-      is how TRL's ``GRPOTrainer`` calls reward functions, and those work unchanged. The columns are the row's metadata
-      and its answer. ``completion_ids`` is left out where only texts are known; there is no ``trainer_state``.
+    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list.
+      TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The columns are the row's
+      metadata and its answer. ``completion_ids`` is omitted if only the texts are known; there is no ``trainer_state``.
 
-    What it returns, for each sample:
+    The function returns, for each sample:
 
-    - a number: the reward. From ``correct_at`` on the completion is correct, and format-valid, too.
-    - a bool: correct or not.
-    - a ``Verdict``: taken as it is.
-    - ``None``: the function has no say on this sample. See ``Verdict.abstained``.
-    - anything else, and NaN or infinity, is an error, as is a list that is not as long as the batch.
+    - a number: the reward. From ``correct_at`` upwards the completion is correct and format-valid.
+    - a bool: whether the completion is correct.
+    - a ``Verdict``: used as it is.
+    - ``None``: the function abstains. See ``Verdict.abstained``.
+    - anything else, including NaN and infinity, is an error, and so is a list whose length is not that of the batch.
 
-    An ``async def`` function is awaited, on the samples of a batch at the same time. All of them run in one event loop
-    that lasts as long as the program, so that a client can be kept in a global variable.
+    An ``async def`` function is awaited for all samples of a batch concurrently. All calls run in one event loop that
+    lives as long as the program, so a client can be kept in a global variable.
 
     Args:
-        function: its dotted path, such as ``my_package.rewards.shorter_is_better``, or the function itself.
-        style: how it is called.
-        options: keyword arguments that every call gets besides.
-        correct_at: the smallest number that means correct.
-        answer_column: ``trl``: the name of the argument that holds the gold answers.
-        conversational: ``trl``: completions are lists of one message, prompts lists of messages, as TRL has it for chat
-            prompts. ``False`` for a function that takes plain texts; the prompt is then the last message's.
-        slow: whether the function is worth a thread while other completions still decode, as one that asks another
-            model is. It is then called with whatever has finished, so only a function that rewards each sample by
-            itself can be.
-        timeout_s: time limit of an awaited call, after which it is an error. A plain function is not interrupted.
+        function: dotted path of the function, such as ``my_package.rewards.shorter_is_better``, or the function itself.
+        style: how the function is called.
+        options: extra keyword arguments for every call.
+        correct_at: the smallest reward that means correct.
+        answer_column: ``trl``: name of the argument that receives the gold answers.
+        conversational: ``trl``: completions are lists of one message and prompts lists of messages, as in TRL for chat
+            prompts. ``False`` for a function that takes plain texts; the prompt is then the text of the last message.
+        slow: whether to call the function in a thread while other completions still decode, which pays off if it
+            queries another model, for example. It is then called with whatever has finished, so it must reward each
+            sample independently.
+        timeout_s: time limit of an awaited call in seconds, after which it is an error. A plain function is not
+            interrupted.
         reward_correct: reward of ``True``, and of a correct ``Verdict`` without a score.
-        reward_format: reward of a ``Verdict`` without a score that has only the format right.
+        reward_format: reward of a ``Verdict`` without a score of which only the format is valid.
         reward_wrong: reward of ``False``, and of any other ``Verdict`` without a score.
 
     Raises:
-        ConfigError: the function cannot be found or called, or an option is out of its range.
+        ConfigError: the function cannot be imported or called, or an option is out of range.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class FunctionVerifier(Verifier):
             raise ConfigError(f"FunctionVerifier.style: must be one of {', '.join(get_args(Style))}, not {style!r}")
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"FunctionVerifier.timeout_s: must be above 0, or null for no limit, not {timeout_s}")
-        self.function = _found(function) if isinstance(function, str) else function
+        self.function = _imported(function) if isinstance(function, str) else function
         self.name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
         if not callable(self.function):
-            raise ConfigError(f"FunctionVerifier.function: {self.name} is no function")
+            raise ConfigError(f"FunctionVerifier.function: {self.name} is not callable; give the path of a function")
         self.style = style
         self.options = options or {}
         self.correct_at = correct_at
@@ -93,9 +94,9 @@ class FunctionVerifier(Verifier):
         """Judge many samples.
 
         Raises:
-            Exception: whatever a function of style ``trl`` raises.
-            TypeError: it did not return a list.
-            ValueError: the list is not as long as the batch.
+            Exception: any exception of a function of style ``trl``.
+            TypeError: the function did not return a list.
+            ValueError: the list does not have the length of the batch.
         """
         if self.style == "trl":
             values = self._call_with_lists(samples)
@@ -106,7 +107,7 @@ class FunctionVerifier(Verifier):
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def _call(self, sample: Sample) -> Any:
-        """What the function returns for a sample, or the exception that it raises."""
+        """Return the function's result for a sample, or the exception that it raises."""
         arguments = (sample,) if self.style == "sample" else (sample.completion, sample.answer)
         try:
             return self.function(*arguments, **self.options)
@@ -128,7 +129,7 @@ class FunctionVerifier(Verifier):
         if not isinstance(values, (list, tuple)):
             raise TypeError(f"{self.name} must return a list of {len(samples)} rewards, not {type(values).__name__}")
         if len(values) != len(samples):
-            raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, and returned {len(values)}")
+            raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, but returned {len(values)}")
         return list(values)
 
     def _prompt(self, prompt: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
@@ -140,13 +141,13 @@ class FunctionVerifier(Verifier):
         return [{"role": "assistant", "content": completion}] if self.conversational else completion
 
     def _settle(self, values: list[Any]) -> list[Any]:
-        """The values, with those awaited that can be; exceptions stand in the places of those that raise."""
+        """Await the awaitable values; a value that raises is replaced with its exception."""
         if not any(inspect.isawaitable(value) for value in values):
             return values
-        # Few functions are asynchronous, and asyncio takes long to import.
-        from grpo_lightning.verifiers._awaiting import settled
+        # Few functions are asynchronous, and asyncio is slow to import.
+        from grpo_lightning.verifiers._awaiting import settle
 
-        return settled(values, self.timeout_s)
+        return settle(values, self.timeout_s)
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
@@ -170,12 +171,12 @@ class FunctionVerifier(Verifier):
             raise TypeError(f"{self.name} must return a number, bool, Verdict or None, not {type(value).__name__}")
         if not math.isfinite(value):
             raise ValueError(f"{self.name} returned a reward of {value}")
-        # A number says nothing of the format; format-valid without correct would earn something in AnyOf.
+        # A number does not tell whether the format is valid; a valid format alone would earn a reward in AnyOf.
         correct = value >= self.correct_at
         return Verdict(correct=correct, format_valid=correct, score=float(value))
 
 
-def _found(path: str) -> Any:
+def _imported(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
@@ -183,6 +184,6 @@ def _found(path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors, which are not imported here, as Python's own lists and numbers."""
+    """Turn arrays and tensors, whose libraries are not imported here, into plain lists and numbers."""
     to_list = getattr(value, "tolist", None)
     return to_list() if callable(to_list) else value

@@ -1,4 +1,4 @@
-"""Penalties on the length and the repetitiveness of a completion, as parts of a sum."""
+"""Penalties on the length and the repetitions of a completion, for use in a weighted sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Unit = Literal["tokens", "words", "characters"]
 
 
 class LengthPenalty(Verifier):
-    """The soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13), a reward from -1 to 0.
+    """The soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13), a reward between -1 and 0.
 
     With ``L`` the length of a completion::
 
@@ -22,16 +22,17 @@ class LengthPenalty(Verifier):
         (max_length - buffer - L) / buffer  L <= max_length
         -1                                  otherwise
 
-    It has no opinion on the answer: every completion is correct to it, so it changes nobody else's verdict in a
-    ``WeightedVerifier`` or ``AllOf``. It does not belong into ``AnyOf``.
+    It does not judge the answer: it accepts every completion, so it does not affect the verdict of other parts of a
+    ``WeightedVerifier`` or ``AllOf``. Do not use it in ``AnyOf``.
 
     Args:
-        max_length: ``L_max``, from which on the penalty is full; in tokens, ``max_new_tokens`` of the sampling.
-        buffer: ``L_cache``, the length over which the penalty grows. With 0 it comes all at once.
-        unit: what is counted. Where only the text of a completion is known, a penalty in tokens abstains.
+        max_length: ``L_max``, the length above which the penalty is full; in tokens, ``max_new_tokens`` of the
+            sampling.
+        buffer: ``L_cache``, the length over which the penalty grows. With 0 it is a step.
+        unit: the unit of lengths. If only the text of a completion is known, a penalty in tokens abstains.
 
     Raises:
-        ConfigError: a value out of its range.
+        ConfigError: a value is out of range.
     """
 
     def __init__(self, max_length: int, buffer: int, unit: Unit = "tokens") -> None:
@@ -61,21 +62,21 @@ class LengthPenalty(Verifier):
 
 
 class RepetitionPenalty(Verifier):
-    """The share of n-grams that repeat an earlier one, as a reward from -1 to 0 (after arXiv 2502.03373, appendix C.2).
+    """The fraction of repeated n-grams, as a reward between -1 and 0 (after arXiv 2502.03373, appendix C.2).
 
-    ``distinct n-grams / n-grams - 1``: 0 where none repeats, and for completions of fewer than n units. The paper's
-    implementation scales it by the largest penalty; here the weight in the ``WeightedVerifier`` does. Any longer text
-    repeats some n-grams, so take n large enough for honest ones to stay near 0.
+    ``distinct n-grams / n-grams - 1``: 0 if no n-gram repeats, and for completions of fewer than n units. The paper's
+    implementation scales it by the largest penalty; here the weight in the ``WeightedVerifier`` does. Any long text
+    repeats some n-grams, so choose n large enough for normal text to stay near 0.
 
-    It has no opinion on the answer: every completion is correct to it, as to :class:`LengthPenalty`.
+    Like :class:`LengthPenalty`, it does not judge the answer and accepts every completion.
 
     Args:
         ngram_size: n.
-        unit: what an n-gram is made of. Words are compared without their case. Where only the text of a completion
+        unit: the unit of which n-grams consist. Words are compared case-insensitively. If only the text of a completion
             is known, a penalty in tokens abstains.
 
     Raises:
-        ConfigError: a value out of its range.
+        ConfigError: a value is out of range.
     """
 
     def __init__(self, ngram_size: int = 3, unit: Unit = "tokens") -> None:

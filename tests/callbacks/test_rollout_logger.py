@@ -145,7 +145,7 @@ def test_a_line_that_the_run_was_stopped_in_is_left_out_and_a_broken_one_is_name
     file.write_text(whole[:-10])
     assert len(logged(tmp_path)) == 11
     file.write_text("[1]\n" + whole)
-    with pytest.raises(ConfigError, match=r"line 1 of .* is no record"):
+    with pytest.raises(ConfigError, match=r"line 1 of .* is not a rollout record"):
         logged(tmp_path)
 
 

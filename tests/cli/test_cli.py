@@ -169,7 +169,7 @@ def test_check_puts_the_gold_answers_before_the_verifiers(
         main(["check", "--config", "configs/lfm_gsm8k.yaml", "--data.task", json.dumps(task)])
     captured = capsys.readouterr()
     assert "3 gold answers do not satisfy their own verifier" in captured.err
-    assert "test row 0: MathVerifier finds 'It is 4' not correct: No final answer was found" in captured.out
+    assert "test row 0: MathVerifier rejects 'It is 4': No final answer was found" in captured.out
 
 
 def test_verify_scores_completions_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""``grpo compare``: runs read, grouped and named; what stands in the report; mistakes."""
+"""``grpo compare``: reading, grouping and naming of runs; the contents of the report; user errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, band, progress
-from grpo_lightning.commands.compare.methods import PLACES, WATCHERS, find_methods
+from grpo_lightning.commands.compare.methods import IGNORED_KEYS, PASSIVE_CALLBACKS, find_methods
 from grpo_lightning.commands.compare.runs import read_run
 from grpo_lightning.errors import ConfigError
 from tests.written_runs import write_run, write_test
@@ -44,7 +44,7 @@ def totals(step_tokens: int, steps: int = 3) -> dict[str, list[tuple[int, float]
 # -- methods ----------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_of_one_config_are_one_method_and_labels_say_what_differs(tmp_path: Path) -> None:
+def test_seeds_of_one_config_are_one_method_and_labels_name_the_differences(tmp_path: Path) -> None:
     for seed in (2, 1):
         write_run(tmp_path / f"grpo{seed}", seed)
         write_run(tmp_path / f"ten{seed}", seed, data={"group_size": 10})
@@ -60,7 +60,7 @@ def test_seeds_of_one_config_are_one_method_and_labels_say_what_differs(tmp_path
     }
 
 
-def test_a_warm_start_of_each_seeds_own_does_not_split_a_method(tmp_path: Path) -> None:
+def test_a_separate_warm_start_per_seed_does_not_split_a_method(tmp_path: Path) -> None:
     for seed in (1, 2):
         warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
         other = write_run(tmp_path / f"other/{seed}", seed, "SFTModule", max_grad_norm=9)
@@ -74,7 +74,7 @@ def test_a_warm_start_of_each_seeds_own_does_not_split_a_method(tmp_path: Path) 
     assert len(names(tmp_path / "a", tmp_path / "b")) == 2, "what the policies were trained on differs"
 
 
-def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) -> None:
+def test_callbacks_that_affect_training_define_a_method(tmp_path: Path) -> None:
     for name, callbacks in {
         "plain": ["StepProgressBar"],
         "watched": ["VRAMProfiler", "RunSummary", "HealthCheck", "LearningRateMonitor", "RolloutLogger"],
@@ -83,7 +83,7 @@ def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) 
     }.items():
         run = write_run(tmp_path / name)
         config = yaml.safe_load((run / "config.yaml").read_text())
-        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{one}"} for one in callbacks]
+        config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{name}"} for name in callbacks]
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert names(tmp_path) == {
         "GRPO, callbacks none": [1, 1],
@@ -92,14 +92,14 @@ def test_callbacks_that_change_the_training_make_another_method(tmp_path: Path) 
     }
 
 
-def test_options_of_the_callbacks_that_every_run_has_make_no_other_method() -> None:
+def test_options_of_the_standard_callbacks_do_not_define_a_method() -> None:
     from grpo_lightning.cli.grpo_cli import CALLBACKS
 
-    assert CALLBACKS.keys() <= set(PLACES)
-    assert set(CALLBACKS.values()) <= set(WATCHERS)
+    assert CALLBACKS.keys() <= set(IGNORED_KEYS)
+    assert set(CALLBACKS.values()) <= set(PASSIVE_CALLBACKS)
 
 
-def test_the_best_policy_of_a_run_stands_for_that_run_too(tmp_path: Path) -> None:
+def test_a_warm_start_from_the_best_policy_has_the_recipe_of_its_run(tmp_path: Path) -> None:
     for seed in (1, 2):
         warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
         write_run(tmp_path / f"best/{seed}", seed, policy={"path": str(warm / "policy_best")})
@@ -123,7 +123,7 @@ def test_names_patterns_and_folders_of_runs(tmp_path: Path) -> None:
 # -- curves -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_band_is_mean_minimum_and_maximum_on_the_common_stretch(tmp_path: Path) -> None:
+def test_a_band_is_mean_minimum_and_maximum_over_the_common_range(tmp_path: Path) -> None:
     # Per step, seed 1 generates 10 tokens and seed 2 generates 20.
     for seed, tokens in ((1, 10), (2, 20)):
         write_run(tmp_path / str(seed), seed, curves=totals(tokens) | {"val/accuracy": [(0, 0.0), (3, 0.3 * seed)]})
@@ -135,14 +135,14 @@ def test_a_band_is_mean_minimum_and_maximum_on_the_common_stretch(tmp_path: Path
     over_tokens = band(runs, ACCURACY, TOKENS)
     assert over_tokens is not None
     assert over_tokens.x[-1] == pytest.approx(30e-6), "as far as both seeds go"
-    # There seed 1 has ended at 0.3, and seed 2 is at half of its way to 0.6.
+    # There seed 1 has ended at 0.3, and seed 2 is half of the way to 0.6.
     assert (over_tokens.low[-1], over_tokens.high[-1]) == pytest.approx((0.3, 0.3), abs=1e-6)
     memory = band(runs[:1], MEMORY, STEPS)
     assert memory is not None
     assert memory.mean.tolist() == [2.5, 2.0, 3.0], "the highest of all peaks at each step"
 
 
-def test_a_training_step_has_been_made_when_its_curves_are_drawn(tmp_path: Path) -> None:
+def test_a_training_step_is_complete_when_its_curves_are_logged(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", curves=totals(10)))
     assert run.curves["reward/mean"].steps.tolist() == [1, 2, 3]
     assert run.curves["val/accuracy"].steps.tolist() == [0, 3]
@@ -152,7 +152,7 @@ def test_a_training_step_has_been_made_when_its_curves_are_drawn(tmp_path: Path)
     assert progress(read_run(write_run(tmp_path / "other")), TIME, np.array([1.0])) is None
 
 
-def test_what_is_not_finite_is_left_out_of_a_curve(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_dropped_from_a_curve(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     curves = {
         "reward/mean": [(0, nan), *((step, 0.5) for step in range(1, 80)), (80, inf)],
@@ -183,7 +183,7 @@ def test_smoothing_is_for_single_steps_only(tmp_path: Path) -> None:
 
 
 def table(text: str, heading: str) -> list[dict[str, str]]:
-    """A table of the Markdown report, by its header."""
+    """Read a table of the Markdown report, with the header as keys."""
     section = text.split(f"## {heading}\n\n")[1].split("\n\n")[0]
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
@@ -191,7 +191,7 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    """Two methods of two seeds, and an untested one that measured nothing but its reward."""
+    """Two methods with two seeds each, and an untested one that logged only its reward."""
     for seed in (1, 2):
         solved = {1: "1110110101", 2: "1111011111"}[seed]
         write_run(tmp_path / f"grpo/{seed}", seed, curves=totals(10 * seed), correct=solved)
@@ -216,7 +216,7 @@ def test_the_report_has_the_right_numbers(report: Path) -> None:
     (difference,) = table(text, "Differences")
     assert (difference["difference"], difference["points"]) == ("PPO vs GRPO", "-40.0")
     assert difference["by seed"] == "-30.0, -50.0"
-    # Of 10 problems GRPO alone solves 4 and PPO 1 (seed 1), 5 and 0 (seed 2): 2 (1 + 5) / 32 and 2 / 32.
+    # Of 10 problems, only GRPO solves 4 and only PPO 1 (seed 1), 5 and 0 (seed 2): 2 (1 + 5) / 32 and 2 / 32.
     assert difference["McNemar by seed"] == "1:4 p 0.375, 0:5 p 0.062"
     assert difference["p"] == difference["p, Holm"]
     runs = table(text, "Runs")
@@ -229,7 +229,7 @@ def test_the_report_has_the_right_numbers(report: Path) -> None:
     assert "Not tested: SFT" in text
 
 
-def test_the_page_needs_no_other_file_and_has_both_grounds(report: Path) -> None:
+def test_the_page_is_self_contained_and_has_light_and_dark_themes(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", page)
     assert not re.search(r"url\(\s*[\"']?(?!#)|@import", page)
@@ -244,7 +244,7 @@ def test_the_page_needs_no_other_file_and_has_both_grounds(report: Path) -> None
     assert "band from the lowest to the highest" in page
 
 
-def test_two_seeds_have_a_band_in_the_picture_and_one_has_none(tmp_path: Path) -> None:
+def test_two_seeds_have_a_band_in_the_figure_and_one_seed_has_none(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / f"runs/{seed}", seed, curves={"reward/mean": [(0, 0.1 * seed), (1, 0.4 * seed)]})
     for name, runs in (("two", [tmp_path / "runs"]), ("one", [tmp_path / "runs/1"])):
@@ -270,7 +270,7 @@ def test_title_and_resamples(tmp_path: Path) -> None:
         assert texts[-1].startswith("# Mine & &lt;yours>\n")
     (few,), (many,) = (table(text, "Differences") for text in texts)
     assert few["p"] != many["p"]
-    assert few["95 %, other seeds and problems"] == "not measured", "one seed says nothing of others"
+    assert few["95 %, other seeds and problems"] == "not measured", "one seed does not generalise to others"
     assert "(5,000 resamples)" in texts[1]
 
 
@@ -279,19 +279,18 @@ def test_without_a_common_seed_runs_are_paired_in_order_and_the_report_says_so(t
     write_run(tmp_path / "b", 2, correct="11", beta=1)
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     assert (
-        "No seed in common, so paired in order: GRPO, beta 0 and GRPO, beta 1."
-        in (tmp_path / "out/report.md").read_text()
+        "No common seed, so paired in order: GRPO, beta 0 and GRPO, beta 1." in (tmp_path / "out/report.md").read_text()
     )
 
 
-def test_runs_without_a_partner_are_named(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_paired_are_named(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_run(tmp_path / f"a/{seed}", seed, correct="10", beta=0)
     for seed in (2, 4):
         write_run(tmp_path / f"b/{seed}", seed, correct="11", beta=1)
     main(["compare", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}", "--out", str(tmp_path / "out")])
     assert (
-        "Without a partner, and so in no difference: A seed 1, A seed 3, B seed 4 (B vs A)."
+        "Omitted, for lack of a run to pair with: A seed 1, A seed 3, B seed 4 (B vs A)."
         in (tmp_path / "out/report.md").read_text()
     )
 
@@ -322,15 +321,15 @@ def test_the_newest_test_counts_with_the_files_of_all_ranks(tmp_path: Path) -> N
     found = read_run(run).test
     assert found is not None
     assert found.correct == {"p0": 1.0, "p1": 0.0, "p0#1": 0.0, "p7": 1.0}, "a problem asked twice is two"
-    assert found.broken == 1
+    assert found.errors == 1
     assert found.checkpoint == "best-step5.ckpt"
     main(["compare", str(run), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
-    assert "On 1 completions a verifier broke" in text
+    assert "A verifier failed on 1 completions" in text
     assert "best-step5.ckpt" in text
 
 
-# -- mistakes ---------------------------------------------------------------------------------------------------------
+# -- user errors ------------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,15 +343,15 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     (broken / "test/first/test_results.jsonl").write_text('{"problem": "p1"}\n')
     cases = {
         "name at least one run directory": [],
-        "there is no folder": [tmp_path / "none"],
-        "there is none in it": [tmp_path / "empty"],
-        "trainer.logger is another than TensorBoard's": [silent],
-        "stopped is no run, and there is none in it": [f"x={stopped}", run],
-        "is no folder": [run / "config.yaml"],
+        "none does not exist": [tmp_path / "none"],
+        "empty is not a run and contains none": [tmp_path / "empty"],
+        "trainer.logger does not include a TensorBoardLogger": [silent],
+        "stopped is not a run and contains none": [f"x={stopped}", run],
+        "is not a folder": [run / "config.yaml"],
         "is given twice": [run, tmp_path / "ru*"],
         "write NAME=RUN_DIR": [f"={run}"],
         "was tested on 4 problems and": [run, other],
-        "line 1 is no result of a test": [broken],
+        "line 1 is not a test result": [broken],
         "--resamples: must be at least 100, not 5": [run, "--resamples", "5"],
     }
     for text, arguments in cases.items():
@@ -364,7 +363,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["pattern", "expanded by the shell"])
-def test_what_a_pattern_matched_and_is_no_run_is_skipped_with_a_line(
+def test_a_pattern_skips_what_is_not_a_run_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: bool
 ) -> None:
     runs = tmp_path / "runs"
@@ -377,10 +376,10 @@ def test_what_a_pattern_matched_and_is_no_run_is_skipped_with_a_line(
     main(["compare", *arguments, "--out", str(tmp_path / "out")])
     out = capsys.readouterr().out
     for name in (
-        "failed is no run",
+        "failed is not a run",
         "early has no TensorBoard events",
-        "interrupted is no run",
-        "notes.txt is no fold",
+        "interrupted is not a run",
+        "notes.txt is not a fold",
     ):
         assert f"skipped: {runs}/{name}" in out
     assert "1 runs of 1 methods" in out
@@ -422,7 +421,7 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
         where = ["--run_dir", str(run), "--seed_everything", seed, "--summary.validate_first", "true"]
         main(["fit", "--config", "configs/quickstart_sft.yaml", *where, *options])
         main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
-        # What the test wrote lies with the run, and apart from its curves and its config.
+        # The files of the test are inside the run, separate from its curves and its config.
         (tested,) = (run / "test").iterdir()
         results = [json.loads(line) for line in (tested / "test_results.jsonl").read_text().splitlines()]
         assert len({result["problem"] for result in results}) == 6
@@ -434,7 +433,7 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
         assert made_with["device"].startswith("cpu: ")
         assert {"torch", "lightning", "grpo-lightning", "python"} <= made_with["versions"].keys()
     first, second = (read_run(tmp_path / "sft" / seed) for seed in ("1", "2"))
-    # Validated before the first step, and behind each of the two: the steps of the training curves are 1 and 2.
+    # Validated before the first step, and after each of the two: the steps of the training curves are 1 and 2.
     assert first.curves["val/accuracy"].steps.tolist() == [0, 1, 2]
     assert first.curves["memory/validation_peak_gib"].steps.tolist() == [0, 1, 2]
     assert first.curves["policy/loss"].steps.tolist() == [1, 2]

@@ -59,7 +59,7 @@ def test_two_way_against_the_sums_by_hand() -> None:
 
 
 def test_two_way_covers_what_it_claims() -> None:
-    """A simulation with known seed and problem effects: 95 % of the intervals hold the true mean."""
+    """A simulation with known seed and problem effects: 95 % of the intervals contain the true mean."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(400):
@@ -70,7 +70,7 @@ def test_two_way_covers_what_it_claims() -> None:
     assert 0.92 <= held / 400 <= 0.985
 
 
-def test_accuracy_takes_wilson_for_one_seed_and_where_there_is_no_spread() -> None:
+def test_accuracy_uses_wilson_for_one_seed_and_without_variance() -> None:
     one = np.array([[1.0, 1, 0, 1]])
     assert accuracy(one) == wilson(3, 4)
     assert accuracy(np.ones((3, 5))) == wilson(5, 5)
@@ -85,7 +85,7 @@ def test_mcnemar_is_the_binomial_test_of_the_problems_that_differ(first: int, se
     rows = [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(1.0, 1.0)] * both + [(0.0, 0.0)]
     found = mcnemar(*np.array(rows).T)
     assert (found.only_first, found.only_second) == (first, second)
-    # Every way in which n fair coins can fall, told by the number of heads: as far from n/2 as what was found, or more.
+    # All outcomes of n fair coins, by the number of heads: those at least as far from n/2 as the observed one.
     count = first + second
     heads = np.array([1.0])
     for _ in range(count):
@@ -100,7 +100,7 @@ def test_mcnemar_by_hand() -> None:
     assert found.p == pytest.approx(20 / 512)
 
 
-def test_the_bootstrap_against_every_resample_there_is() -> None:
+def test_the_bootstrap_against_all_possible_resamples() -> None:
     differences = np.array([1.0, 0.0, 0.0, -1.0, 1.0])
     every = np.array([np.mean(rows) for rows in itertools.product(differences, repeat=5)])
     extreme = np.mean(np.abs(every - differences.mean()) >= differences.mean() - 1e-12)

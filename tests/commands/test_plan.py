@@ -1,4 +1,4 @@
-"""`grpo plan`: what it predicts against real runs, and what it proposes against its own predictions."""
+"""`grpo plan`: its predictions compared with real runs, and its proposals with its own predictions."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def phases(plan: Planner) -> dict[str, PhaseMemory]:
 
 
 MARK = 1_000_003
-"""Bytes of an allocation that nothing else makes: where a span begins and ends, in the very stream that is read."""
+"""Size of an allocation that nothing else makes: it marks where a span begins and ends among the recorded events."""
 
 
 def peaks_of(run: Callable[[], object], spans: Sequence[str] = ()) -> dict[str, int]:
-    """The most bytes that torch's allocator came to hold, by every allocation and release that its profiler saw.
+    """The peak of torch's allocator in bytes, from all allocations and releases that its profiler recorded.
 
     ``all`` is that of the whole, the others of the last span that was recorded under each name by :class:`Spans`.
     """
@@ -134,7 +134,7 @@ def peak_of(run: Callable[[], object]) -> int:
 
 
 class Spans(pl.Callback):
-    """Marks some phases of a run in the allocations, and lets every completion run to the cap."""
+    """Marks some phases of a run among the allocations, and makes every completion reach the token limit."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -158,7 +158,7 @@ class Spans(pl.Callback):
 
 
 @pytest.mark.parametrize("critic", CRITICS, ids=str)
-def test_a_run_of_ppo_takes_what_was_planned(model_path: str, critic: dict[str, Any], tmp_path: Path) -> None:
+def test_a_ppo_run_takes_the_planned_memory(model_path: str, critic: dict[str, Any], tmp_path: Path) -> None:
     module = ppo(model_path, beta=0.1, **critic)
     data = RolloutDataModule(
         ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
@@ -174,7 +174,7 @@ def test_a_run_of_ppo_takes_what_was_planned(model_path: str, critic: dict[str, 
 
 
 class Distillation(OnlineModule):
-    """An algorithm that the planner has never heard of: tokens as likely as a teacher's, and the teacher beside it."""
+    """An algorithm that the planner does not know: it has a teacher, and makes tokens as likely as the teacher does."""
 
     def __init__(self, *args: Any, teacher_path: str = "", **kwargs: Any) -> None:
         super().__init__(*args, beta=0.0, **kwargs)
@@ -200,7 +200,7 @@ class Distillation(OnlineModule):
         yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))
 
 
-def test_an_algorithm_that_the_planner_has_never_heard_of_is_rehearsed_as_it_is(
+def test_an_algorithm_that_the_planner_does_not_know_is_rehearsed(
     model_path: str, deep_model: str, tmp_path: Path
 ) -> None:
     common: dict[str, Any] = {"policy": PolicyConfig(path=model_path), "verifiers": [LetterVerifier()]}
@@ -270,7 +270,7 @@ def test_a_warm_up_of_the_critic_is_not_the_plan(tiny_model: Callable[[str], str
 
 
 @pytest.mark.parametrize("critic", CRITICS, ids=str)
-def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]) -> None:
+def test_the_persistent_memory_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]) -> None:
     module = ppo(model_path, **critic)
     module.policy = Policy(module.policy_config)
     module.critic = Critic(module.policy, module.critic_form, module.critic_path, module.critic_frozen)
@@ -280,12 +280,12 @@ def test_what_stays_of_a_critic_is_exact(model_path: str, critic: dict[str, Any]
     assert rehearsal.meter.live["critic"] == sum(parameter.nbytes for parameter in own)
     assert gradients_of(rehearsal) == sum(parameter.nbytes for parameter in trained)
     assert rehearsal.meter.live["gradients"] == 0, "they are freed when the step is over"
-    # Two moments of each, and a step count of 4 bytes.
+    # Two moments per parameter, and a step count of 4 bytes.
     assert rehearsal.meter.live["optimizer"] == sum(2 * parameter.nbytes + 4 for parameter in trained)
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)])
-def test_what_stays_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
+def test_persistent_memory_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
     module = grpo(model_path, lora=lora)
     policy = Policy(module.policy_config)
     optimizer = module.make_optimizer(policy.trainable_parameters())
@@ -306,7 +306,7 @@ def test_what_stays_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], ids=str)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[str, Any], mixed: bool) -> None:
+def test_the_planned_update_equals_a_real_one(model_path: str, options: dict[str, Any], mixed: bool) -> None:
     module = sft(model_path, **options)
     rows = step_rows([24] * 8, [16] * 8)
     policy = Policy(module.policy_config)
@@ -326,10 +326,10 @@ def test_the_update_takes_what_a_real_one_takes(model_path: str, options: dict[s
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: float) -> None:
+def test_the_planned_rollout_equals_a_real_one(model_path: str, temperature: float) -> None:
     module, sampling = grpo(model_path), SamplingParams(temperature=temperature, max_new_tokens=16)
     policy = Policy(module.policy_config)
-    policy.terminators = []  # all completions run to the cap
+    policy.terminators = []  # all completions reach the token limit
     prompts = [[9] * 63, *([9 + row] * 64 for row in range(1, 8))]
     rehearsal = rehearsal_of(module)
     before = sum(rehearsal.meter.live.values())
@@ -339,11 +339,11 @@ def test_the_rollout_takes_what_a_real_one_takes(model_path: str, temperature: f
 
 @pytest.fixture(scope="module")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Deep enough for what one layer takes for a moment not to count."""
+    """A model deep enough for the temporary memory of one layer to be negligible."""
     return save_tiny_model(tmp_path_factory.mktemp("deep"), "llama", num_hidden_layers=8)
 
 
-def test_a_rollout_takes_room_by_the_block(deep_model: str) -> None:
+def test_a_rollout_allocates_its_cache_in_blocks(deep_model: str) -> None:
     module, sampling = grpo(deep_model), SamplingParams(max_new_tokens=BLOCK + 20)
     policy = Policy(module.policy_config)
     policy.terminators = []
@@ -367,7 +367,7 @@ def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.Monk
     assert "packed weights" not in there
 
 
-def test_a_prompt_that_is_shared_is_planned_so(model_path: str) -> None:
+def test_a_shared_prompt_is_planned_as_shared(model_path: str) -> None:
     module, rows = sft(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
     (part,) = microbatches(rows, torch.arange(8), 8192, share=True)
     assert part.tokens.sharing is not None
@@ -394,7 +394,7 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
     assert set(plain) == {"rollout", "update", "validation"}
 
     def differs(phase: str, part: str, **options: Any) -> float:
-        """Another plan's part, as a share of the plain one's."""
+        """A part of another plan, as a fraction of the plain plan's."""
         changed = phases(planner(path, **options))[phase].parts.get(part, 0)
         return changed / plain[phase].parts[part]
 
@@ -406,7 +406,7 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
     assert differs("update", "activations", minibatches_per_update=2) < 0.8
 
     def alone(**options: Any) -> int:
-        """The update's activations where no prompt is shared, which checkpointing rules out."""
+        """The update's activations without shared prompts, which checkpointing rules out."""
         options = {"prompts_per_step": 12, "group_size": 1, "beta": 0.1} | options  # alone, only the KL has a gradient
         return phases(planner(deep_model, **options))["update"].parts["activations"]
 
@@ -414,7 +414,7 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
     assert differs("update", "activations", prompts_per_step=12, group_size=1, beta=0.1) > 1.1
 
     def long(phase: str, **options: Any) -> int:
-        """With completions so long that the cache makes the peak, not the pass over the prompts."""
+        """With completions so long that the cache determines the peak, not the pass over the prompts."""
         return phases(planner(path, sampling=SamplingParams(max_new_tokens=200), **options))[phase].total
 
     assert long("rollout", group_size=8) > 1.3 * long("rollout", group_size=4)
@@ -425,7 +425,7 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
     assert "reference" not in phases(planner(path, beta=0.1, lora=lora))["reference"].parts
     assert "pass@k" in phases(planner(path, pass_at_k=[4]))
     refined = phases(planner(path, refinement=RefinementConfig(budget=2)))
-    # A further attempt is sampled behind the whole conversation, and learned under it.
+    # A further attempt is sampled after the whole conversation, and trained with it as the prompt.
     assert refined["refinement"].total > refined["validation"].total
     assert refined["update"].total > plain["update"].total
 
@@ -459,7 +459,7 @@ def test_a_model_of_a_billion_parameters_is_planned_without_its_weights(tmp_path
     assert not list(module.parameters()), "the configured module stays without a model"
 
 
-def test_the_meter_counts_what_lives_and_frees_what_is_gone() -> None:
+def test_the_meter_counts_live_storages_and_releases_freed_ones() -> None:
     meter = MemoryMeter()
     with meter:
         with meter.counting_as("kept"):
@@ -496,7 +496,7 @@ def test_largest_finds_the_largest(high: int, offset: int, slope: int, limit: in
     assert largest(taken, limit, high) == max(fitting, default=None)
 
 
-def test_a_proposal_fits_and_one_step_more_does_not(tiny_model: Callable[[str], str]) -> None:
+def test_a_proposal_fits_and_the_next_larger_one_does_not(tiny_model: Callable[[str], str]) -> None:
     plan = planner(tiny_model("lfm2"), tokens=40, prompts_per_step=8)
     limit = int(0.5 * most(plan.phases(plan.settings)))
     proposed = plan.propose(limit)
@@ -523,7 +523,7 @@ def test_a_proposal_fits_a_critic_too(tiny_model: Callable[[str], str]) -> None:
     assert proposed.max_tokens_per_microbatch < plan.settings.max_tokens_per_microbatch
 
 
-def test_checkpointing_is_proposed_where_nothing_fits_without(tiny_model: Callable[[str], str]) -> None:
+def test_checkpointing_is_proposed_if_nothing_fits_without_it(tiny_model: Callable[[str], str]) -> None:
     plan = planner(tiny_model("llama"), tokens=200, prompts_per_step=1, group_size=1, val_batch_size=1, beta=0.1)
     with_it = replace(plan.settings, gradient_checkpointing=True)
     smallest, without = most(plan.phases(with_it)), most(plan.phases(plan.settings))
@@ -610,7 +610,7 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
         assert (code, "--memory" in error) == (2, True)
 
 
-def test_a_gpu_keeps_something_for_itself() -> None:
+def test_memory_is_reserved_on_a_gpu() -> None:
     assert available(8 * GIB, on_cuda=True) < 8 * GIB - CUDA_CONTEXT
     assert available(8 * GIB, on_cuda=False) == 8 * GIB
 

@@ -1,4 +1,4 @@
-"""``grpo samples``: the page, in a real browser where there is one, and what is left out of it."""
+"""``grpo samples``: the page, in a real browser if there is one, and what it omits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"
 
 
 def row(step: int = 0, group: int = 0, member: int = 0, text: str = "fine", **changes: Any) -> dict[str, Any]:
-    """A record as the logger writes it, of one token."""
+    """A record of one token, as the logger writes it."""
     return {
         "step": step, "optimizer_step": step + 1, "rank": 0, "id": f"train/{step}/{group}/{member}",
         "group": f"train/{step}/{group}", "attempt": 1, "parent": None, "answer": "4", "metadata": {},
@@ -42,15 +42,15 @@ def row(step: int = 0, group: int = 0, member: int = 0, text: str = "fine", **ch
 def write(folder: Path, *rows: dict[str, Any], start: str = "001-from-step-000000") -> Path:
     (folder / "rollouts" / start).mkdir(parents=True)
     file = folder / "rollouts" / start / "rank0-step-000000.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
     return folder
 
 
 def dom(run: Path, view: str = "", *args: str) -> str:
-    """The page's elements after its script has run, as Chromium has them; without the data."""
+    """The page's elements in Chromium after its script has run, without the data."""
     main(["samples", str(run), *args])
     assert CHROMIUM is not None
-    # Where the user is root, Chromium wants to be told to run without its sandbox.
+    # Chromium refuses to run as root with its sandbox.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     address = (run / "samples.html").absolute().as_uri() + view
     done = subprocess.run(
@@ -61,7 +61,7 @@ def dom(run: Path, view: str = "", *args: str) -> str:
 
 
 def cards(page: str) -> list[str]:
-    """The words of every rollout shown, those that do not match the filters left out."""
+    """The words of every rollout shown, except those that do not match the filters."""
     found = re.findall(r'<article class="rollout v\d( again)?">(.*?)</article>', page, flags=re.S)
     return [html.unescape(re.sub(r"<[^>]+>", " ", text)) for _, text in found]
 
@@ -94,13 +94,13 @@ def test_the_rollouts_of_a_real_run_are_shown(tiny_model: Callable[[str], str], 
     assert said(page, "note") == f"{len(records)} rollouts of 2 steps"
     shown = cards(page)
     assert len(shown) == len(records)
-    again = [one for one in records if one["attempt"] == 2]
+    again = [record for record in records if record["attempt"] == 2]
     assert again
-    assert page.count("attempt 2, after that feedback:") == len(again)
+    assert page.count("attempt 2, after the feedback above:") == len(again)
     spans = re.findall(r'<span class="" data-token|<span data-token', page)
-    assert len(spans) == sum(sum(length > 0 for length in one["token_characters"]) for one in records)
+    assert len(spans) == sum(sum(length > 0 for length in record["token_characters"]) for record in records)
     assert "background-color: rgba(220, 70, 30" in page
-    # By another shade, other colours: the policy has moved away from its reference in either direction.
+    # Other shades have other colours: the policy has moved away from its reference in both directions.
     assert "background-color: rgba(40, 110, 230" not in page
     assert "background-color: rgba(40, 110, 230" in dom(tmp_path, "#shade=kl")
     assert "background-color: rgba(40, 110, 230" in dom(tmp_path, "#shade=advantage")
@@ -142,7 +142,7 @@ def test_nothing_that_a_model_writes_is_executed(tmp_path: Path) -> None:
 
 @browser
 def test_the_page_lets_no_script_run_but_its_own(tmp_path: Path) -> None:
-    """Behind the escaping stands a content security policy: even a script that got into the page does not run."""
+    """A content security policy backs up the escaping: even a script that got into the page does not run."""
     run = write(tmp_path / "run", row())
     main(["samples", str(run)])
     file = run / "samples.html"
@@ -184,7 +184,7 @@ def mixed(tmp_path: Path) -> Path:
 
 @browser
 @pytest.mark.parametrize(("view", "wanted"), FILTERS)
-def test_filters_leave_what_they_say(mixed: Path, view: str, wanted: set[str]) -> None:
+def test_filters_show_the_matching_rollouts(mixed: Path, view: str, wanted: set[str]) -> None:
     page = dom(mixed, view.replace(" ", "%20"))
     words = {word for text in cards(page) for word in text.split()} & FILTERS[0][1]
     assert words == wanted
@@ -194,7 +194,7 @@ def test_filters_leave_what_they_say(mixed: Path, view: str, wanted: set[str]) -
 
 
 @browser
-def test_groups_can_be_put_in_order_and_turned_page_by_page(tmp_path: Path) -> None:
+def test_groups_can_be_sorted_and_paged(tmp_path: Path) -> None:
     rows = [row(step=step, member=member, text=f"s{step}m{member}", reward=float(step % 7), tokens=step)
             for step in range(40) for member in range(4)]  # fmt: skip
     run = write(tmp_path, *rows)
@@ -210,7 +210,7 @@ def test_groups_can_be_put_in_order_and_turned_page_by_page(tmp_path: Path) -> N
     assert steps("#page=9") == list(range(32, 40))
 
 
-def test_a_page_beyond_its_size_leaves_out_whole_steps_evenly_and_says_so(
+def test_a_page_above_its_size_limit_omits_whole_steps_evenly_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [row(step=step, member=member, text="x" * 1000) for step in range(50) for member in range(4)]
@@ -225,7 +225,7 @@ def test_a_page_beyond_its_size_leaves_out_whole_steps_evenly_and_says_so(
     assert shown == [*range(0, 48, 3), 49], "every third, and the last"
     assert note.startswith(f"{4 * len(shown)} rollouts of {len(shown)} steps; {200 - 4 * len(shown)} rollouts of ")
     assert note.endswith("to keep the page below 0.1 MiB: give --max_mib or --steps")
-    assert "left out" in text
+    assert "omitted" in text
     main(["samples", str(run), "--max_mib", "1"])
     assert capsys.readouterr().out.startswith("200 rollouts of 50 steps\n")
 
@@ -238,7 +238,7 @@ def test_thinning_keeps_the_ends() -> None:
     assert thinned(sizes, 0.5) == [90], "one step is shown, however large it is"
 
 
-def test_steps_out_and_open_are_options(
+def test_the_options_steps_out_and_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
@@ -256,9 +256,9 @@ def test_steps_out_and_open_are_options(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["RUN/nothing"], "holds no logged rollouts: give the directory of a run"),
+        (["RUN/nothing"], "has no logged rollouts; give the directory of a run"),
         (["RUN", "--steps", "7"], "--steps: must be FIRST:LAST"),
-        (["RUN", "--steps", "9:"], "--steps: .* has no rollouts of the steps 9:"),
+        (["RUN", "--steps", "9:"], "--steps: .* has no rollouts in the steps 9:"),
         (["RUN", "--max_mib", "0"], "--max_mib: must be above 0, not 0"),
         ([], "the following arguments are required: run_dir"),
     ],
@@ -273,7 +273,7 @@ def test_mistakes_are_one_sentence(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_the_page_names_nothing_outside_of_itself(tmp_path: Path) -> None:
+def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
     page = Page("run", 1e9)
     page.add(row())
     text, _ = page.html()

@@ -1,4 +1,4 @@
-"""Token rewards, generalised advantages, whitening, the value loss: against their definitions and by hand."""
+"""Token rewards, generalised advantages, whitening and the value loss, tested against definitions and by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATES = st.sampled_from([0.0, 0.3, 0.9, 0.95, 1.0])
 
 @st.composite
 def episodes(draw: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards, values, a mask of ragged rows (some of them empty), and values behind the rows."""
+    """Rewards, values, a mask of ragged rows (some of them empty), and values after the rows."""
     rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 7))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     lengths = torch.tensor(draw(st.lists(st.integers(0, width), min_size=rows, max_size=rows)))
@@ -35,13 +35,13 @@ def episodes(draw: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def by_definition(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, behind: Tensor | None
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap_values: Tensor | None
 ) -> Tensor:
-    """Equation 16 written out, in O(T^2): a sum of deltas for every token."""
+    """Equation 16 as written, in O(T^2): one sum of deltas per token."""
     advantages = torch.zeros_like(rewards)
     for row in range(len(rewards)):
         length = int(mask[row].sum())
-        known = [*values[row, :length].tolist(), 0.0 if behind is None else float(behind[row])]
+        known = [*values[row, :length].tolist(), 0.0 if bootstrap_values is None else float(bootstrap_values[row])]
         deltas = [float(rewards[row, t]) + gamma * known[t + 1] - known[t] for t in range(length)]
         for t in range(length):
             advantages[row, t] = sum((gamma * lam) ** (later - t) * deltas[later] for later in range(t, length))
@@ -50,9 +50,9 @@ def by_definition(
 
 @settings(max_examples=200, deadline=None)
 @given(episode=episodes(), gamma=RATES, lam=RATES, bootstrapped=st.booleans())
-def test_gae_is_its_definition(episode: Any, gamma: float, lam: float, bootstrapped: bool) -> None:
-    rewards, values, mask, behind = episode
-    bootstrap = behind if bootstrapped else None
+def test_gae_equals_its_definition(episode: Any, gamma: float, lam: float, bootstrapped: bool) -> None:
+    rewards, values, mask, bootstrap_values = episode
+    bootstrap = bootstrap_values if bootstrapped else None
     found = gae(rewards, values, mask, gamma=gamma, lam=lam, bootstrap_N=bootstrap)
     torch.testing.assert_close(found, by_definition(rewards, values, mask, gamma, lam, bootstrap))
 
@@ -81,8 +81,8 @@ def test_gae_by_hand() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(episode=episodes(), garbage=st.sampled_from([math.nan, math.inf, -1e30]))
-def test_nothing_behind_the_mask_matters(episode: Any, garbage: float) -> None:
-    rewards, values, mask, behind = episode
+def test_masked_values_do_not_matter(episode: Any, garbage: float) -> None:
+    rewards, values, mask, bootstrap_values = episode
 
     def results(rewards: Tensor, values: Tensor) -> list[Tensor]:
         learned = values.clone().requires_grad_()
@@ -90,8 +90,8 @@ def test_nothing_behind_the_mask_matters(episode: Any, garbage: float) -> None:
         loss.sum().backward()
         assert learned.grad is not None
         return [
-            gae(rewards, values, mask, gamma=0.9, lam=0.8, bootstrap_N=behind),
-            token_rewards(behind, rewards, mask, 0.3),
+            gae(rewards, values, mask, gamma=0.9, lam=0.8, bootstrap_N=bootstrap_values),
+            token_rewards(bootstrap_values, rewards, mask, 0.3),
             whiten(values, mask),
             explained_variance(values, rewards, mask),
             loss.detach(),
@@ -100,15 +100,15 @@ def test_nothing_behind_the_mask_matters(episode: Any, garbage: float) -> None:
 
     clean = results(rewards, values)
     dirty = results(torch.where(mask, rewards, garbage), torch.where(mask, values, garbage))
-    for one, other in zip(clean, dirty, strict=True):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    for value, expected in zip(dirty, clean, strict=True):
+        torch.testing.assert_close(value, expected, atol=0, rtol=0)
 
 
-def test_the_verifiers_reward_is_on_the_last_token_and_the_penalty_on_each() -> None:
+def test_the_score_is_on_the_last_token_and_the_penalty_on_every_token() -> None:
     kl = torch.tensor([[0.1, -0.2, 0.3], [0.5, 7.0, 7.0], [7.0, 7.0, 7.0]])
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     found = token_rewards(torch.tensor([1.0, 0.5, 3.0]), kl, mask, beta=0.5)
-    # By hand: -0.5 * kl, and the score added to the last token that counts.
+    # By hand: -0.5 * kl, and the score added to the last unmasked token.
     torch.testing.assert_close(found, torch.tensor([[-0.05, 0.1, 0.85], [0.25, 0.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
@@ -129,7 +129,7 @@ def test_the_clip_of_the_value_loss_by_hand() -> None:
     values = torch.tensor([[0.9, 0.1, 0.9, 0.5]], requires_grad=True)
     old, returns = torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([[1.0, 1.0, 0.0, 0.6]])
     terms = value_loss(values, old, returns, torch.ones(1, 4, dtype=torch.bool), value_epsilon=0.2)
-    # By hand: 0.9 is cut to 0.7 and there worse: gradient 0. Away from the target the unclipped loss is the larger.
+    # By hand: 0.9 is clipped to 0.7, which is worse: gradient 0. Away from the target the unclipped loss is larger.
     torch.testing.assert_close(terms.loss_NT, 0.5 * torch.tensor([[0.09, 0.81, 0.81, 0.01]]))
     assert terms.clipped_NT.tolist() == [[True, False, False, False]]
     terms.loss_NT.sum().backward()
@@ -139,7 +139,7 @@ def test_the_clip_of_the_value_loss_by_hand() -> None:
     assert not plain.clipped_NT.any()
 
 
-def test_explained_variance_of_critics_known_by_hand() -> None:
+def test_explained_variance_by_hand() -> None:
     returns, mask = torch.tensor([[0.0, 1.0, 2.0, 9.0]]), torch.tensor([[True, True, True, False]])
     assert explained_variance(returns, returns, mask) == 1
     assert explained_variance(returns + 5, returns, mask) == 1, "a constant offset is not unexplained variance"
@@ -153,13 +153,13 @@ def test_explained_variance_of_critics_known_by_hand() -> None:
     ("kl", "expected"), [(6.0, 0.2), (6.6, 0.2 * (1 + 0.1 * 0.1)), (60.0, 0.2 * (1 + 0.2 * 0.1)), (0.0, 0.2 * 0.98)]
 )
 def test_the_coefficient_moves_toward_the_target_by_at_most_a_fifth(kl: float, expected: float) -> None:
-    # By hand, with a target of 6 and 100 completions of a horizon of 1000.
+    # By hand, with a target of 6, 100 completions and a horizon of 1000.
     assert adapted_kl_coef(0.2, kl, target=6.0, horizon=1000.0, samples=100) == pytest.approx(expected)
 
 
 def test_masks_and_shapes_are_checked() -> None:
-    one, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    zeros, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="same shape"):
-        gae(one, one[:, :2], mask, gamma=1.0, lam=1.0)
+        gae(zeros, zeros[:, :2], mask, gamma=1.0, lam=1.0)
     with pytest.raises(ValueError, match="must be boolean"):
-        value_loss(one, one, one, one)
+        value_loss(zeros, zeros, zeros, zeros)

@@ -1,4 +1,4 @@
-"""Gradients that are added in place, against autograd's."""
+"""Gradients accumulated in place, compared with autograd's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def gradients(tied: bool, way: AbstractContextManager[Any], **options: Any) -> l
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("padding_id", [None, 0, 3])
-def test_gradients_are_those_of_autograd(tied: bool, dtype: torch.dtype, padding_id: int | None) -> None:
+def test_gradients_equal_those_of_autograd(tied: bool, dtype: torch.dtype, padding_id: int | None) -> None:
     options = {"dtype": dtype, "padding_id": padding_id}
     expected = gradients(tied, nullcontext(), **options)
     tolerance = 1e-6 if dtype is torch.float32 else 0.02
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_autograd(tied: bool, dtype: torch.dtype, padding
 
 
 @pytest.mark.parametrize("padding_id", [None, 3])
-def test_an_embedding_is_torchs(padding_id: int | None) -> None:
+def test_an_embedding_equals_torchs(padding_id: int | None) -> None:
     own, plain = (vocabulary(padding_id=padding_id, kind=kind) for kind in (InPlaceEmbedding, nn.Embedding))
     weigh = torch.randn(2, 4, D)
     assert torch.equal(own(IDS[0]), plain(IDS[0]))
@@ -65,7 +65,7 @@ def test_an_embedding_is_torchs(padding_id: int | None) -> None:
         assert torch.equal(own(IDS[0]), plain(IDS[0]))
 
 
-def test_elsewhere_gradients_are_given_and_not_added() -> None:
+def test_outside_the_context_gradients_are_returned() -> None:
     embedding = vocabulary()
     loss = loss_of(embedding, embedding.weight, IDS[0])
     (gradient,) = torch.autograd.grad(loss, embedding.weight)
@@ -91,12 +91,12 @@ def test_a_hook_sees_the_whole_gradient() -> None:
 
 
 class LargeTensors(TorchDispatchMode):
-    """Counts the tensors that are made as large as the vocabulary."""
+    """Counts the allocated tensors that are as large as the vocabulary."""
 
     count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        before = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.shape == (V, D):
             self.count += result.untyped_storage().data_ptr() not in before
@@ -104,7 +104,7 @@ class LargeTensors(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_one_gradient_is_made_for_all_uses(in_place: bool) -> None:
+def test_all_uses_share_one_gradient(in_place: bool) -> None:
     with LargeTensors() as large:
         embedding = vocabulary()
         large.count = 0
@@ -115,7 +115,7 @@ def test_one_gradient_is_made_for_all_uses(in_place: bool) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
-def test_it_replaces_plain_embeddings_alone(changes: dict[str, Any]) -> None:
+def test_it_replaces_only_plain_embeddings(changes: dict[str, Any]) -> None:
     assert InPlaceEmbedding.replaces(nn.Embedding(V, D, padding_idx=1))
     assert not InPlaceEmbedding.replaces(nn.Embedding(V, D, **changes))
     assert not InPlaceEmbedding.replaces(nn.Linear(V, D))

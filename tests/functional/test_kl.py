@@ -43,7 +43,7 @@ def test_expectation_is_the_kl_divergence(distributions, estimator):
     torch.testing.assert_close(expectation, exact_kl(policy, reference))
 
 
-def test_expected_gradients_are_those_the_docstring_names(distributions):
+def test_expected_gradients_are_those_of_the_docstring(distributions):
     parameters, reference = distributions
     policy = parameters.log_softmax(0)
 
@@ -59,7 +59,7 @@ def test_expected_gradients_are_those_the_docstring_names(distributions):
 
 
 @given(st.floats(-15, 0), st.floats(-15, 0))
-def test_k2_and_k3_are_never_negative_and_zero_for_equals(logprob, ref_logprob):
+def test_k2_and_k3_are_never_negative_and_zero_for_equal_logprobs(logprob, ref_logprob):
     policy, reference = torch.tensor([logprob]), torch.tensor([ref_logprob])
     for estimator in ("k2", "k3"):
         assert kl_divergence(policy, reference, estimator).item() >= 0
@@ -80,7 +80,7 @@ def test_masked_positions_are_zero_in_value_and_gradient(estimator, garbage):
     assert torch.equal(policy.grad, torch.tensor([alone.grad.item(), 0.0, 0.0]))
 
 
-def test_k3_is_cut_before_it_overflows():
+def test_k3_is_clamped_before_it_overflows():
     policy = torch.tensor([-200.0, -1.0, -1.0], requires_grad=True)
     reference = torch.tensor([-1.0, -200.0, -3.0])
     divergence = kl_divergence(policy, reference, max_log_ratio=5.0)
@@ -92,10 +92,10 @@ def test_k3_is_cut_before_it_overflows():
 
 
 def test_bad_arguments():
-    one = torch.zeros(2, 3)
+    zeros = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="estimator is 'k4', but must be one of 'k1', 'k2', 'k3'"):
-        kl_divergence(one, one, "k4")
+        kl_divergence(zeros, zeros, "k4")
     with pytest.raises(ValueError, match="same shape"):
-        kl_divergence(one, one[:1])
+        kl_divergence(zeros, zeros[:1])
     with pytest.raises(ValueError, match="boolean"):
-        kl_divergence(one, one, mask=torch.ones(2, 3))
+        kl_divergence(zeros, zeros, mask=torch.ones(2, 3))

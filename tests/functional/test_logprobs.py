@@ -90,7 +90,7 @@ def test_chunk_size_does_not_change_the_result(rows, chunk_size, frozen, seed):
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
-def test_each_input_may_be_the_only_one_that_learns(trained):
+def test_each_input_may_be_the_only_one_with_a_gradient(trained):
     hidden, weight, targets, bias_V = inputs()
     for name, tensor in {"hidden": hidden, "weight": weight, "bias": bias_V}.items():
         tensor.requires_grad_(name == trained)
@@ -107,7 +107,7 @@ def test_frozen_head_gets_no_gradient():
     assert bias_V.grad is None
 
 
-def test_backward_twice_gives_the_same():
+def test_backward_twice_gives_the_same_gradients():
     for frozen in (False, True):
         hidden, weight, targets, _ = inputs(frozen=frozen)
         loss = token_logprobs(hidden, weight, targets).logprobs_M.sum()
@@ -139,7 +139,7 @@ def test_the_last_chunks_logits_are_computed_once(chunk_size):
     hidden, weight, targets, _ = inputs(rows=7, bias=False)
     with Products() as counted:
         token_logprobs(hidden, weight, targets, chunk_size=chunk_size).logprobs_M.sum().backward()
-    # A forward product a chunk, two backward ones, and one more for all chunks but the last.
+    # One forward and two backward products per chunk, and one more for all chunks but the last.
     chunks = -(-7 // chunk_size)
     assert counted.count == chunks + 2 * chunks + (chunks - 1)
 
@@ -167,7 +167,7 @@ def test_float32_and_bfloat16_are_close_to_float64(frozen):
 
 
 def test_bfloat16_weight_gradient_is_summed_in_float32():
-    # In a bfloat16 sum, 2048 equal shares would stop adding up at 256 of them.
+    # In bfloat16, a sum of 2048 equal terms would stop growing after 256 of them.
     rows = 2048
     hidden, weight = torch.ones(rows, 1, dtype=torch.bfloat16), torch.zeros(2, 1, dtype=torch.bfloat16)
     weight.requires_grad_()
@@ -200,7 +200,7 @@ def test_backward_keeps_the_precision_of_the_forward(forward_inside, frozen):
         torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], outside)
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_affect_float64():
     hidden, weight, targets, _ = inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = token_logprobs(hidden, weight, targets)
@@ -226,7 +226,7 @@ def test_cuda_equals_cpu(frozen):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+    """Records the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()

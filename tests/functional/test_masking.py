@@ -17,7 +17,7 @@ REDUCTIONS = [masked_sum, masked_mean, masked_max, masked_std]
 
 @pytest.mark.parametrize(
     ("reduction", "rows", "whole"),
-    [  # by hand; the third row counts nothing
+    [  # by hand; the third row is fully masked
         (masked_sum, [3.0, -8.0, 0.0], -5.0),
         (masked_mean, [1.5, -4.0, 0.0], -1.25),
         (masked_max, [2.0, -3.0, 0.0], 2.0),
@@ -66,7 +66,7 @@ def test_nothing_to_reduce_gives_zero(reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_refuses_masks_that_do_not_select(reduction):
+def test_masks_that_are_not_boolean_are_rejected(reduction):
     with pytest.raises(ValueError, match="boolean"):
         reduction(VALUES, MASK.float())
     with pytest.raises(ValueError, match=r"same shape: values \(3, 3\), mask \(3, 1\)"):

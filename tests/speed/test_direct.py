@@ -1,4 +1,4 @@
-"""Decoding straight from a model's modules, against its own forward pass."""
+"""Direct decoding through a model's modules, compared with its forward pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 def policy_of(config: PreTrainedConfig, folder: Path, **options: Any) -> Policy:
-    """Random everywhere, biases and norms too: whatever is missing shows."""
+    """Make all weights random, biases and norms included, so that an omission changes the result."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -65,7 +65,7 @@ def policy_of(config: PreTrainedConfig, folder: Path, **options: Any) -> Policy:
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
 @pytest.mark.parametrize("small", [packed.MIN_PACKED_ELEMENTS, 0], ids=["weights as they are", "packed weights"])
-def test_rollouts_are_those_of_the_forward_pass(
+def test_rollouts_equal_those_of_the_forward_pass(
     name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", small)
@@ -78,7 +78,7 @@ def test_rollouts_are_those_of_the_forward_pass(
     for own, plain in zip(*found, strict=True):
         assert own.token_ids == plain.token_ids
         torch.testing.assert_close(torch.tensor(own.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=1e-4)
-    assert len({len(one.token_ids) for one in found[0]}) > 1, "rows should leave the batch at different times"
+    assert len({len(done.token_ids) for done in found[0]}) > 1, "rows should leave the batch at different times"
 
 
 DEEP = SIZES | {"num_hidden_layers": 5}
@@ -107,7 +107,7 @@ ANY_TYPE: dict[str, tuple[PreTrainedConfig, str]] = {
 
 
 @pytest.mark.parametrize("name", list(ANY_TYPE))
-def test_any_model_type_decodes_directly_if_that_is_the_same_and_says_why_not(name: str, tmp_path: Path) -> None:
+def test_a_model_decodes_directly_if_the_trial_agrees_and_else_states_the_reason(name: str, tmp_path: Path) -> None:
     config, expected = ANY_TYPE[name]
     policy = policy_of(config, tmp_path / "usual")
     line = next(line for line in policy.shortcuts.lines() if "direct_decoding" in line)
@@ -115,14 +115,14 @@ def test_any_model_type_decodes_directly_if_that_is_the_same_and_says_why_not(na
     assert expected in line
     plain = policy_of(config, tmp_path / "plain", without=["direct_decoding"])
     sampling = SamplingParams(max_new_tokens=24)
-    own, theirs = (generate(one, PROMPTS, 4, sampling, list(range(12))) for one in (policy, plain))
-    assert [one.token_ids for one in own] == [one.token_ids for one in theirs]
-    for one, other in zip(own, theirs, strict=True):
-        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-3, rtol=1e-3)
+    own, theirs = (generate(which, PROMPTS, 4, sampling, list(range(12))) for which in (policy, plain))
+    assert [completion.token_ids for completion in own] == [completion.token_ids for completion in theirs]
+    for direct, expected in zip(own, theirs, strict=True):
+        torch.testing.assert_close(torch.tensor(direct.logprobs), torch.tensor(expected.logprobs), atol=1e-3, rtol=1e-3)
 
 
-def test_weights_that_start_without_effect_are_a_reason(tmp_path: Path) -> None:
-    """A gate that is zero at first passes every trial, and would be ignored when it has been trained."""
+def test_weights_without_an_initial_effect_are_a_reason(tmp_path: Path) -> None:
+    """A gate that is initially zero passes every trial, and would be ignored after training."""
     policy = policy_of(tiny_config("llama"), tmp_path)
     policy.lm.model.layers[1].gate = torch.nn.Parameter(torch.zeros(1))
     why_not = DirectDecoding().why_not(policy.eval().lm)
@@ -130,7 +130,7 @@ def test_weights_that_start_without_effect_are_a_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
-def test_a_packed_product_is_that_of_the_layers(biases: tuple[bool, bool]) -> None:
+def test_a_packed_product_equals_that_of_the_layers(biases: tuple[bool, bool]) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(300, width, bias=bias) for width, bias in zip((1000, 200), biases, strict=True)]
     assert PackedWeights().why_not(layers[0]) is None
@@ -156,14 +156,14 @@ def test_weights_are_packed_in_float32_only() -> None:
     assert "float32" in PackedWeights().why_not(layer.bfloat16())
 
 
-def test_layers_that_are_no_linear_ones_are_called_as_they_are() -> None:
+def test_layers_that_are_not_linear_are_called_unchanged() -> None:
     layers = [torch.nn.Sequential(torch.nn.Linear(300, 1000)), torch.nn.Linear(300, 1000)]
     inner_RD = torch.randn(2, 300)
-    for one, other in zip(packed.fused_linear(layers, pack=True)(inner_RD), layers, strict=True):
-        assert torch.equal(one, other(inner_RD))
+    for product, layer in zip(packed.fused_linear(layers, pack=True)(inner_RD), layers, strict=True):
+        assert torch.equal(product, layer(inner_RD))
 
 
-def test_without_the_operators_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_operators_weights_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(weight_FD: torch.Tensor) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
 
@@ -175,7 +175,7 @@ def test_without_the_operators_weights_stay_as_they_are(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
-def test_the_merged_adapter_is_in_it(kind: str, tmp_path: Path) -> None:
+def test_the_merged_adapter_is_included(kind: str, tmp_path: Path) -> None:
     policy = policy_of(tiny_config(kind), tmp_path, lora=LoRAConfig(r=4, alpha=8))
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():
@@ -189,7 +189,7 @@ def test_the_merged_adapter_is_in_it(kind: str, tmp_path: Path) -> None:
     assert "other states" in why_not
 
 
-def test_bfloat16_with_autocast_is_served(model_path: str) -> None:
+def test_bfloat16_with_autocast_is_supported(model_path: str) -> None:
     policy = Policy(PolicyConfig(path=model_path, dtype="bfloat16"))
     with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
         assert policy.shortcuts.uses(DirectDecoding)
@@ -202,7 +202,7 @@ def test_bfloat16_with_autocast_is_served(model_path: str) -> None:
         ({"attn_implementation": "eager"}, "it is for sdpa attention, not eager"),
     ],
 )
-def test_what_is_not_served_decodes_by_its_forward_pass(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
+def test_unsupported_models_use_their_forward_pass(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
     options, changes = (changes, {}) if "attn_implementation" in changes else ({}, changes)
     policy = policy_of(tiny_config("llama", **changes), tmp_path, **options)
     assert not policy.shortcuts.uses(DirectDecoding)
@@ -215,7 +215,7 @@ def test_what_is_not_served_decodes_by_its_forward_pass(changes: dict[str, str],
     assert own == ids[0, len(PROMPTS[0]) :].tolist()
 
 
-def test_a_model_built_in_another_way_is_a_reason_and_no_crash(
+def test_a_model_with_a_different_structure_is_a_reason_not_a_crash(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = Policy(PolicyConfig(path=model_path))

@@ -38,7 +38,7 @@ def model_of(kind: str, dtype: torch.dtype = torch.float64, **changes: object) -
 
 
 def passed(model: PreTrainedModel, around: AbstractContextManager[None]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The hidden states, and every gradient of a weighted sum of them."""
+    """Return the hidden states, and all gradients of a weighted sum of them."""
     model.zero_grad()
     with around:
         hidden_NLD = model.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state
@@ -49,7 +49,7 @@ def passed(model: PreTrainedModel, around: AbstractContextManager[None]) -> tupl
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_states_and_gradients_are_those_of_the_model_as_it_was(kind: str, dtype: torch.dtype) -> None:
+def test_states_and_gradients_equal_those_of_the_unchanged_model(kind: str, dtype: torch.dtype) -> None:
     plain = model_of(kind, dtype)
     turned = copy.deepcopy(plain)
     install_recomputing_layers(turned)
@@ -63,7 +63,7 @@ def test_states_and_gradients_are_those_of_the_model_as_it_was(kind: str, dtype:
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
-def test_computing_again_changes_no_gradient(kind: str) -> None:
+def test_recomputing_changes_no_gradient(kind: str) -> None:
     model = model_of(kind)
     install_recomputing_layers(model)
     hidden, gradients = passed(model, nullcontext())
@@ -81,16 +81,16 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])
-def test_every_norm_and_feed_forward_layer_of_the_models_we_know_is_turned(kind: str) -> None:
+def test_all_norms_and_feed_forward_layers_of_known_models_are_replaced(kind: str) -> None:
     model = model_of(kind, torch.float32)
     install_recomputing_layers(model)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(GatedFeedForward) == model.config.num_hidden_layers
     assert kinds.count(Norm) >= 2 * model.config.num_hidden_layers + 1
-    assert not any("RMSNorm" in one.__name__ or "MLP" in one.__name__ for one in kinds)
+    assert not any("RMSNorm" in kind.__name__ or "MLP" in kind.__name__ for kind in kinds)
 
 
-def test_what_computes_something_else_stays() -> None:
+def test_layers_that_compute_something_else_are_not_replaced() -> None:
     gelu = model_of("llama", torch.float32, hidden_act="gelu")
     install_recomputing_layers(gelu)
     assert not any(isinstance(module, GatedFeedForward) for module in gelu.modules())
@@ -111,11 +111,11 @@ def test_what_computes_something_else_stays() -> None:
 
     others = nn.Sequential(Shifted(8), Gated(8))
     install_recomputing_layers(others)
-    assert [type(one) for one in others] == [Shifted, Gated]
+    assert [type(module) for module in others] == [Shifted, Gated]
 
 
 def peak_bytes(run: Callable[[], None]) -> int:
-    """The most bytes that torch's allocator holds at a time in a run, over those at its start."""
+    """Return the peak of torch's allocator during a run, in bytes above its start."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -142,7 +142,7 @@ def test_the_memory_of_a_pass_is_smaller(model_path: str, lora: bool) -> None:
     assert run(recompute_in_backward) < 0.85 * run(lambda lm: nullcontext())
 
 
-def test_inputs_that_are_not_cast_change_no_number_under_autocast(model_path: str) -> None:
+def test_skipping_casts_changes_no_value_under_autocast(model_path: str) -> None:
     policy = Policy(PolicyConfig(path=model_path, lora=LoRAConfig(r=4, alpha=8), dtype="bfloat16"))
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():

@@ -1,4 +1,4 @@
-"""Prompts run once for the rows that share them: equal to rows that run their own, and planned within the budget."""
+"""Shared prompts: results equal those of separate rows, and micro-batches stay within the token budget."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from grpo_lightning.types import Sharing, TokenRows
 from tests.tiny import tiny_config, tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts, same
 
-# Two prompts of one length, one longer, one of a single token; completions of one token and up.
+# Two prompts of equal length, one longer, one of a single token; completions of one or more tokens.
 GROUPS = [(9, [12, 1, 2, 7]), (9, [5, 5]), (14, [3, 20, 1]), (1, [4, 9])]
 LEVEL = [(9, [12, 1, 2, 7]), (9, [5, 5])]
 
 
 def grouped(groups: list[tuple[int, list[int]]], pad: int = 0, seed: int = 0) -> TokenRows:
-    """Rows of groups, given as the length of the prompt and those of the completions; prompts numbered."""
+    """Make the rows of groups, given by the length of the prompt and those of the completions."""
     generator = torch.Generator().manual_seed(seed)
     prompts, completions, numbers = [], [], []
     for number, (prompt_length, lengths) in enumerate(groups):
@@ -47,7 +47,7 @@ def grouped(groups: list[tuple[int, list[int]]], pad: int = 0, seed: int = 0) ->
 
 
 def with_prefixes(tokens: TokenRows, numbers: list[int]) -> TokenRows:
-    """Every prompt a prefix, every row a sequence of its own."""
+    """Share every prompt as a prefix, with a separate sequence per row."""
     return replace(tokens, sharing=Sharing(torch.arange(len(tokens)), torch.tensor(numbers), tokens.prompt_lengths_N))
 
 
@@ -57,7 +57,7 @@ def plain(tokens: TokenRows) -> TokenRows:
 
 @pytest.fixture
 def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms in the dtype of their input: transformers' compute in float32 whatever that is, good to 1e-7 alone."""
+    """Norms in the dtype of their input: those of transformers always use float32, which is exact only to 1e-7."""
 
     def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         return self.weight * hidden * (hidden.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
@@ -76,7 +76,7 @@ def policy_in_float64(path: str, lora: bool = False) -> Policy:
 
 
 def results(policy: Policy, tokens: TokenRows) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Log-probs, entropies, and the gradient of a weighted sum of both."""
+    """Return log-probs, entropies, and the gradient of a weighted sum of both."""
     policy.zero_grad()
     logprobs_NT, entropy_NT = policy.logprobs(tokens, temperature=0.8)
     weights_NT = torch.linspace(-1, 2, logprobs_NT.numel(), dtype=logprobs_NT.dtype).view_as(logprobs_NT)
@@ -90,7 +90,7 @@ def close(one: Any, other: Any, forward: float = 1e-13, gradient: float = 1e-6) 
     for index in (0, 1):
         torch.testing.assert_close(one[index], other[index], atol=forward, rtol=forward)
     for mine, theirs in zip(one[2], other[2], strict=True):
-        # Not tighter: transformers' norms compute in float32 whatever the dtype.
+        # Not tighter, since transformers' norms always compute in float32.
         assert (mine - theirs).norm() <= gradient * theirs.norm()
 
 
@@ -100,7 +100,7 @@ def close(one: Any, other: Any, forward: float = 1e-13, gradient: float = 1e-6) 
 def test_shared_prompts_give_the_logprobs_and_gradients_of_plain_rows(
     model_path: str, monkeypatch: pytest.MonkeyPatch, groups: list[tuple[int, list[int]]], lora: bool, overhead: int
 ) -> None:
-    monkeypatch.setattr(shared_prompt, "pass_overhead", lambda *_: overhead)  # 0: a pass for each length
+    monkeypatch.setattr(shared_prompt, "pass_overhead", lambda *_: overhead)  # 0: one pass per length
     policy = policy_in_float64(model_path, lora)
     tokens = grouped(groups)
     shared, rows = results(policy, tokens), results(policy, plain(tokens))
@@ -119,7 +119,7 @@ def test_padding_and_rows_without_tokens_change_nothing(model_path: str) -> None
     assert policy.logprobs(nothing)[0].shape == (2, 0)
 
 
-def test_places_behind_a_rows_end_are_zero_and_pass_no_gradient(model_path: str) -> None:
+def test_positions_after_a_rows_end_are_zero_and_pass_no_gradient(model_path: str) -> None:
     policy = policy_in_float64(model_path)
     tokens = grouped(GROUPS)
     logprobs_NT, entropy_NT = policy.logprobs(tokens)
@@ -139,15 +139,15 @@ def test_in_bfloat16_they_agree_within_rounding(model_path: str) -> None:
     assert (shared - exact).norm() < 1.5 * (rows - exact).norm() < 0.1 * exact.norm()
 
 
-# -- rows that begin another one --------------------------------------------------------------------------------------
+# -- rows that are prefixes of others ---------------------------------------------------------------------------------
 
 
 def conversations(pad: int = 0) -> TokenRows:
-    """Two groups with further attempts behind a first one and its feedback, and some equal completions.
+    """Two groups with further attempts after a first one and its feedback, and some equal completions.
 
-    Row by row: a group of five, of which two are equal and one is the same but for its last token; further attempts
-    behind its first and third; a second group of two, and a third attempt behind the second; a conversation that the
-    chat template rendered differently, so that the attempt does not begin it.
+    In order of rows: a group of five, of which two are equal and one differs only in its last token; further attempts
+    after its first and third; a second group of two, and a third attempt after the second; a conversation that the chat
+    template rendered differently, so that the attempt is not a prefix of it.
     """
     draw = torch.Generator().manual_seed(0)
 
@@ -166,8 +166,8 @@ def conversations(pad: int = 0) -> TokenRows:
 
 
 def planned(tokens: TokenRows, prefixes: bool) -> TokenRows:
-    """As the planner has them in one micro-batch, with prompts run once or not."""
-    # More than all prompts together: then a micro-batch holds all.
+    """Put all rows into one micro-batch, with shared prompts or without."""
+    # More than all prompts together, so that one micro-batch holds all rows.
     (part,) = microbatches(tokens, torch.arange(len(tokens)), 10**6, overhead=1000)
     assert part.tokens.sharing is not None
     assert not part.tokens.sharing.prefix_lengths_N.any()
@@ -181,13 +181,13 @@ def planned(tokens: TokenRows, prefixes: bool) -> TokenRows:
 @pytest.mark.parametrize("prefixes", [False, True])
 @pytest.mark.parametrize("overhead", [0, 64])
 @pytest.mark.usefixtures("exact_norms")
-def test_rows_that_begin_another_are_read_out_of_its_pass(
+def test_prefixes_are_read_from_the_pass_of_the_longer_row(
     model_path: str, monkeypatch: pytest.MonkeyPatch, prefixes: bool, lora: bool, overhead: int
 ) -> None:
     policy, tokens = policy_in_float64(model_path, lora), conversations()
     shared = planned(tokens, prefixes)
     assert shared.sharing is not None
-    # By hand: two attempts behind the first completion (which carry it, its equals and the single token), one behind
+    # By hand: two attempts after the first completion (which carry it, its equals and the single token), one after
     # the fourth; in the other group the third attempt, which carries the first, and the second; and the stranger.
     assert len(shared.sharing.sequence_of_N.unique()) == 6
     assert len(shared.sharing.prefix_of_N.unique()) == 3
@@ -199,7 +199,7 @@ def test_rows_that_begin_another_are_read_out_of_its_pass(
     close(results(policy, padded), results(policy, shared), forward=0, gradient=0)
 
 
-def test_the_gradient_is_the_same_bit_by_bit_on_several_threads(tiny_model: Callable[[str], str]) -> None:
+def test_the_gradient_is_bitwise_equal_on_several_threads(tiny_model: Callable[[str], str]) -> None:
     policy, equal = Policy(PolicyConfig(path=tiny_model("llama"))), [[*range(8, 68)]] * 64
     (part,) = microbatches(token_rows([[5, 6]] * 64, equal, 0), torch.arange(64), 8192)
     assert part.real_tokens == 62
@@ -237,7 +237,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), mi
 
 @settings(max_examples=60, deadline=None)
 @given(groups=LENGTHS, budget=st.integers(1, 400), share=st.booleans())
-def test_a_plan_names_every_row_once_and_keeps_the_budget(
+def test_a_plan_contains_every_row_once_and_keeps_the_budget(
     groups: list[tuple[int, list[int]]], budget: int, share: bool
 ) -> None:
     tokens = grouped(groups) if groups else TokenRows(torch.ones(1, 1), torch.ones(1), torch.ones(1))
@@ -266,7 +266,7 @@ LETTERS = st.lists(st.sampled_from([8, 9]), min_size=1, max_size=6)
 @given(
     rows=LENGTHS.filter(bool).map(grouped).map(plain)
     | st.lists(st.tuples(LETTERS, LETTERS), min_size=1, max_size=12).map(
-        # Two letters make equal rows, and rows and prompts that begin others, in every way.
+        # Two letters give equal rows, and rows and prompts that are prefixes of others, in every combination.
         lambda rows: token_rows([prompt for prompt, _ in rows], [completion for _, completion in rows], 0)
     ),
     budget=st.integers(1, 400),
@@ -299,18 +299,18 @@ def test_the_gradient_does_not_depend_on_the_plan(
     torch.testing.assert_close(found, expected[0], atol=1e-13, rtol=1e-13)
     for parameter, gradient in zip(policy.trainable_parameters(), expected[2], strict=True):
         assert parameter.grad is not None
-        # Some rows' gradients cancel, and leave nothing but rounding.
+        # Some rows' gradients cancel except for rounding.
         assert (parameter.grad - gradient).norm() <= 1e-10 * gradient.norm() + 1e-12
 
 
-def test_equal_completions_and_attempts_that_are_followed_count_once() -> None:
+def test_equal_completions_and_followed_attempts_count_once() -> None:
     prompt, first, told = [8] * 40, [9] * 20, [10] * 30
     rows = token_rows([prompt, prompt, [*prompt, *first, *told]], [first, first, [11] * 10], 0)
     (part,) = microbatches(rows, torch.arange(3), 8192)
     assert (part.real_tokens, part.padded_tokens) == (100, 100)
     alone = microbatches(rows, torch.arange(3), 8192, share=False)
     assert sum(one.real_tokens for one in alone) == 60 + 60 + 100
-    # The rows that are read out of the third count an eighth of their 20 tokens: 105 in all, beside a row of its own.
+    # The rows that are read from the third count an eighth of their 20 tokens: 105 in all, plus a separate row.
     more = token_rows([prompt, prompt, [*prompt, *first, *told], [12] * 50], [first, first, [11] * 10, [13] * 50], 0)
     assert [len(one.rows) for one in microbatches(more, torch.arange(4), 205)] == [4]
     assert [len(one.rows) for one in microbatches(more, torch.arange(4), 204)] == [3, 1]
@@ -322,26 +322,26 @@ def test_long_prompts_are_shared_and_short_ones_are_not() -> None:
     # By hand: the prompt once and eight completions.
     assert (part.real_tokens, part.padded_tokens) == (300 + 8 * 30, 300 + 8 * 30)
     assert part.tokens.sharing is not None
-    # 7 x 4 tokens are less than a second pass costs; and alone there is nobody to share with.
+    # 7 x 4 tokens are less than a second pass costs; a single row has nothing to share.
     for few in (grouped([(4, [30] * 8)]), grouped([(300, [30])] * 8)):
         assert all(part.tokens.sharing is None for part in microbatches(few, rows, 8192))
 
 
-def test_a_group_that_the_budget_cannot_hold_is_split() -> None:
-    # By hand: a prompt of 300, and for each row 30 of its own and 300 / 8 forked: 437 for two rows, 772 for seven.
+def test_a_group_above_the_budget_is_split() -> None:
+    # By hand: a prompt of 300, and per row 30 tokens plus 300 / 8 forked ones: 437 for two rows, 772 for seven.
     parts = microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 440)
     assert [len(part.rows) for part in parts] == [2, 2, 2, 2]
     assert all(part.tokens.sharing is not None for part in parts)
     assert [len(part.rows) for part in microbatches(grouped([(300, [30] * 8)]), torch.arange(8), 773)] == [7, 1]
 
 
-def test_plain_rows_are_cut_by_the_budget_and_where_padding_costs_more_than_a_pass() -> None:
+def test_plain_rows_are_split_by_the_budget_and_where_padding_costs_more_than_a_pass() -> None:
     tokens, rows = grouped([(1, [length]) for length in (5, 9, 1, 9, 30, 2, 2)]), torch.arange(7)
     # By hand: 31 alone (over the budget), two of 10, then 6 3 3 2 at 6 tokens each, 24 together.
     parts = microbatches(tokens, rows, 24, overhead=1000)
     assert [part.tokens.lengths_N.tolist() for part in parts] == [[31], [10, 10], [6, 3, 3, 2]]
     assert [part.padded_tokens for part in parts] == [31, 20, 24]
-    # 10 beside 31 wastes 21; 6 beside 10 wastes 4, and 3 then 7 more.
+    # 10 with 31 wastes 21; 6 with 10 wastes 4, and 3 then 7 more.
     lengths = [part.tokens.lengths_N.tolist() for part in microbatches(tokens, rows, 1000, overhead=5)]
     assert lengths == [[31], [10, 10, 6], [3, 3, 2]]
 
@@ -350,7 +350,7 @@ KEYS = st.lists(st.text("ab", max_size=5).map(str.encode), max_size=12)
 
 
 @given(KEYS)
-def test_beginnings_and_continuations_are_those_of_a_search_through_all_pairs(keys: list[bytes]) -> None:
+def test_prefixes_and_continuations_equal_a_search_over_all_pairs(keys: list[bytes]) -> None:
     beginnings, continuations = shortest_beginnings(keys), longest_continuations(keys)
     for index, key in enumerate(keys):
         assert keys[beginnings[index]] == min((one for one in keys if key.startswith(one)), key=len)
@@ -377,7 +377,7 @@ def test_no_position_is_past_the_end_of_a_row(tmp_path: Path) -> None:
     torch.testing.assert_close(shared, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_checkpointing_turns_sharing_off(model_path: str) -> None:
+def test_gradient_checkpointing_disables_sharing(model_path: str) -> None:
     assert Policy(PolicyConfig(path=model_path)).shares_prompts
     assert not Policy(PolicyConfig(path=model_path, gradient_checkpointing=True)).shares_prompts
 
@@ -398,7 +398,7 @@ def refuse(layer: DynamicLayer, rows: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("reorder", "text"), [(forget, "to other results"), (detach, "to other results"), (refuse, "no reordering here")]
 )
-def test_a_model_whose_cache_cannot_be_forked_is_found_out_and_said(
+def test_a_model_whose_cache_cannot_be_forked_is_detected_and_logged(
     tiny_model: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -443,12 +443,12 @@ def test_a_run_learns_the_same_weights_with_and_without_sharing(
         module = grpo(
             model_path, without=without, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05), **options
         )
-        # Of another seed: with the default one, rounding tips one draw of the second rollout.
+        # A different seed: with the default one, rounding changes one sample of the second rollout.
         trained.append(fit(tmp_path, module, steps, rollouts(seed=2), callbacks=[watch]))
         logged.append(watch.logged)
         assert any(seen) == shares
         seen.clear()
-    assert not same(*trained)  # rounding shows that they went different ways
+    assert not same(*trained)  # rounding shows that they took different paths
     for name, weight in trained[0].items():
         torch.testing.assert_close(weight, trained[1][name], atol=2e-5, rtol=1e-4)
     for one, other in zip(*logged, strict=True):
@@ -456,19 +456,19 @@ def test_a_run_learns_the_same_weights_with_and_without_sharing(
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
 
 
-def test_a_pass_of_a_small_model_is_dear() -> None:
+def test_a_pass_of_a_small_model_is_expensive() -> None:
     found = []
     for size in (32, 512, 2048):
         with torch.device("meta"):
             lm = LlamaForCausalLM(tiny_config("llama", hidden_size=size, intermediate_size=4 * size))
         found.append(pass_overhead(lm.get_decoder(), "cpu"))
-    # Without the embedding, the second one's layers and norms have 7.9 million weights: 133 / 7.9 + 9.
+    # Without the embedding, the second model's layers and norms have 7.9 million weights: 133 / 7.9 + 9.
     assert found == [64, 25, 10]
     assert pass_overhead(lm.get_decoder(), "cuda") == 2048
 
 
-def test_a_model_that_reads_more_out_of_the_tokens_than_embeddings_runs_its_own_prompts() -> None:
-    """Falcon-H1 scales what it has looked up itself, and not what it is given."""
+def test_a_model_that_uses_tokens_for_more_than_embeddings_does_not_share_prompts() -> None:
+    """Falcon-H1 scales the embeddings it looks up itself, but not those passed as inputs."""
     torch.manual_seed(0)
     config = FalconH1Config(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

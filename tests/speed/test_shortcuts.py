@@ -1,4 +1,4 @@
-"""Every registered shortcut against the plain way, on every shape of model, full and LoRA.
+"""Every registered shortcut compared with the plain way, on every model shape, full and LoRA.
 
 A new shortcut is tested here as soon as it is in ``SHORTCUTS``.
 """
@@ -38,7 +38,7 @@ BY_NAME = {shortcut.name: shortcut for shortcut in SHORTCUTS}
 
 
 class Results(NamedTuple):
-    """What a policy gives, and which functions it ran for that."""
+    """The results of a policy, and the functions that it ran."""
 
     completions: list[Completion]
     logprobs_NT: torch.Tensor
@@ -49,7 +49,7 @@ class Results(NamedTuple):
 
 @contextmanager
 def recording() -> Iterator[set[CodeType]]:
-    """The code of all Python functions that are entered inside."""
+    """Record the code of all Python functions that are entered in the context."""
     ran: set[CodeType] = set()
     sys.setprofile(lambda frame, event, _: ran.add(frame.f_code) if event == "call" else None)
     try:
@@ -65,7 +65,7 @@ def code_of(shortcut: Shortcut) -> CodeType:
 
 
 def learning_rows() -> TokenRows:
-    """Two groups with prompts long enough to be shared, equal completions, and one that begins another."""
+    """Two groups with prompts long enough to share, equal completions, and one that is a prefix of another."""
     draw = torch.Generator().manual_seed(0)
     one, other = (torch.randint(8, 264, (length,), generator=draw).tolist() for length in (24, 31))
     rows = [(one, [40, 41, 42, 7]), (one, [40, 41, 42, 7]), (one, [50, 51, 7]), (one, [60])]
@@ -74,7 +74,7 @@ def learning_rows() -> TokenRows:
 
 
 def results(policy: Policy) -> Results:
-    """Completions with further ones that follow them, and log-probs with their gradients."""
+    """Compute completions with continuations, and log-probs with their gradients."""
 
     def follow(rows: list[int], done: list[Completion]) -> list[Request]:
         return [Request([1, *one.token_ids, 33], 100 + row) for row, one in zip(rows, done, strict=True) if row < 12]
@@ -140,15 +140,15 @@ def test_the_plain_way_gives_the_same_completions_logprobs_and_gradients(
 
 
 def ids(completion: Completion) -> list[int]:
-    """Further requests are numbered as they come, which depends on when the others end."""
+    """Further requests are numbered as they arrive, which depends on when the others end."""
     return completion.token_ids
 
 
 def test_most_shortcuts_are_used_on_every_shape(results_of: Callable[..., Results]) -> None:
-    """By hand: what should not be, and why. Without this the comparisons might compare the plain way with itself."""
+    """By hand: which are not used, and why. Otherwise the comparisons might compare the plain way with itself."""
     frozen = {"in_place_gradients", "kept_probabilities"}
     for kind in KINDS:
-        # Sliding windows forget tokens, so their caches cannot be widened, and the direct step does not know them.
+        # Sliding windows drop tokens, so their caches cannot be widened, and direct decoding does not support them.
         expected = {"direct_decoding", "early_joins"} if kind == "lfm3" else set()
         for lora in (False, True):
             lines = results_of(kind, lora).lines
@@ -173,11 +173,11 @@ def test_the_log_has_one_line_per_shortcut(
 
 
 def _reason(shortcut: Shortcut, path: str) -> str | None:
-    """As of a model in which nothing is installed."""
+    """As for a model in which nothing is installed."""
     return shortcut.why_not(Policy(PolicyConfig(path=path, without=list(NAMES))).eval().lm)
 
 
-def test_a_trial_that_fails_in_another_precision_is_logged_then(
+def test_a_trial_that_fails_in_a_different_precision_is_logged_at_that_time(
     tiny_model: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(PolicyConfig(path=tiny_model("llama")))
@@ -198,7 +198,7 @@ def test_gradient_checkpointing_is_a_reason(model_path: str) -> None:
     assert f"shortcut shared_prompts: not used: {reason}" in lines
 
 
-def test_an_unknown_name_is_refused_with_all_names() -> None:
+def test_an_unknown_name_is_rejected_with_a_list_of_all_names() -> None:
     with pytest.raises(ConfigError, match="packed_weigths is not a shortcut: choose from") as error:
         PolicyConfig(path="any", without=["packed_weigths"]).validate()
     assert all(name in str(error.value) for name in NAMES)

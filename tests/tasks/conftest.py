@@ -9,7 +9,7 @@ from rows import Rows, WriteRows
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> WriteRows:
-    """Write rows to a JSONL file of the test's folder and return the file."""
+    """Write rows to a JSONL file in the test's folder and return its path."""
 
     def write(name: str, rows: Rows) -> Path:
         file = tmp_path / name

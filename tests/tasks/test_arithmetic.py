@@ -58,7 +58,7 @@ def test_splits_share_no_problem_whatever_the_seeds() -> None:
     assert not problems["val"] & problems["test"]
 
 
-def test_no_problem_comes_twice() -> None:
+def test_problems_are_distinct() -> None:
     prompts = Arithmetic(**SMALL).prompts("train")
     assert len({tuple(equations(prompt)) for prompt in prompts}) == len(prompts)
 
@@ -84,7 +84,7 @@ def test_difficulty_options_hold() -> None:
     assert max(int(number) for prompt in prompts for number in numbers(prompt)) == 30
 
 
-def test_factor_1_leaves_multiplication_out() -> None:
+def test_factor_1_disables_multiplication() -> None:
     assert not any("*" in (prompt.solution or "") for prompt in Arithmetic(**SMALL, max_factor=1).prompts("train"))
 
 

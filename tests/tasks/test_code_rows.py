@@ -80,7 +80,7 @@ def test_mbpp_options(write_jsonl: WriteRows) -> None:
     [
         ({"prompt": "Do.", "code": "x = 1"}, r"init_args\.path: the data set has no column 'test_list'; it has: pr"),
         (FULL | {"test_list": []}, r"row 1 of .*test\.jsonl has no assert lines in column 'test_list'"),
-        (FULL | {"test_list": "assert 1"}, r"row 1 of .*test\.jsonl has no list of texts in column 'test_list'"),
+        (FULL | {"test_list": "assert 1"}, r"row 1 of .*test\.jsonl: column 'test_list' is not a list of strings"),
         (FULL | {"code": ""}, r"row 1 of .*test\.jsonl has no value in column 'code'"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_humaneval_row_becomes_a_prompt(write_jsonl: WriteRows) -> None:
     assert prompt.solution.endswith("    return total(xs) / len(xs)\n```")
 
 
-def test_a_program_cannot_bring_the_helpers_that_judge_it(write_jsonl: WriteRows) -> None:
+def test_the_tests_use_their_own_copies_of_the_helpers(write_jsonl: WriteRows) -> None:
     (prompt,) = HumanEval(str(write_jsonl("test.jsonl", [HUMANEVAL]).parent)).prompts("test")
     cheat = "```python\ndef total(xs):\n    return 3 if xs == [4, 6] else 0\ndef middle(xs):\n    return 1.5\n```"
     verdict = CodeVerifier().verify(Sample(prompt.messages, cheat, metadata=prompt.metadata))

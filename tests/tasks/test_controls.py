@@ -1,4 +1,4 @@
-"""The two controls of a row: its gold answer is correct, and a certainly wrong answer is not."""
+"""The two controls per row: its gold answer is accepted, and a certainly wrong answer is rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 
 
 class Rows(Task):
-    """A train split of the rows given."""
+    """A train split with the given rows."""
 
     def __init__(self, *prompts: Prompt) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def test_a_wrong_completion(prompt: Prompt, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", [row(), row("72", "seventy-two"), row({}, "{}"), row("72")])
-def test_no_wrong_completion_can_be_found(prompt: Prompt) -> None:
+def test_a_row_without_an_identifiable_answer_has_no_wrong_completion(prompt: Prompt) -> None:
     assert Rows(prompt).wrong_completions(prompt) == []
 
 
@@ -113,36 +113,35 @@ class Lax(Verifier):
         return Verdict(True, True)
 
 
-def test_a_verifier_that_finds_everything_correct_is_found() -> None:
+def test_a_verifier_that_accepts_everything_is_reported() -> None:
     task = Rows(row("1", "#### 1"), row("2", "two"), row("3", "#### 3"))
     failures = list(check_controls(task, [Lax()]))
-    assert [(one.row, one.verifier, one.control, one.completion) for one in failures] == [
+    assert [(failure.row, failure.verifier, failure.control, failure.completion) for failure in failures] == [
         (0, "Lax", "wrong", "#### 2"),
         (2, "Lax", "wrong", "#### 4"),
     ]
-    assert str(failures[0]) == "train row 0: Lax finds '#### 2' correct, which is certainly wrong"
+    assert str(failures[0]) == "train row 0: Lax accepts '#### 2', which is certainly wrong"
 
 
-def test_a_verifier_with_no_opinion_on_the_answer_may_stand_beside_one_that_has() -> None:
+def test_a_verifier_may_ignore_the_answer_if_another_one_judges_it() -> None:
     task = Rows(row("1", "#### 1"), row("2", "two"))
     (failure,) = check_controls(task, [Lax(), MathVerifier()])
     assert (failure.row, failure.verifier, failure.control) == (1, "MathVerifier", "gold")
-    assert str(failure).startswith("train row 1: MathVerifier finds 'two' not correct: No final answer")
+    assert str(failure).startswith("train row 1: MathVerifier rejects 'two': No final answer")
 
 
-def test_a_run_samples_rows_of_a_split() -> None:
+def test_a_run_checks_a_sample_of_rows() -> None:
     rows = [row(str(number), f"#### {number}" if number % 2 else "broken") for number in range(80)]
     (warning,) = check_sample(Rows(*rows), "train", rows, [MathVerifier()])
     assert warning.startswith(
-        "data.task: the gold answer is not correct to the verifier in 8 of 8 rows: train row 0: MathVerifier finds "
-        "'broken' not correct"
+        "data.task: the verifier rejects the gold answer in 8 of 8 rows: train row 0: MathVerifier rejects 'broken': "
     )
     (warning,) = check_sample(Rows(*rows[1::2]), "train", rows[1::2], [Lax()])
-    assert warning.startswith("data.task: a certainly wrong answer is correct to the verifiers in 8 of 8 rows: ")
+    assert warning.startswith("data.task: the verifiers accept an answer that is certainly wrong in 8 of 8 rows: ")
     assert check_sample(Rows(*rows[1::2]), "train", rows[1::2], [MathVerifier(), Lax()]) == []
 
 
-def test_rows_without_a_gold_completion_are_sampled_for_the_wrong_answer_alone() -> None:
+def test_rows_without_a_gold_completion_get_only_the_wrong_answer_control() -> None:
     rows = [row(None, None, schema=SCHEMA)]
     assert check_sample(Rows(*rows), "val", rows, [JSONSchemaVerifier()]) == []
     (warning,) = check_sample(Rows(*rows), "val", rows, [Lax()])
@@ -150,7 +149,7 @@ def test_rows_without_a_gold_completion_are_sampled_for_the_wrong_answer_alone()
 
 
 class TypeOnly(Verifier):
-    """Takes any JSON document of one type."""
+    """Accepts any JSON document of the given types."""
 
     def __init__(self, *kinds: type) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class TypeOnly(Verifier):
         return Verdict(fits, fits)
 
 
-def test_a_schema_alone_must_refuse_something() -> None:
+def test_a_schema_without_a_gold_document_must_reject_something() -> None:
     task = Rows(row(None, '{"a": 1}', schema=SCHEMA))
     assert list(check_controls(task, [JSONSchemaVerifier(), TypeOnly(dict)])) == []
     (failure,) = check_controls(task, [TypeOnly(dict, list, str, float, type(None))])

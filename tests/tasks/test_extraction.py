@@ -28,7 +28,7 @@ def test_the_gold_object_says_what_the_text_says(seed: int) -> None:
         assert {thing: int(count) for count, thing in re.findall(r"(\d+) (\w+)", text(prompt))} == prompt.answer[
             "items"
         ]
-        # Every word with a capital is a name or a city, but for the verb at the beginning.
+        # Every capitalised word is a name or a city, except the verb at the beginning.
         capitals = set(re.findall(r"[A-Z]\w+", text(prompt))) - {"Send"}
         assert capitals == {prompt.answer["name"], prompt.answer["city"]} - {None}
 
@@ -57,7 +57,7 @@ def test_splits_share_no_order_whatever_the_seeds() -> None:
     assert not orders["val"] & orders["test"]
 
 
-def test_no_order_comes_twice_and_sizes_are_honoured() -> None:
+def test_orders_are_distinct_and_sizes_are_honoured() -> None:
     task = Extraction(train_size=2000, val_size=5, test_size=3, max_items=2, max_count=9)
     assert len({content(prompt) for prompt in task.prompts("train")}) == 2000
     assert [len(task.prompts(split)) for split in ("val", "test")] == [5, 3]
@@ -71,8 +71,8 @@ def test_a_seed_repeats_and_two_seeds_differ() -> None:
 def test_difficulty_options_hold() -> None:
     task = Extraction(**SMALL, min_items=4, max_items=6, max_count=300)
     items = [prompt.answer["items"] for prompt in task.prompts("train")]
-    assert {len(one) for one in items} == {4, 5, 6}
-    counts = {count for one in items for count in one.values()}
+    assert {len(order) for order in items} == {4, 5, 6}
+    counts = {count for order in items for count in order.values()}
     assert min(counts) >= 2
     assert 290 < max(counts) <= 300
 

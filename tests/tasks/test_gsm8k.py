@@ -34,12 +34,12 @@ def test_a_row_becomes_a_prompt(write_jsonl: WriteRows) -> None:
     assert prompt.solution == "It is 1,000+1.\n#### 1001"
 
 
-def test_the_system_prompt_can_be_left_out(write_jsonl: WriteRows) -> None:
+def test_the_system_prompt_can_be_omitted(write_jsonl: WriteRows) -> None:
     prompt = GSM8K(str(folder(write_jsonl)), system_prompt=None).prompts("test")[0]
     assert [message["role"] for message in prompt.messages] == ["user"]
 
 
-def test_validation_is_held_out_of_train(write_jsonl: WriteRows) -> None:
+def test_validation_is_held_out_from_train(write_jsonl: WriteRows) -> None:
     path = str(folder(write_jsonl))
     answers = {split: {p.answer for p in GSM8K(path, val_size=3).prompts(split)} for split in ("train", "val")}
     assert len(answers["val"]) == 3
@@ -57,7 +57,7 @@ def test_limit_cuts_each_split_without_mixing_them(write_jsonl: WriteRows) -> No
 
 
 def test_a_holdout_that_leaves_no_train_row(write_jsonl: WriteRows) -> None:
-    with pytest.raises(ConfigError, match=r"init_args\.val_size: 10 leaves no row of 10 to train on; lower it"):
+    with pytest.raises(ConfigError, match=r"init_args\.val_size: 10 leaves none of 10 rows to train on; lower it"):
         GSM8K(str(folder(write_jsonl)), val_size=10).prompts("train")
 
 
@@ -75,7 +75,7 @@ def test_a_folder_without_a_test_file(write_jsonl: WriteRows) -> None:
         task.prompts("test")
 
 
-def test_a_folder_as_the_hub_lays_it_out(write_jsonl: WriteRows, tmp_path: Path) -> None:
+def test_a_folder_with_the_layout_of_the_hub(write_jsonl: WriteRows, tmp_path: Path) -> None:
     write_jsonl("main/test-00000-of-00002.jsonl", ROWS[:2])
     write_jsonl("main/test-00001-of-00002.jsonl", ROWS[2:3])
     write_jsonl("socratic/test-00000-of-00001.jsonl", ROWS[3:4])

@@ -23,7 +23,7 @@ def asserts(prompt: Prompt) -> str:
 
 
 def obey(prompt: Prompt, x: int) -> int:
-    """Do what the words say, in their order."""
+    """Apply the steps that the words describe, in their order."""
     for phrase in text(prompt).removeprefix("Write f(x): ").rstrip(".").split(", then "):
         number = int((re.findall(r"\d+", phrase) or [0])[0])
         x = {
@@ -47,14 +47,14 @@ def test_the_reference_does_what_the_words_say(seed: int) -> None:
         assert [f(x) for x in range(-20, 20)] == [obey(prompt, x) for x in range(-20, 20)]
 
 
-def test_the_tests_ask_for_what_the_words_say() -> None:
+def test_the_tests_check_what_the_words_say() -> None:
     for prompt in Programs(**SMALL).prompts("train"):
         lines = re.findall(r"^assert f\((-?\d+)\) == (-?\d+)$", asserts(prompt), re.MULTILINE)
         assert len(lines) == asserts(prompt).count("\n") + 1 >= 5
         assert all(obey(prompt, int(x)) == int(y) for x, y in lines)
 
 
-def test_parentheses_stand_only_where_they_matter() -> None:
+def test_parentheses_appear_only_where_they_matter() -> None:
     for prompt in Programs(**SMALL).prompts("train"):
         assert prompt.solution is not None
         expression = prompt.solution.split("return ")[1]
@@ -75,7 +75,7 @@ def test_splits_share_no_function_whatever_the_seeds() -> None:
     assert not functions["val"] & functions["test"]
 
 
-def test_no_function_comes_twice_and_sizes_are_honoured() -> None:
+def test_functions_are_distinct_and_sizes_are_honoured() -> None:
     task = Programs(train_size=2000, val_size=5, test_size=3)
     assert len({asserts(prompt) for prompt in task.prompts("train")}) == 2000
     assert [len(task.prompts(split)) for split in ("val", "test")] == [5, 3]
@@ -89,12 +89,12 @@ def test_a_seed_repeats_and_two_seeds_differ() -> None:
 def test_difficulty_options_hold() -> None:
     task = Programs(**SMALL, min_steps=3, max_steps=4, max_operand=50, squares=False)
     texts = [text(prompt) for prompt in task.prompts("train")]
-    assert {one.count(", then ") for one in texts} == {2, 3}
-    assert max(int(number) for one in texts for number in re.findall(r"\d+", one)) == 50
-    assert not any("square" in one for one in texts)
+    assert {text.count(", then ") for text in texts} == {2, 3}
+    assert max(int(number) for text in texts for number in re.findall(r"\d+", text)) == 50
+    assert not any("square" in text for text in texts)
     texts = [text(prompt) for prompt in Programs(**SMALL, max_factor=1).prompts("train")]
-    assert not any(re.search("multiply|double|triple", one) for one in texts)
-    assert max(one.count("square") for one in texts) == 1
+    assert not any(re.search("multiply|double|triple", text) for text in texts)
+    assert max(text.count("square") for text in texts) == 1
 
 
 def test_gold_answers_pass_the_verifier_and_others_do_not() -> None:

@@ -27,13 +27,13 @@ MBPP_ROW = {"text": "Add one.", "code": "def add(n):\n    return n + 1", "test_l
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped configs name their files from the root of the repository."""
+    """Run in the repository's root, since the shipped configs name their files relative to it."""
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
 def overrides(tiny_model: Callable[[str], str], write_jsonl: WriteRows) -> dict[str, dict[str, str]]:
-    """What each config needs to train here: no warm start, which is a config of its own, and no hub."""
+    """The overrides with which each config trains here: no warm start, which is a separate config, and no hub."""
     from_scratch = {"warm_start": "null", "model.init_args.policy.init": "random"}
     real = {"model.init_args.policy.path": tiny_model("lfm2"), "data.max_prompt_tokens": "2000"}
     for split in ("train", "validation", "test"):

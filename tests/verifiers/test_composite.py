@@ -296,7 +296,7 @@ def test_each_row_goes_to_its_verifier_in_one_batch() -> None:
 def test_a_row_that_no_verifier_is_for_is_an_error() -> None:
     verifier = ByColumn("task", {"math": Scripted(CORRECT, CORRECT), "1": Scripted(CORRECT, CORRECT)})
     unknown, number = judge(verifier, rows(2, task=["maths", 1]))
-    assert unknown.error == "the column 'task' says 'maths', and there is a verifier only for math, 1"
+    assert unknown.error == "the column 'task' is 'maths', but there are verifiers only for math, 1"
     assert number.correct, "a number in the data is matched by its text"
     (document,) = judge(verifier, rows(1, task=["m" * 10_000]))
     assert len(document.error or "") < 200
@@ -453,9 +453,9 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: WeightedVerifier({}), "WeightedVerifier.parts: give at least one"),
-        (lambda: AllOf([]), "AllOf.verifiers: give at least one"),
-        (lambda: AnyOf({}), "AnyOf.verifiers: give at least one"),
+        (lambda: WeightedVerifier({}), "WeightedVerifier.parts: give at least one verifier"),
+        (lambda: AllOf([]), "AllOf.verifiers: give at least one verifier"),
+        (lambda: AnyOf({}), "AnyOf.verifiers: give at least one verifier"),
         (
             lambda: AnyOf({"errors": Scripted()}),
             "AnyOf.verifiers: 'errors' cannot be a name: reward/errors is another curve",
@@ -470,7 +470,7 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
         ),
         (
             lambda: WeightedVerifier({"a": Scripted(), "b": Scripted()}, {"a": 1}),
-            "WeightedVerifier.weights: the part 'b' has none; give 0 to only watch it",
+            "WeightedVerifier.weights: the part 'b' has no weight; give 0 to only log it",
         ),
         (
             lambda: WeightedVerifier({"a": Scripted()}, required=["b"]),
@@ -494,9 +494,9 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
         ),
         (
             lambda: WeightedVerifier({"a/b": Scripted(), "a": WeightedVerifier({"b": Scripted()})}),
-            "WeightedVerifier.parts: two parts would share the curve reward/a/b: rename one",
+            "WeightedVerifier.parts: two parts would share the curve reward/a/b; rename one of them",
         ),
-        (lambda: ByColumn("task", {}), "ByColumn.verifiers: give at least one"),
+        (lambda: ByColumn("task", {}), "ByColumn.verifiers: give at least one verifier"),
         (
             lambda: ByColumn("task", {"errors": Scripted()}),
             "ByColumn.verifiers: 'errors' cannot be a name: reward/errors is another curve",

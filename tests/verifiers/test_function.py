@@ -239,9 +239,9 @@ def test_no_reward_is_made_of_anything_else(value: Any, text: str) -> None:
         ("ab", "TypeError: f must return a list of 2 rewards, not str"),
         (torch.tensor(1.0), "TypeError: f must return a list of 2 rewards, not float"),
         ({0: 1.0, 1: 0.0}, "TypeError: f must return a list of 2 rewards, not dict"),
-        ([], "ValueError: f must return a list of 2 rewards, and returned 0"),
-        ([1.0], "ValueError: f must return a list of 2 rewards, and returned 1"),
-        ([1.0] * 3, "ValueError: f must return a list of 2 rewards, and returned 3"),
+        ([], "ValueError: f must return a list of 2 rewards, but returned 0"),
+        ([1.0], "ValueError: f must return a list of 2 rewards, but returned 1"),
+        ([1.0] * 3, "ValueError: f must return a list of 2 rewards, but returned 3"),
     ],
 )
 def test_a_scalar_or_a_wrong_length_is_never_spread_over_the_batch(value: Any, text: str) -> None:
@@ -359,8 +359,8 @@ def test_a_forked_process_has_a_loop_of_its_own() -> None:
         ),
         ({"function": "math.no_such"}, "FunctionVerifier.function: cannot import 'math.no_such': module 'math' has no"),
         ({"function": "not a path"}, "FunctionVerifier.function: cannot import 'not a path': "),
-        ({"function": "math.pi"}, "FunctionVerifier.function: math.pi is no function"),
-        ({"function": 3}, "FunctionVerifier.function: int is no function"),
+        ({"function": "math.pi"}, "FunctionVerifier.function: math.pi is not callable; give the path of a function"),
+        ({"function": 3}, "FunctionVerifier.function: int is not callable; give the path of a function"),
         (
             {"function": on_sample, "style": "TRL"},
             "FunctionVerifier.style: must be one of sample, answer, trl, not 'TRL'",

@@ -1,1 +1,1 @@
-"""``grpo compare``: one report of several runs, from the files that the runs wrote. No torch."""
+"""``grpo compare``: write one report on several runs from the files they wrote. Does not import torch."""

@@ -1,4 +1,4 @@
-"""What a report is made of, and how it is written as Markdown and as HTML."""
+"""The building blocks of a report, and how they are written as Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from grpo_lightning.commands.compare.figures import inline_svg
 
 @dataclass(frozen=True)
 class Heading:
+    """A section heading."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``code`` stands between backticks."""
+    """A paragraph; code is written between backticks."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; all columns but the first ``left`` are numbers."""
+    """Rows under a header; the first ``left`` columns are text, all others numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -46,6 +48,7 @@ Block = Heading | Text | Table | Figure
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """Write a report as Markdown."""
     parts = [f"# {_markdown(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
@@ -62,19 +65,19 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text on one line that Markdown shows as it is; ``code`` between backticks needs no escape."""
+    """Put text on one line and escape it for Markdown, except code between backticks."""
     parts = re.split(r"(`[^`]+`)", " ".join(text.splitlines()))
-    return "".join(part if at % 2 else _escaped(part) for at, part in enumerate(parts))
+    return "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
 
 
 def _escaped(text: str) -> str:
-    # What begins no tag and no entity stands as it is: "p < 0.001".
+    # "<" and "&" that do not begin a tag or an entity need no escape: "p < 0.001".
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text.replace("\\", "\\\\"))
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """One HTML file that needs no other: styles and pictures are in it."""
+    """Write a report as one self-contained HTML file, with styles and figures inline."""
     parts = [f"<h1>{_inline(title)}</h1>"]
     for block in blocks:
         if isinstance(block, Heading):
@@ -97,7 +100,7 @@ def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
 
 def _table(table: Table) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(_cell(cell, tag, at >= table.left) for at, cell in enumerate(cells)) + "</tr>"
+        return "<tr>" + "".join(_cell(cell, tag, index >= table.left) for index, cell in enumerate(cells)) + "</tr>"
 
     rows = "\n".join(line(row, "td") for row in table.rows)
     caption = f"<p class=caption>{_inline(table.caption)}</p>" if table.caption else ""
@@ -108,7 +111,7 @@ def _table(table: Table) -> str:
 def _cell(text: str, tag: str, number: bool) -> str:
     if not number:
         return f"<{tag}>{_inline(text)}</{tag}>"
-    # A line may end behind a comma, never within a number and what belongs to it.
+    # Allow a line break after a comma, but not between a number and its unit.
     parts = [part.replace(" ", "&nbsp;") for part in _inline(text).split(", ")] if tag == "td" else [_inline(text)]
     return f'<{tag} class="number">{", ".join(parts)}</{tag}>'
 

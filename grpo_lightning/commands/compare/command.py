@@ -10,22 +10,22 @@ from pathlib import Path
 from grpo_lightning.commands.compare.blocks import markdown, page
 from grpo_lightning.commands.compare.figures import pyplot
 from grpo_lightning.commands.compare.methods import find_methods
-from grpo_lightning.commands.compare.report import Options, blocks
+from grpo_lightning.commands.compare.report import Options, report_blocks
 from grpo_lightning.errors import ConfigError
 
 DESCRIPTION = """\
-Write one report of several runs: report.md, report.html and the figures. Runs of one config with several seeds are one
-method. Accuracy and significance need a test of each run's policy:
+Write one report on several runs: report.md, report.html and the figures. Runs that differ only in their seeds are one
+method. Accuracy and significance require that each run's policy was tested:
 grpo test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
 """
 
 
 def main(args: Sequence[str]) -> None:
-    """Do ``grpo compare`` with these arguments.
+    """Run ``grpo compare`` with the given arguments.
 
     Raises:
-        ConfigError: there is nothing to compare, or it cannot be compared.
-        SystemExit: after ``--help``, or with 2 on an unknown option.
+        ConfigError: there are no runs, or they cannot be compared.
+        SystemExit: after ``--help``, or with status 2 on an unknown option.
     """
     parser = argparse.ArgumentParser(
         "grpo compare",
@@ -35,11 +35,11 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument(
         "runs", nargs="*", metavar="[NAME=]RUN_DIR",
-        help="a run directory, a folder of runs, or a pattern; NAME= puts them together as one method of that name",
+        help="a run directory, a folder of runs, or a glob pattern; NAME= makes them one method of that name",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
     parser.add_argument("--title", default="Comparison of training runs", help="heading of the report")
-    parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: 10000)")
+    parser.add_argument("--resamples", type=int, default=10_000, help="number of bootstrap resamples (default: 10000)")
     given = parser.parse_args(args)
     if not given.runs:
         raise ConfigError("RUN_DIR: name at least one run directory, such as runs/quickstart/*")
@@ -50,8 +50,8 @@ def main(args: Sequence[str]) -> None:
     try:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out: {given.out} cannot be made: {error.strerror}") from error
-    found = blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
-    (given.out / "report.md").write_text(markdown(given.title, found))
-    (given.out / "report.html").write_text(page(given.title, found, given.out))
+        raise ConfigError(f"--out: cannot create {given.out}: {error.strerror}") from error
+    blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
+    (given.out / "report.md").write_text(markdown(given.title, blocks))
+    (given.out / "report.html").write_text(page(given.title, blocks, given.out))
     print(f"{sum(len(method.runs) for method in methods)} runs of {len(methods)} methods: {given.out / 'report.html'}")

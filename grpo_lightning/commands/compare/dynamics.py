@@ -1,4 +1,4 @@
-"""Curves of several seeds as one band, over steps, generated tokens or wall time."""
+"""Combine the curves of several seeds into one band over steps, generated tokens or wall time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.curves import of_panel
 
 POINTS = 120
+"""Points of the common axis on which curves with different steps are interpolated."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What curves are drawn over.
+    """The horizontal axis of a figure.
 
     Args:
-        name: of the file.
-        label: of the axis.
-        curve: that counts it up over the run; ``None`` for the steps themselves.
-        scale: of its values in the picture.
+        name: file name of the figure, without extension.
+        label: label of the axis.
+        curve: the cumulative curve that gives the positions on the axis; ``None`` for the steps themselves.
+        scale: factor from the curve's values to the axis.
     """
 
     name: str
@@ -42,18 +43,19 @@ AXES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure: the highest of its curves, smoothed where single steps are noisy."""
+    """One panel of a figure: the highest of its curves, smoothed if single steps are noisy."""
 
     title: str
     curves: tuple[DeclaredCurve, ...]
 
     @property
     def smooth(self) -> bool:
+        """Whether to draw a running mean."""
         return all(curve.is_noisy for curve in self.curves)
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it shows the validation accuracy, whose scale is known."""
+        """Whether the panel shows the validation accuracy, which is between 0 and 1."""
         return [curve.name for curve in self.curves] == ["val/accuracy"]
 
 
@@ -62,14 +64,14 @@ PANELS = tuple(Panel(title, of_panel(title)) for title in PANEL_TITLES)
 
 @dataclass(frozen=True)
 class Band:
-    """A curve of one method.
+    """A curve of one method, over its seeds.
 
     Args:
-        x: where the seeds were compared.
-        mean: over the seeds.
-        low: of the seeds.
-        high: of the seeds.
-        seeds: how many there are.
+        x: positions on the axis.
+        mean: mean over the seeds.
+        low: minimum over the seeds.
+        high: maximum over the seeds.
+        seeds: number of seeds.
     """
 
     x: Array
@@ -80,9 +82,10 @@ class Band:
 
 
 def band(runs: Sequence[Run], panel: Panel, axis: Axis) -> Band | None:
-    """Mean, minimum and maximum over the seeds, interpolated on the stretch of the axis that all of them have.
+    """Compute mean, minimum and maximum over the seeds, interpolated on the part of the axis that all of them cover.
 
-    ``None`` where no run has the curve or the axis. Smoothed curves are running means over a 40th of the steps.
+    Returns ``None`` if no run has both the curve and the axis. Smoothed curves are running means over 1/40 of the
+    steps.
     """
     lines = [line for run in runs if (line := _line(run, panel, axis)) is not None]
     if not lines:
@@ -94,7 +97,7 @@ def band(runs: Sequence[Run], panel: Panel, axis: Axis) -> Band | None:
     if not end > start:
         return None
     shared = lines[0][0]
-    # Seeds validated at the same steps keep their points; else they meet on an even grid.
+    # Seeds with the same steps keep their points; otherwise they are interpolated on an even grid.
     same = all(len(x) == len(shared) and np.array_equal(x, shared) for x, _ in lines)
     x = shared if same else np.linspace(start, end, POINTS)
     y_SX = np.stack([np.interp(x, *line) for line in lines])
@@ -102,7 +105,7 @@ def band(runs: Sequence[Run], panel: Panel, axis: Axis) -> Band | None:
 
 
 def progress(run: Run, axis: Axis, steps: Array) -> Array | None:
-    """Where on the axis a run was when it had made so many steps."""
+    """Return the positions on the axis of a run after the given numbers of steps; ``None`` without the axis' curve."""
     if axis.curve is None:
         return steps * axis.scale
     if axis.curve not in run.curves:
@@ -124,18 +127,18 @@ def _line(run: Run, panel: Panel, axis: Axis) -> tuple[Array, Array] | None:
 
 
 def _curve(run: Run, panel: Panel) -> Curve | None:
-    found = run.declared(panel.curves)
-    if len(found) < 2:
-        return found[0] if found else None
-    steps = np.unique(np.concatenate([curve.steps for curve in found]))
-    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in found], axis=0)
+    curves = run.declared(panel.curves)
+    if len(curves) < 2:
+        return curves[0] if curves else None
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    highest = np.max([np.interp(steps, curve.steps, curve.values) for curve in curves], axis=0)
     return Curve(steps, np.asarray(highest))
 
 
 def _running_mean(values: Array, width: int) -> Array:
-    """Centred, over fewer values at the two ends."""
+    """Compute a centred running mean, over fewer values at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    low = np.maximum(0, places - width // 2)
-    high = np.minimum(len(values), places + (width + 1) // 2)
+    positions = np.arange(len(values))
+    low = np.maximum(0, positions - width // 2)
+    high = np.minimum(len(values), positions + (width + 1) // 2)
     return np.asarray((sums[high] - sums[low]) / (high - low))

@@ -1,4 +1,4 @@
-"""The pictures, as SVG and PNG on a transparent ground: legible on light and dark."""
+"""The figures, as SVG and PNG on a transparent background, legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from grpo_lightning.commands.compare.methods import Method
 from grpo_lightning.commands.compare.statistics import Interval
 from grpo_lightning.errors import ConfigError
 
-# Okabe and Ito's palette, which colour-blind people can tell apart, less black and yellow: one of them is lost on a
-# dark ground, the other on a light one. A second round through it is dashed.
+# Okabe and Ito's palette, which colour-blind people can distinguish, without black (invisible on a dark background) and
+# yellow (invisible on a light one). The second cycle through it is dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#7a7a7a"
-"""Of text and axes: about 4.3 : 1 against white, and against a page of GitHub's dark theme."""
+"""Colour of text and axes: a contrast of about 4.3 : 1 to white, and to GitHub's dark theme."""
 
 COLUMNS = 2
 
 
 def pyplot() -> Any:
-    """matplotlib, drawing into memory.
+    """Import ``matplotlib.pyplot`` with a backend that draws into memory.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -45,7 +45,7 @@ def pyplot() -> Any:
             "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 11,
             "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
             "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-            # Names of methods are the user's: a dollar sign in them is one.
+            # Method names come from the user, and a dollar sign in them is literal.
             "text.parse_math": False,
             "grid.color": INK, "savefig.transparent": True, "legend.frameon": False, "axes.titlecolor": INK,
         }
@@ -54,7 +54,7 @@ def pyplot() -> Any:
 
 
 def style(index: int) -> dict[str, Any]:
-    """How the ``index``-th method is drawn, in every picture alike."""
+    """Return the style of the ``index``-th method, the same in every figure."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
@@ -63,32 +63,32 @@ def style(index: int) -> dict[str, Any]:
 
 
 def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Panel]:
-    """Draw every panel that a method has a curve for; the panels drawn, none if there is nothing to draw."""
+    """Draw every panel for which a method has a curve, and return these panels. Without any, no file is written."""
     bands = {panel: [band(method.runs, panel, axis) for method in methods] for panel in PANELS}
-    panels = [panel for panel in PANELS if any(one is not None for one in bands[panel])]
+    panels = [panel for panel in PANELS if any(curve is not None for curve in bands[panel])]
     if not panels:
         return []
     plt = pyplot()
     rows = math.ceil(len(panels) / COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(9.2, 2.75 * rows), squeeze=False, layout="constrained")
     handles: dict[str, Any] = {}
-    for place, panel in zip(grid.flat, panels, strict=False):
-        for index, (method, one) in enumerate(zip(methods, bands[panel], strict=True)):
-            drawn = style(index)
-            marker = {"marker": drawn.pop("marker"), "markersize": 3.5}
-            if one is None:
-                _draw_level(place, panel, axis, method, drawn, handles)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for index, (method, curve) in enumerate(zip(methods, bands[panel], strict=True)):
+            line_style = style(index)
+            marker = {"marker": line_style.pop("marker"), "markersize": 3.5}
+            if curve is None:
+                _draw_level(axes, panel, axis, method, line_style, handles)
                 continue
-            points = marker if len(one.x) <= 40 else {}
-            (handles[method.name],) = place.plot(one.x, one.mean, linewidth=1.6, **drawn, **points)
-            if one.seeds > 1:
-                place.fill_between(one.x, one.low, one.high, color=drawn["color"], alpha=0.18, linewidth=0)
-        place.set_title(panel.title, loc="left")
-        place.set_xlabel(axis.label)
+            points = marker if len(curve.x) <= 40 else {}
+            (handles[method.name],) = axes.plot(curve.x, curve.mean, linewidth=1.6, **line_style, **points)
+            if curve.seeds > 1:
+                axes.fill_between(curve.x, curve.low, curve.high, color=line_style["color"], alpha=0.18, linewidth=0)
+        axes.set_title(panel.title, loc="left")
+        axes.set_xlabel(axis.label)
         if panel.is_accuracy:
-            place.set_ylim(-0.02, 1.02)
-    for place in grid.flat[len(panels) :]:
-        place.set_visible(False)
+            axes.set_ylim(-0.02, 1.02)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
     _legend(figure, handles, methods)
     _save(figure, out, axis.name)
     plt.close(figure)
@@ -96,19 +96,19 @@ def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Pane
 
 
 def _draw_level(
-    place: Any, panel: Panel, axis: Axis, method: Method, drawn: dict[str, Any], handles: dict[str, Any]
+    axes: Any, panel: Panel, axis: Axis, method: Method, line_style: dict[str, Any], handles: dict[str, Any]
 ) -> None:
-    """Where a method cannot be drawn over an axis (SFT generates nothing to learn from), what it reached."""
-    reached = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
-    if panel.is_accuracy and axis.curve is not None and reached:
-        line = place.axhline(float(np.mean(reached)), linewidth=1.8, **drawn | {"linestyle": (0, (1, 2))})
+    """Draw the final accuracy of a method that has no curve over the axis, such as SFT over generated tokens."""
+    final = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
+    if panel.is_accuracy and axis.curve is not None and final:
+        line = axes.axhline(float(np.mean(final)), linewidth=1.8, **line_style | {"linestyle": (0, (1, 2))})
         handles[method.name] = line
 
 
 def _legend(figure: Any, handles: dict[str, Any], methods: Sequence[Method]) -> None:
     names = [method.name for method in methods if method.name in handles]
     columns = 2 if max(map(len, names), default=0) > 22 else 4
-    # matplotlib leaves out what has a label with a leading underscore: the names are put in behind its back.
+    # matplotlib omits entries whose label begins with an underscore, so the names replace numbers afterwards.
     numbers = [str(number) for number in range(len(names))]
     legend = figure.legend([handles[name] for name in names], numbers, loc="outside upper left", ncols=columns)
     for text, name in zip(legend.get_texts(), names, strict=True):
@@ -116,21 +116,21 @@ def _legend(figure: Any, handles: dict[str, Any], methods: Sequence[Method]) -> 
 
 
 def draw_accuracy(methods: Sequence[Method], intervals: Sequence[Interval | None], label: str, out: Path) -> None:
-    """One line a method: the interval, the mean, and every seed."""
+    """Draw one line per method: the interval, the mean, and every seed."""
     plt = pyplot()
-    figure, place = plt.subplots(figsize=(9.2, 0.9 + 0.42 * len(methods)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.2, 0.9 + 0.42 * len(methods)), layout="constrained")
     for index, (method, interval) in enumerate(zip(methods, intervals, strict=True)):
         if interval is None:
             continue
-        drawn = style(index)
-        place.plot([interval.low, interval.high], [index, index], color=drawn["color"], linewidth=2.5, alpha=0.6)
-        place.plot([interval.mean], [index], marker=drawn["marker"], color=drawn["color"], markersize=8)
+        colour, marker = style(index)["color"], style(index)["marker"]
+        axes.plot([interval.low, interval.high], [index, index], color=colour, linewidth=2.5, alpha=0.6)
+        axes.plot([interval.mean], [index], marker=marker, color=colour, markersize=8)
         seeds = [float(np.mean(list(run.test.correct.values()))) for run in method.runs if run.test is not None]
-        place.plot(seeds, [index] * len(seeds), "|", color=drawn["color"], markersize=11, markeredgewidth=1.5)
-    place.set_yticks(range(len(methods)), [method.name for method in methods])
-    place.set_ylim(len(methods) - 0.5, -0.5)
-    place.set_xlabel(label)
-    place.grid(axis="y", visible=False)
+        axes.plot(seeds, [index] * len(seeds), "|", color=colour, markersize=11, markeredgewidth=1.5)
+    axes.set_yticks(range(len(methods)), [method.name for method in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
     _save(figure, out, "accuracy")
     plt.close(figure)
 
@@ -138,12 +138,12 @@ def draw_accuracy(methods: Sequence[Method], intervals: Sequence[Interval | None
 def _save(figure: Any, out: Path, name: str) -> None:
     import matplotlib
 
-    # Of equal data the files are equal: no date in them, and ids that depend on the figure alone.
+    # The same data gives the same file: without a date, and with ids that depend only on the figure.
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    # Hundredths of a point are enough for a path, and half of the file.
-    rounded = re.sub(r' d="[^"]*"', lambda path: _hundredths(path[0]), drawn.getvalue())
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    # Hundredths of a point are precise enough for paths, and halve the file's size.
+    rounded = re.sub(r' d="[^"]*"', lambda path: _hundredths(path[0]), svg.getvalue())
     (out / f"{name}.svg").write_text(rounded)
     figure.savefig(out / f"{name}.png", dpi=150)
 
@@ -153,7 +153,7 @@ def _hundredths(path: str) -> str:
 
 
 def inline_svg(file: Path, title: str) -> str:
-    """The ``<svg>`` element of a figure's file for use within HTML; text and axes take the colour of the page's."""
+    """Return the ``<svg>`` element of a figure's file for use in HTML; its text and axes have the page's colour."""
     text = file.read_text()
     svg = text[text.index("<svg") :]
     start, end = svg.find("<metadata>"), svg.find("</metadata>")

@@ -1,4 +1,4 @@
-"""Runs of one config with several seeds are one method; here they are found, grouped and named."""
+"""Find runs and group them into named methods: runs that differ only in their seeds are one method."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 import yaml
 
-from grpo_lightning.commands.compare.runs import NoRun, Run, is_run, read_run
+from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_run
 from grpo_lightning.errors import ConfigError
 
-PLACES = (
+IGNORED_KEYS = (
     "seed_everything", "run_dir", "ckpt_path", "warm_start", "weights_only", "predictions", "export", "config",
     "checkpoint", "health_check", "summary", "rollouts", "tensorboard",
     "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.seed",
     "model.init_args.policy.init",
 )  # fmt: skip
-"""Keys of a config that say where and as which seed, or how it is shown; all others say what was done."""
+"""Config keys that do not define a method: seeds, paths and display. All other keys do."""
 
-EXPORTED = ("policy", "policy_best")
-"""The folders of a run in which its policy is exported."""
+EXPORT_FOLDERS = ("policy", "policy_best")
+"""The folders of a run to which its policy is exported."""
 POLICY = "model.init_args.policy.path"
 CALLBACKS = "trainer.callbacks"
-WATCHERS = (
+PASSIVE_CALLBACKS = (
     "StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras", "RunSummary", "HealthCheck",
     "PredictionWriter", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
 )  # fmt: skip
-"""Callbacks that change nothing about a run."""
+"""Callbacks that do not affect training."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in their seeds only, or that the user put together under one name."""
+    """Runs that differ only in their seeds, or that the user grouped under one name."""
 
     name: str
     runs: list[Run]
@@ -49,17 +49,18 @@ class Method:
 
 
 def find_methods(arguments: Sequence[str]) -> list[Method]:
-    """The methods that ``[NAME=]RUN_DIR ...`` stand for; patterns and folders of runs stand for all runs in them.
+    """Find the methods given by arguments of the form ``[NAME=]RUN_DIR``.
 
-    What a pattern matched, here or in the shell, may be a run that stopped before its first curve, or none: with a run
-    among the others it is skipped, and a line says so.
+    A glob pattern or a folder of runs selects all runs in it. A pattern, here or in the shell, may match a run that
+    stopped before its first curve, or something that is not a run: it is skipped with a message, provided that there is
+    at least one run.
 
     Raises:
-        ConfigError: there is no run, a ``NAME=RUN_DIR`` is none, or one is named twice.
+        ConfigError: there is no run, the folder of a ``NAME=RUN_DIR`` is not a run, or a run is given twice.
     """
-    skipped: list[NoRun] = []
+    skipped: list[NotARunError] = []
     groups: dict[str, list[Run]] = {}
-    given: dict[str, str] = {}
+    names_given: dict[str, str] = {}
     seen: set[Path] = set()
     for argument in arguments:
         name, folders = _folders(argument)
@@ -69,22 +70,23 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
             seen.add(folder.resolve())
             try:
                 run = read_run(folder)
-            except NoRun as error:
+            except NotARunError as error:
                 if name and folder == Path(argument.partition("=")[2]):
                     raise
                 skipped.append(error)
                 continue
-            key = f"name {name}" if name else str(sorted(what_it_did(run.config, run.folder).items()))
+            key = f"name {name}" if name else str(sorted(recipe(run.config, run.folder).items()))
             groups.setdefault(key, []).append(run)
             if name:
-                given[key] = name
+                names_given[key] = name
     if not groups:
         raise skipped[0]
     for reason in skipped:
         print(f"skipped: {str(reason).removeprefix('RUN_DIR: ')}")
     for runs in groups.values():
         runs.sort(key=lambda run: (str(type(run.seed)), run.seed or 0, str(run.folder)))
-    names = given | _names({key: runs[0] for key, runs in groups.items() if key not in given}, set(given.values()))
+    unnamed = {key: runs[0] for key, runs in groups.items() if key not in names_given}
+    names = names_given | _names(unnamed, set(names_given.values()))
     return [Method(names[key], runs) for key, runs in groups.items()]
 
 
@@ -96,35 +98,36 @@ def _folders(argument: str) -> tuple[str | None, list[Path]]:
             raise ConfigError(f"RUN_DIR: {argument} has an empty name: write NAME=RUN_DIR")
     matches = sorted(Path(match) for match in glob.glob(rest)) if not Path(rest).exists() else [Path(rest)]
     if not matches:
-        raise ConfigError(f"RUN_DIR: there is no folder {rest}")
+        raise ConfigError(f"RUN_DIR: the folder {rest} does not exist")
     folders: list[Path] = []
     for match in matches:
         if is_run(match) or not match.is_dir():
             folders.append(match)
             continue
-        # A warm start alone is what a run left that stopped in it.
+        # A folder with only a warm start belongs to a run that stopped during it.
         inside = sorted(child for child in match.iterdir() if is_run(child) and child.name != "warm_start")
         folders += inside or [match]
     return name, folders
 
 
-def what_it_did(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A config by dotted keys, less its seed and places.
+def recipe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the part of a config that defines its method, by dotted keys: without seeds, paths and display.
 
-    A policy that a run exported, as a warm start is, stands for what that run did.
+    If the initial policy was exported by another run, such as a warm start, it is replaced with that run's recipe.
     """
-    flat = {key: value for key, value in _flat(config).items() if not _is_place(key)}
-    flat[CALLBACKS] = [one for one in flat.get(CALLBACKS) or [] if _class_name(one) not in WATCHERS]
+    flat = {key: value for key, value in _flat(config).items() if not _is_ignored(key)}
+    callbacks = flat.get(CALLBACKS) or []
+    flat[CALLBACKS] = [callback for callback in callbacks if _class_name(callback) not in PASSIVE_CALLBACKS]
     path = Path(str(flat.get(POLICY, "")))
-    before = path.parent if is_run(path.parent) else folder / "warm_start"
-    if path.name in EXPORTED and is_run(before):
-        start = what_it_did(yaml.safe_load((before / "config.yaml").read_text()), before)
+    source = path.parent if is_run(path.parent) else folder / "warm_start"
+    if path.name in EXPORT_FOLDERS and is_run(source):
+        start = recipe(yaml.safe_load((source / "config.yaml").read_text()), source)
         flat[POLICY] = f"{path.name} of a run with {sorted(start.items())}"
     return flat
 
 
 def label(config: dict[str, Any]) -> str:
-    """``GRPO + refinement (distill)``: the algorithm, and what is known to make a method of its own."""
+    """Name a method by its algorithm and main options, such as ``GRPO + refinement (distill)``."""
     flat = _flat(config)
     name = str(flat.get("model.class_path", "unknown")).rpartition(".")[2].removesuffix("Module")
     if flat.get("model.init_args.critic"):
@@ -135,18 +138,20 @@ def label(config: dict[str, Any]) -> str:
 
 
 def _names(runs: dict[str, Run], taken: set[str]) -> dict[str, str]:
-    """A name for each: its label, and where that is another's too, the keys in which they differ."""
+    """Name each run by its label, followed by the options in which runs with the same label differ."""
     names: dict[str, str] = {}
     for key, run in runs.items():
-        mine = what_it_did(run.config, run.folder)
-        others = [
-            what_it_did(other.config, other.folder)
-            for other in runs.values()
-            if label(other.config) == label(run.config)
+        own = recipe(run.config, run.folder)
+        same_label = [
+            recipe(candidate.config, candidate.folder)
+            for candidate in runs.values()
+            if label(candidate.config) == label(run.config)
         ]
-        differ = sorted({name for one in others for name in {**one, **mine} if one.get(name) != mine.get(name)})
-        told = [f"{name.rpartition('.')[2]} {_short(mine.get(name))}" for name in differ[:3]]
-        name = ", ".join([label(run.config), *told])
+        differing = sorted(
+            {option for other in same_label for option in {**other, **own} if other.get(option) != own.get(option)}
+        )
+        options = [f"{option.rpartition('.')[2]} {_short(own.get(option))}" for option in differing[:3]]
+        name = ", ".join([label(run.config), *options])
         while name in taken:
             name += "'"
         taken.add(name)
@@ -160,14 +165,13 @@ def _class_name(value: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return " and ".join(_class_name(one) for one in value) or "none"
-    return (
-        "from another policy" if str(value).startswith(tuple(f"{name} of a run" for name in EXPORTED)) else str(value)
-    )
+        return " and ".join(_class_name(item) for item in value) or "none"
+    exported = str(value).startswith(tuple(f"{name} of a run" for name in EXPORT_FOLDERS))
+    return "from another policy" if exported else str(value)
 
 
-def _is_place(key: str) -> bool:
-    return any(key == place or key.startswith(f"{place}.") for place in PLACES)
+def _is_ignored(key: str) -> bool:
+    return any(key == ignored or key.startswith(f"{ignored}.") for ignored in IGNORED_KEYS)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

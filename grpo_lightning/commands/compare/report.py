@@ -1,4 +1,4 @@
-"""What stands in the report, and in which order."""
+"""The contents of the report, in order."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Options:
-    """Of a report.
+    """Options of a report.
 
     Args:
-        out: the folder it is written to.
-        resamples: of the bootstrap.
-        command: that makes it.
+        out: the folder to which it is written.
+        resamples: number of bootstrap resamples.
+        command: the command that writes it.
     """
 
     out: Path
@@ -45,8 +45,8 @@ class Options:
     command: str
 
 
-def blocks(methods: Sequence[Method], options: Options) -> list[Block]:
-    """Draw the figures, and give the report around them.
+def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
+    """Draw the figures and return the blocks of the report.
 
     Raises:
         ConfigError: runs were tested on different problems.
@@ -61,24 +61,24 @@ def blocks(methods: Sequence[Method], options: Options) -> list[Block]:
 
 
 def shared_problems(methods: Sequence[Method]) -> list[str]:
-    """The problems that every tested run was tested on.
+    """Return the problems on which all tested runs were tested.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: runs were tested on different problems.
     """
     tested = [run for method in methods for run in method.tested]
     for run in tested[1:]:
-        mine, first = set(run.test.correct), set(tested[0].test.correct)  # type: ignore[union-attr]
-        if mine != first:
+        problems, first = set(run.test.correct), set(tested[0].test.correct)  # type: ignore[union-attr]
+        if problems != first:
             raise ConfigError(
-                f"RUN_DIR: {tested[0].folder} was tested on {len(first)} problems and {run.folder} on {len(mine)}, "
-                f"{len(mine & first)} of them the same: test both on the same, with equal data.task options"
+                f"RUN_DIR: {tested[0].folder} was tested on {len(first)} problems and {run.folder} on {len(problems)}, "
+                f"of which {len(problems & first)} are the same: test both with the same data.task options"
             )
     return list(tested[0].test.correct) if tested and tested[0].test else []
 
 
 def results_SQ(runs: Sequence[Run], problems: Sequence[str]) -> Array:
-    """1 where a run solved a problem."""
+    """Return the results of the tested runs: 1 if run ``S`` solved problem ``Q``, else 0."""
     return np.array([[run.test.correct[key] for key in problems] for run in runs if run.test is not None])
 
 
@@ -107,12 +107,12 @@ def _results(methods: Sequence[Method], problems: Sequence[str], out: Path) -> l
         "method", "seeds", "test accuracy", "95 % interval", "validation", "peak memory", "wall time", "CPU time",
         "tokens generated", "tokens trained",
     ]  # fmt: skip
-    found: list[Block] = [Heading("Results"), Table(header, rows, _results_caption(methods, len(problems)))]
+    blocks: list[Block] = [Heading("Results"), Table(header, rows, _results_caption(methods, len(problems)))]
     if any(intervals):
         draw_accuracy(methods, intervals, f"accuracy on {len(problems)} test problems", out)
-        caption = "Test accuracy: mean (symbol), interval at 95 % (bar), and every seed (strokes)."
-        found.append(Figure("accuracy", "Test accuracy of the methods", caption))
-    return found
+        caption = "Test accuracy: mean (symbol), 95 % interval (bar), and every seed (strokes)."
+        blocks.append(Figure("accuracy", "Test accuracy of the methods", caption))
+    return blocks
 
 
 def _results_caption(methods: Sequence[Method], problems: int) -> str:
@@ -122,21 +122,21 @@ def _results_caption(methods: Sequence[Method], problems: int) -> str:
             f"Test accuracy is the mean over {problems} test problems, one completion each, and over the seeds."
         )
     if any(len(method.tested) == 1 for method in methods):
-        parts.append("The interval of one seed is Wilson's; it says nothing of other seeds.")
+        parts.append("The interval of a single seed is Wilson's and does not generalise to other seeds.")
     if any(len(method.tested) > 1 for method in methods):
         parts.append(
-            "The interval of several seeds holds for other seeds and other problems: two-way random effects (seeds x "
-            "problems), Student's t with Satterthwaite's degrees of freedom."
+            "The interval of several seeds generalises to other seeds and other problems: two-way random effects "
+            "(seeds x problems), Student's t with Satterthwaite's degrees of freedom."
         )
     untested = [method.name for method in methods if not method.tested]
     if untested:
-        parts.append(f"Not tested: {', '.join(untested)} (`{TEST_COMMAND}` does it).")
-    broken = sum(run.test.broken for method in methods for run in method.tested if run.test is not None)
-    if broken:
-        parts.append(f"On {broken} completions a verifier broke; they count as not solved.")
+        parts.append(f"Not tested: {', '.join(untested)} (run `{TEST_COMMAND}`).")
+    errors = sum(run.test.errors for method in methods for run in method.tested if run.test is not None)
+    if errors:
+        parts.append(f"A verifier failed on {errors} completions; they count as not solved.")
     parts.append(
-        "Validation is the last validation of the training run. Peak memory is the largest over the seeds, all else "
-        "their mean. Time and tokens are of the training run alone, without the run that a warm start came from."
+        "Validation is the last validation of the training run. Peak memory is the maximum over the seeds, all other "
+        "columns are means. Time and tokens are those of the training run only, without its warm start."
     )
     return " ".join(parts)
 
@@ -160,25 +160,25 @@ def _differences(methods: Sequence[Method], problems: Sequence[str], resamples: 
     if len(tested) < 2:
         return []
     compared = []
-    for one, other in combinations(tested, 2):
-        pairs = paired_runs(one, other)
+    for first, second in combinations(tested, 2):
+        pairs = paired_runs(first, second)
         first_SQ = results_SQ([pair[0] for pair in pairs], problems)
         second_SQ = results_SQ([pair[1] for pair in pairs], problems)
         over_problems = paired_bootstrap((second_SQ - first_SQ).mean(axis=0), resamples)
-        compared.append((one, other, pairs, first_SQ, second_SQ, over_problems))
+        compared.append((first, second, pairs, first_SQ, second_SQ, over_problems))
     adjusted = holm([bootstrap.p for *_, bootstrap in compared])
     rows = []
-    for (one, other, _, first_SQ, second_SQ, bootstrap), p in zip(compared, adjusted, strict=True):
+    for (first, second, _, first_SQ, second_SQ, bootstrap), p in zip(compared, adjusted, strict=True):
         interval = bootstrap.interval
-        exact = [mcnemar(first, second) for first, second in zip(first_SQ, second_SQ, strict=True)]
+        exact = [mcnemar(first_Q, second_Q) for first_Q, second_Q in zip(first_SQ, second_SQ, strict=True)]
         rows.append(
             [
-                f"{other.name} vs {one.name}",
+                f"{second.name} vs {first.name}",
                 _signed(interval.mean),
                 f"{_signed(interval.low)} to {_signed(interval.high)}",
                 _p(bootstrap.p),
                 _p(p),
-                _both(first_SQ, second_SQ),
+                _two_way_cell(first_SQ, second_SQ),
                 ", ".join(_signed(float(difference)) for difference in (second_SQ - first_SQ).mean(axis=1)),
                 ", ".join(f"{test.only_second}:{test.only_first} p {_p(test.p)}" for test in exact),
             ]
@@ -188,42 +188,42 @@ def _differences(methods: Sequence[Method], problems: Sequence[str], resamples: 
         "McNemar by seed",
     ]  # fmt: skip
     caption = (
-        f"Differences of accuracy in percentage points on the same {len(problems)} test problems. Runs are paired by "
+        f"Differences in accuracy, in percentage points, on the same {len(problems)} test problems. Runs are paired by "
         "seed and averaged for each problem; the first interval and p are a paired bootstrap over problems "
-        f"({resamples:,} resamples), so they speak of these runs on other problems. p, Holm is adjusted for the number "
-        "of comparisons. The second interval treats seeds and problems as random (two-way random effects), so it "
-        "speaks of other runs too; it needs two seeds. McNemar's test is exact; a:b counts the problems that only the "
-        "first or only the second of a row's two methods solved."
+        f"({resamples:,} resamples), so they generalise to other problems for these runs. p, Holm is adjusted for the "
+        "number of comparisons. The second interval treats seeds and problems as random (two-way random effects), so "
+        "it generalises to other runs too; it needs two seeds. McNemar's test is exact; a:b counts the problems that "
+        "only the first or only the second of a row's two methods solved."
     )
     unpaired = [f"{a.name} and {b.name}" for a, b, pairs, *_ in compared if any(x.seed != y.seed for x, y in pairs)]
     if unpaired:
-        caption += f" No seed in common, so paired in order: {'; '.join(unpaired)}."
-    left_out = [text for a, b, pairs, *_ in compared if (text := _left_out(a, b, pairs))]
-    if left_out:
-        caption += f" Without a partner, and so in no difference: {'; '.join(left_out)}."
+        caption += f" No common seed, so paired in order: {'; '.join(unpaired)}."
+    omitted = [text for a, b, pairs, *_ in compared if (text := _unpaired_runs(a, b, pairs))]
+    if omitted:
+        caption += f" Omitted, for lack of a run to pair with: {'; '.join(omitted)}."
     return [Heading("Differences"), Table(header, rows, caption)]
 
 
-def paired_runs(one: Method, other: Method) -> list[tuple[Run, Run]]:
-    """Tested runs of the same seed; where no seed is in common, first with first and so on."""
-    others = list(other.tested)
+def paired_runs(first: Method, second: Method) -> list[tuple[Run, Run]]:
+    """Pair tested runs by seed, or in order if the methods have no common seed."""
+    unpaired = list(second.tested)
     pairs = []
-    for run in one.tested:
-        match = next((candidate for candidate in others if candidate.seed == run.seed), None)
+    for run in first.tested:
+        match = next((candidate for candidate in unpaired if candidate.seed == run.seed), None)
         if match is not None:
-            others.remove(match)
+            unpaired.remove(match)
             pairs.append((run, match))
-    return pairs or list(zip(one.tested, other.tested, strict=False))
+    return pairs or list(zip(first.tested, second.tested, strict=False))
 
 
-def _left_out(one: Method, other: Method, pairs: Sequence[tuple[Run, Run]]) -> str:
+def _unpaired_runs(first: Method, second: Method, pairs: Sequence[tuple[Run, Run]]) -> str:
     paired = {run.folder for pair in pairs for run in pair}
-    runs = [(method, run) for method in (one, other) for run in method.tested if run.folder not in paired]
-    told = ", ".join(f"{method.name} seed {run.seed}" for method, run in runs)
-    return f"{told} ({other.name} vs {one.name})" if told else ""
+    runs = [(method, run) for method in (first, second) for run in method.tested if run.folder not in paired]
+    names = ", ".join(f"{method.name} seed {run.seed}" for method, run in runs)
+    return f"{names} ({second.name} vs {first.name})" if names else ""
 
 
-def _both(first_SQ: Array, second_SQ: Array) -> str:
+def _two_way_cell(first_SQ: Array, second_SQ: Array) -> str:
     if min(first_SQ.shape) < 2:
         return NOT_MEASURED
     interval = two_way(second_SQ - first_SQ)
@@ -234,35 +234,35 @@ def _both(first_SQ: Array, second_SQ: Array) -> str:
 
 
 def _dynamics(methods: Sequence[Method], out: Path) -> list[Block]:
-    found: list[Block] = [Heading("Training dynamics")]
+    blocks: list[Block] = [Heading("Training dynamics")]
     drawn = set()
     for axis in AXES:
         panels = draw_dynamics(methods, axis, out)
         if not panels:
-            found.append(Text(f"Over {axis.label}: {NOT_MEASURED} (no run has `{axis.curve}`)."))
+            blocks.append(Text(f"Over {axis.label}: {NOT_MEASURED} (no run has `{axis.curve}`)."))
             continue
         drawn |= set(panels)
-        found.append(Figure(axis.name, f"Training dynamics over {axis.label}", _dynamics_caption(methods, axis.label)))
+        blocks.append(Figure(axis.name, f"Training dynamics over {axis.label}", _dynamics_caption(methods, axis.label)))
     missing = [panel.title for panel in PANELS if panel not in drawn]
     if missing:
-        found.append(Text(f"{NOT_MEASURED.capitalize()} by any run: {', '.join(missing)}."))
-    return found
+        blocks.append(Text(f"{NOT_MEASURED.capitalize()} by any run: {', '.join(missing)}."))
+    return blocks
 
 
 def _dynamics_caption(methods: Sequence[Method], axis: str) -> str:
     bands = (
-        f" Several seeds: their mean, in a band from the lowest to the highest of them, interpolated on a common axis "
-        f"({POINTS} points) where their own differ, as far as all of them go."
+        f" Several seeds: the mean, in a band from the lowest to the highest, interpolated on a common axis ({POINTS} "
+        f"points) if their steps differ, over the range that all seeds cover."
         if any(len(method.runs) > 1 for method in methods)
         else ""
     )
     return (
-        f"Over {axis}. What single steps log is a running mean over a 40th of the steps; validation and memory are as "
-        f"measured.{bands} A dotted line is the end of a run that has nothing to count on this axis."
+        f"Over {axis}. Curves logged at every step are running means over 1/40 of the steps; validation and memory are "
+        f"as measured.{bands} A dotted line is the final value of a method without a curve on this axis."
     )
 
 
-# -- what it was made with --------------------------------------------------------------------------------------------
+# -- runs and versions ------------------------------------------------------------------------------------------------
 
 
 def _record(methods: Sequence[Method], command: str) -> list[Block]:
@@ -276,12 +276,12 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
                 [method.name, f"`{run.folder}`", str(run.environment.get("device", NOT_MEASURED)),
                  checkpoint, str(run.seed), f"{steps:,.0f}", tested]
             )  # fmt: skip
-    caption = "Every run, with the checkpoint that was tested."
+    caption = "All runs, with the checkpoint that was tested."
     versions: dict[str, None] = {}
     for run in (run for method in methods for run in method.runs):
-        told = run.environment.get("versions")
-        if told:
-            versions[", ".join(f"{name} {number}" for name, number in told.items())] = None
+        packages = run.environment.get("versions")
+        if packages:
+            versions[", ".join(f"{name} {number}" for name, number in packages.items())] = None
     table = Table(["method", "run", "device", "checkpoint", "seed", "steps", "accuracy"], rows, caption, left=4)
     commands = [
         [method.name, f"`{shlex.join(run.environment['command'])}`"]

@@ -1,7 +1,7 @@
 """Intervals and tests on per-problem results.
 
-Shape letters of this package: ``S`` seeds (runs of one method), ``Q`` problems (questions), ``R`` resamples. Entries of
-a matrix ``x_SQ`` are 1 for a solved problem, 0 for a failed one, or differences of those.
+Shape letters in this package: ``S`` seeds (runs of one method), ``Q`` problems (questions), ``R`` resamples. Entries of
+a matrix ``x_SQ`` are 1 for a solved problem and 0 for a failed one, or differences of these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval at 95 %."""
+    """A mean with its 95 % interval."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Interval:
 def wilson(correct: int, count: int) -> Interval:
     """Wilson's score interval of a proportion: ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``.
 
-    Wilson, JASA 22 (1927). Unlike the normal interval it does not shrink to nothing at 0 or 1.
+    Wilson, JASA 22 (1927). Unlike the normal interval, it has a positive width at 0 and 1.
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     p = correct / count
@@ -39,32 +39,32 @@ def wilson(correct: int, count: int) -> Interval:
 
 
 def two_way(x_SQ: Array) -> Interval:
-    """The mean over seeds and problems, with an interval that holds for other seeds *and* other problems.
+    """The mean over seeds and problems, with an interval that generalises to other seeds *and* other problems.
 
     The model is ``x_sq = m + seed_s + problem_q + rest_sq``, all random (two-way analysis of variance without
     replication; Searle, Casella and McCulloch, Variance Components, 1992). Then ``Var(mean) = (MS_seed + MS_problem -
-    MS_rest) / SQ``, and ``MS_seed`` counts for no less than ``MS_rest``; Student's t has Satterthwaite's degrees of
+    MS_rest) / SQ``, where ``MS_seed`` is taken to be at least ``MS_rest``; Student's t has Satterthwaite's degrees of
     freedom.
 
     Args:
-        x_SQ: at least two seeds and two problems.
+        x_SQ: the results, for at least two seeds and two problems.
     """
     seeds, problems = x_SQ.shape
     mean = float(x_SQ.mean())
-    of_seed_S, of_problem_Q = x_SQ.mean(axis=1), x_SQ.mean(axis=0)
-    rest_SQ = x_SQ - of_seed_S[:, None] - of_problem_Q[None, :] + mean
-    squares = (
-        problems * float(((of_seed_S - mean) ** 2).sum()) / (seeds - 1),
-        seeds * float(((of_problem_Q - mean) ** 2).sum()) / (problems - 1),
+    seed_means_S, problem_means_Q = x_SQ.mean(axis=1), x_SQ.mean(axis=0)
+    rest_SQ = x_SQ - seed_means_S[:, None] - problem_means_Q[None, :] + mean
+    mean_squares = (
+        problems * float(((seed_means_S - mean) ** 2).sum()) / (seeds - 1),
+        seeds * float(((problem_means_Q - mean) ** 2).sum()) / (problems - 1),
         float((rest_SQ**2).sum()) / ((seeds - 1) * (problems - 1)),
     )
-    of_seeds, of_problems, of_rest = squares
-    if of_seeds > of_rest:
-        total = of_seeds + of_problems - of_rest
-        terms = zip(squares, (seeds - 1, problems - 1, (seeds - 1) * (problems - 1)), strict=True)
+    ms_seed, ms_problem, ms_rest = mean_squares
+    if ms_seed > ms_rest:
+        total = ms_seed + ms_problem - ms_rest
+        terms = zip(mean_squares, (seeds - 1, problems - 1, (seeds - 1) * (problems - 1)), strict=True)
         freedom = max(1.0, total**2 / sum(square**2 / degrees for square, degrees in terms))
     else:
-        total, freedom = of_problems, problems - 1.0
+        total, freedom = ms_problem, problems - 1.0
     half = student_quantile((1 + LEVEL) / 2, freedom) * math.sqrt(total / x_SQ.size)
     return Interval(mean, mean - half, mean + half)
 
@@ -72,17 +72,17 @@ def two_way(x_SQ: Array) -> Interval:
 def accuracy(x_SQ: Array) -> Interval:
     """Wilson's interval for one seed, :func:`two_way` for several.
 
-    Where several seeds agree on every problem there is no spread to estimate from, and Wilson's takes its place.
+    If all results are equal there is no variance to estimate, and Wilson's interval is used.
     """
     if len(x_SQ) > 1 and x_SQ.shape[1] > 1:
-        found = two_way(x_SQ)
-        if found.high > found.low:
-            return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+        interval = two_way(x_SQ)
+        if interval.high > interval.low:
+            return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high))
     return wilson(round(float(x_SQ[0].sum())), x_SQ.shape[1])
 
 
 def student_quantile(p: float, freedom: float) -> float:
-    """The quantile of Student's t, ``p >= 0.5``, by integrating the density over ``t = sqrt(freedom) tan(angle)``."""
+    """Compute the quantile of Student's t for ``p >= 0.5``, with ``t = sqrt(freedom) tan(angle)`` as the variable."""
     angle = np.linspace(0.0, math.pi / 2, 400_001)[:-1]
     density = np.cos(angle) ** (freedom - 1)
     steps = (density[1:] + density[:-1]) / 2
@@ -99,20 +99,20 @@ class Bootstrap:
 
 
 def paired_bootstrap(difference_Q: Array, resamples: int = 10_000, seed: int = 0) -> Bootstrap:
-    """Bootstrap over problems of a mean paired difference (Efron and Tibshirani, 1993, chapters 13 and 16.4).
+    """Bootstrap a mean paired difference over problems (Efron and Tibshirani, 1993, chapters 13 and 16.4).
 
-    The p-value is ``(1 + #{|mean of a resample - mean| >= |mean|}) / (resamples + 1)``: resamples of the centred
-    differences, which are those under no difference, that lie as far out as what was found.
+    The p-value is ``(1 + #{|mean of a resample - mean| >= |mean|}) / (resamples + 1)``: the fraction of resamples of
+    the centred differences, which represent the null hypothesis, whose mean is at least as extreme as the observed one.
     """
     generator = np.random.default_rng(seed)
     mean = float(difference_Q.mean())
     means_R = np.empty(resamples)
-    for start in range(0, resamples, 500):  # in parts: all indices at once would be R x Q numbers
-        part = min(500, resamples - start)
-        rows = generator.integers(0, len(difference_Q), size=(part, len(difference_Q)))
-        means_R[start : start + part] = difference_Q[rows].mean(axis=1)
+    for start in range(0, resamples, 500):  # in batches: all indices at once would be R x Q numbers
+        batch = min(500, resamples - start)
+        indices = generator.integers(0, len(difference_Q), size=(batch, len(difference_Q)))
+        means_R[start : start + batch] = difference_Q[indices].mean(axis=1)
     low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # Sums of the same numbers in another order differ in their last digits.
+    # Sums of the same numbers in a different order differ in their last digits.
     extreme = int((np.abs(means_R - mean) >= abs(mean) - 1e-12).sum())
     return Bootstrap(Interval(mean, float(low), float(high)), (1 + extreme) / (resamples + 1))
 
@@ -127,7 +127,7 @@ class McNemar:
 
 
 def mcnemar(first_Q: Array, second_Q: Array) -> McNemar:
-    """McNemar's test, exact: of the problems on which two runs differ, each solves half by chance (binomial)."""
+    """McNemar's exact test: under the null hypothesis each run solves half of the problems on which they differ."""
     only_first = int(((first_Q == 1) & (second_Q == 0)).sum())
     only_second = int(((first_Q == 0) & (second_Q == 1)).sum())
     count, fewer = only_first + only_second, min(only_first, only_second)
@@ -136,7 +136,7 @@ def mcnemar(first_Q: Array, second_Q: Array) -> McNemar:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for their number (Holm, Scand. J. Statist. 6, 1979), in the order given."""
+    """Adjust p-values for multiple comparisons (Holm, Scand. J. Statist. 6, 1979); the order is kept."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

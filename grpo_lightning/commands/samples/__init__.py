@@ -1,1 +1,1 @@
-"""Looking at a run's rollouts: ``grpo samples RUN_DIR`` makes one HTML file of them, which needs no server."""
+"""``grpo samples RUN_DIR``: write a run's rollouts as one HTML file that needs no server."""

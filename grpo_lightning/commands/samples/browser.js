@@ -1,55 +1,55 @@
 "use strict";
-// Everything that a model wrote is put into the page by textContent alone.
+// Model output enters the page only through textContent.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const $ = (id) => document.getElementById(id);
 const head = read("head"), prompts = read("prompts");
 const rollouts = read("rollouts").map((row, index) => {
-  const one = { index, children: [] };
-  head.fields.forEach((name, place) => { one[name] = row[place]; });
-  return one;
+  const rollout = { index, children: [] };
+  head.fields.forEach((name, place) => { rollout[name] = row[place]; });
+  return rollout;
 });
 const ON_PAGE = 64;
 
 // -- data ------------------------------------------------------------------------------------------------------------
 
 const chunks = new Map();
-function tokensOf(one) {
-  const number = Math.floor(one.index / head.chunk);
+function tokensOf(rollout) {
+  const number = Math.floor(rollout.index / head.chunk);
   if (!chunks.has(number)) chunks.set(number, read("tokens-" + number));
-  return chunks.get(number)[one.index % head.chunk];
+  return chunks.get(number)[rollout.index % head.chunk];
 }
 
 const groups = new Map();
-for (const one of rollouts) {
-  const key = one.step + " " + one.group;
-  if (!groups.has(key)) groups.set(key, { step: one.step, name: one.group, prompt: one.prompt, all: [], firsts: [] });
-  groups.get(key).all.push(one);
-  if (one.parent === null) groups.get(key).firsts.push(one);
-  else rollouts[one.parent].children.push(one);
+for (const rollout of rollouts) {
+  const key = rollout.step + " " + rollout.group;
+  if (!groups.has(key)) groups.set(key, { step: rollout.step, name: rollout.group, prompt: rollout.prompt, all: [], firsts: [] });
+  groups.get(key).all.push(rollout);
+  if (rollout.parent === null) groups.get(key).firsts.push(rollout);
+  else rollouts[rollout.parent].children.push(rollout);
 }
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const known = (rows, name) => rows.map((one) => one[name]).filter((value) => value !== null);
+const known = (rows, name) => rows.map((rollout) => rollout[name]).filter((value) => value !== null);
 for (const group of groups.values()) {
   const rewards = known(group.firsts, "reward");
   group.reward = rewards.length ? mean(rewards) : null;
   group.signal = new Set(rewards).size > 1;
-  group.tokens = Math.max(...group.all.map((one) => one.tokens));
+  group.tokens = Math.max(...group.all.map((rollout) => rollout.tokens));
   const kls = known(group.all, "kl");
   group.kl = kls.length ? Math.max(...kls) : null;
-  group.said = prompts[group.prompt][0].map((turn) => turn.content).join("\n").toLowerCase();
+  group.promptText = prompts[group.prompt][0].map((turn) => turn.content).join("\n").toLowerCase();
 }
 
-// -- what is asked for, kept in the address so that a view can be linked to -------------------------------------------
+// -- filters and view, kept in the address so that a view can be linked -----------------------------------------------
 
-const asked = new URLSearchParams(location.hash.slice(1));
-const hidden = new Set((asked.get("hide") || "").split(",").filter(Boolean));
+const params = new URLSearchParams(location.hash.slice(1));
+const hidden = new Set((params.get("hide") || "").split(",").filter(Boolean));
 const BOXES = ["cut", "again", "signal"], TEXTS = ["from", "to", "least", "most", "search", "order", "shade"];
-for (const id of TEXTS) if (asked.has(id)) $(id).value = asked.get(id);
-for (const id of BOXES) $(id).checked = asked.has(id);
-let page = Math.max(0, Number(asked.get("page") || 1) - 1) || 0;
-if (asked.has("theme")) document.documentElement.dataset.theme = asked.get("theme");
+for (const id of TEXTS) if (params.has(id)) $(id).value = params.get(id);
+for (const id of BOXES) $(id).checked = params.has(id);
+let page = Math.max(0, Number(params.get("page") || 1) - 1) || 0;
+if (params.has("theme")) document.documentElement.dataset.theme = params.get("theme");
 for (const option of $("shade").options) {
-  const without = { kl: () => !rollouts.some((one) => one.kl !== null), none: () => false }[option.value];
+  const without = { kl: () => !rollouts.some((rollout) => rollout.kl !== null), none: () => false }[option.value];
   option.disabled = Boolean(without && without());
 }
 const number = (id) => ($(id).value === "" ? null : Number($(id).value));
@@ -64,21 +64,21 @@ function remember() {
   history.replaceState(null, "", "#" + state);
 }
 
-function chosen() {
+function matchingGroups() {
   const from = number("from"), to = number("to"), least = number("least"), most = number("most");
   const text = $("search").value.toLowerCase();
-  const fits = (one, group) =>
-    !hidden.has(head.verdicts[one.verdict]) &&
-    (least === null || (one.reward !== null && one.reward >= least)) &&
-    (most === null || (one.reward !== null && one.reward <= most)) &&
-    (!$("cut").checked || one.finish === "length") &&
-    (!$("again").checked || one.attempt > 1) &&
-    (!text || group.said.includes(text) || one.text.toLowerCase().includes(text));
+  const fits = (rollout, group) =>
+    !hidden.has(head.verdicts[rollout.verdict]) &&
+    (least === null || (rollout.reward !== null && rollout.reward >= least)) &&
+    (most === null || (rollout.reward !== null && rollout.reward <= most)) &&
+    (!$("cut").checked || rollout.finish === "length") &&
+    (!$("again").checked || rollout.attempt > 1) &&
+    (!text || group.promptText.includes(text) || rollout.text.toLowerCase().includes(text));
   const found = [];
   for (const group of groups.values()) {
     if ((from !== null && group.step < from) || (to !== null && group.step > to)) continue;
     if ($("signal").checked && !group.signal) continue;
-    const rows = group.all.filter((one) => fits(one, group));
+    const rows = group.all.filter((rollout) => fits(rollout, group));
     if (rows.length) found.push({ group, rows: new Set(rows) });
   }
   const order = $("order").value, name = order.replace("-", ""), sign = order.startsWith("-") ? -1 : 1;
@@ -100,10 +100,10 @@ function element(tag, kind, text) {
 const digits = (value, count = 2) => (value === null ? "none" : value.toFixed(count));
 const signed = (value) => (value > 0 ? "+" : "") + digits(value);
 
-// Places in a rollout's tokens: characters, log-probs, log-ratios to the reference, advantages (in hundredths).
+// `place` indexes a rollout's tokens: characters, log-probs, log-ratios to the reference, advantages (in hundredths).
 const SHADES = {
   logprob: { place: 1, full: 5, words: "log-prob of the token" },
-  kl: { place: 2, full: 2, words: "log-prob less the reference's" },
+  kl: { place: 2, full: 2, words: "log-ratio to the reference" },
   advantage: { place: 3, full: 2, words: "advantage" },
 };
 const UP = [40, 110, 230], DOWN = [220, 70, 30];
@@ -113,19 +113,19 @@ function colour(shade, value) {
   return "rgba(" + (value > 0 ? UP : DOWN).join(",") + "," + strength.toFixed(3) + ")";
 }
 
-function words(one, shade) {
+function words(rollout, shade) {
   const box = element("div", "completion words");
-  const tokens = shade === "none" ? null : tokensOf(one);
+  const tokens = shade === "none" ? null : tokensOf(rollout);
   const values = tokens && tokens[SHADES[shade].place];
   if (!tokens || !tokens[0] || (!values && shade !== "advantage")) {
-    box.textContent = one.text;
-    if (shade === "advantage") box.style.backgroundColor = colour(shade, one.advantage);
+    box.textContent = rollout.text;
+    if (shade === "advantage") box.style.backgroundColor = colour(shade, rollout.advantage);
     return box;
   }
-  const characters = Array.from(one.text);
+  const characters = Array.from(rollout.text);
   let start = 0;
   tokens[0].forEach((length, index) => {
-    const value = values ? values[index] === null ? null : values[index] / 100 : one.advantage;
+    const value = values ? values[index] === null ? null : values[index] / 100 : rollout.advantage;
     if (!length) return;
     const span = element("span", "", characters.slice(start, start + length).join(""));
     span.dataset.token = index;
@@ -133,30 +133,30 @@ function words(one, shade) {
     start += length;
     box.append(span);
   });
-  box.dataset.rollout = one.index;
+  box.dataset.rollout = rollout.index;
   return box;
 }
 
-function drawRollout(one, rows, shade) {
-  const card = element("article", "rollout v" + one.verdict + (rows.has(one) ? "" : " other") + (one.attempt > 1 ? " again" : ""));
+function drawRollout(rollout, rows, shade) {
+  const card = element("article", "rollout v" + rollout.verdict + (rows.has(rollout) ? "" : " other") + (rollout.attempt > 1 ? " again" : ""));
   const facts = element("div", "facts");
-  facts.append(element("b", "", head.verdicts[one.verdict]));
-  facts.append(element("span", "", "reward " + digits(one.reward)));
-  if (one.advantage !== null) facts.append(element("span", "", "advantage " + signed(one.advantage)));
-  facts.append(element("span", "", one.tokens + " tokens" + (one.finish === "length" ? ", truncated" : "")));
-  facts.append(element("span", "", "log-prob " + digits(one.logprob)));
-  if (one.kl !== null) facts.append(element("span", "", "KL " + digits(one.kl, 3)));
-  for (const [name, reward] of Object.entries(one.rewards || {}))
+  facts.append(element("b", "", head.verdicts[rollout.verdict]));
+  facts.append(element("span", "", "reward " + digits(rollout.reward)));
+  if (rollout.advantage !== null) facts.append(element("span", "", "advantage " + signed(rollout.advantage)));
+  facts.append(element("span", "", rollout.tokens + " tokens" + (rollout.finish === "length" ? ", truncated" : "")));
+  facts.append(element("span", "", "log-prob " + digits(rollout.logprob)));
+  if (rollout.kl !== null) facts.append(element("span", "", "KL " + digits(rollout.kl, 3)));
+  for (const [name, reward] of Object.entries(rollout.rewards || {}))
     facts.append(element("span", "", name + " " + digits(reward)));
-  card.append(facts, words(one, shade));
-  if (one.feedback) card.append(element("div", "feedback words", one.feedback));
+  card.append(facts, words(rollout, shade));
+  if (rollout.feedback) card.append(element("div", "feedback words", rollout.feedback));
   return card;
 }
 
-function drawColumn(one, rows, shade, column) {
-  column.append(drawRollout(one, rows, shade));
-  for (const next of one.children) {
-    column.append(element("div", "turn", "attempt " + next.attempt + ", after that feedback:"));
+function drawColumn(rollout, rows, shade, column) {
+  column.append(drawRollout(rollout, rows, shade));
+  for (const next of rollout.children) {
+    column.append(element("div", "turn", "attempt " + next.attempt + ", after the feedback above:"));
     drawColumn(next, rows, shade, column);
   }
   return column;
@@ -183,7 +183,7 @@ function drawGroup({ group, rows }, shade) {
     box.append(more);
   }
   const columns = element("div", "columns");
-  for (const one of group.firsts) columns.append(drawColumn(one, rows, shade, element("div", "column")));
+  for (const rollout of group.firsts) columns.append(drawColumn(rollout, rows, shade, element("div", "column")));
   box.append(columns);
   return box;
 }
@@ -248,7 +248,7 @@ function drawCurve() {
   const line = document.createElementNS(space, "polyline");
   line.setAttribute("points", points.map(([step, reward]) => x(step) + "," + y(reward)).join(" "));
   const title = document.createElementNS(space, "title");
-  title.textContent = "mean reward of each step, from " + digits(low) + " to " + digits(high) + "; click for a step";
+  title.textContent = "mean reward per step, from " + digits(low) + " to " + digits(high) + "; click to select a step";
   svg.append(line, title);
   svg.onclick = (event) => {
     const place = svg.getBoundingClientRect();
@@ -260,7 +260,7 @@ function drawCurve() {
 }
 
 function draw() {
-  const found = chosen(), shade = $("shade").value;
+  const found = matchingGroups(), shade = $("shade").value;
   const size = Math.max(1, Math.round(ON_PAGE / mean([...groups.values()].map((group) => group.all.length))));
   const pages = Math.max(1, Math.ceil(found.length / size));
   page = Math.min(page, pages - 1);
@@ -269,7 +269,7 @@ function draw() {
   $("place").textContent = "page " + (page + 1) + " of " + pages;
   $("previous").disabled = page === 0;
   $("next").disabled = page >= pages - 1;
-  $("groups").replaceChildren(...found.slice(page * size, (page + 1) * size).map((one) => drawGroup(one, shade)));
+  $("groups").replaceChildren(...found.slice(page * size, (page + 1) * size).map((match) => drawGroup(match, shade)));
   if (!found.length) $("groups").append(element("p", "faint", "Nothing matches."));
   legend(shade);
   mark($("search").value.toLowerCase());
@@ -282,7 +282,7 @@ function draw() {
 function renew() { page = 0; draw(); }
 function turn(by) { page += by; draw(); scrollTo(0, 0); }
 head.verdicts.forEach((name, place) => {
-  const count = rollouts.filter((one) => one.verdict === place).length;
+  const count = rollouts.filter((rollout) => rollout.verdict === place).length;
   const button = element("button", "v" + place, name + " " + count);
   button.type = "button";
   button.setAttribute("aria-pressed", String(!hidden.has(name)));
@@ -306,11 +306,11 @@ $("theme").onclick = () => {
 $("groups").addEventListener("mouseover", (event) => {
   const span = event.target.closest("[data-token]");
   if (!span || span.title) return;
-  const one = rollouts[span.closest("[data-rollout]").dataset.rollout];
-  const [, logprobs, gaps, advantages] = tokensOf(one), index = span.dataset.token;
-  const said = (name, values) => (values && values[index] !== null ? name + " " + digits(values[index] / 100) : "");
+  const rollout = rollouts[span.closest("[data-rollout]").dataset.rollout];
+  const [, logprobs, gaps, advantages] = tokensOf(rollout), index = span.dataset.token;
+  const label = (name, values) => (values && values[index] !== null ? name + " " + digits(values[index] / 100) : "");
   span.title = [
-    "token " + index, said("log-prob", logprobs), said("less the reference's", gaps), said("advantage", advantages),
+    "token " + index, label("log-prob", logprobs), label("log-ratio to the reference", gaps), label("advantage", advantages),
   ].filter(Boolean).join(", ");
 });
 $("note").textContent = head.note;

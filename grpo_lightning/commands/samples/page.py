@@ -1,4 +1,4 @@
-"""One HTML file that shows rollouts: the data as JSON inside, drawn by a small script, with nothing to load."""
+"""Build a self-contained HTML page that shows rollouts: the data is embedded as JSON and drawn by a small script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 CHUNK = 256
-"""Rollouts whose tokens are parsed together, when one of them is first shown."""
+"""Number of rollouts whose tokens are parsed together, when one of them is first shown."""
 
 FIELDS = (
     "step", "group", "attempt", "parent", "prompt", "text", "verdict", "reward", "advantage", "learned", "finish",
@@ -21,67 +21,72 @@ VERDICTS = ("correct", "format only", "wrong", "error")
 
 
 class Page:
-    """Gathers rollouts, and writes them as a page.
+    """Collects rollouts and writes them as a page.
 
     Args:
-        title: of the page.
-        max_bytes: of the data. What is beyond it is left out by whole steps, evenly over the run.
+        title: title of the page.
+        max_bytes: size limit of the data. To stay below it, whole steps are omitted evenly over the run.
     """
 
     def __init__(self, title: str, max_bytes: float) -> None:
         self.title = title
         self.max_bytes = max_bytes
-        self._steps: dict[int, dict[str, _Encoded]] = {}
+        self._steps: dict[int, dict[str, _EncodedRollout]] = {}
         self._prompts: dict[str, int] = {}
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a record that :func:`read_rollouts` gave, stored as compactly as possible."""
+        """Add a record of :func:`read_rollouts`, encoded compactly."""
         prompt = _json([record["prompt"], record["answer"], record["metadata"]])
         number = self._prompts.setdefault(prompt, len(self._prompts))
-        self._steps.setdefault(record["step"], {})[record["id"]] = _Encoded(record, number)
+        self._steps.setdefault(record["step"], {})[record["id"]] = _EncodedRollout(record, number)
 
     def __len__(self) -> int:
         return sum(map(len, self._steps.values()))
 
     @property
     def sizes(self) -> dict[int, int]:
-        """Bytes of each step."""
-        return {step: sum(one.size for one in rows.values()) for step, rows in sorted(self._steps.items())}
+        """Size of each step in bytes."""
+        return {
+            step: sum(rollout.size for rollout in rollouts.values()) for step, rollouts in sorted(self._steps.items())
+        }
 
     def html(self) -> tuple[str, str]:
-        """The page, and a sentence about what is in it and what was left out."""
+        """Write the page. Returns it with a sentence that states what it contains and what was omitted."""
         steps = thinned(self.sizes, self.max_bytes)
-        rows: list[_Encoded] = [one for step in steps for _, one in sorted(self._steps[step].items(), key=_natural)]
-        index = {one.key: place for place, one in enumerate(rows)}
-        used = sorted({one.fields["prompt"] for one in rows})
+        rollouts: list[_EncodedRollout] = [
+            rollout for step in steps for _, rollout in sorted(self._steps[step].items(), key=_natural)
+        ]
+        index = {rollout.key: position for position, rollout in enumerate(rollouts)}
+        used = sorted({rollout.fields["prompt"] for rollout in rollouts})
         renumbered = {old: new for new, old in enumerate(used)}
         prompts = list(self._prompts)
-        note = f"{len(rows):,} rollouts of {len(steps):,} steps"
-        if len(rows) < len(self):
+        note = f"{len(rollouts):,} rollouts of {len(steps):,} steps"
+        if len(rollouts) < len(self):
             note += (
-                f"; {len(self) - len(rows):,} rollouts of {len(self._steps) - len(steps):,} other steps are left out, "
-                f"evenly over the run, to keep the page below {self.max_bytes / 2**20:g} MiB: give --max_mib or --steps"
+                f"; {len(self) - len(rollouts):,} rollouts of {len(self._steps) - len(steps):,} other steps were "
+                f"omitted, evenly over the run, to keep the page below {self.max_bytes / 2**20:g} MiB: raise --max_mib "
+                "or narrow --steps to see them"
             )
         head = {"note": note, "fields": FIELDS, "verdicts": VERDICTS, "chunk": CHUNK}
         encoded = []
-        for one in rows:
-            parent = None if one.parent is None else index.get(one.parent)
-            fields = one.fields | {"prompt": renumbered[one.fields["prompt"]], "parent": parent}
+        for rollout in rollouts:
+            parent = None if rollout.parent is None else index.get(rollout.parent)
+            fields = rollout.fields | {"prompt": renumbered[rollout.fields["prompt"]], "parent": parent}
             encoded.append(_json([fields[name] for name in FIELDS]))
-        rollouts = ",\n".join(encoded)
+        rows = ",\n".join(encoded)
         data = [
             _block("head", _json(head)),
             _block("prompts", "[" + ",\n".join(prompts[number] for number in used) + "]"),
-            _block("rollouts", f"[{rollouts}]"),
+            _block("rollouts", f"[{rows}]"),
         ]
-        for start in range(0, len(rows), CHUNK):
-            part = ",\n".join(one.tokens for one in rows[start : start + CHUNK])
-            data.append(_block(f"tokens-{start // CHUNK}", f"[{part}]"))
+        for start in range(0, len(rollouts), CHUNK):
+            tokens = ",\n".join(rollout.tokens for rollout in rollouts[start : start + CHUNK])
+            data.append(_block(f"tokens-{start // CHUNK}", f"[{tokens}]"))
         return _filled(self.title, data), note
 
 
-class _Encoded:
-    """A rollout as the page has it."""
+class _EncodedRollout:
+    """A rollout in the encoding of the page."""
 
     def __init__(self, record: dict[str, Any], prompt: int) -> None:
         self.key = record["id"]
@@ -112,18 +117,18 @@ class _Encoded:
 
 
 def _tokens(record: dict[str, Any]) -> list[Any] | None:
-    """Characters, log-probs, log-ratio to the reference and advantages of the tokens, the numbers in hundredths."""
+    """Return characters, log-probs, log-ratios to the reference and advantages per token, the numbers in hundredths."""
     characters = record.get("token_characters")
     if characters is None:
         return None
     logprobs, reference = record["token_logprobs"], record["token_reference_logprobs"]
-    gaps = None
+    log_ratios = None
     if reference is not None:
-        gaps = [
-            None if ours is None or theirs is None else ours - theirs
-            for ours, theirs in zip(logprobs, reference, strict=True)
+        log_ratios = [
+            None if policy is None or ref is None else policy - ref
+            for policy, ref in zip(logprobs, reference, strict=True)
         ]
-    return [characters, *(_hundredths(values) for values in (logprobs, gaps, record["token_advantages"]))]
+    return [characters, *(_hundredths(values) for values in (logprobs, log_ratios, record["token_advantages"]))]
 
 
 def _hundredths(values: Sequence[float | None] | None) -> list[int | None] | None:
@@ -131,7 +136,7 @@ def _hundredths(values: Sequence[float | None] | None) -> list[int | None] | Non
 
 
 def thinned(sizes: dict[int, int], limit: float) -> list[int]:
-    """The steps to show: all, or every n-th with the first and the last, for the least n that fits; at least one."""
+    """Select the steps to show: every n-th, with the first and the last, for the smallest n that fits; at least one."""
     steps = list(sizes)
     for stride in range(1, len(steps) + 1):
         chosen = steps[::stride]
@@ -143,14 +148,14 @@ def thinned(sizes: dict[int, int], limit: float) -> list[int]:
 
 
 def _natural(item: tuple[str, Any]) -> list[tuple[int, str]]:
-    """Sorts ``train/2/10`` behind ``train/2/9``."""
+    """Sort key that puts ``train/2/10`` after ``train/2/9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split("/")]
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand inside of a script element, whatever a text says.
+    """Write JSON that is safe inside a script element, whatever the texts contain.
 
-    ``<`` cannot occur: no ``</script>`` ends the element, and no ``<!--<script>`` changes how it is read.
+    ``<`` is escaped, so ``</script>`` cannot end the element and ``<!--<script>`` cannot change how it is parsed.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -165,7 +170,7 @@ def _block(name: str, text: str) -> str:
 def _filled(title: str, data: Iterable[str]) -> str:
     folder = files("grpo_lightning.commands.samples")
     style, script = ((folder / f"browser.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    # Nothing runs and nothing is loaded but this script and this style, whatever else should get into the page.
+    # The policy allows only this script and this style, and no loading, even if other markup should get into the page.
     policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}"
     parts = {
         "POLICY": html.escape(policy, quote=False),
@@ -175,8 +180,8 @@ def _filled(title: str, data: Iterable[str]) -> str:
         "SCRIPT": script,
     }
     pieces = (folder / "browser.html").read_text(encoding="utf-8").split("@@")
-    page = "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
-    # Half of a character that lies beyond 16 bits cannot be written.
+    page = "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+    # A lone surrogate cannot be encoded; it becomes a question mark.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 

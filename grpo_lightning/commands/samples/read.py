@@ -1,4 +1,4 @@
-"""The rollouts that a run has logged, less those of steps that were made again after a break."""
+"""Read the rollouts that a run logged, without those of steps that were repeated after an interruption."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from grpo_lightning.errors import ConfigError
 
 FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
 JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier")
-"""Written as JSON in a string by the Parquet format."""
+"""Columns that the Parquet format stores as JSON strings."""
 
 
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a run's ``rollouts`` folder, in no particular order.
+    """Yield the records of a run's ``rollouts`` folder, in no particular order.
 
-    Each start of a run has a folder, named by its number and the first step in it. What a folder holds of the first
-    steps of later ones, and of the steps behind them, was made again, and is left out. So is a last line that a run
-    was stopped in the middle of.
+    Each start of a run has a folder, named after its number and its first step. If a later start repeated some steps,
+    their older records are omitted. So is an incomplete last line, which an interrupted run leaves.
 
     Args:
-        run_dir: of the run.
-        first_step: leave out the steps before it.
-        last_step: leave out the steps behind it.
+        run_dir: the run directory.
+        first_step: omit earlier steps.
+        last_step: omit later steps; ``None`` for no limit.
 
     Raises:
-        ConfigError: the run has logged no rollouts, or a line of a file is no record.
+        ConfigError: the run has no logged rollouts, or a line of a file is not a record.
     """
     root = run_dir / "rollouts"
     starts = sorted(
-        (int(found[1]), int(found[2]), folder) for folder in root.glob("*") if (found := FOLDER.fullmatch(folder.name))
+        (int(match[1]), int(match[2]), folder) for folder in root.glob("*") if (match := FOLDER.fullmatch(folder.name))
     )
     if not starts:
         raise ConfigError(
-            f"{run_dir} holds no logged rollouts: give the directory of a run whose rollouts.enabled is true"
+            f"{run_dir} has no logged rollouts; give the directory of a run with rollouts.enabled set to true"
         )
-    for place, (_, _, folder) in enumerate(starts):
-        made_again = min((start for _, start, _ in starts[place + 1 :]), default=None)
+    for number, (_, _, folder) in enumerate(starts):
+        first_repeated = min((start for _, start, _ in starts[number + 1 :]), default=None)
         for file in sorted(folder.iterdir()):
             for record in _records(file):
                 step = record["step"]
-                within = step >= first_step and (last_step is None or step <= last_step)
-                if within and (made_again is None or step < made_again):
+                in_range = step >= first_step and (last_step is None or step <= last_step)
+                if in_range and (first_repeated is None or step < first_repeated):
                     yield record
 
 
@@ -63,5 +62,5 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
                     record = json.loads(line)
                     record["step"]
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ConfigError(f"line {number} of {file} is no record of a rollout ({error!r})") from error
+                    raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
                 yield record
