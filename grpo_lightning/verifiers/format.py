@@ -53,6 +53,7 @@ class FormatVerifier(Verifier):
         timeout_s: CPU time that the pattern may take per completion.
         reward_correct: reward of a completion in this form.
         reward_wrong: reward of any other.
+        accept_truncated: whether a completion that was cut off at the token limit can have the form.
 
     Raises:
         ConfigError: neither tags nor a pattern, or both; a tag that is no name; a pattern that does not compile.
@@ -68,8 +69,9 @@ class FormatVerifier(Verifier):
         timeout_s: float = 0.2,
         reward_correct: float = 1.0,
         reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
     ) -> None:
-        super().__init__(reward_correct, reward_wrong=reward_wrong)
+        super().__init__(reward_correct, reward_wrong=reward_wrong, accept_truncated=accept_truncated)
         if bool(tags) == (pattern is not None):
             raise ConfigError("FormatVerifier: give either tags, such as [think, answer], or a pattern")
         if timeout_s <= 0:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import FinishReason, Prompt, Sample
-from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerifier, Verdict, Verifier
+from grpo_lightning.verifiers import CodeVerifier, FormatVerifier, JSONSchemaVerifier, MathVerifier, Verdict, Verifier
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import judge, rewarded
 
@@ -158,6 +158,12 @@ def test_a_truncated_completion_is_neither_correct_nor_well_formed(
     assert "cut off" in verdict.feedback
     ((verdict, reward),) = rewarded(kind(accept_truncated=True), [sample])
     assert (verdict.correct, verdict.correct_but_truncated, reward) == (True, False, 1)
+
+
+def test_a_truncated_completion_does_not_have_the_form() -> None:
+    sample = Sample("", "<answer>5</answer>", finish_reason=FinishReason.LENGTH)
+    assert rewarded(FormatVerifier(["answer"]), [sample])[0][1] == 0
+    assert rewarded(FormatVerifier(["answer"], accept_truncated=True), [sample])[0][1] == 1
 
 
 class Scored(Verifier):
