@@ -24,6 +24,7 @@ from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import adding_in_place, length_mask
+from grpo_lightning.lightning_private import set_logged_step
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
@@ -171,7 +172,7 @@ class PolicyModule(EvaluatedModule, ABC):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.data.steps_done
+        set_logged_step(self.trainer, self.data.steps_done)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""

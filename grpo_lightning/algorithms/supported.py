@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.lightning_private import has_static_graph
 
 _PRECISIONS = ("16-true", "bf16-true", "64-true")
 
@@ -24,5 +25,5 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"trainer.strategy: {type(strategy).__name__} deals out weights, which rollouts need whole: use ddp"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+    if isinstance(strategy, DDPStrategy) and has_static_graph(strategy):
         raise ConfigError("trainer.strategy: static_graph does not suit micro-batches: leave it out")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from grpo_lightning.errors import ConfigError
 
@@ -100,6 +102,20 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
 def of_trainer(error: Exception) -> ConfigError:
     """What Lightning's Trainer has against its options."""
     return ConfigError(f"trainer: {one_line(error)}")
+
+
+@contextmanager
+def as_sentences() -> Iterator[None]:
+    """Turn mistakes that Lightning notices inside into :class:`ConfigError`; other errors pass as they are."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        mistake = of_run(error)
+        if mistake is None:
+            raise
+        raise mistake from error
 
 
 def of_run(error: RuntimeError) -> ConfigError | None:

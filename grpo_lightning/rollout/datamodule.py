@@ -115,6 +115,16 @@ class RolloutDataModule(pl.LightningDataModule):
         if self.pass_at_k and self.sampling.temperature == 0:
             raise ConfigError("data.pass_at_k: needs samples that differ: set data.sampling.temperature above 0")
 
+    def check_devices(self, devices: int) -> None:
+        """Raises:
+        ConfigError: a step has fewer prompts than there are devices.
+        """
+        if self.prompts_per_step < devices:
+            raise ConfigError(
+                f"data.prompts_per_step: a step has {self.prompts_per_step} prompts, fewer than the {devices} devices "
+                f"that share them: set it to at least {devices}"
+            )
+
     # -- prompts ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -124,11 +134,8 @@ class RolloutDataModule(pl.LightningDataModule):
             ConfigError: a split is empty, no prompt of it fits, or a row to be learned from has no worked solution, or
                 all rows lack what a verifier needs.
         """
-        if self.trainer is not None and self.prompts_per_step < self.trainer.world_size:
-            raise ConfigError(
-                f"data.prompts_per_step: {self.prompts_per_step} prompts cannot be dealt out to "
-                f"{self.trainer.world_size} devices: raise it"
-            )
+        if self.trainer is not None:
+            self.check_devices(self.trainer.world_size)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "

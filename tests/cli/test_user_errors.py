@@ -144,12 +144,12 @@ def test_what_is_no_checkpoint_is_refused_before_a_run_is_made(
     for file in (rows, cut, weights, archive):
         for command in ("fit", "test"):
             error = error_of(capsys, *QUICKSTART, *few(tmp_path / "no"), "--ckpt_path", file, command=command)
-            assert error == f"ckpt_path: {file} is no checkpoint of grpo, or is cut off"
+            assert error == f"ckpt_path: {file} is not a grpo checkpoint, or it is truncated"
     assert not (tmp_path / "no").exists()
     # The newest of the config's own runs, which broke off as it was written.
     (run / "checkpoints/last.ckpt").write_bytes(cut.read_bytes())
     last = error_of(capsys, *QUICKSTART, *few(tmp_path / "runs"), "--ckpt_path", "last")
-    assert last == f"ckpt_path: {run}/checkpoints/last.ckpt is no checkpoint of grpo, or is cut off"
+    assert last == f"ckpt_path: {run}/checkpoints/last.ckpt is not a grpo checkpoint, or it is truncated"
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
