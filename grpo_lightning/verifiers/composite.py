@@ -17,9 +17,8 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
-OTHER_CURVES = frozenset(
-    {"mean", "std", "correct", "format_valid", "errors", "groups_without_signal", "correct_after_refinement"}
-)
+_STATISTICS = ("mean", "std", "correct", "format_valid", "errors", "groups_without_signal", "correct_after_refinement")
+OTHER_CURVES = frozenset({*_STATISTICS, "unsafe_sandbox"})
 """A part's rewards are logged as ``reward/<name>``, and these are taken."""
 
 

@@ -489,6 +489,10 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
             "WeightedVerifier.parts: 'mean' cannot be a name: reward/mean is another curve",
         ),
         (
+            lambda: WeightedVerifier({"unsafe_sandbox": Scripted()}),
+            "WeightedVerifier.parts: 'unsafe_sandbox' cannot be a name: reward/unsafe_sandbox is another curve",
+        ),
+        (
             lambda: WeightedVerifier({"a/b": Scripted(), "a": WeightedVerifier({"b": Scripted()})}),
             "WeightedVerifier.parts: two parts would share the curve reward/a/b: rename one",
         ),
