@@ -47,8 +47,8 @@ class RolloutDataModule(pl.LightningDataModule):
         val_sampling: how the one completion a prompt of validation, test and predict is sampled: greedily unless
             told otherwise.
         val_batch_size: prompts evaluated at a time, a device.
-        pass_at_k: log the unbiased pass@k for these k as well (arXiv 2107.03374), from ``pass_samples`` completions a
-            prompt, drawn like training ones.
+        pass_at_k: log the unbiased pass@k for this k, or for each of these, as well (arXiv 2107.03374), from
+            ``pass_samples`` completions a prompt, drawn like training ones.
         pass_samples: n of pass@k; left out, the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
@@ -67,7 +67,7 @@ class RolloutDataModule(pl.LightningDataModule):
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - jsonargparse shows it as the default
         val_sampling: SamplingParams = SamplingParams(temperature=0.0),  # noqa: B008
         val_batch_size: int = 64,
-        pass_at_k: list[int] | None = None,
+        pass_at_k: list[int] | int | None = None,
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
         max_prompt_tokens: int | None = None,
@@ -82,7 +82,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.sampling = sampling
         self.val_sampling = val_sampling.filled_from(sampling)
         self.val_batch_size = val_batch_size
-        self.pass_at_k = pass_at_k or []
+        self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
         self.max_prompt_tokens = max_prompt_tokens
