@@ -24,9 +24,9 @@ def set_logged_step(trainer: pl.Trainer, step: int) -> None:
 
 
 def validate_now(trainer: Any) -> None:
-    """Validate in the middle of ``fit``, as ``_TrainingEpochLoop.on_advance_end`` does; nothing where it never would.
+    """Validate inside ``fit``, before its first step or after its last; nothing where ``fit`` does not validate.
 
-    ``Trainer.validate`` would end the fit: it tears down and resets the loops.
+    As ``_TrainingEpochLoop.on_advance_end`` does: ``Trainer.validate`` would end the fit, for it resets the loops.
     """
     if trainer.enable_validation and trainer.num_val_batches and sum(trainer.num_val_batches):
         trainer.validating = True
