@@ -23,7 +23,8 @@ import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
-from grpo_lightning.cli.parser import SentenceParser
+from grpo_lightning.cli.config_files import check_config_files
+from grpo_lightning.cli.parser import SentenceParser, list_classes
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
 from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
@@ -115,7 +116,8 @@ class GRPOCLI(FilteringCLI):
                 self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        user_errors.check_config_files(args)
+        check_config_files(args)
+        list_classes(args)
         super().parse_arguments(parser, args)
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         user_errors.check_seed(config.seed_everything)

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.__main__ import COMMANDS, LIGHTNING_SUBCOMMANDS, main
 from grpo_lightning.cli.environment import without_secrets
-from grpo_lightning.cli.parser import sentence
 from grpo_lightning.cli.run_dirs import new_path
+from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -286,11 +286,14 @@ def test_the_config_that_a_run_saved_is_checked_tried_and_planned(
     ("options", "text"),
     [
         (["--model.init_args.betta", "3"], "Option 'betta' is not accepted (did you mean beta?)"),
-        (["--model.init_args.beta", "high"], "beta: Expected a <class 'float'>. Got value: high"),
+        (["--model.init_args.beta", "high"], "model.beta: must be a number, not high"),
         (["--data.group_sice", "3"], "--data.group_sice 3 (did you mean group_size?)"),
         (["--model.class_path", "GRPOModul"], "(did you mean GRPOModule?)"),
         (["--data.task.class_path", "GSM8"], "(did you mean GSM8K?)"),
-        (["--model.init_args.policy.dtype", "float8"], "policy.dtype: Expected a typing.Literal"),
+        (
+            ["--model.init_args.policy.dtype", "float8"],
+            "model.policy.dtype: must be one of float32, bfloat16, float16",
+        ),
         (["--model.init_args.max_grad_norm", "-1"], "model.max_grad_norm: must be above 0"),
         (["--data.sampling.top_p", "3"], "data.sampling.top_p: must be above 0 and at most 1, not 3.0"),
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
@@ -348,8 +351,8 @@ def test_the_parsers_own_words_are_boiled_down() -> None:
         "    - Problem with given class_path 'a.B':\n        Option 'epsilonn' is not accepted\n"
         "    - Expected a <class 'NoneType'>\n  Given value type: <class 'dict'>\n  Given value: {}"
     )
-    assert sentence(message, ["epsilon"]) == "model: Option 'epsilonn' is not accepted (did you mean epsilon?)"
-    assert sentence("something else", []) == "something else"
+    assert sentence(message, ["epsilon"], {}) == "model: Option 'epsilonn' is not accepted (did you mean epsilon?)"
+    assert sentence("something else", [], {}) == "something else"
 
 
 # -- help -------------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_a_mistake_in_the_config_of_the_warm_start_is_said_to_be_there(
     sft = yaml.safe_load(file.read_text())
     for change, text in (
         ({"modle": 3}, "Subcommand 'fit' does not accept option 'modle' (did you mean model?)"),
-        ({"trainer": sft["trainer"] | {"strategy": "dpp"}}, "trainer: You selected an invalid strategy name"),
+        ({"trainer": sft["trainer"] | {"accelerator": "dpu"}}, "trainer: You selected an invalid accelerator name"),
     ):
         file.write_text(yaml.safe_dump(sft | change))
         error = error_of(capsys, "--config", "configs/quickstart.yaml", *few(tmp_path / "runs", warm_start=file))
