@@ -51,8 +51,8 @@ COMMANDS = {
 }
 """The other subcommands: the module whose ``main(args)`` runs each, imported only then."""
 
-WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan", "verify")
-"""Subcommands that read a config."""
+WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan")
+"""Subcommands that need a config; ``verify`` finds a run's own."""
 
 
 PATIENCE_S = 15.0

@@ -116,6 +116,9 @@ def _plain(reason: str, message: str) -> str:
             f"{classes[-1]} needs {required[1]}: write {{class_path: {classes[-1]}, init_args: "
             f"{{{required[1].split(',')[0]}: {value}}}}}{where}"
         )
+    if required:
+        keys = ", ".join(re.sub(r"^(fit|validate|test|predict)\.", "", key) for key in required[1].split(", "))
+        return f"{keys}: required: give a config that holds them, with --config FILE.yaml"
     if reason.endswith("Option 'class_path' is not accepted"):
         return "put the options of a class under init_args, as in {class_path: NAME, init_args: {OPTION: VALUE}}"
     return reason

@@ -68,7 +68,9 @@ def _train(config: Any, policy: Path, run: Callable[[list[str]], Any]) -> None:
     if not resume:
         # A warm start that was interrupted before its first checkpoint leaves nothing to continue from.
         shutil.rmtree(folder, ignore_errors=True)
-    one_device = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+    devices = config.trainer.devices
+    device = f"[{devices[0]}]" if isinstance(devices, list) else "1"
+    one_device = ["--trainer.devices", device, "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
     options = ["--run_dir", str(folder), "--seed_everything", str(config.seed_everything), *one_device, *resume]
     try:
         run(["fit", "--config", config.warm_start, *options])

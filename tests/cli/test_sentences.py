@@ -139,7 +139,7 @@ def test_a_config_needs_no_option(tmp_path: Path) -> None:
     assert (only_run(tmp_path, "quickstart") / "checkpoints/last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict", "check", "plan", "verify"])
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict", "check", "plan"])
 def test_a_subcommand_alone_asks_for_a_config(capsys: pytest.CaptureFixture[str], subcommand: str) -> None:
     text = f"config: none is given: write grpo {subcommand} --config FILE.yaml, such as configs/quickstart.yaml"
     assert error_of(capsys, command=subcommand) == text
@@ -168,3 +168,12 @@ def test_help_of_a_kind_lists_its_classes(capsys: pytest.CaptureFixture[str], op
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert name in lines
     assert not {"PolicyModule", "OnlineModule", "Task", "Verifier"} & set(lines)
+
+
+def test_keys_that_a_config_lacks_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"completion": "4", "answer": "4"}\n')
+    error = error_of(capsys, "--samples", tmp_path / "rows.jsonl", command="verify")
+    assert error == "data.task, model: required: give a config that holds them, with --config FILE.yaml"
+    (tmp_path / "bare.yaml").write_text("seed_everything: 1\n")
+    error = error_of(capsys, tmp_path / "bare.yaml")
+    assert error == "data.task, model: required: give a config that holds them, with --config FILE.yaml"
