@@ -114,7 +114,7 @@ def _repeats_another_process() -> bool:
     """Whether this process says only what the first one of its launch has said.
 
     A mistake in the config is the same in all of them. The launcher of a failed first process ends the others, or is
-    gone itself. A process whose launcher is still there after :data:`PATIENCE_S` has a mistake of its own.
+    gone itself. A process whose launcher is still there after :data:`PATIENCE_S` has another mistake.
     """
     from grpo_lightning.cli.launch import is_first_process
 

@@ -35,7 +35,7 @@ def validate_now(trainer: Any) -> None:
 
 
 def has_static_graph(strategy: DDPStrategy) -> bool:
-    """Whether DDP is told that every pass runs the same graph: ``DDPStrategy._ddp_kwargs`` goes to torch's DDP."""
+    """Whether DDP is configured for one static graph: ``DDPStrategy._ddp_kwargs`` goes to torch's DDP."""
     return bool(strategy._ddp_kwargs.get("static_graph"))
 
 

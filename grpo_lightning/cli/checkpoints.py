@@ -43,8 +43,8 @@ def named_checkpoint(which: str, root: Path, name: str) -> str:
 
     Args:
         which: one of :data:`NAMED`.
-        root: of all runs.
-        name: of the config.
+        root: the directory of all runs.
+        name: the config's name, see ``config_name``.
 
     Raises:
         ConfigError: there is none.

@@ -51,14 +51,14 @@ def _check_yaml(file: Path) -> None:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config: {file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise ConfigError(f"config: {file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
-        raise ConfigError(f"config: {file} is no YAML: {problem}{place}") from error
+        raise ConfigError(f"config: {file} is not valid YAML: {problem}{place}") from error
     if not isinstance(found, dict):
         what = "is empty" if found is None else f"holds a {type(found).__name__}"
         raise ConfigError(f"config: {file} {what}: it must hold keys, such as model, data and trainer")

@@ -65,7 +65,7 @@ class GRPOCLI(FilteringCLI):
     """LightningCLI with a directory for every run, and an optional warm start.
 
     Args:
-        arguments: of the command line, from the subcommand on, or from the options on without ``run``.
+        arguments: the command line from the subcommand on; without ``run``, the options alone.
         run: do what the subcommand says; otherwise build module, data and trainer only.
     """
 

@@ -67,10 +67,10 @@ def run_dir_of(given: str | None, subcommand: str, root: Path, name: str, checkp
 
     Args:
         given: ``--run_dir``.
-        subcommand: that writes them.
-        root: of all runs.
-        name: of the config.
-        checkpoint: that the run starts from.
+        subcommand: ``fit``, or what evaluates.
+        root: the directory of all runs.
+        name: the config's name.
+        checkpoint: the checkpoint that the run starts from.
 
     Raises:
         ConfigError: the directory that was given holds another run, or processes cannot agree on a new one.

@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def start_from_warm_policy(config: Any, subcommand: str, run_dir: Path, run: Callable[[list[str]], Any]) -> None:
-    """Put the policy of the warm start in place of ``model.policy.path``; ``fit`` trains it where it is missing.
+    """Replace ``model.policy.path`` by the policy of the warm start; ``fit`` trains it where it is missing.
 
     The first process trains it on one device, and the others wait: its steps are those of the SFT config run alone.
 
     Args:
-        config: of the run; changed here.
+        config: the run's config; changed here.
         subcommand: ``fit`` trains; the others evaluate what a run started from.
-        run_dir: of this run.
+        run_dir: this run's directory.
         run: does what a command line says, given as a list.
 
     Raises:

@@ -100,10 +100,10 @@ def test_a_class_that_is_not_named_is_asked_for(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"seed_everything: 1 # caf\xe9\n", "is no text in UTF-8: invalid continuation byte at byte 24"),
-        (bytes(range(256)), "is no text in UTF-8"),
-        (b"model: \x07\n", "is no YAML: special characters are not allowed"),
-        (b"model: [a\ndata: }\n", "is no YAML: expected ',' or ']', but got ':' in line 2, column 5"),
+        (b"seed_everything: 1 # caf\xe9\n", "is not UTF-8 text: invalid continuation byte at byte 24"),
+        (bytes(range(256)), "is not UTF-8 text"),
+        (b"model: \x07\n", "is not valid YAML: special characters are not allowed"),
+        (b"model: [a\ndata: }\n", "is not valid YAML: expected ',' or ']', but got ':' in line 2, column 5"),
         (b"", "is empty: it must hold keys"),
         (b"- a\n", "holds a list: it must hold keys"),
     ],
