@@ -25,7 +25,10 @@ def require_config(arguments: Sequence[str]) -> None:
     ConfigError: neither a config is given nor the keys that it would hold.
     """
     subcommand, *others = arguments
-    options = {argument.partition("=")[0].split(".")[0] for argument in others}
+    names = [argument.partition("=")[0] for argument in others]
+    options = {name.split(".")[0] for name in names}
+    if any(name.endswith(".help") for name in names):
+        return
     if not options & {"--config", "-c", "--model", "--data", "--help", "-h", "--print_config"}:
         raise ConfigError(
             f"config: none is given: write grpo {subcommand} --config FILE.yaml, such as configs/quickstart.yaml"
