@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+
+from grpo_lightning.lightning_private import SavingCheckpoint
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(SavingCheckpoint):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
@@ -49,25 +50,22 @@ class RunCheckpoint(ModelCheckpoint):
 
         The best needs a validation, the last does not.
         """
-        every = self._every_n_train_steps
-        passed = every >= 1 and trainer.global_step // every > self._last_global_step_saved // every
-        if not passed or self._should_skip_saving_checkpoint(trainer):
-            return
-        candidates = self._monitor_candidates(trainer)
-        if self.monitor is None or self.monitor in candidates:
-            self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
+        every = self.save_interval
+        passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
+        if passed and self.may_save(trainer):
+            self.save_best(trainer)
+            self.save_as_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save as the last after every validation: Lightning's own hook does so only where the best was saved."""
         super().on_validation_end(trainer, pl_module)
-        if self._every_n_train_steps < 1 and not self._should_save_on_train_epoch_end(trainer):
-            self._save_as_last(trainer)
+        if self.save_interval < 1 and not self.saves_at_epoch_end(trainer) and self.may_save(trainer):
+            self.save_as_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing."""
-        if self._should_save_on_exception(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.may_save_on_exception(trainer):
+            self.save_as_last(trainer)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)
                 # A warm start is part of the run in whose directory it lies, and goes on with it.
@@ -77,8 +75,5 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""
-        self._save_as_last(trainer)
-
-    def _save_as_last(self, trainer: pl.Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.may_save(trainer):
+            self.save_as_last(trainer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from grpo_lightning.lightning_private import validate_now
 from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
 
@@ -26,7 +27,7 @@ class RunSummary(RunCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validate_first and trainer.global_step == 0:
-            self._validate(trainer)
+            validate_now(trainer)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         self._see("reward/mean", end.metrics)
@@ -39,7 +40,7 @@ class RunSummary(RunCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the final policy, if the last validation was of an earlier one."""
         if self._validated_at != trainer.global_step:
-            self._validate(trainer)
+            validate_now(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -50,13 +51,6 @@ class RunSummary(RunCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first = dict(state_dict["first"])
-
-    def _validate(self, trainer: Any) -> None:
-        if trainer.enable_validation and trainer.num_val_batches and sum(trainer.num_val_batches):
-            # As the training loop itself starts a validation (lightning 2.6, training_epoch_loop.on_advance_end).
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
 
     def _see(self, name: str, metrics: Mapping[str, float]) -> None:
         if name in metrics:

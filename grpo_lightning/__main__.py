@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import grpo_lightning
 
 HELP = """\
-usage: grpo SUBCOMMAND --config FILE [--KEY VALUE ...]
+usage: grpo SUBCOMMAND --config FILE [--KEY VALUE ...]     (--config may be omitted: grpo fit FILE.yaml)
 
 Reinforcement learning of small language models with verifiable rewards.
 
@@ -50,6 +51,13 @@ COMMANDS = {
 }
 """The other subcommands: the module whose ``main(args)`` runs each, imported only then."""
 
+WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan")
+"""Subcommands that need a config; ``verify`` finds a run's own."""
+
+
+PATIENCE_S = 15.0
+"""How much later than another one a process of the same launch may meet the same mistake: imports take seconds."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``grpo`` with ``args``, or with the command line's.
@@ -79,7 +87,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _run(args)
     except ConfigError as error:
-        print(f"grpo: error: {error}", file=sys.stderr)
+        if not _repeats_another_process():
+            print(f"grpo: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except RunError as error:
         print(f"grpo: stopped: {error}", file=sys.stderr)
@@ -87,12 +96,33 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> None:
+    if args[0] in WITH_CONFIG:
+        from grpo_lightning.cli.config_files import check_config_files, require_config, with_config_options
+
+        args = with_config_options(args)
+        require_config(args)
+        check_config_files(args)
     if args[0] in COMMANDS:
         importlib.import_module(COMMANDS[args[0]]).main(args[1:])
         return
     from grpo_lightning.cli.grpo_cli import run
 
     run(args)
+
+
+def _repeats_another_process() -> bool:
+    """Whether this process says only what the first one of its launch has said.
+
+    A mistake in the config is the same in all of them. The launcher of a failed first process ends the others, or is
+    gone itself. A process whose launcher is still there after :data:`PATIENCE_S` has another mistake.
+    """
+    from grpo_lightning.cli.launch import is_first_process
+
+    if is_first_process():
+        return False
+    launcher = os.getppid()
+    time.sleep(PATIENCE_S)
+    return os.getppid() != launcher
 
 
 if __name__ == "__main__":

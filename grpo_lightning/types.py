@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 
 class FinishReason(str, Enum):
-    """Why a completion ended. Truncated (``LENGTH``) is not wrong, and neither is broken (``ERROR``)."""
+    """Why a completion ended. Truncated (``LENGTH``) is not wrong."""
 
     STOP = "stop"
     LENGTH = "length"
-    ERROR = "error"
 
     def __str__(self) -> str:
         return self.value

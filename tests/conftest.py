@@ -11,10 +11,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.tiny import save_tiny_model
 
 torch.set_num_threads(1)
+
+# A property holds or does not, however busy the machine is.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

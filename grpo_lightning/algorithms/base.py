@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -25,6 +26,7 @@ from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.curves import find
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask
+from grpo_lightning.lightning_private import set_logged_step
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
@@ -52,7 +54,7 @@ class PolicyModule(EvaluatedModule, ABC):
 
     Args:
         policy: how to load the policy.
-        verifiers: judge the completions; with several, the reward is the mean of theirs.
+        verifiers: judge the completions: one, or a list; with several, the reward is the mean of theirs.
         optimizer: of the trainable parameters.
         lr_scheduler: stepped once an optimizer step; ``None`` keeps the learning rate.
         max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
@@ -78,7 +80,7 @@ class PolicyModule(EvaluatedModule, ABC):
     def __init__(
         self,
         policy: PolicyConfig,
-        verifiers: list[Verifier],
+        verifiers: list[Verifier] | Verifier,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
             parameters, lr=1e-5, weight_decay=0.0, fused=True
         ),
@@ -100,7 +102,7 @@ class PolicyModule(EvaluatedModule, ABC):
             raise ConfigError(f"model.max_grad_norm: must be above 0, or null for no clipping, not {max_grad_norm}")
         self.policy_config = policy
         self.policy: Policy
-        self.verifiers = by_class_name(verifiers)
+        self.verifiers = by_class_name([verifiers] if isinstance(verifiers, Verifier) else verifiers)
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
@@ -116,9 +118,13 @@ class PolicyModule(EvaluatedModule, ABC):
         """Whether the loss has a KL to a frozen reference."""
         return False
 
-    def setup(self, stage: str) -> None:
-        """Refuse what cannot work, and let the verifiers get ready, before the model is loaded."""
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse what cannot work: this is Lightning's first hook, before any callback copies the module."""
         refuse_unsupported(self.trainer)
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Let the verifiers get ready, before the model is loaded."""
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -171,7 +177,8 @@ class PolicyModule(EvaluatedModule, ABC):
 
     def on_train_batch_start(self, batch: Experience | Demonstrations, batch_idx: int) -> None:
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
-        self._step = self.trainer.fit_loop.epoch_loop._batches_that_stepped = batch.recipe.step
+        self._step = batch.recipe.step
+        set_logged_step(self.trainer, self._step)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""
@@ -254,6 +261,7 @@ class PolicyModule(EvaluatedModule, ABC):
         limit = torch.inf if self.max_grad_norm is None else self.max_grad_norm
         sides = self.trained_sides()
         norms = torch.stack([torch.nn.utils.clip_grad_norm_(side, limit).to(self.device) for side in sides.values()])
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]  # the schedule changes them below
         # Gradients are the same on all ranks by now, so all of them decide alike.
         if torch.isfinite(norms).all():
             optimizer.step()
@@ -290,8 +298,8 @@ class PolicyModule(EvaluatedModule, ABC):
         self.totals.rollout_tokens += round(logged["total/rollout_tokens"])
         self.totals.train_tokens += round(logged["total/train_tokens"])
         logged |= {f"total/{name}": value for name, value in self.totals.state().items()}
-        for name, group in zip(self.trained_sides(), self.trainer.optimizers[0].param_groups, strict=False):
-            logged[f"optim/{name}lr"] = float(group["lr"])
+        for name, rate in zip(self.trained_sides(), self._rates, strict=False):
+            logged[f"optim/{name}lr"] = rate
         logged["optim/skipped_steps"] = float(self.skipped.count)
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
@@ -310,6 +318,14 @@ class PolicyModule(EvaluatedModule, ABC):
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> Any:
+        """Refused: a checkpoint holds what is trained, and neither the frozen base nor the module's options."""
+        raise ConfigError(
+            f"load_from_checkpoint: {checkpoint_path} cannot build a module: load the run's policy/ folder with "
+            "transformers or peft, or give the checkpoint as ckpt_path (--ckpt_path) to fit, test or predict"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: under LoRA a checkpoint does not hold the frozen base."""

@@ -1,18 +1,23 @@
-"""What a ``Trainer`` may be told."""
+"""What a ``Trainer`` must be given, and what it must not."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.lightning_private import has_static_graph
+from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 _PRECISIONS = ("16-true", "bf16-true", "64-true")
+_AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 
 
 def refuse_unsupported(trainer: pl.Trainer) -> None:
     """Raises:
-    ConfigError: a precision that lays hand on the weights or scales the loss, or a strategy that deals weights out.
+    ConfigError: no RolloutDataModule, a precision that changes the weights or scales the loss, a strategy that shards
+        the weights, or a callback that averages them.
     """
     precision, strategy = str(trainer.precision), trainer.strategy
     if getattr(trainer.precision_plugin, "scaler", None) is not None or precision in _PRECISIONS:
@@ -24,5 +29,17 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"trainer.strategy: {type(strategy).__name__} deals out weights, which rollouts need whole: use ddp"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, _AVERAGING):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} averages a copy of the whole module and swaps the "
+                "weights that rollouts are drawn from: omit it, and use checkpoint.monitor or export.best to keep the "
+                "best policy"
+            )
+    if isinstance(strategy, DDPStrategy) and has_static_graph(strategy):
         raise ConfigError("trainer.strategy: static_graph does not suit micro-batches: leave it out")
+    if not isinstance(getattr(trainer, "datamodule", None), RolloutDataModule):
+        raise ConfigError(
+            f"trainer: {type(trainer.lightning_module).__name__} takes its batches from a RolloutDataModule: call "
+            "trainer.fit(module, datamodule=RolloutDataModule(task)), and likewise validate, test and predict"
+        )

@@ -6,17 +6,14 @@ import argparse
 import copy
 import importlib
 import logging
-import re
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
@@ -27,22 +24,18 @@ import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
-from grpo_lightning.cli.parser import SentenceParser
-from grpo_lightning.cli.runs import check_checkpoint, last_checkpoint, make_run_dir, new_run_dir, run_of_checkpoint
-from grpo_lightning.cli.save_config import SaveRunConfig, into_run_dir, tensorboard
+from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
+from grpo_lightning.cli.config_files import check_config_files
+from grpo_lightning.cli.parser import SentenceParser, list_classes
+from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
+from grpo_lightning.cli.save_config import SaveRunConfig
+from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
+from grpo_lightning.cli.warm_start import start_from_warm_policy
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.lightning_private import FilteringCLI
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 log = logging.getLogger(__name__)
-
-TRAINER_DEFAULTS = {
-    # RL steps are few and dear: log each, count validation intervals in steps across passes over the data.
-    "log_every_n_steps": 1,
-    "check_val_every_n_epoch": None,
-    "val_check_interval": 50,
-    # RunSummary validates before the first step, completely; a sanity check before that would sample for nothing.
-    "num_sanity_val_steps": 0,
-}
 
 CALLBACKS = {
     "checkpoint": "RunCheckpoint",
@@ -70,19 +63,46 @@ IGNORED_WARNINGS = (
 """Warnings that a user can do nothing about."""
 
 
-class GRPOCLI(LightningCLI):
-    """LightningCLI with a directory of its own for every run, and an optional warm start."""
+class GRPOCLI(FilteringCLI):
+    """LightningCLI with a directory for every run, and an optional warm start.
+
+    Args:
+        arguments: the command line from the subcommand on; without ``run``, the options alone.
+        run: do what the subcommand says; otherwise build module, data and trainer only.
+    """
+
+    def __init__(self, arguments: list[str], run: bool = True) -> None:
+        self.run_dir: RunDir | None = None
+        try:
+            with user_errors.as_sentences():
+                super().__init__(
+                    PolicyModule,
+                    RolloutDataModule,
+                    subclass_mode_model=True,
+                    save_config_callback=SaveRunConfig,
+                    save_config_kwargs={"arguments": arguments},
+                    seed_everything_default=42,
+                    trainer_defaults=TRAINER_DEFAULTS,
+                    auto_configure_optimizers=False,
+                    parser_class=SentenceParser,
+                    args=arguments,
+                    run=run,
+                )
+        except ConfigError:
+            if self.run_dir is not None:
+                self.run_dir.discard()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run_dir",
             type=str | None,
-            help="where the files of this run go; left out: runs/<name of the config>/<time>-<id>",
+            help="where the files of this run go; default: runs/<name of the config>/<time>-<id>",
         )
         parser.add_argument(
             "--warm_start",
             type=str | None,
-            help="config of an SFT run to do first; the policy that it exports takes the place of model.policy.path",
+            help="config of an SFT run to train first, on one device; its exported policy replaces model.policy.path",
         )
         callbacks = importlib.import_module("grpo_lightning.callbacks")
         for key, name in CALLBACKS.items():
@@ -98,47 +118,34 @@ class GRPOCLI(LightningCLI):
                 self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        user_errors.check_config_files(args)
+        check_config_files(args)
+        list_classes(args)
         super().parse_arguments(parser, args)
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         user_errors.check_seed(config.seed_everything)
-        if "subcommand" in self.config and config.ckpt_path not in (None, "last"):
+        if "subcommand" in self.config and config.ckpt_path not in (None, *NAMED):
             # Lightning looks into it next.
             check_checkpoint(config.ckpt_path)
 
     def before_instantiate_classes(self) -> None:
-        """Settle where the run's files go, before anything is built that writes some."""
+        """Settle where the run starts and where its files go, before anything is built that writes some."""
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = last_checkpoint(self._runs_root(config), self._config_name(config))
-            check_checkpoint(config.ckpt_path)
-        self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
-        if config.run_dir is None:
-            config.run_dir = self._run_dir(config)
-        elif (Path(config.run_dir) / "config.yaml").is_file() and not self._goes_on(config):
-            go_on = ", or go on with that one by --ckpt_path and its checkpoint" if self.subcommand == "fit" else ""
-            raise ConfigError(f"run_dir: {config.run_dir} holds a run already: leave run_dir out for a new one{go_on}")
-        run_dir = Path(config.run_dir)
-        if config.warm_start is not None:
-            if self.subcommand == "fit":
-                self._warm_start(config, run_dir)
-            _start_from(config, self._warm_policy(config, run_dir))
         user_errors.refuse_trainer_options(config.trainer)
-        config.trainer.default_root_dir = str(run_dir)
-        if config.trainer.logger in (None, True):
-            config.trainer.logger = tensorboard(run_dir)
-        into_run_dir(config.trainer.logger, run_dir)
-        callbacks = config.trainer.callbacks or []
-        if config.trainer.enable_progress_bar is not False and not any(
-            "ProgressBar" in c.class_path for c in callbacks
-        ):
-            bar = Namespace(class_path="grpo_lightning.callbacks.StepProgressBar", init_args=Namespace())
-            config.trainer.callbacks = [*callbacks, bar]
+        root = Path(config.trainer.default_root_dir or "runs")
+        name = config_name([str(file) for file in config.config or []], self.subcommand)
+        if config.get("ckpt_path") in NAMED:
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name)
+        self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
+        self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
+        config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)
+        if config.warm_start is not None:
+            start_from_warm_policy(config, self.subcommand, self.run_dir.path, run)
+        add_run_defaults(config.trainer, self.run_dir.path)
 
     def instantiate_classes(self) -> None:
-        """Build all from the config. The parser wraps what a constructor raises; the mistake is dug out again.
+        """Build all from the config. The parser wraps what a constructor raises; this finds the mistake in it.
 
         Raises:
             ConfigError: an option is out of its range, options exclude each other, or a class cannot be built.
@@ -148,8 +155,10 @@ class GRPOCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             raise user_errors.of_construction(error, config) from error
-        if self.subcommand is not None:
-            make_run_dir(Path(config.run_dir))
+        if self.run_dir is not None:
+            # Here, before Lightning starts processes for the other devices: their errors would repeat it.
+            self.datamodule.check_devices(self.trainer.num_devices * self.trainer.num_nodes)
+            self.run_dir.make()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
@@ -162,95 +171,22 @@ class GRPOCLI(LightningCLI):
             log.info("run dir: %s", trainer.default_root_dir)
         return trainer
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        """A callback that every run has is left out where the config lists one of its class itself."""
+    def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
+        """Omit a callback that every run has where the config lists one of its class itself."""
+        if config["barebones"]:
+            return []
         listed = {type(callback) for callback in config.get("callbacks") or []}
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
         if config["enable_checkpointing"] is False:
             listed.add(importlib.import_module("grpo_lightning.callbacks").RunCheckpoint)
-        return super()._instantiate_trainer(config, [one for one in callbacks if type(one) not in listed])
-
-    def _run_dir(self, config: Any) -> str:
-        run = run_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
-        if run is None:
-            return str(new_run_dir(self._runs_root(config), self._config_name(config)))
-        # A resumed run goes on where it was, so that its curves are one; what a checkpoint is found to be worth lies
-        # with its run, and apart from its curves.
-        return str(run if self.subcommand == "fit" else new_run_dir(run, str(self.subcommand)))
-
-    def _goes_on(self, config: Any) -> bool:
-        """Whether this resumes the run that run_dir holds."""
-        run = run_of_checkpoint(config.ckpt_path) if config.get("ckpt_path") else None
-        return self.subcommand == "fit" and run is not None and run.resolve() == Path(config.run_dir).resolve()
-
-    def _runs_root(self, config: Any) -> Path:
-        return Path(config.trainer.default_root_dir or "runs")
-
-    def _config_name(self, config: Any) -> str:
-        files = [str(file) for file in config.config or []]
-        path = Path(files[0]) if files else Path(f"{self.subcommand}.yaml")
-        if re.fullmatch(r"config(-\d+)?", path.stem) and (path.parent / "checkpoints").is_dir():
-            # A run's own config, runs/<name>/<run>/config.yaml: a run from it has the same name.
-            return path.absolute().parent.parent.name
-        return path.stem
-
-    def _warm_policy(self, config: Any, run_dir: Path) -> Path:
-        """The policy that a run started from: this one's, or that of the run whose checkpoint is evaluated."""
-        if self.subcommand == "fit":
-            return run_dir / "warm_start" / "policy"
-        run = run_of_checkpoint(config.ckpt_path) if config.ckpt_path else None
-        if run is None:
-            raise ConfigError(
-                "warm_start: without the checkpoint of a run no policy has started from it: give RUN/config.yaml as "
-                "--config and RUN/checkpoints/last.ckpt as --ckpt_path, or --warm_start null for model.policy.path as "
-                "it is"
-            )
-        policy = run / "warm_start" / "policy"
-        if not policy.is_dir():
-            raise ConfigError(f"warm_start: {run} did none, or {policy} is gone: give --config {run / 'config.yaml'}")
-        return policy
-
-    def _warm_start(self, config: Any, run_dir: Path) -> None:
-        policy = self._warm_policy(config, run_dir)
-        if policy.is_dir():
-            return
-        if config.ckpt_path:
-            raise ConfigError(
-                f"warm_start: {policy}, which this run started from, is gone: name another policy in "
-                "model.init_args.policy.path and set warm_start to null"
-            )
-        last = policy.parent / "checkpoints" / "last.ckpt"
-        go_on = ["--ckpt_path", str(last)] if last.is_file() else []
-        if not go_on:
-            # What a warm start left behind that broke off before its first checkpoint.
-            shutil.rmtree(policy.parent, ignore_errors=True)
-        folder, seed = str(policy.parent), str(config.seed_everything)
-        try:
-            run(["fit", "--config", config.warm_start, "--run_dir", folder, "--seed_everything", seed, *go_on])
-        except ConfigError as error:
-            raise ConfigError(f"warm_start: in {config.warm_start}: {error}") from error
-        pl.seed_everything(config.seed_everything, workers=True, verbose=False)
-
-
-def _start_from(config: Any, policy: Path) -> None:
-    config.model.init_args.policy.path = str(policy)
-    config.model.init_args.policy.init = "pretrained"
-    config.warm_start = None
+        return [callback for callback in callbacks if type(callback) not in listed]
 
 
 def run(args: Sequence[str]) -> GRPOCLI:
     """Parse ``args`` and do what they say."""
     set_up_output()
-    try:
-        return _cli(list(args))
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
-    except RuntimeError as error:
-        mistake = user_errors.of_run(error)
-        if mistake is None:
-            raise
-        raise mistake from error
+    return GRPOCLI(list(args))
 
 
 def set_up_output() -> None:
@@ -268,22 +204,6 @@ def set_up_output() -> None:
             handler.addFilter(lambda entry: "Tip: For seamless" not in entry.getMessage())
 
 
-def _cli(args: list[str], run: bool = True, kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:
-    return kind(
-        PolicyModule,
-        RolloutDataModule,
-        subclass_mode_model=True,
-        save_config_callback=SaveRunConfig,
-        save_config_kwargs={"arguments": args},
-        seed_everything_default=42,
-        trainer_defaults=TRAINER_DEFAULTS,
-        auto_configure_optimizers=False,
-        parser_class=SentenceParser,
-        args=args,
-        run=run,
-    )
-
-
 def parse(args: list[str], kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:
     """Module, data and trainer of a config, built but not run; no model is loaded."""
-    return _cli(args, run=False, kind=kind)
+    return kind(args, run=False)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.errors import ConfigError
-
-# What jsonargparse says about its own search through a type, beside what is wrong.
-_BESIDE = re.compile(
-    r"^(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value( type)?: .*|"
-    r"Expected a <class 'NoneType'>.*|Problem with given class_path .*|"
-    r"Expected a path but .* either not accessible or invalid|Not a valid subclass of .*|Subclass types expect one of:|"
-    r"a class path \(str\)|a dict with.* class_path .*|a dict with parameters accepted by .*)$"
-)
-# What is wrong if it is said; beside it, what else the type might have been is not.
-_CERTAIN = re.compile(r"Expected a dot import path string: |Option '.*' is not accepted|.* is abstract$")
-_KEY = re.compile(r'^Parser key "(.*)":$')
 
 
 class SentenceParser(LightningArgumentParser):
@@ -32,32 +21,20 @@ class SentenceParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a trial parse of jsonargparse's own, which catches what is raised
             super().error(message, ex)
-        raise ConfigError(sentence(message, _names()))
+        raise ConfigError(sentence(message, _names(), _concrete()))
 
 
-def sentence(message: str, names: list[str]) -> str:
-    """The key and the reasons out of one of jsonargparse's error texts, and the nearest of ``names`` if one is near."""
-    message = re.sub(r'^Parser key "(.*)": (?=.)', r"\1: ", message)
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    keys = [found[1] for line in lines if (found := _KEY.match(line))]
-    reasons = [line for line in lines if line and not _BESIDE.match(line) and not _KEY.match(line)]
-    reasons = [line for line in reasons if _CERTAIN.match(line)] or reasons
-    unnamed = re.search(r"Expected an instantiatable class, but [\w.]*?(\w+) is abstract", message)
-    # Of a name or a class, jsonargparse drops the class from its error, but says what was given.
-    unnamed = unnamed or re.search(
-        r"but is abstract$.*?^ *Given value: [\w.]*?(\w+)$", message, re.DOTALL | re.MULTILINE
-    )
-    unnamed = unnamed or (None if reasons else re.search(r"Not a valid subclass of (\w+)", message))
-    if unnamed and (choice := _concrete(unnamed[1])):
-        return f"{'.'.join([*keys, 'class_path'])}: give one of {', '.join(choice)}"
-    text = "; ".join(dict.fromkeys(reasons)) or message.strip()
-    names_too = re.search(r"Expected a typing\.Literal\[(.*)\]", message)
-    if names_too and text.startswith("Expected a dot import path string: "):
-        text += f": give one of {names_too[1]}, or the class_path of a class"
-    wrong = re.search(r"(?:[Oo]ption|import path string:|arguments:) '?(?:--)?([\w.]+)", text)
-    unknown = [part for part in wrong[1].split(".") if part not in names] if wrong else []
-    near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.7) if unknown else []
-    return (f"{'.'.join(keys)}: " if keys else "") + text + (f" (did you mean {near[0]}?)" if near else "")
+def list_classes(arguments: Sequence[str]) -> None:
+    """Answer ``--data.task.help`` and the like, without a class after it, with the classes there are.
+
+    Raises:
+        SystemExit: after the answer.
+    """
+    asked = {"--model.help": "PolicyModule", "--data.task.help": "Task", "--model.verifiers.help": "Verifier"}
+    if arguments and arguments[-1] in asked:
+        names = "\n  ".join(_concrete()[asked[arguments[-1]]])
+        print(f"{arguments[-1]} NAME prints the options of one of\n\n  {names}")
+        raise SystemExit(0)
 
 
 def _names() -> list[str]:
@@ -82,17 +59,18 @@ def _names() -> list[str]:
     return sorted(options | {cls.__name__ for cls in classes} | {"class_path", "data", "init_args", "model", "trainer"})
 
 
-def _concrete(base: str) -> list[str]:
-    """The classes of the project's kinds that can stand where one of them is asked for, by name of that kind."""
+def _concrete() -> dict[str, list[str]]:
+    """The classes that can stand where one of the project's kinds is asked for, by name of that kind."""
     from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
     from grpo_lightning.objectives import Objective
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
-    kinds: dict[str, type] = {kind.__name__: kind for kind in (PolicyModule, Task, Verifier, Objective, Advantage)}
-    found = _subclasses(kinds[base]) if base in kinds else []
-    return sorted({kind.__name__ for kind in found if not inspect.isabstract(kind)})
+    return {
+        kind.__name__: sorted({cls.__name__ for cls in _subclasses(kind) if not inspect.isabstract(cls)})
+        for kind in (PolicyModule, Task, Verifier, Objective, Advantage)
+    }
 
 
 def _subclasses(base: type) -> list[type]:

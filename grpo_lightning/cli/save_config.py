@@ -1,4 +1,4 @@
-"""What a run writes of itself: its resolved config, what it was made with, and where its loggers write."""
+"""What a run writes about itself: its resolved config, and what it was made with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from grpo_lightning.cli.environment import environment
 
@@ -48,19 +46,3 @@ class SaveRunConfig(SaveConfigCallback):
         record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
         record.write_text(json.dumps(made_with, indent=2) + "\n")
         self.already_saved = True
-
-
-def into_run_dir(loggers: Any, run_dir: Path) -> None:
-    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        options = getattr(logger, "init_args", None)
-        if options is not None and str(options.get("save_dir")) == ".":
-            options.save_dir = str(run_dir)
-
-
-def tensorboard(run_dir: Path) -> Any:
-    """The config of the logger that a run has if none is asked for."""
-    return Namespace(
-        class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
-        init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),
-    )

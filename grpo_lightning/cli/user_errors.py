@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from grpo_lightning.errors import ConfigError
 
 SEEDS = 2**32
-
-
-def check_config_files(arguments: Sequence[str]) -> None:
-    """Read every file that is given as ``--config``.
-
-    Raises:
-        ConfigError: one cannot be read as YAML, or holds no keys.
-    """
-    for index, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        file = Path(value if equals else "".join(arguments[index + 1 : index + 2]))
-        if file.is_file():
-            _check_yaml(file)
-
-
-def _check_yaml(file: Path) -> None:
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config: {file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
-        raise ConfigError(f"config: {file} is no YAML: {problem}{place}") from error
-    if not isinstance(found, dict):
-        what = "is empty" if found is None else f"holds a {type(found).__name__}"
-        raise ConfigError(f"config: {file} {what}: it must hold keys, such as model, data and trainer")
 
 
 def check_seed(seed: Any) -> None:
@@ -99,7 +68,23 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
 
 def of_trainer(error: Exception) -> ConfigError:
     """What Lightning's Trainer has against its options."""
+    if re.search(r"No supported gpu backend|can not run on your system", str(error)):
+        return ConfigError("trainer.accelerator: this machine has no such device: set it to auto or cpu")
     return ConfigError(f"trainer: {one_line(error)}")
+
+
+@contextmanager
+def as_sentences() -> Iterator[None]:
+    """Turn mistakes that Lightning notices inside into :class:`ConfigError`; other errors pass as they are."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        mistake = of_run(error)
+        if mistake is None:
+            raise
+        raise mistake from error
 
 
 def of_run(error: RuntimeError) -> ConfigError | None:

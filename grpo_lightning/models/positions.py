@@ -33,7 +33,7 @@ def check_length(lm: PreTrainedModel, tokens: int) -> None:
             f"data: {rows}, and beyond {limit} a model with dynamic rotary positions (rope_type: dynamic) gives every "
             f"token another meaning: {fix}"
         )
-    log.warning("%s, more than the %d positions that %s was made for", rows, limit, type(lm).__name__)
+    log.warning("%s, more than the %d positions that %s was made for: %s", rows, limit, type(lm).__name__, fix)
 
 
 def _has_learned_positions(lm: PreTrainedModel, limit: int) -> bool:

@@ -50,8 +50,8 @@ class RolloutDataModule(pl.LightningDataModule):
         val_sampling: how the one completion a prompt of validation, test and predict is sampled: greedily unless
             told otherwise.
         val_batch_size: prompts evaluated at a time, a device.
-        pass_at_k: log the unbiased pass@k for these k as well (arXiv 2107.03374), from ``pass_samples`` completions a
-            prompt, drawn like training ones.
+        pass_at_k: log the unbiased pass@k for this k, or for each of these, as well (arXiv 2107.03374), from
+            ``pass_samples`` completions a prompt, drawn like training ones.
         pass_samples: n of pass@k; left out, the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
@@ -71,7 +71,7 @@ class RolloutDataModule(pl.LightningDataModule):
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - jsonargparse shows it as the default
         val_sampling: SamplingParams = SamplingParams(temperature=0.0),  # noqa: B008
         val_batch_size: int = 64,
-        pass_at_k: list[int] | None = None,
+        pass_at_k: list[int] | int | None = None,
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
         max_prompt_tokens: int | None = None,
@@ -87,7 +87,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.sampling = sampling
         self.val_sampling = val_sampling.filled_from(sampling)
         self.val_batch_size = val_batch_size
-        self.pass_at_k = pass_at_k or []
+        self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
         self.max_prompt_tokens = max_prompt_tokens
@@ -123,6 +123,16 @@ class RolloutDataModule(pl.LightningDataModule):
         if self.pass_at_k and self.sampling.temperature == 0:
             raise ConfigError("data.pass_at_k: needs samples that differ: set data.sampling.temperature above 0")
 
+    def check_devices(self, devices: int) -> None:
+        """Raises:
+        ConfigError: a step has fewer prompts than there are devices.
+        """
+        if self.prompts_per_step < devices:
+            raise ConfigError(
+                f"data.prompts_per_step: a step has {self.prompts_per_step} prompts, fewer than the {devices} devices "
+                f"that share them: set it to at least {devices}"
+            )
+
     # -- prompts ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -134,11 +144,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """
         trainer = self._attached_trainer
         learner = self._learner = _learner_of(trainer)
-        if self.prompts_per_step < trainer.world_size:
-            raise ConfigError(
-                f"data.prompts_per_step: {self.prompts_per_step} prompts cannot be dealt out to "
-                f"{trainer.world_size} devices: raise it"
-            )
+        self.check_devices(trainer.world_size)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "

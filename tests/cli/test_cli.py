@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.__main__ import COMMANDS, LIGHTNING_SUBCOMMANDS, main
 from grpo_lightning.cli.environment import without_secrets
-from grpo_lightning.cli.parser import sentence
-from grpo_lightning.cli.runs import new_run_dir
+from grpo_lightning.cli.run_dirs import new_path
+from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -286,11 +286,14 @@ def test_the_config_that_a_run_saved_is_checked_tried_and_planned(
     ("options", "text"),
     [
         (["--model.init_args.betta", "3"], "Option 'betta' is not accepted (did you mean beta?)"),
-        (["--model.init_args.beta", "high"], "beta: Expected a <class 'float'>. Got value: high"),
+        (["--model.init_args.beta", "high"], "model.beta: must be a number, not high"),
         (["--data.group_sice", "3"], "--data.group_sice 3 (did you mean group_size?)"),
         (["--model.class_path", "GRPOModul"], "(did you mean GRPOModule?)"),
         (["--data.task.class_path", "GSM8"], "(did you mean GSM8K?)"),
-        (["--model.init_args.policy.dtype", "float8"], "policy.dtype: Expected a typing.Literal"),
+        (
+            ["--model.init_args.policy.dtype", "float8"],
+            "model.policy.dtype: must be one of float32, bfloat16, float16",
+        ),
         (["--model.init_args.max_grad_norm", "-1"], "model.max_grad_norm: must be above 0"),
         (["--data.sampling.top_p", "3"], "data.sampling.top_p: must be above 0 and at most 1, not 3.0"),
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
@@ -332,13 +335,13 @@ def test_an_unknown_subcommand_lists_those_there_are(capsys: pytest.CaptureFixtu
 
 def test_independently_launched_processes_need_a_run_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GRPO_RUN_DIR", raising=False)
-    first = new_run_dir(tmp_path, "x")
+    first = new_path(tmp_path, "x")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert new_run_dir(tmp_path, "x") == first, "a process that Lightning started has the first one's directory"
+    assert new_path(tmp_path, "x") == first, "a process that Lightning started has the first one's directory"
     monkeypatch.delenv("GRPO_RUN_DIR")
-    with pytest.raises(ConfigError, match="give --run_dir"):
-        new_run_dir(tmp_path, "x")
+    with pytest.raises(ConfigError, match="or give --run_dir"):
+        new_path(tmp_path, "x")
 
 
 def test_the_parsers_own_words_are_boiled_down() -> None:
@@ -348,8 +351,8 @@ def test_the_parsers_own_words_are_boiled_down() -> None:
         "    - Problem with given class_path 'a.B':\n        Option 'epsilonn' is not accepted\n"
         "    - Expected a <class 'NoneType'>\n  Given value type: <class 'dict'>\n  Given value: {}"
     )
-    assert sentence(message, ["epsilon"]) == "model: Option 'epsilonn' is not accepted (did you mean epsilon?)"
-    assert sentence("something else", []) == "something else"
+    assert sentence(message, ["epsilon"], {}) == "model: Option 'epsilonn' is not accepted (did you mean epsilon?)"
+    assert sentence("something else", [], {}) == "something else"
 
 
 # -- help -------------------------------------------------------------------------------------------------------------
@@ -419,7 +422,7 @@ def test_a_run_dir_holds_one_run(lfm: dict[str, str], tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "one holds a run already: leave run_dir out for a new one, or go on" in capsys.readouterr().err
+    assert "one already holds a run: omit run_dir for a new one, or continue" in capsys.readouterr().err
     one, two = tmp_path / "one", tmp_path / "two"
     main([*arguments[:-1], str(two)])
     before = sorted(path for path in one.rglob("*"))
@@ -428,10 +431,10 @@ def test_a_run_dir_holds_one_run(lfm: dict[str, str], tmp_path: Path, capsys: py
         with pytest.raises(SystemExit, match="2"):
             main([subcommand, *arguments[1:], *checkpoint])
         error = capsys.readouterr().err
-        assert error.endswith(f"run_dir: {one} holds a run already: leave run_dir out for a new one\n")
+        assert error.endswith(f"run_dir: {one} already holds a run: omit run_dir for a new one\n")
     with pytest.raises(SystemExit, match="2"):
         main([*arguments[:-1], str(two), *checkpoint])
-    assert "two holds a run already" in capsys.readouterr().err, "with the checkpoint of another run"
+    assert "two already holds a run" in capsys.readouterr().err, "with the checkpoint of another run"
     assert sorted(path for path in one.rglob("*")) == before
     main([*arguments, *checkpoint])
     assert (one / "config-2.yaml").is_file()

@@ -100,10 +100,10 @@ def test_a_class_that_is_not_named_is_asked_for(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"seed_everything: 1 # caf\xe9\n", "is no text in UTF-8: invalid continuation byte at byte 24"),
-        (bytes(range(256)), "is no text in UTF-8"),
-        (b"model: \x07\n", "is no YAML: special characters are not allowed"),
-        (b"model: [a\ndata: }\n", "is no YAML: expected ',' or ']', but got ':' in line 2, column 5"),
+        (b"seed_everything: 1 # caf\xe9\n", "is not UTF-8 text: invalid continuation byte at byte 24"),
+        (bytes(range(256)), "is not UTF-8 text"),
+        (b"model: \x07\n", "is not valid YAML: special characters are not allowed"),
+        (b"model: [a\ndata: }\n", "is not valid YAML: expected ',' or ']', but got ':' in line 2, column 5"),
         (b"", "is empty: it must hold keys"),
         (b"- a\n", "holds a list: it must hold keys"),
     ],
@@ -124,7 +124,7 @@ def test_a_mistake_in_the_config_of_the_warm_start_is_said_to_be_there(
     sft = yaml.safe_load(file.read_text())
     for change, text in (
         ({"modle": 3}, "Subcommand 'fit' does not accept option 'modle' (did you mean model?)"),
-        ({"trainer": sft["trainer"] | {"strategy": "dpp"}}, "trainer: You selected an invalid strategy name"),
+        ({"trainer": sft["trainer"] | {"accelerator": "dpu"}}, "trainer: You selected an invalid accelerator name"),
     ):
         file.write_text(yaml.safe_dump(sft | change))
         error = error_of(capsys, "--config", "configs/quickstart.yaml", *few(tmp_path / "runs", warm_start=file))
@@ -144,12 +144,12 @@ def test_what_is_no_checkpoint_is_refused_before_a_run_is_made(
     for file in (rows, cut, weights, archive):
         for command in ("fit", "test"):
             error = error_of(capsys, *QUICKSTART, *few(tmp_path / "no"), "--ckpt_path", file, command=command)
-            assert error == f"ckpt_path: {file} is no checkpoint of grpo, or is cut off"
+            assert error == f"ckpt_path: {file} is not a grpo checkpoint, or it is truncated"
     assert not (tmp_path / "no").exists()
     # The newest of the config's own runs, which broke off as it was written.
     (run / "checkpoints/last.ckpt").write_bytes(cut.read_bytes())
     last = error_of(capsys, *QUICKSTART, *few(tmp_path / "runs"), "--ckpt_path", "last")
-    assert last == f"ckpt_path: {run}/checkpoints/last.ckpt is no checkpoint of grpo, or is cut off"
+    assert last == f"ckpt_path: {run}/checkpoints/last.ckpt is not a grpo checkpoint, or it is truncated"
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

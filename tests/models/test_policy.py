@@ -175,6 +175,7 @@ def test_more_tokens_than_a_model_was_made_for_are_told(tmp_path: Path, caplog: 
     assert not caplog.records
     check_length(plain.lm, 33)
     assert "up to 33 tokens, more than the 32 positions" in caplog.text
+    assert "lower data.max_prompt_tokens or data.sampling.max_new_tokens" in caplog.text
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     path = save_tiny_model(tmp_path / "dynamic", "llama", max_position_embeddings=32, rope_parameters=rope)
     with pytest.raises(ConfigError, match="rope_type: dynamic"):

@@ -1,0 +1,85 @@
+"""What the command line says about config files, and what is wrong with them; without loading torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo_lightning.errors import ConfigError
+
+
+def with_config_options(arguments: Sequence[str]) -> list[str]:
+    """``fit base.yaml --key value`` as ``fit --config base.yaml --key value``."""
+    subcommand, *others = arguments
+    files = []
+    while others and others[0].endswith((".yaml", ".yml")):
+        files += ["--config", others.pop(0)]
+    return [subcommand, *files, *others]
+
+
+def require_config(arguments: Sequence[str]) -> None:
+    """Raises:
+    ConfigError: neither a config is given nor the keys that it would hold.
+    """
+    subcommand, *others = arguments
+    names = [argument.partition("=")[0] for argument in others]
+    options = {name.split(".")[0] for name in names}
+    if any(name.endswith(".help") for name in names):
+        return
+    if not options & {"--config", "-c", "--model", "--data", "--help", "-h", "--print_config"}:
+        raise ConfigError(
+            f"config: none is given: write grpo {subcommand} --config FILE.yaml, such as configs/quickstart.yaml"
+        )
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Read every file that is given as ``--config``.
+
+    Raises:
+        ConfigError: one cannot be read as YAML, holds no keys, or has options of a class beside its class_path.
+    """
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        file = Path(value if equals else "".join(arguments[index + 1 : index + 2]))
+        if file.is_file():
+            _check_yaml(file)
+
+
+def _check_yaml(file: Path) -> None:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config: {file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
+        raise ConfigError(f"config: {file} is not valid YAML: {problem}{place}") from error
+    if not isinstance(found, dict):
+        what = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise ConfigError(f"config: {file} {what}: it must hold keys, such as model, data and trainer")
+    for key, name, options in _options_beside_class_path(found):
+        raise ConfigError(
+            f"{key}: put {' and '.join(options)} of {name} under init_args, beside class_path (in {file})"
+        )
+
+
+def _options_beside_class_path(found: Any, key: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    """Keys of the classes whose options are not under ``init_args``, with the class and these options."""
+    if isinstance(found, list):
+        for value in found:
+            yield from _options_beside_class_path(value, key)
+    if not isinstance(found, dict):
+        return
+    beside = [str(name) for name in found if name not in ("class_path", "init_args", "dict_kwargs")]
+    if "class_path" in found and beside:
+        yield key, str(found["class_path"]).rpartition(".")[2], beside
+    for name, value in found.items():
+        yield from _options_beside_class_path(value, key if name == "init_args" else f"{key}.{name}".strip("."))

@@ -1,0 +1,185 @@
+"""Several processes: on which run directory they agree, and real launches of two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import grpo_lightning.__main__ as command
+from grpo_lightning.__main__ import main
+from grpo_lightning.cli import launch
+from grpo_lightning.cli.run_dirs import new_path
+from grpo_lightning.errors import ConfigError
+from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
+
+VARIABLES = (
+    "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GRPO_RUN_DIR", "SLURM_PROCID",
+    "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
+)  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No launcher."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_lone_process_makes_a_new_directory_each_time(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert launch.is_first_process()
+    assert new_path(tmp_path, "x") != new_path(tmp_path, "x")
+
+
+def test_processes_that_lightning_starts_have_the_first_ones_directory(
+    alone: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = new_path(tmp_path, "x")
+    alone.setenv("LOCAL_RANK", "1")
+    alone.setenv("WORLD_SIZE", "2")
+    assert not launch.is_first_process()
+    assert new_path(tmp_path, "x") == first
+    alone.delenv("GRPO_RUN_DIR")
+    with pytest.raises(ConfigError, match=r"run_dir: .* start them with torchrun or srun, or give --run_dir"):
+        new_path(tmp_path, "x")
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"NODE_RANK": "1"}])
+def test_processes_that_know_nothing_of_each_other_need_a_run_dir(
+    alone: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        alone.setenv(name, value)
+    with pytest.raises(ConfigError, match="or give --run_dir"):
+        new_path(tmp_path, "x")
+
+
+def test_the_tasks_of_a_slurm_job_have_one_directory(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0"}
+    paths = []
+    for changes in ({"SLURM_PROCID": "0"}, {"SLURM_PROCID": "3"}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}):
+        for name, value in ({"SLURM_PROCID": "0"} | job | changes).items():
+            alone.setenv(name, value)
+        alone.setattr(launch, "_rounds", iter(range(9)))
+        paths.append(new_path(tmp_path, "x").name)
+    assert paths == ["slurm-77-0", "slurm-77-0", "slurm-77-1", "slurm-77-0-1"]
+    alone.setenv("SLURM_PROCID", "3")
+    assert not launch.is_first_process()
+    alone.setenv("SLURM_NTASKS", "1")
+    assert launch.is_first_process(), "a single task of a job is a lone process"
+
+
+def test_processes_with_a_rendezvous_agree_on_the_first_ones_text(tmp_path: Path) -> None:
+    code = (
+        "import os; from grpo_lightning.cli.launch import agreed\n"
+        "print(agreed(lambda known: f'a {os.getpid()}'), agreed(lambda known: f'b {os.getpid()}'))"
+    )
+    with_port = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
+    port = subprocess.run([sys.executable, "-c", with_port], capture_output=True, text=True, check=True).stdout.strip()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said[0] == said[1] == f"a {processes[0].pid} b {processes[0].pid}\n"
+
+
+@pytest.mark.parametrize(("launcher_is_gone", "lines"), [(False, 1), (True, 0)])
+def test_a_mistake_is_not_repeated_by_every_process(
+    alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launcher_is_gone: bool, lines: int
+) -> None:
+    alone.setattr(command, "PATIENCE_S", 0.0)
+    parents = iter([7, 1 if launcher_is_gone else 7])
+    alone.setattr(os, "getppid", lambda: next(parents))
+    alone.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit"])
+    assert capsys.readouterr().err.count("grpo: error: ") == lines
+    alone.setenv("RANK", "0")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit"])
+    assert capsys.readouterr().err.count("grpo: error: ") == 1
+
+
+# -- real launches ----------------------------------------------------------------------------------------------------
+
+SHIPPED = [
+    {"class_path": "ReferenceSync", "init_args": {"every_n_steps": 1}},
+    {"class_path": "AdaptiveKL"},
+    {"class_path": "VRAMProfiler"},
+    {"class_path": "StopWhen", "init_args": {"max_kl": 100.0}},
+    {"class_path": "TokenBudget", "init_args": {"tokens": 100_000}},
+]
+
+
+def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
+    """The run that two processes make of the quickstart with its warm start and every shipped callback."""
+    options: dict[str, Any] = {
+        "warm_start": short_warm_start(root), "trainer.devices": 2, "trainer.strategy": "ddp", "model.beta": 0.1,
+        "trainer.callbacks": json.dumps(SHIPPED), "export.best": "true", "rollouts.every_n_steps": 1,
+        "tensorboard.every_n_steps": 1, "data.prompts_per_step": 3,
+    }  # fmt: skip
+    arguments = ["-m", "grpo_lightning", "fit", "--config", "configs/quickstart.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments, *few(root / "runs", **options)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return only_run(root / "runs", "quickstart"), done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return launched(tmp_path_factory.mktemp("torchrun"), launcher)
+
+
+def test_torchrun_needs_no_run_dir(by_torchrun: tuple[Path, str]) -> None:
+    run, output = by_torchrun
+    assert output.count("All distributed processes registered. Starting with 2 processes") == 1
+    assert (run / "warm_start/policy/config.json").is_file()
+    assert (run / "policy/config.json").is_file()
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["policy"]["path"] == str(run / "warm_start/policy")
+    assert not (run / "config-2.yaml").exists()
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert json.loads((run / "warm_start/environment.json").read_text())["world_size"] == 1
+    ranks = {file.name.split("-")[0] for file in (run / "rollouts").rglob("*.jsonl")}
+    assert ranks == {"rank0", "rank1"}
+    rows = [json.loads(line) for file in (run / "rollouts").rglob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted({(row["step"], row["rank"]) for row in rows}) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len(rows) == 2 * 3 * 2, "steps, prompts and completions of each"
+
+
+def test_every_callback_writes_once_under_torchrun(by_torchrun: tuple[Path, str]) -> None:
+    run, _ = by_torchrun
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for curve in ("reward/mean", "policy/beta", "reference/moves", "total/rollout_tokens"):
+        assert [event.step for event in events.Scalars(curve)] == [0, 1], curve
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+
+
+def test_lightnings_own_launcher_takes_the_steps_that_torchrun_does(
+    by_torchrun: tuple[Path, str], tmp_path: Path
+) -> None:
+    run, output = launched(tmp_path, [])
+    assert output.count("All distributed processes registered. Starting with 2 processes") == 1
+    checkpoints = [folder / "checkpoints/last.ckpt" for folder in (run, by_torchrun[0])]
+    one, other = (torch.load(file, weights_only=True)["state_dict"] for file in checkpoints)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
