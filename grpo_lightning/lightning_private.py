@@ -23,6 +23,14 @@ def set_logged_step(trainer: pl.Trainer, step: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
+def set_optimizer_steps(trainer: pl.Trainer, steps: int) -> None:
+    """Make ``trainer.global_step`` say that ``steps`` optimizer steps of manual optimization have been made.
+
+    It reads ``fit_loop.epoch_loop.manual_optimization.optim_step_progress``.
+    """
+    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = steps
+
+
 def validate_now(trainer: Any) -> None:
     """Validate inside ``fit``, before its first step or after its last; nothing where ``fit`` does not validate.
 

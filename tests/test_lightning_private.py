@@ -22,6 +22,7 @@ from grpo_lightning.lightning_private import (
     SavingCheckpoint,
     has_static_graph,
     set_logged_step,
+    set_optimizer_steps,
     validate_now,
 )
 from tests.test_structure import ROOT, SOURCES
@@ -73,6 +74,17 @@ def test_the_logged_step_is_the_one_that_was_set(tmp_path: Path) -> None:
     column = lines[0].split(",").index("step")
     steps = [int(line.split(",")[column]) for line in lines[1:]]
     assert {40, 41, 42} <= set(steps), CHANGED + "loggers no longer get _batches_that_stepped as the step"
+
+
+def test_a_trainer_can_be_put_behind_some_optimizer_steps() -> None:
+    class Manual(Line):
+        automatic_optimization = False
+
+    module = Manual()
+    trainer = pl.Trainer(accelerator="cpu", barebones=True)
+    trainer.strategy.connect(module)
+    set_optimizer_steps(trainer, 7)
+    assert trainer.global_step == 7, CHANGED + "global_step no longer reads optim_step_progress"
 
 
 def test_a_validation_can_be_run_before_the_first_step_and_after_the_last(tmp_path: Path) -> None:

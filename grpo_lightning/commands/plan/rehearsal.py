@@ -21,6 +21,7 @@ from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.lightning_private import set_optimizer_steps
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
 from grpo_lightning.phases import Phases
@@ -242,8 +243,8 @@ def _trainer_of(module: PolicyModule) -> pl.Trainer:
     trainer.state.fn = TrainerFn.FITTING
     trainer.training = True
     trainer.strategy.connect(module)
-    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = LATE
     module.trainer = trainer
+    set_optimizer_steps(trainer, LATE)
     return trainer
 
 
