@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -277,11 +276,6 @@ class PolicyModule(EvaluatedModule, ABC):
         file = Path(self.trainer.default_root_dir) / "nonfinite" / name
         self.skipped.skip(norms.max().item(), self._step, offenders, file)
 
-    def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
-        """Backward passes inside add up gradients without exchanging them."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
     def step_metrics(self, *further: str) -> StepMetrics:
         """What a step logs, nothing added yet; ``further`` are names of means beside those of the class."""
         tokens = ("total/rollout_tokens", "total/train_tokens")
@@ -307,15 +301,6 @@ class PolicyModule(EvaluatedModule, ABC):
             curve = find(name)
             self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
-
-    @contextmanager
-    def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:
-        """Log the seconds spent inside as ``time/<phase>_s``."""
-        with self.phases(phase, self.device) as timed:
-            yield
-        metrics.add(f"time/{phase}_s", timed.seconds, 1)
-        if phase == "update":
-            metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

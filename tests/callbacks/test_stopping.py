@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpo_lightning.algorithms import PPOModule, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, PolicyExport, ReferenceSync, RunCheckpoint, StopWhen
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
+from grpo_lightning.rollout import RunCallback, StepEnd
 from tests.algorithms.test_grpo import Constant
 from tests.toy import LetterVerifier, Watch, fit, grpo, same
 
@@ -119,6 +120,16 @@ class Breaks(LetterVerifier):
         return super().verify(sample)
 
 
+class Ends(RunCallback):
+    """Keeps what each step measured."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Mapping[str, float]] = []
+
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
+        self.metrics.append(end.metrics)
+
+
 class BreakAfter(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 2:
@@ -133,13 +144,14 @@ class BreakAfter(pl.Callback):
 def test_a_step_without_a_kl_steers_nothing_by_the_one_before(
     tiny_model: Callable[[str], str], tmp_path: Path, steers: pl.Callback
 ) -> None:
-    watch = Watch()
+    watch, ends = Watch(), Ends()
     module = grpo(tiny_model("llama"), beta=0.05, verifiers=[Breaks()], max_error_rate=1.0)
-    fit(tmp_path, module, 5, callbacks=[steers, watch, BreakAfter()])
+    fit(tmp_path, module, 5, callbacks=[steers, watch, ends, BreakAfter()])
     assert watch.logged[1]["policy/kl"] == watch.logged[4]["policy/kl"] > 1e-9, "Lightning keeps the last one"
     assert len(watch.logged) == 5
-    assert "policy/kl" not in module.logged
-    assert module.logged["reward/errors"] == 1
+    assert "policy/kl" in ends.metrics[1]
+    assert "policy/kl" not in ends.metrics[4]
+    assert ends.metrics[4]["reward/errors"] == 1
     if isinstance(steers, AdaptiveKL):
         assert watch.logged[1]["policy/beta"] != watch.logged[2]["policy/beta"]
         assert module.beta == pytest.approx(watch.logged[2]["policy/beta"], rel=1e-6)
