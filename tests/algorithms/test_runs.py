@@ -423,7 +423,7 @@ def test_sft_needs_solutions(tiny_model: Callable[[str], str], tmp_path: Path, m
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1?"}\n{"prompt": "1+1?"}\n')
     task = Tabular(str(tmp_path / "rows.jsonl"), answer_column=None, val_size=1)
     with pytest.raises(
-        ConfigError, match=r"'1\+1\?': name the column .* data\.task\.init_args\.solution_column, or give"
+        ConfigError, match=r"'1\+1\?': name its column with data\.task\.init_args\.solution_column, or give"
     ):
         fit(tmp_path, sft(tiny_model("llama")), 1, RolloutDataModule(task))
 

@@ -224,7 +224,7 @@ def test_a_page_above_its_size_limit_omits_whole_steps_evenly_and_says_so(
     shown = sorted(set(steps))
     assert shown == [*range(0, 48, 3), 49], "every third, and the last"
     assert note.startswith(f"{4 * len(shown)} rollouts of {len(shown)} steps; {200 - 4 * len(shown)} rollouts of ")
-    assert note.endswith("to keep the page below 0.1 MiB: give --max_mib or --steps")
+    assert note.endswith("to keep the page below 0.1 MiB: raise --max_mib or narrow --steps to see them")
     assert "omitted" in text
     main(["samples", str(run), "--max_mib", "1"])
     assert capsys.readouterr().out.startswith("200 rollouts of 50 steps\n")

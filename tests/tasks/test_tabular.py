@@ -151,7 +151,7 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "text"), [("rows.jsonl", "\n"), ("rows.json", "[]"), ("rows.csv", "prompt,answer\n")])
 def test_an_empty_data_set(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match=KEY + rf"path: .*{name} has no rows; give data that has some"):
+    with pytest.raises(ConfigError, match=KEY + rf"path: .*{name} has no rows; add rows or give another path"):
         Tabular(str(tmp_path / name)).prompts("train")
 
 

@@ -1,4 +1,4 @@
-"""What holds for every verifier: rewards without a constructor's help, and one verdict a sample or none at all."""
+"""Properties of every verifier: rewards without a constructor, and one verdict per sample or none at all."""
 
 from __future__ import annotations
 
