@@ -52,13 +52,17 @@ class Task(ABC):
         By default they are the gold completion with a different answer, as :func:`wrong_completions` builds it. Empty
         for a row without an answer that could be wrong.
         """
-        try:
-            gold = self.gold_completion(prompt)
-        except ConfigError:
-            gold = None
-        return wrong_completions(prompt, gold)
+        return wrong_completions(prompt, gold_completion(self, prompt))
 
     def messages(self, user: str) -> list[dict[str, str]]:
         """Build a chat from the system prompt, if any, and one user turn."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": user}]
+
+
+def gold_completion(task: Task, prompt: Prompt) -> str | None:
+    """The gold completion of a prompt, or ``None`` if the task has none."""
+    try:
+        return task.gold_completion(prompt)
+    except ConfigError:
+        return None

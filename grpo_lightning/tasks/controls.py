@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task
+from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task, gold_completion
 from grpo_lightning.types import Prompt, Sample, Verdict
-from grpo_lightning.verifiers.base import Verifier, judge
+from grpo_lightning.verifiers.base import NoVerdict, Verifier, judge
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class ControlFailure:
 
     def __str__(self) -> str:
         where = f"{self.split} row {self.row}: {self.verifier}"
+        if self.verdict.error is not None:
+            return f"{where} cannot judge {self.completion!r}: {self.verdict.error}"
         if self.control == "wrong":
             return f"{where} accepts {self.completion!r}, which is certainly wrong"
         return f"{where} rejects {self.completion!r}: {self.verdict.error or self.verdict.feedback}"
@@ -82,7 +84,7 @@ def check_controls(
 def check_rows(
     task: Task, split: Split, prompts: Mapping[int, Prompt], verifiers: Sequence[Verifier]
 ) -> Iterator[ControlFailure]:
-    """Yield the failures among the given rows of a split.
+    """Yield the failures among the given rows of a split. Rows without a gold completion have only the second control.
 
     Args:
         task: the source of gold and wrong completions.
@@ -91,37 +93,32 @@ def check_rows(
         verifiers: the verifiers to check.
 
     Raises:
-        ConfigError: the task has no gold completion.
+        ConfigError: no row has a gold completion, or one that is certainly wrong.
     """
-    golds = [(row, task.gold_completion(prompt)) for row, prompt in prompts.items()]
+    golds = [(row, gold) for row, prompt in prompts.items() if (gold := gold_completion(task, prompt)) is not None]
+    wrongs = [(row, text) for row, prompt in prompts.items() for text in task.wrong_completions(prompt)]
+    if not golds and not wrongs:
+        task.gold_completion(next(iter(prompts.values())))  # says what is missing
     for verifier in verifiers:
         for (row, text), verdict in zip(golds, judge(verifier, _samples(prompts, golds)), strict=True):
             if not verdict.correct and not verdict.abstained:
                 yield ControlFailure(split, row, type(verifier).__name__, "gold", text, verdict)
-    yield from check_wrong(task, split, prompts, verifiers)
-
-
-def check_wrong(
-    task: Task, split: Split, prompts: Mapping[int, Prompt], verifiers: Sequence[Verifier]
-) -> Iterator[ControlFailure]:
-    """Yield the rows for which all verifiers together accept all certainly wrong answers.
-
-    A single verifier may accept them: it may judge only the length or the format. A row's schema may also allow some of
-    several wrong documents. Accepting all of them means accepting anything.
-    """
-    names = ", ".join(type(verifier).__name__ for verifier in verifiers)
-    wrongs = [(row, text) for row, prompt in prompts.items() for text in task.wrong_completions(prompt)]
     columns = [judge(verifier, _samples(prompts, wrongs)) for verifier in verifiers]
+    # One verifier alone may accept a wrong answer: it may judge only the length or the format.
+    names = ", ".join(type(verifier).__name__ for verifier in verifiers)
     refused: set[int] = set()
-    accepted: dict[int, tuple[str, Verdict]] = {}
+    accepted: dict[int, ControlFailure] = {}
     for index, (row, text) in enumerate(wrongs):
         judged = [column[index] for column in columns if not column[index].abstained]
-        if judged and all(verdict.correct for verdict in judged):
-            accepted.setdefault(row, (text, judged[0]))
+        broken = next((verdict for verdict in judged if verdict.error is not None), None)
+        if broken is not None and row not in dict(golds):
+            accepted[row] = ControlFailure(split, row, names, "wrong", text, broken)
+        elif judged and all(verdict.correct for verdict in judged):
+            accepted.setdefault(row, ControlFailure(split, row, names, "wrong", text, judged[0]))
         else:
             refused.add(row)
-    for row in accepted.keys() - refused:
-        yield ControlFailure(split, row, names, "wrong", *accepted[row])
+    # A row's schema may allow some of several wrong documents. To accept all of them is to accept anything.
+    yield from (failure for row, failure in accepted.items() if row not in refused)
 
 
 def _samples(prompts: Mapping[int, Prompt], completions: Sequence[tuple[int, str]]) -> list[Sample]:
@@ -133,7 +130,7 @@ def _samples(prompts: Mapping[int, Prompt], completions: Sequence[tuple[int, str
 def check_sample(task: Task, split: Split, prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> list[str]:
     """Run both controls on a few rows before a run starts.
 
-    If the task has no gold completions, only the second control runs. It skips rows without any answer.
+    Rows without any answer are skipped.
 
     Returns:
         One warning per failed control.
@@ -142,8 +139,10 @@ def check_sample(task: Task, split: Split, prompts: Sequence[Prompt], verifiers:
     rows = {row: prompts[row] for row in range(0, len(prompts), step)}
     try:
         failures = list(check_rows(task, split, rows, verifiers))
+    except NoVerdict:
+        raise
     except ConfigError:
-        failures = list(check_wrong(task, split, rows, verifiers))
+        return []  # judged by the form alone
     warnings = []
     for control, meaning in _MEANINGS.items():
         failed = [failure for failure in failures if failure.control == control]

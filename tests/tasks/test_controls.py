@@ -165,3 +165,17 @@ def test_a_schema_without_a_gold_document_must_reject_something() -> None:
     assert list(check_controls(task, [JSONSchemaVerifier(), TypeOnly(dict)])) == []
     (failure,) = check_controls(task, [TypeOnly(dict, list, str, float, type(None))])
     assert failure.control == "wrong"
+
+
+def test_a_row_without_a_gold_completion_must_be_judgeable() -> None:
+    runs, asserts_nothing = "def test_f():\n    assert f(1) == 2", "def helper():\n    assert f(1) == 2"
+    task = Rows(row(None, None, tests=runs), row(None, None, tests=asserts_nothing))
+    (failure,) = check_controls(task, [CodeVerifier()])
+    assert (failure.row, failure.control) == (1, "wrong")
+    assert "train row 1: CodeVerifier cannot judge 'def f" in str(failure).replace("```python\\n", "")
+
+
+def test_a_row_without_any_answer_has_nothing_to_control() -> None:
+    with pytest.raises(ConfigError, match="none"):
+        list(check_controls(Rows(row()), [Lax()]))
+    assert check_sample(Rows(row()), "train", [row()], [Lax()]) == []

@@ -23,11 +23,17 @@ def main(args: Sequence[str]) -> None:
     for failure in failures[:20]:
         print(failure)
     if failures:
-        wrong = sum(failure.control == "wrong" for failure in failures)
-        raise ConfigError(
-            f"data.task: {len(failures) - wrong} gold answers do not satisfy their own verifier, and {wrong} certainly "
-            "wrong ones do: repair or remove those rows, or take another verifier"
-        )
+        kinds = {
+            "gold answers do not satisfy their own verifier": [failure.control == "gold" for failure in failures],
+            "certainly wrong answers do": [
+                failure.control == "wrong" and not failure.verdict.error for failure in failures
+            ],
+            "rows cannot be judged": [
+                failure.control == "wrong" and bool(failure.verdict.error) for failure in failures
+            ],
+        }
+        counts = ", ".join(f"{sum(these)} {kind}" for kind, these in kinds.items() if any(these))
+        raise ConfigError(f"data.task: {counts}: repair or remove those rows, or take another verifier")
     print(
         f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}, "
         "and no certainly wrong one is"

@@ -60,5 +60,7 @@ def _lines(path: Path, verifiers: Mapping[str, Verifier], shown: int) -> Iterato
         yield from rejudge(path, verifiers, shown)
         return
     samples = read_samples(path)
+    for verifier in verifiers.values():
+        verifier.start()
     for name, verifier in verifiers.items():
         yield from report(name, verifier, samples)
