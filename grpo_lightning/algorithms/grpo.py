@@ -89,7 +89,7 @@ class GRPOModule(OnlineModule):
         The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
         """
         rows = part.rows
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
         loss_NT = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
         if experience.recipe.distills and experience.advantages is not None:

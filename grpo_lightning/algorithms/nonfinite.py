@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.errors import RunError
@@ -24,11 +25,11 @@ class SkippedSteps:
         self.count = 0
         self._last: int | None = None
 
-    def none(self) -> None:
+    def step_succeeded(self) -> None:
         """An optimizer step was made."""
         self._last = None
 
-    def skip(self, norm: float, step: int, attempts: list[Attempt], file: Path) -> None:
+    def skip(self, norm: float, step: int, attempts: Sequence[Attempt], file: Path) -> None:
         """An optimizer step was skipped.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -15,9 +15,11 @@ from torch import Tensor
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.algorithms.options import check_options
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
-from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence, length_mask, masked_sum
+from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence
 from grpo_lightning.objectives import (
     Objective,
     ObjectiveName,
@@ -29,13 +31,8 @@ from grpo_lightning.objectives import (
 from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import TokenRows
 
 log = logging.getLogger(__name__)
-
-
-class VerifierError(RunError):
-    """A verifier broke on too many completions of one step."""
 
 
 class OnlineModule(PolicyModule, ABC):
@@ -44,9 +41,9 @@ class OnlineModule(PolicyModule, ABC):
     A step goes one way: the DataModule collects an :class:`~grpo_lightning.rollout.Experience`, one row per attempt;
     ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
-    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
-    :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
-    some 40 lines: see ``tests/algorithms/test_seam.py``.
+    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of models run through
+    :class:`self.passes <grpo_lightning.algorithms.passes.Passes>`, ``with_gradient`` or ``without_gradient``. On-policy
+    distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
 
     Args:
         beta: weight of the KL to the reference. With 0 there is no reference.
@@ -120,17 +117,22 @@ class OnlineModule(PolicyModule, ABC):
         Raises:
             ConfigError: the first of them, in one sentence.
         """
-        for name in ("updates_per_rollout", "minibatches_per_update"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
-        if self.target_kl is not None and self.target_kl <= 0:
-            raise ConfigError(f"model.target_kl: must be above 0, or null for no early stop, not {self.target_kl}")
-        if not 0 <= self.max_error_rate <= 1:
-            raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
-        if self.beta > 0 and self.policy_config.reference == "none":
-            raise ConfigError("model.beta: above 0 it needs a reference, but model.policy.reference is none")
-        if self.beta < 0:
-            raise ConfigError(f"model: beta must not be negative, but is {self.beta}")
+        beta, target_kl, max_error_rate = self.beta, self.target_kl, self.max_error_rate
+        updates, minibatches = self.updates_per_rollout, self.minibatches_per_update
+        has_reference = self.policy_config.reference != "none"
+        check_options({
+            "updates_per_rollout": (updates >= 1, f"must be at least 1, not {updates}"),
+            "minibatches_per_update": (minibatches >= 1, f"must be at least 1, not {minibatches}"),
+            "target_kl": (
+                target_kl is None or target_kl > 0, f"must be above 0, or null for no early stop, not {target_kl}"
+            ),
+            "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
+            "beta": (
+                beta == 0 or (beta > 0 and has_reference),
+                f"must not be negative, but is {beta}" if beta < 0
+                else "above 0 it needs a reference, but model.policy.reference is none",
+            ),
+        })  # fmt: skip
         one = torch.zeros(1, 1)
         try:
             kl_divergence(one, one, self.kl_estimator)
@@ -182,7 +184,7 @@ class OnlineModule(PolicyModule, ABC):
 
     @abstractmethod
     def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`.
+        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.update.Losses`.
 
         Args:
             experience: what :meth:`targets` gave, with what the present optimizer step is divided by.
@@ -200,29 +202,19 @@ class OnlineModule(PolicyModule, ABC):
         rewards = reward_names(self.verifiers)
         metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
         add_rollouts(batch, metrics, rewards)
-        self._check_errors(batch)
+        check_verifier_errors(batch.attempts, self.max_error_rate, self.all_ranks_sum)
         metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
         if self.mask_truncated:
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
         experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
-        kl, tokens = measured or self._update_kl(experience)
+        kl, tokens = measured or self.passes.update_kl(experience)
         metrics.add("policy/update_kl", kl, tokens)
         self.finish_step(experience, metrics)
 
-    def _check_errors(self, experience: Experience) -> None:
-        attempts = experience.attempts
-        errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
-        broken, all_attempts = self.all_ranks_sum(len(errors), len(attempts))
-        if broken > self.max_error_rate * all_attempts:
-            raise VerifierError(
-                f"a verifier broke on {broken:.0f} of {all_attempts:.0f} completions, more than model.max_error_rate="
-                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
-            )
-
     def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
-        """All optimizer steps of a rollout; gives :meth:`_update_kl` where it was measured on the way."""
+        """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""
         measured = None
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
         seed = row_seed(experience.recipe.seed, "minibatches", self.global_step)
@@ -235,7 +227,7 @@ class OnlineModule(PolicyModule, ABC):
                 is_first = epoch == 0 and number == 0
                 self._optimizer_step(experience, rows, metrics, is_first)
             if self.target_kl is not None:
-                measured = self._update_kl(experience)
+                measured = self.passes.update_kl(experience)
                 # Over all ranks, so that all of them decide alike.
                 kl, tokens = self.all_ranks_sum(*measured)
                 if kl > self.target_kl * tokens:
@@ -290,54 +282,14 @@ class OnlineModule(PolicyModule, ABC):
             max_tokens=experience.recipe.sampling.cap,
         )
 
-    # -- passes without gradient ------------------------------------------------------------------------------------
-
     def with_frozen_logprobs(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """The experience with ``old_NT`` and ``reference_NT`` of the learned rows, where the losses need them."""
         old_NT = reference_NT = None
         with self.timed(metrics, "reference"):
             if self.beta > 0:
-                reference_NT = self.logprobs_of(experience, experience.learned_N, reference=True)
+                reference_NT = self.passes.logprobs(experience, experience.learned_N, reference=True)
             if not self.updates_per_rollout == self.minibatches_per_update == 1:
                 old_NT = experience.sampler_logprobs_NT
                 if self.old_logprobs == "recompute":
-                    old_NT = self.logprobs_of(experience, experience.learned_N)
+                    old_NT = self.passes.logprobs(experience, experience.learned_N)
         return replace(experience, old_NT=old_NT, reference_NT=reference_NT)
-
-    def logprobs_of(self, experience: Experience, rows_N: Tensor, reference: bool = False) -> Tensor:
-        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
-        temperature = experience.recipe.sampling.temperature
-        compute = partial(self.policy.logprobs, temperature=temperature, reference=reference)
-        width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
-        return self.pass_over(experience, rows_N, lambda part: compute(part)[0], width, share)
-
-    def pass_over(
-        self,
-        experience: Experience,
-        rows_N: Tensor,
-        compute: Callable[[TokenRows], Tensor],
-        width: int,
-        share_prompts: bool = False,
-    ) -> Tensor:
-        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
-        values_NT = experience.sampler_logprobs_NT.new_zeros(len(experience), width)
-        with torch.no_grad():
-            for part in self.cut(experience.tokens, rows_N.nonzero()[:, 0], share_prompts):
-                part_NT = compute(part.tokens)
-                values_NT[part.rows, : part_NT.shape[1]] = part_NT
-        return values_NT
-
-    def _update_kl(self, experience: Experience) -> tuple[float | Tensor, float | Tensor]:
-        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is expensive.
-
-        Returns:
-            The sum over tokens, and their number.
-        """
-        rows_N = ~experience.distilled_N & (torch.arange(len(experience), device=self.device) % 16 == 0)
-        if not experience.learned_N.any():
-            return 0.0, 0.0
-        new_NT = self.logprobs_of(experience, rows_N)[rows_N]
-        mask_NT = length_mask(experience.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
-        # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
-        kl_NT = kl_divergence(experience.sampler_logprobs_NT[rows_N], new_NT, "k3", mask_NT)
-        return masked_sum(kl_NT, mask_NT), mask_NT.sum()

@@ -15,6 +15,7 @@ from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.options import check_options
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -152,7 +153,7 @@ class PPOModule(OnlineModule):
         super().validate_options()
         epsilon, lr = self.value_epsilon, self.value_lr
         adaptive, has_lora = self.adaptive_kl, self.policy_config.has_lora
-        checks = {
+        check_options({
             "gamma": (0 <= self.gamma <= 1, f"must be from 0 to 1, not {self.gamma}"),
             "lam": (0 <= self.lam <= 1, f"must be from 0 to 1, not {self.lam}"),
             "adaptive_kl": (adaptive is None or self.beta > 0, "starts from beta: set model.beta above 0"),
@@ -169,10 +170,7 @@ class PPOModule(OnlineModule):
             "critic_path": (self.critic_path is None or self.critic_form == "separate", "needs critic: separate"),
             "critic_frozen": (not self.critic_frozen or self.critic_form == "separate", "needs critic: separate"),
             "critic_warmup_steps": (self.critic_warmup_steps >= 0, "must not be negative"),
-        }
-        for name, (holds, wanted) in checks.items():
-            if not holds:
-                raise ConfigError(f"model.{name}: {wanted}")
+        })  # fmt: skip
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -229,7 +227,7 @@ class PPOModule(OnlineModule):
         lengths_N, width = experience.tokens.completion_lengths_N, experience.sampler_logprobs_NT.shape[1]
         with self.timed(metrics, "value"), self.critic.trunk() as lm:
             read = partial(self.critic.state_values, lm)
-            values_NS = self.pass_over(experience, counted_N, read, width + 1)
+            values_NS = self.passes.without_gradient(experience, counted_N, read, width + 1)
         mask_NT = length_mask(lengths_N, width) & counted_N[:, None]
         values_NT, rewards_N = values_NS[:, :-1], credited_rewards(experience).nan_to_num(0.0)
         bootstrap_N = None
@@ -290,7 +288,7 @@ class PPOModule(OnlineModule):
         self, experience: Experience, part: Microbatch, metrics: StepMetrics, states: list[PredictingStates]
     ) -> tuple[Tensor, Tensor]:
         temperature = experience.recipe.sampling.temperature
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, temperature, states.append)
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, temperature, states.append)
         terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
         return self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT)), mask_NT
 

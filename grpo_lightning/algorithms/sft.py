@@ -52,7 +52,7 @@ class SFTModule(PolicyModule):
         (tokens,) = self.all_ranks_sum(rows.completion_lengths_N.sum())
 
         def losses(part: Microbatch) -> Iterator[Tensor]:
-            logprobs_NT, mask_NT = self.policy_pass(part, metrics)
+            logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics)
             yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):

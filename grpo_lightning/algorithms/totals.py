@@ -44,6 +44,12 @@ class Totals:
             "train_tokens": self.train_tokens,
         }
 
+    def after(self, step: dict[str, float]) -> dict[str, float]:
+        """Add the tokens of a step, from what it logs, and return all counts by the names of their curves."""
+        self.rollout_tokens += round(step["total/rollout_tokens"])
+        self.train_tokens += round(step["total/train_tokens"])
+        return {f"total/{name}": value for name, value in self.state().items()}
+
     def load(self, state: dict[str, float]) -> None:
         """Go on from an earlier :meth:`state`."""
         self._before = {"wall_s": state["wall_s"], "cpu_s": state["cpu_s"]}

@@ -405,7 +405,7 @@ class OnePerGroup(Advantage):
     [
         ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions a prompt, not 1"),
         ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
-        ({"beta": -1.0}, {}, "model: beta must not be negative"),
+        ({"beta": -1.0}, {}, "model.beta: must not be negative"),
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
         ({"kl_estimator": "k9"}, {}, "model: estimator is 'k9'"),

@@ -1,0 +1,21 @@
+"""Checks of a module's options, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from grpo_lightning.errors import ConfigError
+
+
+def check_options(checks: Mapping[str, tuple[bool, str]]) -> None:
+    """Check options of ``model``.
+
+    Args:
+        checks: by the name of the option: whether its value is valid, and what to write in the error otherwise.
+
+    Raises:
+        ConfigError: the first invalid option, in one sentence.
+    """
+    for name, (is_valid, message) in checks.items():
+        if not is_valid:
+            raise ConfigError(f"model.{name}: {message}")
