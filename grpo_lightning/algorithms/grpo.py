@@ -91,7 +91,7 @@ class GRPOModule(OnlineModule):
         rows = part.rows
         logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
-        loss_NT = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
+        loss_NT = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
         if experience.recipe.distills and experience.advantages is not None:
             shaped_NT = shaped_objective(logprobs_NT, experience.advantages[rows, None])
             loss_NT = torch.where(experience.distilled_N[rows, None], -shaped_NT, loss_NT)
@@ -100,4 +100,4 @@ class GRPOModule(OnlineModule):
             kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
             metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
             loss_NT = loss_NT + self.beta * kl_NT
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, loss_NT, mask_NT))
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, loss_NT, mask_NT))

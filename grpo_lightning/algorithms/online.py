@@ -1,4 +1,4 @@
-"""What learns from rollouts, whatever its objective: checks, frozen passes, epochs and minibatches, measurements."""
+"""What learns from rollouts, whatever its objective: checks of options, epochs and minibatches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,13 @@ from torch import Tensor
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
-from grpo_lightning.algorithms.options import check_options
+from grpo_lightning.algorithms.options import check_options, one_of
+from grpo_lightning.algorithms.rollout_loss import RolloutLoss
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
 from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence
-from grpo_lightning.objectives import (
-    Objective,
-    ObjectiveName,
-    PolicyLossTerms,
-    RatioLevel,
-    ShortForm,
-    check_objective,
-)  # fmt: skip
+from grpo_lightning.functional import Aggregation, KLEstimator
+from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
 from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
@@ -42,8 +36,9 @@ class OnlineModule(PolicyModule, ABC):
     ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
     ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of models run through
-    :class:`self.passes <grpo_lightning.algorithms.passes.Passes>`, ``with_gradient`` or ``without_gradient``. On-policy
-    distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
+    :class:`self.passes <grpo_lightning.algorithms.passes.Passes>`, ``with_gradient`` or ``without_gradient``;
+    :class:`self.rollout_loss <grpo_lightning.algorithms.rollout_loss.RolloutLoss>` applies the objective and
+    aggregates. On-policy distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
 
     Args:
         beta: weight of the KL to the reference. With 0 there is no reference.
@@ -102,8 +97,7 @@ class OnlineModule(PolicyModule, ABC):
         self.beta = beta
         self.kl_estimator = kl_estimator
         flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
-        self.objective = flat.objective(objective)
-        self.aggregation = aggregation
+        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation)
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
         self.target_kl = target_kl
@@ -123,6 +117,8 @@ class OnlineModule(PolicyModule, ABC):
         check_options({
             "updates_per_rollout": (updates >= 1, f"must be at least 1, not {updates}"),
             "minibatches_per_update": (minibatches >= 1, f"must be at least 1, not {minibatches}"),
+            "kl_estimator": one_of(self.kl_estimator, KLEstimator),
+            "aggregation": one_of(self.rollout_loss.aggregation, Aggregation),
             "target_kl": (
                 target_kl is None or target_kl > 0, f"must be above 0, or null for no early stop, not {target_kl}"
             ),
@@ -133,14 +129,8 @@ class OnlineModule(PolicyModule, ABC):
                 else "above 0 it needs a reference, but model.policy.reference is none",
             ),
         })  # fmt: skip
-        one = torch.zeros(1, 1)
         try:
-            kl_divergence(one, one, self.kl_estimator)
-            aggregate(one, one.bool(), aggregation=self.aggregation, sequences=1, tokens=1, max_tokens=1)
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-        try:
-            check_objective(self.objective)
+            check_objective(self.rollout_loss.objective)
         except ConfigError as error:
             raise ConfigError(f"model.objective: {error}") from error
 
@@ -215,17 +205,16 @@ class OnlineModule(PolicyModule, ABC):
 
     def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
         """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""
-        measured = None
+        measured, minibatches = None, self.minibatches_per_update
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
         seed = row_seed(experience.recipe.seed, "minibatches", self.global_step)
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(self.updates_per_rollout):
-            order_N = torch.arange(len(experience))
-            if self.minibatches_per_update > 1:
-                order_N = torch.randperm(len(experience), generator=generator)
-            for number, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+            rows = len(experience)
+            order_N = torch.randperm(rows, generator=generator) if minibatches > 1 else torch.arange(rows)
+            for number, rows_N in enumerate(torch.tensor_split(order_N.to(self.device), minibatches)):
                 is_first = epoch == 0 and number == 0
-                self._optimizer_step(experience, rows, metrics, is_first)
+                self._optimizer_step(experience, rows_N, metrics, is_first)
             if self.target_kl is not None:
                 measured = self.passes.update_kl(experience)
                 # Over all ranks, so that all of them decide alike.
@@ -236,51 +225,10 @@ class OnlineModule(PolicyModule, ABC):
         return measured
 
     def _optimizer_step(self, experience: Experience, rows_N: Tensor, metrics: StepMetrics, is_first: bool) -> None:
-        tokens = experience.tokens
-        counted = rows_N[experience.counted_N[rows_N]]
-        tokens_here = tokens.completion_lengths_N[counted].sum()
-        sequences, all_tokens = self.all_ranks_sum(len(counted), tokens_here)
-        if self.aggregation == "bnpo":
-            # Each rank by its own tokens; the gradients of the ranks are then averaged.
-            all_tokens = float(tokens_here) * self.trainer.world_size
-        experience = replace(
-            experience, sequences=max(sequences, 1), sequence_tokens=max(all_tokens, 1), is_first_step=is_first
-        )
+        experience = self.rollout_loss.counted(experience, rows_N, self, is_first)
         learned = rows_N[experience.learned_N[rows_N]]
         losses = partial(self.losses, experience, metrics=metrics)
-        self.optimizer_step_on(tokens, learned, losses, metrics, experience.attempts)
-
-    def policy_terms(
-        self, experience: Experience, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, mask_NT: Tensor
-    ) -> PolicyLossTerms:
-        """The objective's terms of a micro-batch, with what is logged of them."""
-        rows, width = part.rows, logprobs_NT.shape[1]
-        assert experience.advantages is not None, "targets computes them"
-        advantages = experience.advantages[rows]
-        terms = self.objective(
-            logprobs_NT,
-            None if experience.old_NT is None else experience.old_NT[rows, :width],
-            advantages[:, :width] if advantages.dim() == 2 else advantages,
-            mask_NT,
-        )
-        sampled_NT = mask_NT & ~experience.distilled_N[rows, None]
-        metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
-        metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
-        if experience.is_first_step:
-            gap_NT = (logprobs_NT.detach() - experience.sampler_logprobs_NT[rows, :width]).abs()
-            metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
-        return terms
-
-    def aggregate(self, experience: Experience, loss_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """A micro-batch's share of the loss of the optimizer step."""
-        return aggregate(
-            loss_NT,
-            mask_NT,
-            aggregation=self.aggregation,
-            sequences=experience.sequences,
-            tokens=experience.sequence_tokens,
-            max_tokens=experience.recipe.sampling.cap,
-        )
+        self.optimizer_step_on(experience.tokens, learned, losses, metrics, experience.attempts)
 
     def with_frozen_logprobs(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """The experience with ``old_NT`` and ``reference_NT`` of the learned rows, where the losses need them."""

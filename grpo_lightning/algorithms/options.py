@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, get_args
 
 from grpo_lightning.errors import ConfigError
 
@@ -19,3 +20,14 @@ def check_options(checks: Mapping[str, tuple[bool, str]]) -> None:
     for name, (is_valid, message) in checks.items():
         if not is_valid:
             raise ConfigError(f"model.{name}: {message}")
+
+
+def one_of(value: str, choices: Any) -> tuple[bool, str]:
+    """The check of an option that has one of some values.
+
+    Args:
+        value: the option's value.
+        choices: the ``Literal`` type of the option.
+    """
+    names = get_args(choices)
+    return value in names, f"must be one of {', '.join(names)}, not {value!r}"

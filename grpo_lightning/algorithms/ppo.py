@@ -289,8 +289,9 @@ class PPOModule(OnlineModule):
     ) -> tuple[Tensor, Tensor]:
         temperature = experience.recipe.sampling.temperature
         logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, temperature, states.append)
-        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
-        return self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT)), mask_NT
+        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
+        loss = self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT)
+        return self.add_loss(metrics, "policy/loss", loss), mask_NT
 
     def _value_loss(
         self, experience: Experience, part: Microbatch, metrics: StepMetrics, values_NT: Tensor, mask_NT: Tensor
@@ -300,9 +301,8 @@ class PPOModule(OnlineModule):
         old_NT, returns_NT = experience.values_NT[rows, :width], experience.returns_NT[rows, :width]
         terms = value_loss(values_NT, old_NT, returns_NT, mask_NT, value_epsilon=self.value_epsilon)
         metrics.add_masked("value/clip_fraction", terms.clipped_NT.float(), mask_NT)
-        return self.value_coef * self.add_loss(
-            metrics, "value/loss", self.aggregate(experience, terms.loss_NT, mask_NT)
-        )
+        loss = self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT)
+        return self.value_coef * self.add_loss(metrics, "value/loss", loss)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ class Distillation(OnlineModule):
 
     def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
         logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
-        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT))
+        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT))
 
 
 def test_a_teacher_takes_one_short_class_and_the_policy_comes_to_it(model_path: str, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class Distillation(OnlineModule):
         logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics)
         teacher_NT = step.experience.reference_NT[part.rows, : logprobs_NT.shape[1]]
         loss_NT = (logprobs_NT - teacher_NT).square()
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(step, loss_NT, mask_NT))
 
 
 def test_an_algorithm_that_the_planner_does_not_know_is_rehearsed(
