@@ -86,6 +86,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.skipped = SkippedSteps()
         self.passes: Passes
         self._step = 0
+        self._rates: list[float] = []
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 

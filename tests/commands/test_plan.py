@@ -195,7 +195,7 @@ class Distillation(OnlineModule):
 
     def losses(self, step: Any, part: Any, metrics: Any) -> Any:
         logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics)
-        teacher_NT = step.experience.reference_NT[part.rows, : logprobs_NT.shape[1]]
+        teacher_NT = step.reference_NT[part.rows, : logprobs_NT.shape[1]]
         loss_NT = (logprobs_NT - teacher_NT).square()
         yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(step, loss_NT, mask_NT))
 
