@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NOTHING = Memory(0)
 EVALUATIONS = {"validate": "validation", "sanity_check": "validation", "test": "test", "predict": "predict"}
-"""Evaluations count as one phase each, whatever phases they have: they are no part of a training step."""
+"""Each evaluation counts as one phase, whatever phases it has: it is not part of a training step."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class VRAMProfiler(RunCallback):
     Args:
         snapshot: record allocations, and write ``memory_snapshot.pickle`` at the end of the run, or when the memory
             does not suffice, for https://pytorch.org/memory_viz. CUDA only; it costs time.
-        biggest_tensors: list so many of the biggest tensors that are alive at the end of each phase.
+        biggest_tensors: list this many of the biggest tensors alive at the end of each phase; 0 lists none.
         inspect_step: the training step after whose phases they are listed, counted from 1 in this process.
 
     Raises:
@@ -271,8 +271,8 @@ class VRAMProfiler(RunCallback):
             log.info("memory snapshot for https://pytorch.org/memory_viz: %s", file)
 
 
-def _higher(one: Memory, other: Memory) -> Memory:
-    return Memory(max(one.allocated, other.allocated), max(one.reserved, other.reserved))
+def _higher(first: Memory, second: Memory) -> Memory:
+    return Memory(max(first.allocated, second.allocated), max(first.reserved, second.reserved))
 
 
 def _tensor_table(rows: list[str]) -> list[str]:

@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 
 
 class StopWhen(RunCallback):
-    """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several steps running.
+    """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several consecutive steps.
 
     Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
 
     Args:
-        no_signal_steps: stop when no group had completions of different rewards in so many steps running (GRPO);
-            ``None`` never.
-        max_kl: stop when ``policy/kl`` was above this in ``patience`` steps running; ``None`` never. A step without a
-            KL is no step here.
-        reward: stop when ``reward/mean`` was at least this in ``patience`` steps running; ``None`` never.
-        patience: see there: the mean of one step is noisy.
+        no_signal_steps: stop when no group had completions of different rewards in this many consecutive steps
+            (GRPO); ``None`` never.
+        max_kl: stop when ``policy/kl`` was above this in ``patience`` consecutive steps; ``None`` never. Steps
+            without a KL do not count.
+        reward: stop when ``reward/mean`` was at least this in ``patience`` consecutive steps; ``None`` never.
+        patience: consecutive steps for which a condition must hold: the mean of one step is noisy.
 
     Raises:
         ConfigError: an option is out of its range, no condition is given, or one can never hold in this run.

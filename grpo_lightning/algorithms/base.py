@@ -1,4 +1,4 @@
-"""What every algorithm shares: the policy, the micro-batched optimizer step, the log, and checkpoints."""
+"""What every algorithm shares: the policy, the optimizer step, the end of a training step, and checkpoints."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     Args:
         policy: how to load the policy.
         verifiers: judge the completions: one, or a list; with several, the reward is the mean of theirs.
-        optimizer: of the trainable parameters.
-        lr_scheduler: stepped once an optimizer step; ``None`` keeps the learning rate.
+        optimizer: makes the optimizer of the trainable parameters.
+        lr_scheduler: stepped once per optimizer step; ``None`` keeps the learning rate.
         max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
-            prompt that a group shares counts once. Sets the memory, never the result.
+            prompt that a group shares counts once. Sets the memory, not the result.
         max_grad_norm: the gradient is scaled down to this norm; ``None`` never.
 
     Raises:
@@ -115,7 +115,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.passes = Passes(self.policy, self.max_tokens_per_microbatch)
 
     def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
-        """What is trained: sides that are clipped by norms of their own, as ``optim/<side>grad_norm``."""
+        """The trained parameters, in sides that are clipped by separate norms, logged as ``optim/<side>grad_norm``."""
         return {"": self.policy.trainable_parameters()}
 
     def optimizer_parameters(self) -> Any:
@@ -128,7 +128,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return self.policy.shares_prompts
 
     def resting_parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimizer leaves alone in this step."""
+        """Parameters that the optimizer does not change in this step."""
         return []
 
     def configure_optimizers(self) -> Any:
@@ -150,7 +150,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         set_logged_step(self.trainer, self._step)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Give the gradients' memory back, once all callbacks have seen them: a rollout comes next."""
+        """Free the gradients, once all callbacks have seen them: a rollout comes next."""
         cast(LightningOptimizer, self.optimizers()).zero_grad()
 
     def on_train_end(self) -> None:
@@ -201,8 +201,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
 
         Args:
-            batch: what was learned from; an experience with all that has been computed of it.
-            metrics: of the step.
+            batch: what was learned from; an experience with all that was computed for it.
+            metrics: what the step has added up.
         """
         logged = metrics.reduce(self.trainer.strategy)
         logged |= self.totals.after(logged)

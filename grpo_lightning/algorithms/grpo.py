@@ -60,7 +60,7 @@ class GRPOModule(OnlineModule):
         if stage == "fit" and data.group_size < self.advantage.smallest_group:
             raise ConfigError(
                 f"data.group_size: an advantage relative to the group needs at least {self.advantage.smallest_group} "
-                f"completions a prompt, not {data.group_size}"
+                f"completions per prompt, not {data.group_size}"
             )
 
     def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:

@@ -1,4 +1,4 @@
-"""What learns from rollouts, whatever its objective: checks of options, epochs and minibatches."""
+"""What all algorithms that learn from rollouts share: checks of options, epochs and minibatches."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class OnlineModule(PolicyModule, ABC):
     aggregates. On-policy distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
 
     Args:
-        beta: weight of the KL to the reference. With 0 there is no reference.
-        kl_estimator: of that KL (http://joschu.net/blog/kl-approx.html).
+        beta: weight of the KL to the reference; 0 needs no reference.
+        kl_estimator: how that KL is estimated (http://joschu.net/blog/kl-approx.html).
         objective: ``clip`` (:class:`Clip`; with ``ratio_level: sequence`` :class:`GSPO`), ``cispo`` (:class:`CISPO`),
             or a class by its ``class_path``, which has its options in its own ``init_args``. The keys up to
             ``cispo_epsilon_high`` are options of the two names.
@@ -54,13 +54,13 @@ class OnlineModule(PolicyModule, ABC):
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
-        minibatches_per_update: optimizer steps a pass.
+        minibatches_per_update: optimizer steps per pass.
         target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
-            present one, is above this (nats a token); ``None`` makes them all.
+            present one, is above this (nats per token); ``None`` makes them all.
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
             keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
             is its own, and neither is needed.
-        mask_truncated: leave completions that ran into the cap out of the loss (arXiv 2503.14476, section 3.4).
+        mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
         max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
     """
 

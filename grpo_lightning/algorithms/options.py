@@ -12,7 +12,7 @@ def check_options(checks: Mapping[str, tuple[bool, str]]) -> None:
     """Check options of ``model``.
 
     Args:
-        checks: by the name of the option: whether its value is valid, and what to write in the error otherwise.
+        checks: per option name, whether its value is valid, and the message of the error if not.
 
     Raises:
         ConfigError: the first invalid option, in one sentence.
@@ -23,7 +23,7 @@ def check_options(checks: Mapping[str, tuple[bool, str]]) -> None:
 
 
 def one_of(value: str, choices: Any) -> tuple[bool, str]:
-    """The check of an option that has one of some values.
+    """The check of an option that must have one of several values.
 
     Args:
         value: the option's value.

@@ -33,7 +33,7 @@ class SFTModule(PolicyModule):
             if prompt.solution is None:
                 raise ConfigError(
                     f"data.task: SFT learns from worked solutions, and {type(data.task).__name__} has none of the row "
-                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_mend}"
+                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_fix}"
                 )
 
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Demonstrations:

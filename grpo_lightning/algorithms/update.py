@@ -73,7 +73,7 @@ class UpdateStep:
             attempts: what the parts were cut from, written to disk if the gradient is not finite.
 
         Raises:
-            NonFiniteError: in the second consecutive training step.
+            NonFiniteError: the gradient was not finite in two consecutive training steps.
         """
         self.optimizer.zero_grad()
         for part in parts:

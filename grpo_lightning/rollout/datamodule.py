@@ -45,21 +45,20 @@ class RolloutDataModule(pl.LightningDataModule):
     Args:
         task: where prompts and gold answers come from.
         prompts_per_step: prompts of one training step, over all devices.
-        group_size: completions a prompt.
+        group_size: completions per prompt.
         sampling: how training completions are sampled.
-        val_sampling: how the one completion a prompt of validation, test and predict is sampled: greedily unless
-            told otherwise.
-        val_batch_size: prompts evaluated at a time, a device.
+        val_sampling: how the one completion per prompt of validation, test and predict is sampled. Default: greedily.
+        val_batch_size: prompts evaluated at a time, per device.
         pass_at_k: log the unbiased pass@k for this k, or for each of these, as well (arXiv 2107.03374), from
-            ``pass_samples`` completions a prompt, drawn like training ones.
-        pass_samples: n of pass@k; left out, the largest k.
+            ``pass_samples`` completions per prompt, sampled as in training.
+        pass_samples: n of pass@k. Default: the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
-        refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
-        rollout_rows_at_once: completions that decode together at the most: sets the memory of the rollout, and no
-            completion (but with ``refinement``, which failures are followed can depend on which end together). Left
-            out, all of a step.
-        overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
-        seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
+        refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
+        rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
+            change completions (but with ``refinement``, which failures get another attempt can depend on which end
+            together). Default: all of a step.
+        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
+        seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
     """
 
@@ -183,8 +182,8 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [one for one in callbacks if not isinstance(one, _StepCount)]
-            # First of all: whatever the others save counts the step.
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _StepCount)]
+            # It comes first, so that what the others save counts the step.
             callbacks.insert(0, _StepCount(self))
 
     def _require_judgeable(self, split: Split, verifier: Verifier) -> None:
