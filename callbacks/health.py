@@ -129,7 +129,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         signal = len(set(rewards)) - 1
         found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
     mean = sum(rewards) / max(1, len(rewards))
-    told = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
+    spread = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
         (
             logging.INFO,
@@ -139,7 +139,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         ),
         (
             logging.INFO,
-            f"preflight: {told}; {found} to learn from",
+            f"preflight: {spread}; {found} to learn from",
         ),
     ]
     if cut > truncated:

@@ -83,8 +83,8 @@ class VRAMProfiler(RunCallback):
         module = policy_module(pl_module, self)
         if any(isinstance(listener, VRAMProfiler) for listener in module.phases.listeners):
             raise ConfigError(
-                "VRAMProfiler: listed twice, where one would reset the peaks that the other reads: leave one of the "
-                "two out of trainer.callbacks"
+                "VRAMProfiler: listed twice, and each resets the peaks that the other reads: remove one of them from "
+                "trainer.callbacks"
             )
         self._trainer, self._module = trainer, module
         self._device = trainer.strategy.root_device
@@ -178,7 +178,7 @@ class VRAMProfiler(RunCallback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self._is_listening():
-            return  # It was never set up, or has told already how the run broke off.
+            return  # It was never set up, or has already reported how the run broke off.
         if self._rows:
             name = getattr(stage, "value", stage)
             file = self._write("\n".join([f"# Memory of `grpo {name}`", "", *self._table(), *self._lists()]))

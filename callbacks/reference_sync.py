@@ -61,7 +61,7 @@ class ReferenceSync(RunCallback):
         if not module.wants_reference or module.policy_config.reference == "none":
             raise ConfigError(
                 "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
-                "to auto, or leave ReferenceSync out"
+                "to auto, or remove ReferenceSync"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -56,17 +56,17 @@ class StopWhen(RunCallback):
         if self.no_signal_steps is not None and "reward/groups_without_signal" not in module.step_means:
             raise ConfigError(
                 "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
-                "leave it out"
+                "remove it"
             )
         if self.max_kl is not None and not module.wants_reference:
             raise ConfigError(
                 "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
-                "0, or leave it out"
+                "0, or remove it"
             )
         if self.reward is not None and not module.samples_to_learn:
             raise ConfigError(
                 "StopWhen.reward: this run learns from demonstrations and has no reward, so it would never stop it: "
-                "leave it out, or use Lightning's EarlyStopping on val/accuracy"
+                "remove it, or use Lightning's EarlyStopping on val/accuracy"
             )
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:

@@ -106,10 +106,10 @@ class OnlineModule(PolicyModule, ABC):
         self.max_error_rate = max_error_rate
 
     def validate_options(self) -> None:
-        """Find what is wrong with the options before anything is loaded.
+        """Check the options before anything is loaded.
 
         Raises:
-            ConfigError: the first of them, in one sentence.
+            ConfigError: the first invalid option, in one sentence.
         """
         beta, target_kl, max_error_rate = self.beta, self.target_kl, self.max_error_rate
         updates, minibatches = self.updates_per_rollout, self.minibatches_per_update
@@ -158,7 +158,7 @@ class OnlineModule(PolicyModule, ABC):
         if data.sampling.truncates:
             log.warning(
                 "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
-                "distribution's log-probs; policy/truncation_gap says by how much they are off"
+                "distribution's log-probs; policy/truncation_gap shows the difference"
             )
 
     # -- what a subclass writes -------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class OnlineModule(PolicyModule, ABC):
         """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.update.Losses`.
 
         Args:
-            experience: what :meth:`targets` gave, with what the present optimizer step is divided by.
+            experience: what :meth:`targets` returned, with what the loss of this optimizer step is divided by.
             part: ``part.rows`` are rows of the experience, ``part.tokens`` their tokens.
             metrics: what is logged is added here.
         """

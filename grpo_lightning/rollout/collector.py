@@ -164,8 +164,8 @@ class _Attempts:
     def follow_in_evaluation(self, refinement: RefinementConfig) -> None:
         """Append a turn after each failure, as far as ``val_feedback`` may tell of it."""
         for row, attempt in list(self.attempts.items()):
-            told = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
-            if told and can_be_refined(attempt):
+            has_feedback = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
+            if has_feedback and can_be_refined(attempt):
                 self._append(attempt, row, refinement)
 
     def _follow(self, refinement: RefinementConfig) -> range:

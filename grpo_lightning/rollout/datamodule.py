@@ -146,7 +146,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.check_devices(trainer.world_size)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
-                "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "
+                "trainer.overfit_batches: does not limit the prompts that steps draw: make the task small instead, by "
                 "data.task.init_args.limit or train_size"
             )
         policy = learner.policy_config
@@ -160,8 +160,8 @@ class RolloutDataModule(pl.LightningDataModule):
             self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(
-                    f"data.task: the {split} split has {len(encoded)} rows, fewer than there are devices "
-                    f"({self._ranks[1]}): give it more, or take fewer devices"
+                    f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
+                    f"({self._ranks[1]}): add rows, or use fewer devices"
                 )
             if encoded.overlong:
                 done = "dropped" if self.overlong == "drop" else "truncated on the left"
@@ -195,8 +195,8 @@ class RolloutDataModule(pl.LightningDataModule):
             except ValueError as error:
                 lacks = error
         raise ConfigError(
-            f"model.verifiers: {type(verifier).__name__} can judge no row of the {split} split: {lacks}; take another "
-            "verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
+            f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; take "
+            "another verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
         )
 
     def train_dataloader(self) -> TrainLoader:

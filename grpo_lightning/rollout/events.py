@@ -61,7 +61,7 @@ class RunCallback(pl.Callback):
 
 
 def run_callbacks(trainer: pl.Trainer) -> list[RunCallback]:
-    """Those of a trainer's callbacks that are told more."""
+    """The callbacks of a trainer that are ``RunCallback``."""
     return [callback for callback in trainer.callbacks if isinstance(callback, RunCallback)]  # type: ignore[attr-defined]
 
 

@@ -61,10 +61,12 @@ class RefinementConfig:
             if not holds:
                 raise ConfigError(f"data.refinement.{name}: must be {wanted}, not {getattr(self, name)!r}")
         if self.temperature is not None and sampling_temperature == 0:
-            raise ConfigError("data.refinement.temperature: needs data.sampling.temperature above 0, or leave it out")
+            raise ConfigError(
+                "data.refinement.temperature: data.sampling.temperature must be above 0: raise it, or remove this"
+            )
         if self.mode == "in_context" and self.temperature not in (None, sampling_temperature):
             raise ConfigError(
-                "data.refinement.temperature: under in_context it is data.sampling.temperature: leave it out"
+                "data.refinement.temperature: under in_context it is data.sampling.temperature: remove it"
             )
 
 
