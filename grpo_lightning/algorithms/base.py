@@ -142,7 +142,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
-        """What ``training_step`` is to learn from; called right before it."""
+        """What the next ``training_step`` learns from; called right before it."""
 
     def on_train_batch_start(self, batch: Experience | Demonstrations, batch_idx: int) -> None:
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""

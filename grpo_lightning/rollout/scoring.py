@@ -49,12 +49,12 @@ class Scoring:
     def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
         """Start judging some rows with the slow verifiers."""
         for name, thread in self._threads.items():
-            samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
+            samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
             self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
 
     def attempts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Attempt]:
         """Some rows judged. Where a verifier is slow, they must have been handed over, and are waited for."""
-        samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
+        samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
         columns = {
             name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()
