@@ -17,12 +17,12 @@ class AdaptiveKL(RunCallback):
 
     ``e = clip(KL / target - 1, -0.2, 0.2)`` and ``beta <- beta (1 + gain e)`` after every training step; the paper's
     gain is 0.1, and its KL that of a whole sequence, while ``policy/kl`` is the mean over tokens. The configured
-    ``model.beta`` is where it begins.
+    ``model.beta`` is the first weight.
 
-    Logs ``policy/beta``: the weight that the step was made with. A resumed run goes on with the moved one.
+    Logs ``policy/beta``: the weight that the step was made with. A resumed run continues with the moved one.
 
     Args:
-        target: nats a token.
+        target: nats per token.
         gain: how fast the weight follows.
 
     Raises:
@@ -43,7 +43,7 @@ class AdaptiveKL(RunCallback):
             raise ConfigError("AdaptiveKL: PPO takes its KL out of the rewards: set model.adaptive_kl instead")
         if stage == "fit" and not (isinstance(pl_module, OnlineModule) and pl_module.beta):
             raise ConfigError(
-                "AdaptiveKL: there is no KL in this run's loss to hold: set model.beta above 0, from where it begins"
+                "AdaptiveKL: this run's loss has no KL: set model.beta above 0, which is where the weight starts"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,10 +11,9 @@ COUNTER = "total/rollout_tokens"
 
 
 class TokenBudget(RunCallback):
-    """Ends training behind the step in which the run has generated so many tokens, as if ``max_steps`` were reached.
+    """Ends training after the step in which the run reaches a number of generated tokens, as if by ``max_steps``.
 
-    Counted are the tokens of all completions that were sampled to learn from, further attempts among them
-    (``total/rollout_tokens``).
+    It counts the tokens of all completions sampled for training, further attempts included (``total/rollout_tokens``).
 
     Args:
         tokens: the budget.

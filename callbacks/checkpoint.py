@@ -14,10 +14,10 @@ class RunCheckpoint(SavingCheckpoint):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
-        monitor: what the best is judged by; ``None`` keeps the newest only.
-        mode: ``max`` or ``min`` of it.
+        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only.
+        mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
-        every_n_train_steps: save each so many optimizer steps; left out, after every validation.
+        every_n_train_steps: save every this many optimizer steps. Default: after every validation.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunCheckpoint(SavingCheckpoint):
             self.save_as_last(trainer)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)
-                # A warm start is part of the run in whose directory it lies, and goes on with it.
+                # A warm start is part of the run in whose directory it lies, and continues with it.
                 part = folder.name == "warm_start"
                 go_on = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
                 print(f"\ninterrupted at step {trainer.global_step}: go on with the same config and {go_on}")

@@ -16,7 +16,7 @@ class PolicyExport(RunCallback):
     """Writes ``<run dir>/policy`` when training ends, for ``AutoModelForCausalLM`` or ``PeftModel`` to load.
 
     Args:
-        merged: with LoRA, write full weights with the adapter merged in, in place of the adapter alone.
+        merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
             above all before. A folder is written aside and then put in place, so that none is ever half written.
         enabled: ``false`` writes nothing.

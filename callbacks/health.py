@@ -102,7 +102,7 @@ class HealthCheck(RunCallback):
                 "longer" if longer else "shorter", length, first, self.patience,
                 "see in samples whether they ramble; a length penalty (LengthPenalty) or a lower learning rate helps"
                 if longer else
-                "see in samples whether they skip the work; raise model.beta, lower the learning rate, or mend what "
+                "see in samples whether they skip the work; raise model.beta, lower the learning rate, or fix what "
                 "the verifier rewards",
             )  # fmt: skip
 
@@ -122,13 +122,14 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     rewards = [attempt.reward for attempt in attempts if attempt.verdict.error is None]
     errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
     if groups:
-        signal = sum(len({one.reward for one in group if one.verdict.error is None}) > 1 for group in prompts)
+        by_group = [{attempt.reward for attempt in group if attempt.verdict.error is None} for group in prompts]
+        signal = sum(len(distinct) > 1 for distinct in by_group)
         found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
     else:
         signal = len(set(rewards)) - 1
         found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
     mean = sum(rewards) / max(1, len(rewards))
-    told = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
+    spread = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
         (
             logging.INFO,
@@ -138,7 +139,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         ),
         (
             logging.INFO,
-            f"preflight: {told}; {found} to learn from",
+            f"preflight: {spread}; {found} to learn from",
         ),
     ]
     if cut > truncated:

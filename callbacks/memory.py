@@ -18,7 +18,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes; on the CPU ``reserved`` is 0: there is no allocator of torch's own in between."""
+    """Bytes; on the CPU ``reserved`` is 0: torch has no caching allocator there."""
 
     allocated: int
     reserved: int = 0
@@ -98,7 +98,7 @@ class HighWaterMeter:
         return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
     def reset_peak(self) -> None:
-        """There is no such thing."""
+        """Does nothing: the high-water mark of a process cannot be reset."""
 
 
 def meter_of(device: torch.device) -> Meter:
@@ -115,16 +115,16 @@ def meter_of(device: torch.device) -> Meter:
 
 
 def biggest_tensors(count: int, device: torch.device, names: Mapping[int, str]) -> list[str]:
-    """The ``count`` biggest live tensors on a device, a row of a table each; tensors that share memory count once.
+    """The ``count`` biggest live tensors on a device, one table row each; tensors that share memory count once.
 
-    What autograd alone holds is no Python object, and is not found. Fake tensors hold nothing, and do not count.
+    Tensors that only autograd holds are not Python objects, and are not listed. Fake tensors do not count.
 
     Args:
         count: how many.
         device: where they live.
-        names: of tensors that have one, by address.
+        names: names of tensors by address, where they have one.
     """
-    found: dict[int, tuple[int, Tensor]] = {}
+    by_address: dict[int, tuple[int, Tensor]] = {}
     for thing in gc.get_objects():
         # Not isinstance: it runs code of lazy proxies among the objects.
         kind = type(thing)
@@ -132,10 +132,10 @@ def biggest_tensors(count: int, device: torch.device, names: Mapping[int, str]) 
             continue
         if thing.device.type == device.type and thing.layout is torch.strided:
             storage = thing.untyped_storage()
-            held = found.get(storage.data_ptr())
+            held = by_address.get(storage.data_ptr())
             if storage.nbytes() and (held is None or thing.numel() > held[1].numel()):
-                found[storage.data_ptr()] = (storage.nbytes(), thing)
-    biggest = sorted(found.items(), key=lambda entry: -entry[1][0])[:count]
+                by_address[storage.data_ptr()] = (storage.nbytes(), thing)
+    biggest = sorted(by_address.items(), key=lambda entry: -entry[1][0])[:count]
     return [
         f"| {size / 2**20:.2f} | {' x '.join(map(str, tensor.shape)) or 'scalar'} | {tensor.dtype} "
         f"| {names.get(address, '')} |"

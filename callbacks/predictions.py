@@ -18,14 +18,14 @@ from grpo_lightning.types import Attempt, Prompt
 
 
 class PredictionWriter(RunCallback, BasePredictionWriter):
-    """Writes what ``predict`` samples and what ``test`` finds into the run dir, batch by batch; one file a rank.
+    """Writes what ``predict`` samples and what ``test`` finds into the run dir, batch by batch; one file per rank.
 
     A line of ``predict`` is a completion with its verdict. A line of ``test`` is the verdict on one problem, with a key
     that the problem has in every run: ``grpo compare`` pairs runs by it.
 
     Args:
-        filename: of the first rank's predictions; the other ranks put their number before its ending.
-        test_filename: likewise, of the results of a test.
+        filename: where the first rank writes predictions; other ranks add their number before the suffix.
+        test_filename: the same for the results of a test.
     """
 
     def __init__(self, filename: str = "predictions.jsonl", test_filename: str = "test_results.jsonl") -> None:

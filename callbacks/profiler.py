@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NOTHING = Memory(0)
 EVALUATIONS = {"validate": "validation", "sanity_check": "validation", "test": "test", "predict": "predict"}
-"""Evaluations count as one phase each, whatever phases they have: they are no part of a training step."""
+"""Each evaluation counts as one phase, whatever phases it has: it is not part of a training step."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class VRAMProfiler(RunCallback):
     Args:
         snapshot: record allocations, and write ``memory_snapshot.pickle`` at the end of the run, or when the memory
             does not suffice, for https://pytorch.org/memory_viz. CUDA only; it costs time.
-        biggest_tensors: list so many of the biggest tensors that are alive at the end of each phase.
+        biggest_tensors: list this many of the biggest tensors alive at the end of each phase; 0 lists none.
         inspect_step: the training step after whose phases they are listed, counted from 1 in this process.
 
     Raises:
@@ -83,8 +83,8 @@ class VRAMProfiler(RunCallback):
         module = policy_module(pl_module, self)
         if any(isinstance(listener, VRAMProfiler) for listener in module.phases.listeners):
             raise ConfigError(
-                "VRAMProfiler: listed twice, where one would reset the peaks that the other reads: leave one of the "
-                "two out of trainer.callbacks"
+                "VRAMProfiler: listed twice, and each resets the peaks that the other reads: remove one of them from "
+                "trainer.callbacks"
             )
         self._trainer, self._module = trainer, module
         self._device = trainer.strategy.root_device
@@ -178,7 +178,7 @@ class VRAMProfiler(RunCallback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self._is_listening():
-            return  # It was never set up, or has told already how the run broke off.
+            return  # It was never set up, or has already reported how the run broke off.
         if self._rows:
             name = getattr(stage, "value", stage)
             file = self._write("\n".join([f"# Memory of `grpo {name}`", "", *self._table(), *self._lists()]))
@@ -271,8 +271,8 @@ class VRAMProfiler(RunCallback):
             log.info("memory snapshot for https://pytorch.org/memory_viz: %s", file)
 
 
-def _higher(one: Memory, other: Memory) -> Memory:
-    return Memory(max(one.allocated, other.allocated), max(one.reserved, other.reserved))
+def _higher(first: Memory, second: Memory) -> Memory:
+    return Memory(max(first.allocated, second.allocated), max(first.reserved, second.reserved))
 
 
 def _tensor_table(rows: list[str]) -> list[str]:

@@ -16,11 +16,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from grpo_lightning.curves import CURVES
 
 LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-"""What is written into a log: no bar, and the time left behind ``<``."""
+"""What is written into a log: no bar; the remaining time follows ``<``."""
 
 
 class Lines:
-    """A log file for tqdm: every update is a line, where a terminal's goes back to the start of its own."""
+    """A log file for tqdm: every update is a new line, where a terminal would overwrite the last one."""
 
     encoding = "utf-8"
 
@@ -136,7 +136,7 @@ class StepProgressBar(ProgressBar):
         elif terminal and self._enabled and name == "train":
             # What is logged goes above the bar, not into it.
             loggers = [logging.getLogger(logger) for logger in ("grpo_lightning", "lightning.pytorch")]
-            self._redirected.enter_context(logging_redirect_tqdm([one for one in loggers if one.handlers]))
+            self._redirected.enter_context(logging_redirect_tqdm([logger for logger in loggers if logger.handlers]))
         unit = "step" if name == "train" else "batch"
         return tqdm(desc=name, total=total, initial=done, unit=unit, disable=not self._enabled, **options)
 
@@ -163,5 +163,5 @@ class StepProgressBar(ProgressBar):
 
 
 def _has_terminal() -> bool:
-    """Whether there is a terminal with room for a bar: some that are no user's say that they have no columns."""
+    """Whether stderr is a terminal with room for a bar: pseudo-terminals without a user may report no columns."""
     return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0

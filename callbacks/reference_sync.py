@@ -12,18 +12,18 @@ from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
 
 class ReferenceSync(RunCallback):
-    """Moves the reference to the policy every so many optimizer steps (TR-DPO, arXiv 2404.09656).
+    """Moves the reference to the policy every ``every_n_steps`` optimizer steps (TR-DPO, arXiv 2404.09656).
 
     ``reference <- alpha * policy + (1 - alpha) * reference``: the paper's hard update with ``alpha`` 1, its soft update
     below. The KL is 0 right after a hard update. A move falls between two training steps, so that the reference is
     fixed within each. It works for a reference that is a copy and for one that is an adapter; under LoRA the base
     stays as it is, and with ``alpha`` below 1 the reference is the adapter of the same rank nearest to the mix.
 
-    Logs ``reference/moves``: how often it has moved. The moved reference is in the checkpoint, and a resumed run goes
-    on with it.
+    Logs ``reference/moves``: how often it has moved. The moved reference is in the checkpoint, and a resumed run
+    continues with it.
 
     Args:
-        every_n_steps: optimizer steps between moves, or with a condition at least so many.
+        every_n_steps: optimizer steps between moves; the least number of them if there is a condition.
         alpha: the policy's share, above 0 and up to 1.
         min_kl: move only if the step's ``policy/kl`` is at least this.
         if_accuracy_improved: move only right after a validation, and only if its ``val/accuracy`` is above that of
@@ -61,7 +61,7 @@ class ReferenceSync(RunCallback):
         if not module.wants_reference or module.policy_config.reference == "none":
             raise ConfigError(
                 "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
-                "to auto, or leave ReferenceSync out"
+                "to auto, or remove ReferenceSync"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,7 +86,7 @@ class ReferenceSync(RunCallback):
         module.log("reference/moves", float(self._moves), batch_size=1)
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
-        # One after the last step has no step behind it: a longer run would not have had it.
+        # A validation after the last step is followed by no step: a longer run would not have made it.
         # Lightning's sanity check validates a few batches only.
         if end.purpose != "val" or not self.if_accuracy_improved or trainer.sanity_checking:
             return

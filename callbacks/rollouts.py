@@ -17,22 +17,22 @@ from grpo_lightning.rollout.records import TokenCharacters, records
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
-"""A JSONL file of this size is closed, and the next begun."""
+"""A JSONL file of this size is closed, and the next one started."""
 
 
 class RolloutLogger(RunCallback):
     """Writes every rollout of training into ``<run dir>/rollouts``; ``grpo samples`` shows them.
 
-    Nothing is ever overwritten. Each start of the run writes into a folder of its own, named by the first step in it,
-    such as ``002-from-step-000040``: what earlier folders hold of that step and those behind it was made again, and
-    readers leave it out. Each rank writes files of its own. A record holds prompt, completion, verdict, reward,
+    Nothing is ever overwritten. Each start of the run writes into a separate folder, named by its first step, such as
+    ``002-from-step-000040``: readers ignore that step and later ones in earlier folders, since they were made again.
+    Each rank writes separate files. A record holds prompt, completion, verdict, reward,
     advantage, finish reason, attempt, and what the policy thought of its tokens.
 
     Args:
-        every_n_steps: write the rollouts of each so many steps.
-        format: ``jsonl``, lines appended to a few files; or ``parquet``, a file a step.
-        tokens: write each token's id and log-prob too (and, where there are such, the reference's log-prob and an
-            advantage of its own). It takes the larger part of the space.
+        every_n_steps: write the rollouts of every this many steps.
+        format: ``jsonl``, lines appended to a few files; or ``parquet``, one file per step.
+        tokens: also write each token's id and log-prob (and its reference log-prob and advantage, if it has them). This
+            takes most of the space.
         max_gib: when a rank's files hold more than this, its oldest are deleted; ``None`` keeps all.
         enabled: ``false`` writes nothing.
 

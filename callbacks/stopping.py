@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 
 
 class StopWhen(RunCallback):
-    """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several steps running.
+    """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several consecutive steps.
 
     Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
 
     Args:
-        no_signal_steps: stop when no group had completions of different rewards in so many steps running (GRPO);
-            ``None`` never.
-        max_kl: stop when ``policy/kl`` was above this in ``patience`` steps running; ``None`` never. A step without a
-            KL is no step here.
-        reward: stop when ``reward/mean`` was at least this in ``patience`` steps running; ``None`` never.
-        patience: see there: the mean of one step is noisy.
+        no_signal_steps: stop when no group had completions of different rewards in this many consecutive steps
+            (GRPO); ``None`` never.
+        max_kl: stop when ``policy/kl`` was above this in ``patience`` consecutive steps; ``None`` never. Steps
+            without a KL do not count.
+        reward: stop when ``reward/mean`` was at least this in ``patience`` consecutive steps; ``None`` never.
+        patience: consecutive steps for which a condition must hold: the mean of one step is noisy.
 
     Raises:
         ConfigError: an option is out of its range, no condition is given, or one can never hold in this run.
@@ -56,17 +56,17 @@ class StopWhen(RunCallback):
         if self.no_signal_steps is not None and "reward/groups_without_signal" not in module.step_means:
             raise ConfigError(
                 "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
-                "leave it out"
+                "remove it"
             )
         if self.max_kl is not None and not module.wants_reference:
             raise ConfigError(
                 "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
-                "0, or leave it out"
+                "0, or remove it"
             )
         if self.reward is not None and not module.samples_to_learn:
             raise ConfigError(
                 "StopWhen.reward: this run learns from demonstrations and has no reward, so it would never stop it: "
-                "leave it out, or use Lightning's EarlyStopping on val/accuracy"
+                "remove it, or use Lightning's EarlyStopping on val/accuracy"
             )
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:

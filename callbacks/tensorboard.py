@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from grpo_lightning.algorithms import PolicyModule, policy_module
+from grpo_lightning.algorithms import OnlineModule, PolicyModule, policy_module
 from grpo_lightning.curves import CURVES, tensorboard_layout
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
@@ -122,9 +122,9 @@ def _writers(trainer: pl.Trainer) -> list[Any]:
 
 
 def hyperparameters(trainer: pl.Trainer, module: PolicyModule, data: RolloutDataModule) -> dict[str, Any]:
-    """The options that runs are mostly told apart by, those of :data:`HYPERPARAMETERS` that this run has."""
+    """The options by which runs usually differ: those of :data:`HYPERPARAMETERS` that this run has."""
     policy, optimizer = module.policy_config, trainer.optimizers[0]
-    found = {
+    shown = {
         "algorithm": type(module).__name__,
         "task": type(data.task).__name__,
         "verifiers": ", ".join(module.verifiers),
@@ -140,15 +140,16 @@ def hyperparameters(trainer: pl.Trainer, module: PolicyModule, data: RolloutData
         "seed": data.seed,
         "precision": str(trainer.precision),
     }
-    objective = getattr(module, "objective", None)
-    options = vars(module) | ({} if objective is None else vars(objective))
-    # An objective or advantage stands there by its name.
-    found |= {
+    options = vars(module)
+    if isinstance(module, OnlineModule):
+        options = options | vars(module.rollout_loss) | vars(module.rollout_loss.objective)
+    # An objective or advantage is shown by its name.
+    shown |= {
         name: getattr(options[name], "name", options[name])
         for name in HYPERPARAMETERS
-        if name not in found and name in options
+        if name not in shown and name in options
     }
-    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
+    return {name: value for name, value in shown.items() if isinstance(value, (bool, int, float, str))}
 
 
 # -- rollouts ---------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
 
 
 def _cell(text: str, limit: int) -> str:
-    """Any text inside a cell: its middle left out if it is long, and no character of it left to Markdown or HTML."""
+    """Any text inside a cell: the middle of a long one is omitted, and what Markdown or HTML would read is escaped."""
     if len(text) > limit:
         text = f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
     kept = [c if c.isalnum() or c in " .,:;?" else "<br>" if c == "\n" else f"&#{ord(c)};" for c in text.strip()]

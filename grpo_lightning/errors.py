@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """The user's input is wrong. The message names the key or row, and the mend.
+    """The user's input is wrong. The message names the key or row, and the fix.
 
     The command line prints it alone, without a traceback, and exits with 2.
     """
@@ -15,20 +15,20 @@ class RunError(RuntimeError):
 
 
 class OutOfMemory(RunError):
-    """The memory did not suffice.
+    """The memory was not enough.
 
     Args:
-        phase: of the step, where it happened.
-        mend: which setting to lower.
+        phase: the phase of the step in which it happened.
+        fix: which setting to lower.
     """
 
-    def __init__(self, phase: str, mend: str) -> None:
-        super().__init__(phase, mend)
+    def __init__(self, phase: str, fix: str) -> None:
+        super().__init__(phase, fix)
         self.phase = phase
-        self.mend = mend
+        self.fix = fix
         self.shapes = ""
-        """What was being computed; filled in by who knows it."""
+        """What was being computed; filled in by whoever knows it."""
 
     def __str__(self) -> str:
         shapes = f" ({self.shapes})" if self.shapes else ""
-        return f"out of memory in the {self.phase} phase{shapes}: {self.mend}"
+        return f"out of memory in the {self.phase} phase{shapes}: {self.fix}"

@@ -1,4 +1,4 @@
-"""The phases of a step (rollout, verify, reference, update): how long each takes, and who wants to know of them."""
+"""The phases of a step (rollout, verify, reference, update): how long each takes, and who listens to them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from grpo_lightning.errors import OutOfMemory, RunError
 
-MENDS = {
-    "rollout": "lower data.rollout_rows_at_once (left out, all rows of the step decode together), "
+FIXES = {
+    "rollout": "lower data.rollout_rows_at_once (default: all rows of the step decode together), "
     "data.sampling.max_new_tokens, or in an evaluation data.val_batch_size",
     "verify": "the verifiers took it: look at what they hold",
     "reference": "lower model.max_tokens_per_microbatch; where a single row is longer than that already, lower "
@@ -34,7 +34,7 @@ class Phase:
 
 
 class PhaseListener(Protocol):
-    """What is told of phases. One that raises has no end: the listener still knows where the run broke."""
+    """Is called when phases start and end. A phase that raises does not end: the listener knows where the run broke."""
 
     def phase_started(self, name: str) -> None: ...
 
@@ -42,11 +42,10 @@ class PhaseListener(Protocol):
 
 
 class Phases:
-    """Times phases, on CUDA the work itself and not only its launch, and tells listeners of them.
+    """Times phases, on CUDA the work itself and not only its launch, and calls listeners.
 
     Raises:
-        OutOfMemory: in place of what torch raises when the memory does not suffice: it says in which phase, and which
-            setting to lower.
+        OutOfMemory: the memory was not enough. It replaces torch's error, and names the phase and the setting to lower.
     """
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class Phases:
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            raise OutOfMemory(name, MENDS.get(name, MENDS["update"])) from error
+            raise OutOfMemory(name, FIXES.get(name, FIXES["update"])) from error
         phase.seconds = _now(device) - started
         for listener in self.listeners:
             listener.phase_ended(name)

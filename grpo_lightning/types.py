@@ -6,7 +6,7 @@ Shape letters, used as suffixes of tensor names (``rewards_BG``, ``logprobs_NT``
 
 ====== ==========================================================================
 ``B``  prompts of one step
-``G``  group size, completions a prompt
+``G``  group size, completions per prompt
 ``N``  attempts: ``B * G`` first ones, those of a group next to each other, then the attempts that follow them
 ``K``  some of the attempts
 ``R``  rows that still decode
@@ -103,13 +103,13 @@ class Verdict:
     """A verifier's judgement of one sample.
 
     *Wrong* is ``correct=False``; *unparseable* is ``format_valid=False``; *the verifier broke* is ``error``, and then
-    the sample is left out of its group's statistics and of the loss.
+    the sample counts neither in its group's statistics nor in the loss.
 
     Args:
         correct: the completion solves the task.
         format_valid: the completion has the format asked for. A correct completion has it too.
         feedback: one or two sentences for a second attempt. Never contains the gold answer.
-        score: a reward of its own, in place of the verifier's three values.
+        score: a separate reward, instead of one of the verifier's three values.
         error: why no judgement was possible; ``None`` when there was one.
         abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
             sample that no verifier has a say on is an error.
@@ -130,7 +130,7 @@ class Verdict:
 
     @property
     def correct_if_ended(self) -> bool:
-        """Whether the text is correct, be it truncated or not."""
+        """Whether the text is correct, truncated or not."""
         return self.correct or self.correct_but_truncated
 
     @property
@@ -195,9 +195,9 @@ class Attempt(Turn):
 
     Args:
         completion: the tokens, as sampled.
-        verdict: of all verifiers together.
-        reward: of all verifiers together; NaN where a verifier broke.
-        rewards_by_verifier: by the names of the verifiers and of their parts, NaN where there is none. The names are
+        verdict: the combined verdict of all verifiers.
+        reward: the combined reward of all verifiers; NaN where a verifier broke.
+        rewards_by_verifier: rewards by the names of verifiers and their parts, NaN where one gave none. The names are
             the same for every attempt of a run.
     """
 
@@ -218,7 +218,7 @@ class Sharing(NamedTuple):
     Args:
         sequence_of_N: numbers of sequences. A row whose tokens, up to its last, begin another one's is read out of that
             one's pass: of rows with the same number, the longest runs for all.
-        prefix_of_N: numbers of prefixes. A prefix leaves a cache, from which all sequences go on that begin with it.
+        prefix_of_N: numbers of prefixes. All sequences that begin with a prefix continue from its cache.
         prefix_lengths_N: tokens of the prefixes, at most those of the prompts; all 0 where there are none.
     """
 
@@ -229,12 +229,12 @@ class Sharing(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Tokenised prompts with their completions, one a row: what log-probs are computed from.
+    """Tokenised prompts with their completions, one per row: what log-probs are computed from.
 
     Args:
         ids_NL: prompt + completion, right padded.
-        prompt_lengths_N: prompt tokens a row.
-        completion_lengths_N: completion tokens a row.
+        prompt_lengths_N: prompt tokens per row.
+        completion_lengths_N: completion tokens per row.
         sharing: what is run once for several rows; ``None``: each row runs by itself.
     """
 

@@ -21,7 +21,7 @@ def credited_rewards(experience: Experience) -> Tensor:
     if recipe.refinement is None or recipe.distills:
         return rewards_N
     later = range(experience.first, len(experience))
-    # From the last round to the second, for the credit of a round goes on to the one before it.
+    # From the last round to the second, for each round passes its credit to the one before it.
     for number in sorted({experience.attempts[row].number for row in later}, reverse=True):
         rows = [row for row in later if experience.attempts[row].number == number]
         parents = [experience.attempts[row].parent for row in rows]

@@ -29,7 +29,7 @@ class Evaluation:
         ks: the k of each pass@k.
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
-        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is left out.
+        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is omitted.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Evaluation:
                 self._see("reward", attempt.reward)
             for name, mean in self.rewards.items():
                 reward = attempt.rewards_by_verifier[name]
-                # Every rank adds up every name, also where no row of its own had that reward.
+                # Every rank adds up every name, even if none of its rows had that reward.
                 mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
         for attempt in batch.single.last_attempts if self.refined else []:
             if self.refined and attempt.verdict.error is None:
@@ -99,8 +99,8 @@ class EvaluatedModule(RankedModule):
         self.longest_row = data.longest_row(self.samples_to_learn)
         self._pass_at_k, self._refined = data.pass_at_k, None
         if data.refinement is not None and data.refinement.val_feedback != "none":
-            told = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
-            self._refined = f"accuracy_after_{told}"
+            feedback = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
+            self._refined = f"accuracy_after_{feedback}"
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, reward_names(self.verifiers))

@@ -60,7 +60,7 @@ class GRPOModule(OnlineModule):
         if stage == "fit" and data.group_size < self.advantage.smallest_group:
             raise ConfigError(
                 f"data.group_size: an advantage relative to the group needs at least {self.advantage.smallest_group} "
-                f"completions a prompt, not {data.group_size}"
+                f"completions per prompt, not {data.group_size}"
             )
 
     def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
@@ -89,9 +89,9 @@ class GRPOModule(OnlineModule):
         The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
         """
         rows = part.rows
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
-        loss_NT = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
+        loss_NT = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
         if experience.recipe.distills and experience.advantages is not None:
             shaped_NT = shaped_objective(logprobs_NT, experience.advantages[rows, None])
             loss_NT = torch.where(experience.distilled_N[rows, None], -shaped_NT, loss_NT)
@@ -100,4 +100,4 @@ class GRPOModule(OnlineModule):
             kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
             metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
             loss_NT = loss_NT + self.beta * kl_NT
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, loss_NT, mask_NT))
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, loss_NT, mask_NT))

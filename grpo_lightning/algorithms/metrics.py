@@ -15,7 +15,7 @@ class StepMetrics:
     The names are declared up front, so that every rank reduces the same ones, whatever it had to compute.
 
     Args:
-        means: logged as sum of values over sum of weights; left out where the weights are 0.
+        means: logged as sum of values over sum of weights; omitted where the weights are 0.
         maxima: logged as the largest value seen.
         totals: logged as the sum of values.
         roots: logged as the root of what a mean would be.
@@ -69,12 +69,12 @@ class StepMetrics:
 
 
 def stacked(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """Scalars as one tensor, in the widest type of float that the device has."""
+    """Scalars as one tensor, in the widest float type of the device."""
     return torch.stack([torch.as_tensor(value, dtype=widest(device), device=device) for value in values])
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The widest type of float on a device: MPS has no float64."""
+    """The widest float type of a device: MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -1,4 +1,4 @@
-"""Cutting the rows of an optimizer step into micro-batches by a budget of tokens, what rows share being run once."""
+"""Cutting the rows of an optimizer step into micro-batches by a budget of tokens, with what rows share run once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Microbatch(NamedTuple):
 
     Args:
         rows: their indices.
-        tokens: of these rows, with what they share.
-        real_tokens: that run through the model.
+        tokens: the tokens of these rows, with what they share.
+        real_tokens: number of tokens that run through the model.
         padded_tokens: the same, padding included.
     """
 
@@ -52,17 +52,17 @@ def microbatches(
     - Sequences with the same prompt at their front together, the prompt run once. A group is split if the budget cannot
       hold it.
 
-    A sequence that is longer than the budget gets a micro-batch of its own. The longest come first: if the memory does
-    not suffice, it shows at once.
+    A sequence that is longer than the budget gets a separate micro-batch. The longest come first: if the memory is not
+    enough, the step fails at once.
 
     Args:
         tokens: all rows of the rollout.
-        rows: indices of those wanted.
+        rows: indices of the rows to pass.
         max_tokens: the budget: tokens that run through the model at once, padding included. A shared prompt counts
             once, and an eighth for each of its sequences, which keep its keys and values; a completion that is read out
             of another row's pass counts an eighth too.
         share: whether rows may share anything; else each runs by itself.
-        overhead: of a pass, in tokens: :func:`grpo_lightning.speed.passes.pass_overhead`.
+        overhead: overhead of a pass, in tokens: :func:`grpo_lightning.speed.passes.pass_overhead`.
     """
     if not len(rows):
         return []
@@ -75,7 +75,10 @@ def microbatches(
         parts = prefixed if use_prefixes else parts
         if use_prefixes or len(sequences) < len(chosen):
             chosen = replace(chosen, sharing=_sharing(sequences, use_prefixes, rows.device))
-    cuts = [torch.tensor([row for one in part.sequences for row in one.rows], device=rows.device) for part in parts]
+    cuts = [
+        torch.tensor([row for sequence in part.sequences for row in sequence.rows], device=rows.device)
+        for part in parts
+    ]
     return [
         Microbatch(rows[cut], chosen.select(cut), part.real, part.padded) for cut, part in zip(cuts, parts, strict=True)
     ]
@@ -88,8 +91,8 @@ class _Sequence(NamedTuple):
     """What one pass runs.
 
     Args:
-        rows: that are read out of it, the longest first.
-        length: of that one, in tokens.
+        rows: the rows that are read out of it, the longest first.
+        length: tokens of the longest.
         prefix: number of the prompt at its front.
         prefix_length: tokens of that prompt.
         copied: completion tokens of the other rows.
@@ -115,13 +118,13 @@ def _shared_sequences(tokens: TokenRows) -> list[_Sequence]:
     """The longest rows, each with those that are read out of it, and the shortest prompt that it begins with."""
     single, completions = _single_sequences(tokens), tokens.completion_lengths_N.tolist()
     ids_NL = tokens.ids_NL.cpu().numpy()
-    prompts = [ids_NL[row, : one.prefix_length].tobytes() for row, one in enumerate(single)]
-    inputs = [ids_NL[row, : one.length - 1].tobytes() for row, one in enumerate(single)]
+    prompts = [ids_NL[row, : sequence.prefix_length].tobytes() for row, sequence in enumerate(single)]
+    inputs = [ids_NL[row, : sequence.length - 1].tobytes() for row, sequence in enumerate(single)]
     roots, carriers = shortest_beginnings(prompts), longest_continuations(inputs)
-    found: dict[int, list[int]] = {row: [row] for row in range(len(single)) if carriers[row] == row}
+    members_of: dict[int, list[int]] = {row: [row] for row in range(len(single)) if carriers[row] == row}
     for row, carrier in enumerate(carriers):
         if row != carrier:
-            found[carrier].append(row)
+            members_of[carrier].append(row)
     return [
         _Sequence(
             members,
@@ -130,36 +133,36 @@ def _shared_sequences(tokens: TokenRows) -> list[_Sequence]:
             single[roots[row]].prefix_length,
             sum(completions[member] for member in members[1:]),
         )
-        for row, members in found.items()
+        for row, members in members_of.items()
     ]
 
 
 def shortest_beginnings(keys: Sequence[bytes]) -> list[int]:
     """For each key the index of the shortest that it starts with, itself included; of equal ones, always the same."""
-    found, shortest = [0] * len(keys), -1
-    # In this order, all keys that start with another stand right behind it.
+    roots, shortest = [0] * len(keys), -1
+    # In this order, all keys that start with another come right after it.
     for index in sorted(range(len(keys)), key=keys.__getitem__):
         if shortest < 0 or not keys[index].startswith(keys[shortest]):
             shortest = index
-        found[index] = shortest
-    return found
+        roots[index] = shortest
+    return roots
 
 
 def longest_continuations(keys: Sequence[bytes]) -> list[int]:
     """For each key the index of one that starts with it and begins no other; of equal ones, always the same."""
-    found, longest = [0] * len(keys), -1
+    carriers, longest = [0] * len(keys), -1
     for index in sorted(range(len(keys)), key=keys.__getitem__, reverse=True):
         if longest < 0 or not keys[longest].startswith(keys[index]):
             longest = index
-        found[index] = longest
-    return found
+        carriers[index] = longest
+    return carriers
 
 
 def _sharing(sequences: Sequence[_Sequence], use_prefixes: bool, device: torch.device) -> Sharing:
     columns = {
-        row: (number, one.prefix, one.prefix_length if use_prefixes else 0)
-        for number, one in enumerate(sequences)
-        for row in one.rows
+        row: (number, sequence.prefix, sequence.prefix_length if use_prefixes else 0)
+        for number, sequence in enumerate(sequences)
+        for row in sequence.rows
     }
     return Sharing(*torch.tensor([columns[row] for row in range(len(columns))], device=device).unbind(1))
 
@@ -171,11 +174,11 @@ class _Part(NamedTuple):
     """A micro-batch in the making, in counts of tokens.
 
     Args:
-        sequences: that it runs.
+        sequences: the sequences that it runs.
         real: tokens that run.
         padded: the same, padding included.
         copied: tokens of which a part is kept once more: of prefixes for each sequence, of sequences for each row.
-        passes: of the model.
+        passes: number of passes of the model.
     """
 
     sequences: list[_Sequence]
@@ -198,15 +201,15 @@ def _enough(overhead: int) -> int:
 
 
 def _most(sequences: Sequence[_Sequence], max_tokens: int, part: Callable[[Sequence[_Sequence]], _Part]) -> _Part:
-    """The first of them, as many as the budget holds, and at least one."""
+    """A part with as many of the first sequences as the budget holds, and at least one."""
     # Bisection over their number, with which the size grows.
     more = bisect_right(range(2, len(sequences) + 1), max_tokens, key=lambda count: part(sequences[:count]).size)
     return part(sequences[: 1 + more])
 
 
 def _plain_parts(sequences: Sequence[_Sequence], max_tokens: int, overhead: int) -> list[_Part]:
-    order = sorted(sequences, key=lambda one: -one.length)
-    lengths = [one.length for one in order]
+    order = sorted(sequences, key=lambda sequence: -sequence.length)
+    lengths = [sequence.length for sequence in order]
     parts = []
     for run in cut_by_padding(range(len(order)), lengths, overhead):
         rest = [order[index] for index in run]
@@ -220,9 +223,9 @@ def _plain_part(sequences: Sequence[_Sequence]) -> _Part:
     """One pass over sequences that are sorted by length."""
     return _Part(
         sequences=list(sequences),
-        real=sum(one.length for one in sequences),
+        real=sum(sequence.length for sequence in sequences),
         padded=len(sequences) * sequences[0].length,
-        copied=sum(one.copied for one in sequences),
+        copied=sum(sequence.copied for sequence in sequences),
         passes=1,
     )
 
@@ -234,23 +237,23 @@ class _PrefixPlan:
         self.overhead = overhead
 
     def part(self, sequences: Sequence[_Sequence]) -> _Part:
-        heads = list({one.prefix: one.prefix_length for one in sequences}.values())
-        tails = [one.tail for one in sequences]
+        heads = list({sequence.prefix: sequence.prefix_length for sequence in sequences}.values())
+        tails = [sequence.tail for sequence in sequences]
         runs = pass_rows(tails, self.overhead)
         padded = sum(len(run) * tails[run[0]] for run in runs)
         return _Part(
             sequences=list(sequences),
             real=sum(heads) + sum(tails[index] for run in runs for index in run),
             padded=len(heads) * max(heads) + padded,
-            copied=max(heads) * sum(len(run) for run in runs) + sum(one.copied for one in sequences),
+            copied=max(heads) * sum(len(run) for run in runs) + sum(sequence.copied for sequence in sequences),
             passes=1 + len(runs),
         )
 
     def parts(self, sequences: Sequence[_Sequence], max_tokens: int) -> list[_Part]:
         """Groups by the length of their prompts, joined while that saves more than their padding costs."""
         groups: dict[int, list[_Sequence]] = {}
-        for one in sorted(sequences, key=lambda one: (-one.prefix_length, -one.length)):
-            groups.setdefault(one.prefix, []).append(one)
+        for sequence in sorted(sequences, key=lambda sequence: (-sequence.prefix_length, -sequence.length)):
+            groups.setdefault(sequence.prefix, []).append(sequence)
         parts: list[_Part] = []
         for group in groups.values():
             if parts:

@@ -1,9 +1,10 @@
-"""Optimizer steps whose gradient is not a number: skipped, counted, and the run stopped if they go on."""
+"""Optimizer steps whose gradient is not finite: they are skipped and counted, and stop the run if they continue."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.errors import RunError
@@ -14,31 +15,31 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(RunError):
-    """The loss or the gradient was not a number in the updates of two training steps running."""
+    """The loss or the gradient was not finite in the updates of two consecutive training steps."""
 
 
 class SkippedSteps:
-    """Counts the optimizer steps that were skipped; one bad rollout may spoil every update that is made on it."""
+    """Counts skipped optimizer steps. One bad rollout may spoil every update made on it."""
 
     def __init__(self) -> None:
         self.count = 0
         self._last: int | None = None
 
-    def none(self) -> None:
+    def step_succeeded(self) -> None:
         """An optimizer step was made."""
         self._last = None
 
-    def skip(self, norm: float, step: int, attempts: list[Attempt], file: Path) -> None:
+    def skip(self, norm: float, step: int, attempts: Sequence[Attempt], file: Path) -> None:
         """An optimizer step was skipped.
 
         Args:
-            norm: of the gradient.
-            step: of training, that the optimizer step belongs to.
-            attempts: what was learned from, written down for inspection; may be none.
-            file: where to, the end of its name left out.
+            norm: the norm of the gradient.
+            step: number of the training step that the optimizer step belongs to.
+            attempts: what was learned from, written down for inspection; may be empty.
+            file: where to write them; the number of skipped steps and a suffix are added to its name.
 
         Raises:
-            NonFiniteError: for the second training step running, which is no accident.
+            NonFiniteError: this happened in the training step before, too, so it is not an accident.
         """
         self.count += 1
         where = ""
@@ -50,7 +51,7 @@ class SkippedSteps:
         log.warning("the gradient's norm is %s: the step is skipped%s", norm, where)
         if self._last not in (None, step):
             raise NonFiniteError(
-                f"the gradient was not finite in two training steps running{where}: lower the learning rate, or look "
-                "for a completion with an extreme log-prob there"
+                f"the gradient was not finite in two consecutive training steps{where}: lower the learning rate, or "
+                "look for a completion with an extreme log-prob there"
             )
         self._last = step

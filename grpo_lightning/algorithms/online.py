@@ -1,10 +1,10 @@
-"""What learns from rollouts, whatever its objective: checks, frozen passes, epochs and minibatches, measurements."""
+"""What all algorithms that learn from rollouts share: checks of options, epochs and minibatches."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -15,27 +15,18 @@ from torch import Tensor
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.algorithms.options import check_options, one_of
+from grpo_lightning.algorithms.rollout_loss import RolloutLoss
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
-from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.functional import Aggregation, KLEstimator, aggregate, kl_divergence, length_mask, masked_sum
-from grpo_lightning.objectives import (
-    Objective,
-    ObjectiveName,
-    PolicyLossTerms,
-    RatioLevel,
-    ShortForm,
-    check_objective,
-)  # fmt: skip
+from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.functional import Aggregation, KLEstimator
+from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
 from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
-from grpo_lightning.types import TokenRows
 
 log = logging.getLogger(__name__)
-
-
-class VerifierError(RunError):
-    """A verifier broke on too many completions of one step."""
 
 
 class OnlineModule(PolicyModule, ABC):
@@ -44,13 +35,14 @@ class OnlineModule(PolicyModule, ABC):
     A step goes one way: the DataModule collects an :class:`~grpo_lightning.rollout.Experience`, one row per attempt;
     ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
-    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
-    :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
-    some 40 lines: see ``tests/algorithms/test_seam.py``.
+    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of models run through
+    :class:`self.passes <grpo_lightning.algorithms.passes.Passes>`, ``with_gradient`` or ``without_gradient``;
+    :class:`self.rollout_loss <grpo_lightning.algorithms.rollout_loss.RolloutLoss>` applies the objective and
+    aggregates. On-policy distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
 
     Args:
-        beta: weight of the KL to the reference. With 0 there is no reference.
-        kl_estimator: of that KL (http://joschu.net/blog/kl-approx.html).
+        beta: weight of the KL to the reference; 0 needs no reference.
+        kl_estimator: how that KL is estimated (http://joschu.net/blog/kl-approx.html).
         objective: ``clip`` (:class:`Clip`; with ``ratio_level: sequence`` :class:`GSPO`), ``cispo`` (:class:`CISPO`),
             or a class by its ``class_path``, which has its options in its own ``init_args``. The keys up to
             ``cispo_epsilon_high`` are options of the two names.
@@ -62,13 +54,13 @@ class OnlineModule(PolicyModule, ABC):
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
-        minibatches_per_update: optimizer steps a pass.
+        minibatches_per_update: optimizer steps per pass.
         target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
-            present one, is above this (nats a token); ``None`` makes them all.
+            present one, is above this (nats per token); ``None`` makes them all.
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
             keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
             is its own, and neither is needed.
-        mask_truncated: leave completions that ran into the cap out of the loss (arXiv 2503.14476, section 3.4).
+        mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
         max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
     """
 
@@ -105,8 +97,7 @@ class OnlineModule(PolicyModule, ABC):
         self.beta = beta
         self.kl_estimator = kl_estimator
         flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
-        self.objective = flat.objective(objective)
-        self.aggregation = aggregation
+        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation)
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
         self.target_kl = target_kl
@@ -115,30 +106,31 @@ class OnlineModule(PolicyModule, ABC):
         self.max_error_rate = max_error_rate
 
     def validate_options(self) -> None:
-        """Find what is wrong with the options before anything is loaded.
+        """Check the options before anything is loaded.
 
         Raises:
-            ConfigError: the first of them, in one sentence.
+            ConfigError: the first invalid option, in one sentence.
         """
-        for name in ("updates_per_rollout", "minibatches_per_update"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
-        if self.target_kl is not None and self.target_kl <= 0:
-            raise ConfigError(f"model.target_kl: must be above 0, or null for no early stop, not {self.target_kl}")
-        if not 0 <= self.max_error_rate <= 1:
-            raise ConfigError(f"model.max_error_rate: must be from 0 to 1, not {self.max_error_rate}")
-        if self.beta > 0 and self.policy_config.reference == "none":
-            raise ConfigError("model.beta: above 0 it needs a reference, but model.policy.reference is none")
-        if self.beta < 0:
-            raise ConfigError(f"model: beta must not be negative, but is {self.beta}")
-        one = torch.zeros(1, 1)
+        beta, target_kl, max_error_rate = self.beta, self.target_kl, self.max_error_rate
+        updates, minibatches = self.updates_per_rollout, self.minibatches_per_update
+        has_reference = self.policy_config.reference != "none"
+        check_options({
+            "updates_per_rollout": (updates >= 1, f"must be at least 1, not {updates}"),
+            "minibatches_per_update": (minibatches >= 1, f"must be at least 1, not {minibatches}"),
+            "kl_estimator": one_of(self.kl_estimator, KLEstimator),
+            "aggregation": one_of(self.rollout_loss.aggregation, Aggregation),
+            "target_kl": (
+                target_kl is None or target_kl > 0, f"must be above 0, or null for no early stop, not {target_kl}"
+            ),
+            "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
+            "beta": (
+                beta == 0 or (beta > 0 and has_reference),
+                f"must not be negative, but is {beta}" if beta < 0
+                else "above 0 it needs a reference, but model.policy.reference is none",
+            ),
+        })  # fmt: skip
         try:
-            kl_divergence(one, one, self.kl_estimator)
-            aggregate(one, one.bool(), aggregation=self.aggregation, sequences=1, tokens=1, max_tokens=1)
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-        try:
-            check_objective(self.objective)
+            check_objective(self.rollout_loss.objective)
         except ConfigError as error:
             raise ConfigError(f"model.objective: {error}") from error
 
@@ -166,7 +158,7 @@ class OnlineModule(PolicyModule, ABC):
         if data.sampling.truncates:
             log.warning(
                 "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
-                "distribution's log-probs; policy/truncation_gap says by how much they are off"
+                "distribution's log-probs; policy/truncation_gap shows the difference"
             )
 
     # -- what a subclass writes -------------------------------------------------------------------------------------
@@ -182,10 +174,10 @@ class OnlineModule(PolicyModule, ABC):
 
     @abstractmethod
     def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.base.Losses`.
+        """The losses of a micro-batch: see :data:`grpo_lightning.algorithms.update.Losses`.
 
         Args:
-            experience: what :meth:`targets` gave, with what the present optimizer step is divided by.
+            experience: what :meth:`targets` returned, with what the loss of this optimizer step is divided by.
             part: ``part.rows`` are rows of the experience, ``part.tokens`` their tokens.
             metrics: what is logged is added here.
         """
@@ -200,42 +192,31 @@ class OnlineModule(PolicyModule, ABC):
         rewards = reward_names(self.verifiers)
         metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
         add_rollouts(batch, metrics, rewards)
-        self._check_errors(batch)
+        check_verifier_errors(batch.attempts, self.max_error_rate, self.all_ranks_sum)
         metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
         if self.mask_truncated:
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
         experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
-        kl, tokens = measured or self._update_kl(experience)
+        kl, tokens = measured or self.passes.update_kl(experience)
         metrics.add("policy/update_kl", kl, tokens)
         self.finish_step(experience, metrics)
 
-    def _check_errors(self, experience: Experience) -> None:
-        attempts = experience.attempts
-        errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
-        broken, all_attempts = self.all_ranks_sum(len(errors), len(attempts))
-        if broken > self.max_error_rate * all_attempts:
-            raise VerifierError(
-                f"a verifier broke on {broken:.0f} of {all_attempts:.0f} completions, more than model.max_error_rate="
-                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
-            )
-
     def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
-        """All optimizer steps of a rollout; gives :meth:`_update_kl` where it was measured on the way."""
-        measured = None
+        """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""
+        measured, minibatches = None, self.minibatches_per_update
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.
         seed = row_seed(experience.recipe.seed, "minibatches", self.global_step)
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(self.updates_per_rollout):
-            order_N = torch.arange(len(experience))
-            if self.minibatches_per_update > 1:
-                order_N = torch.randperm(len(experience), generator=generator)
-            for number, rows in enumerate(torch.tensor_split(order_N.to(self.device), self.minibatches_per_update)):
+            rows = len(experience)
+            order_N = torch.randperm(rows, generator=generator) if minibatches > 1 else torch.arange(rows)
+            for number, rows_N in enumerate(torch.tensor_split(order_N.to(self.device), minibatches)):
                 is_first = epoch == 0 and number == 0
-                self._optimizer_step(experience, rows, metrics, is_first)
+                self._optimizer_step(experience, rows_N, metrics, is_first)
             if self.target_kl is not None:
-                measured = self._update_kl(experience)
+                measured = self.passes.update_kl(experience)
                 # Over all ranks, so that all of them decide alike.
                 kl, tokens = self.all_ranks_sum(*measured)
                 if kl > self.target_kl * tokens:
@@ -244,100 +225,19 @@ class OnlineModule(PolicyModule, ABC):
         return measured
 
     def _optimizer_step(self, experience: Experience, rows_N: Tensor, metrics: StepMetrics, is_first: bool) -> None:
-        tokens = experience.tokens
-        counted = rows_N[experience.counted_N[rows_N]]
-        tokens_here = tokens.completion_lengths_N[counted].sum()
-        sequences, all_tokens = self.all_ranks_sum(len(counted), tokens_here)
-        if self.aggregation == "bnpo":
-            # Each rank by its own tokens; the gradients of the ranks are then averaged.
-            all_tokens = float(tokens_here) * self.trainer.world_size
-        experience = replace(
-            experience, sequences=max(sequences, 1), sequence_tokens=max(all_tokens, 1), is_first_step=is_first
-        )
+        experience = self.rollout_loss.counted(experience, rows_N, self, is_first)
         learned = rows_N[experience.learned_N[rows_N]]
         losses = partial(self.losses, experience, metrics=metrics)
-        self.optimizer_step_on(tokens, learned, losses, metrics, experience.attempts)
-
-    def policy_terms(
-        self, experience: Experience, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, mask_NT: Tensor
-    ) -> PolicyLossTerms:
-        """The objective's terms of a micro-batch, with what is logged of them."""
-        rows, width = part.rows, logprobs_NT.shape[1]
-        assert experience.advantages is not None, "targets computes them"
-        advantages = experience.advantages[rows]
-        terms = self.objective(
-            logprobs_NT,
-            None if experience.old_NT is None else experience.old_NT[rows, :width],
-            advantages[:, :width] if advantages.dim() == 2 else advantages,
-            mask_NT,
-        )
-        sampled_NT = mask_NT & ~experience.distilled_N[rows, None]
-        metrics.add_masked("policy/clip_fraction", terms.clipped_NT.float(), sampled_NT)
-        metrics.see("policy/ratio_max", torch.where(sampled_NT, terms.ratio_NT, 0).max())
-        if experience.is_first_step:
-            gap_NT = (logprobs_NT.detach() - experience.sampler_logprobs_NT[rows, :width]).abs()
-            metrics.add_masked("policy/sampler_gap", gap_NT, sampled_NT)
-        return terms
-
-    def aggregate(self, experience: Experience, loss_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """A micro-batch's share of the loss of the optimizer step."""
-        return aggregate(
-            loss_NT,
-            mask_NT,
-            aggregation=self.aggregation,
-            sequences=experience.sequences,
-            tokens=experience.sequence_tokens,
-            max_tokens=experience.recipe.sampling.cap,
-        )
-
-    # -- passes without gradient ------------------------------------------------------------------------------------
+        self.optimizer_step_on(experience.tokens, learned, losses, metrics, experience.attempts)
 
     def with_frozen_logprobs(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """The experience with ``old_NT`` and ``reference_NT`` of the learned rows, where the losses need them."""
         old_NT = reference_NT = None
         with self.timed(metrics, "reference"):
             if self.beta > 0:
-                reference_NT = self.logprobs_of(experience, experience.learned_N, reference=True)
+                reference_NT = self.passes.logprobs(experience, experience.learned_N, reference=True)
             if not self.updates_per_rollout == self.minibatches_per_update == 1:
                 old_NT = experience.sampler_logprobs_NT
                 if self.old_logprobs == "recompute":
-                    old_NT = self.logprobs_of(experience, experience.learned_N)
+                    old_NT = self.passes.logprobs(experience, experience.learned_N)
         return replace(experience, old_NT=old_NT, reference_NT=reference_NT)
-
-    def logprobs_of(self, experience: Experience, rows_N: Tensor, reference: bool = False) -> Tensor:
-        """``logprobs_NT`` of the policy, or the reference, on some rows; 0 on the others."""
-        temperature = experience.recipe.sampling.temperature
-        compute = partial(self.policy.logprobs, temperature=temperature, reference=reference)
-        width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
-        return self.pass_over(experience, rows_N, lambda part: compute(part)[0], width, share)
-
-    def pass_over(
-        self,
-        experience: Experience,
-        rows_N: Tensor,
-        compute: Callable[[TokenRows], Tensor],
-        width: int,
-        share_prompts: bool = False,
-    ) -> Tensor:
-        """What ``compute`` gives for the tokens of some rows, micro-batch by micro-batch, as ``[N, width]``; 0 else."""
-        values_NT = experience.sampler_logprobs_NT.new_zeros(len(experience), width)
-        with torch.no_grad():
-            for part in self.cut(experience.tokens, rows_N.nonzero()[:, 0], share_prompts):
-                part_NT = compute(part.tokens)
-                values_NT[part.rows, : part_NT.shape[1]] = part_NT
-        return values_NT
-
-    def _update_kl(self, experience: Experience) -> tuple[float | Tensor, float | Tensor]:
-        """``KL(pi_old || pi_new)`` of this step's update, on a sixteenth of its rows: a forward pass is expensive.
-
-        Returns:
-            The sum over tokens, and their number.
-        """
-        rows_N = ~experience.distilled_N & (torch.arange(len(experience), device=self.device) % 16 == 0)
-        if not experience.learned_N.any():
-            return 0.0, 0.0
-        new_NT = self.logprobs_of(experience, rows_N)[rows_N]
-        mask_NT = length_mask(experience.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
-        # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.
-        kl_NT = kl_divergence(experience.sampler_logprobs_NT[rows_N], new_NT, "k3", mask_NT)
-        return masked_sum(kl_NT, mask_NT), mask_NT.sum()

@@ -6,6 +6,7 @@ import logging
 import warnings
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
@@ -15,39 +16,62 @@ from grpo_lightning.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def optimizer_and_schedule(
-    make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None, parameters: Any
-) -> tuple[Optimizer, LRScheduler | None]:
-    """Both, of some parameters; ``None`` for a schedule that is not configured.
-
-    Raises:
-        ConfigError: the optimizer does not take its options, or the schedule waits for a metric.
-    """
-    try:
-        optimizer = make_optimizer(parameters)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model.optimizer: {error}") from error
-    if make_scheduler is None:
-        return optimizer, None
-    scheduler = make_scheduler(optimizer)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise ConfigError(
-            f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with the "
-            "optimizer: take one that needs none"
-        )
-    return optimizer, scheduler
-
-
-def take_up_configured(
-    optimizer: Optimizer, scheduler: LRScheduler | None, configured: Optimizer, schedule: LRScheduler | None
-) -> None:
-    """Give an optimizer and its schedule, as restored, the learning rates that are configured.
+class Optimization:
+    """Makes the optimizer and its schedule.
 
     Args:
-        optimizer: restored from a checkpoint.
-        scheduler: of it.
+        make_optimizer: makes an optimizer of parameters.
+        make_scheduler: makes a schedule of an optimizer; ``None`` keeps the learning rate.
+    """
+
+    def __init__(self, make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None) -> None:
+        self.make_optimizer = make_optimizer
+        self.make_scheduler = make_scheduler
+        self._rates: list[float] = []
+
+    def configure(self, parameters: Any) -> Any:
+        """What ``configure_optimizers`` returns to Lightning.
+
+        Raises:
+            ConfigError: the optimizer does not take its options, or the schedule waits for a metric.
+        """
+        optimizer, scheduler = self._make(parameters)
+        self._rates = _initial_rates(optimizer, scheduler)
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def take_up(self, trainer: pl.Trainer, parameters: Any) -> None:
+        """Give the restored optimizer and schedule of a resumed run the configured learning rates, if they differ."""
+        (optimizer,), schedulers = trainer.optimizers, trainer.lr_scheduler_configs
+        scheduler: Any = schedulers[0].scheduler if schedulers else None
+        if _initial_rates(optimizer, scheduler) != self._rates:
+            _take_up(optimizer, scheduler, *self._make(parameters))
+
+    def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
+        try:
+            optimizer = self.make_optimizer(parameters)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
+        if self.make_scheduler is None:
+            return optimizer, None
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
+                "the optimizer: take one that needs none"
+            )
+        return optimizer, scheduler
+
+
+def _take_up(
+    optimizer: Optimizer, scheduler: LRScheduler | None, configured: Optimizer, schedule: LRScheduler | None
+) -> None:
+    """Give a restored optimizer and its schedule the configured learning rates.
+
+    Args:
+        optimizer: the optimizer restored from a checkpoint.
+        scheduler: the restored schedule, or ``None``.
         configured: an optimizer of the same parameters, just made from the config.
-        schedule: of that one; it is run up to where ``scheduler`` is.
+        schedule: its schedule, or ``None``; it is stepped as often as ``scheduler`` was.
     """
     if scheduler is not None and schedule is not None:
         with warnings.catch_warnings():
@@ -56,19 +80,19 @@ def take_up_configured(
                 schedule.step()
         scheduler.load_state_dict(schedule.state_dict())
     for group, wanted in zip(optimizer.param_groups, configured.param_groups, strict=True):
-        log.warning("learning rate: %g as configured, in place of the checkpoint's %g", wanted["lr"], group["lr"])
+        log.warning("learning rate: %g as configured, instead of the checkpoint's %g", wanted["lr"], group["lr"])
         # Some schedules keep their ends in the groups.
         group.update({key: wanted[key] for key in ("lr", "initial_lr", "max_lr", "min_lr") if key in wanted})
 
 
 def _steps(scheduler: LRScheduler) -> int:
-    """How often it was stepped; a chained one does not say, but its parts do."""
+    """How often a schedule was stepped; a chained one does not say, but its parts do."""
     if isinstance(scheduler, ChainedScheduler):
         return _steps(scheduler._schedulers[0])
     return scheduler.last_epoch
 
 
-def initial_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> list[float]:
-    """What the schedule starts from, which it leaves in the groups; without one, the present learning rates."""
+def _initial_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> list[float]:
+    """The learning rates that the schedule starts from, kept in the groups; without a schedule, the present ones."""
     key = "lr" if scheduler is None else "initial_lr"
     return [float(group[key]) for group in optimizer.param_groups]

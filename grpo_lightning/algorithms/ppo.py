@@ -15,6 +15,7 @@ from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.options import check_options
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -41,7 +42,7 @@ class KLController:
     """Moves the coefficient of the KL penalty so that the KL comes to a target. Ziegler et al. 2019, arXiv 1909.08593.
 
     Args:
-        target: KL to the reference, nats a completion.
+        target: KL to the reference, nats per completion.
         horizon: completions over which the coefficient moves by up to a fifth.
     """
 
@@ -51,11 +52,11 @@ class KLController:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuedExperience(Experience):
-    """An experience that a critic has read.
+    """An experience with a critic's values.
 
     Args:
         values_NT: the critic's values of the tokens, before the update.
-        returns_NT: what they should have been.
+        returns_NT: the targets of the values.
     """
 
     values_NT: Tensor
@@ -63,18 +64,20 @@ class ValuedExperience(Experience):
 
 
 class PPOModule(OnlineModule):
-    """Proximal policy optimization: a critic's values in place of GRPO's groups.
+    """Proximal policy optimization: a critic's values instead of GRPO's groups.
 
     ``L = - E_t[ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) ] + value_coef * 1/2 E_t[ (V - R)^2 ]``, the second
     part clipped too, with the advantages ``A`` of GAE (arXiv 1506.02438), ``R = A + V``, and token rewards made of the
     verifier's, on the last token, and ``- beta * KL`` to the reference, on each (Ziegler et al. 2019, arXiv
-    1909.08593). The equations stand in :mod:`grpo_lightning.functional.gae`. The options that it shares with GRPO are
-    those of :class:`OnlineModule`; ``beta`` is the (first) coefficient of the KL, which is no part of the loss here.
+    1909.08593). The equations are in :mod:`grpo_lightning.functional.gae`. The options that it shares with GRPO are
+    those of :class:`OnlineModule`; ``beta`` is the (first) coefficient of the KL, which is in the rewards here, not in
+    the loss.
 
-    Left out of the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead), and the bonus for
-    entropy. A group has no meaning here: ``group_size`` completions a prompt are as many episodes. Under refinement
-    (``in_context``) a further attempt is an episode that starts behind the feedback, and the one before it has the
-    credited reward. ``distill`` is refused: its tokens were not sampled under the prompt that they are learned under.
+    Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead), and the
+    entropy bonus. A group has no meaning here: ``group_size`` completions per prompt are as many episodes. Under
+    refinement (``in_context``) a further attempt is an episode that starts after the feedback, and the one before it
+    has the credited reward. ``distill`` is refused: its tokens were not sampled under the prompt that they are learned
+    under.
 
     Args:
         gamma: discount of a token.
@@ -82,18 +85,18 @@ class PPOModule(OnlineModule):
         adaptive_kl: adapt the coefficient of the KL; ``None`` keeps it at ``beta``.
         whiten_advantages: give those of a step, over all ranks, mean 0 and std 1.
         value_epsilon: how far a value may move from what it was before the update; ``None`` for no limit.
-        value_coef: weight of the critic's loss. It matters to a shared trunk; a critic with weights of its own, whose
-            gradient is clipped on its own, hardly feels it.
+        value_coef: weight of the critic's loss. It matters to a shared trunk, and hardly to a critic with
+            separate weights, whose gradient is clipped separately.
         value_lr: learning rate of the critic: of its head, and of its trunk where that is not the policy's; ``None``
             for the optimizer's. A schedule scales both.
-        bootstrap_truncated: a completion that ran into the cap goes on, for all that is known: put the critic's value
-            there in place of the verifier's reward (arXiv 1712.00378). Left out, the episode ended there, unless
-            ``mask_truncated`` leaves it out.
+        bootstrap_truncated: treat a completion that ran into the cap as unfinished: use the critic's value there
+            instead of the verifier's reward (arXiv 1712.00378). Default: the episode ended there, unless
+            ``mask_truncated`` excludes it.
         critic: ``shared`` is a value head on the policy's trunk; ``adapter`` a second LoRA adapter with a head on the
-            policy's base; ``separate`` a model of its own, which costs what it weighs.
+            policy's base; ``separate`` a second model, which costs its full memory.
         critic_path: what a ``separate`` critic is loaded from; ``None`` for where the policy comes from.
-        critic_frozen: train no more of a ``separate`` critic than its head.
-        critic_warmup_steps: so many first optimizer steps train the critic alone (the head alone, where it is
+        critic_frozen: train only the head of a ``separate`` critic.
+        critic_warmup_steps: this many first optimizer steps train only the critic (only its head, where it is
             ``shared``).
     """
 
@@ -152,7 +155,7 @@ class PPOModule(OnlineModule):
         super().validate_options()
         epsilon, lr = self.value_epsilon, self.value_lr
         adaptive, has_lora = self.adaptive_kl, self.policy_config.has_lora
-        checks = {
+        check_options({
             "gamma": (0 <= self.gamma <= 1, f"must be from 0 to 1, not {self.gamma}"),
             "lam": (0 <= self.lam <= 1, f"must be from 0 to 1, not {self.lam}"),
             "adaptive_kl": (adaptive is None or self.beta > 0, "starts from beta: set model.beta above 0"),
@@ -169,10 +172,7 @@ class PPOModule(OnlineModule):
             "critic_path": (self.critic_path is None or self.critic_form == "separate", "needs critic: separate"),
             "critic_frozen": (not self.critic_frozen or self.critic_form == "separate", "needs critic: separate"),
             "critic_warmup_steps": (self.critic_warmup_steps >= 0, "must not be negative"),
-        }
-        for name, (holds, wanted) in checks.items():
-            if not holds:
-                raise ConfigError(f"model.{name}: {wanted}")
+        })  # fmt: skip
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class PPOModule(OnlineModule):
 
     @property
     def shares_prompts(self) -> bool:
-        """Only where the critic reads the states of the policy's own pass: a pass of its own runs each row whole."""
+        """Only where the critic reads the states of the policy's pass: a separate pass runs each row as a whole."""
         return super().shares_prompts and self.critic_form == "shared" and not self._warms_up
 
     def resting_parameters(self) -> list[nn.Parameter]:
@@ -229,7 +229,7 @@ class PPOModule(OnlineModule):
         lengths_N, width = experience.tokens.completion_lengths_N, experience.sampler_logprobs_NT.shape[1]
         with self.timed(metrics, "value"), self.critic.trunk() as lm:
             read = partial(self.critic.state_values, lm)
-            values_NS = self.pass_over(experience, counted_N, read, width + 1)
+            values_NS = self.passes.without_gradient(experience, counted_N, read, width + 1)
         mask_NT = length_mask(lengths_N, width) & counted_N[:, None]
         values_NT, rewards_N = values_NS[:, :-1], credited_rewards(experience).nan_to_num(0.0)
         bootstrap_N = None
@@ -290,9 +290,10 @@ class PPOModule(OnlineModule):
         self, experience: Experience, part: Microbatch, metrics: StepMetrics, states: list[PredictingStates]
     ) -> tuple[Tensor, Tensor]:
         temperature = experience.recipe.sampling.temperature
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, temperature, states.append)
-        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
-        return self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT)), mask_NT
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, temperature, states.append)
+        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
+        loss = self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT)
+        return self.add_loss(metrics, "policy/loss", loss), mask_NT
 
     def _value_loss(
         self, experience: Experience, part: Microbatch, metrics: StepMetrics, values_NT: Tensor, mask_NT: Tensor
@@ -302,9 +303,8 @@ class PPOModule(OnlineModule):
         old_NT, returns_NT = experience.values_NT[rows, :width], experience.returns_NT[rows, :width]
         terms = value_loss(values_NT, old_NT, returns_NT, mask_NT, value_epsilon=self.value_epsilon)
         metrics.add_masked("value/clip_fraction", terms.clipped_NT.float(), mask_NT)
-        return self.value_coef * self.add_loss(
-            metrics, "value/loss", self.aggregate(experience, terms.loss_NT, mask_NT)
-        )
+        loss = self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT)
+        return self.value_coef * self.add_loss(metrics, "value/loss", loss)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

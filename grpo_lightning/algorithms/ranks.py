@@ -1,24 +1,18 @@
-"""Sums over all ranks, for what every rank must decide or divide by alike; and the times of a step's phases."""
+"""Sums over all ranks, for what every rank must decide or divide by alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from grpo_lightning.algorithms.metrics import StepMetrics, stacked, widest
-from grpo_lightning.phases import Phases
+from grpo_lightning.algorithms.metrics import stacked, widest
 
 
 class RankedModule(pl.LightningModule):
     """A LightningModule that adds up over the ranks of its strategy. Every rank must make the same calls."""
-
-    phases: Phases
 
     def all_ranks_sum(self, *counts: float | Tensor) -> list[float]:
         """Sums over all ranks."""
@@ -32,17 +26,3 @@ class RankedModule(pl.LightningModule):
         variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
         moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
         return moments[0], moments[1]
-
-    def _gradients_of_this_rank(self) -> AbstractContextManager[Any]:
-        """Backward passes inside add up gradients without exchanging them."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-    @contextmanager
-    def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:
-        """Log the seconds spent inside as ``time/<phase>_s``."""
-        with self.phases(phase, self.device) as timed:
-            yield
-        metrics.add(f"time/{phase}_s", timed.seconds, 1)
-        if phase == "update":
-            metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)

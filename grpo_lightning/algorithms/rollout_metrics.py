@@ -24,8 +24,8 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
     """Add a step's attempts to its metrics: the first ones, and what came of those that follow them.
 
     Args:
-        experience: of the step.
-        metrics: of the step.
+        experience: the rows of the step.
+        metrics: what is logged is added here.
         reward_names: rewards with curves ``reward/<name>`` of their own.
     """
     attempts = experience.first_attempts

@@ -33,7 +33,7 @@ class SFTModule(PolicyModule):
             if prompt.solution is None:
                 raise ConfigError(
                     f"data.task: SFT learns from worked solutions, and {type(data.task).__name__} has none of the row "
-                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_mend}"
+                    f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_fix}"
                 )
 
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Demonstrations:
@@ -52,7 +52,7 @@ class SFTModule(PolicyModule):
         (tokens,) = self.all_ranks_sum(rows.completion_lengths_N.sum())
 
         def losses(part: Microbatch) -> Iterator[Tensor]:
-            logprobs_NT, mask_NT = self.policy_pass(part, metrics)
+            logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics)
             yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):

@@ -27,7 +27,7 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
         )
     if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
         raise ConfigError(
-            f"trainer.strategy: {type(strategy).__name__} deals out weights, which rollouts need whole: use ddp"
+            f"trainer.strategy: {type(strategy).__name__} shards the weights; rollouts need them whole: use ddp"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, _AVERAGING):
@@ -37,7 +37,7 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
                 "best policy"
             )
     if isinstance(strategy, DDPStrategy) and has_static_graph(strategy):
-        raise ConfigError("trainer.strategy: static_graph does not suit micro-batches: leave it out")
+        raise ConfigError("trainer.strategy: static_graph does not work with micro-batches: remove it")
     if not isinstance(getattr(trainer, "datamodule", None), RolloutDataModule):
         raise ConfigError(
             f"trainer: {type(trainer.lightning_module).__name__} takes its batches from a RolloutDataModule: call "

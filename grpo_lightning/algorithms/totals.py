@@ -7,7 +7,7 @@ import time
 
 
 class Totals:
-    """Counts that a checkpoint carries on.
+    """Counts that a checkpoint keeps.
 
     - ``wall_s``: seconds since the start of training, validation included, interruptions not.
     - ``cpu_s``: CPU seconds, user and system, of this process in that time, and of the processes that it started and
@@ -24,11 +24,11 @@ class Totals:
         self.train_tokens = 0
 
     def start(self) -> None:
-        """Training starts, or goes on."""
+        """Training starts, or continues."""
         self._started = _clocks()
 
     def stop(self) -> None:
-        """Training ends; a later one of the same module goes on counting."""
+        """Training ends; a later run of the same module continues counting."""
         state = self.state()
         self._before, self._started = {name: state[name] for name in self._before}, None
 
@@ -44,8 +44,14 @@ class Totals:
             "train_tokens": self.train_tokens,
         }
 
+    def after(self, step: dict[str, float]) -> dict[str, float]:
+        """Add the tokens of a step, from what it logs, and return all counts by the names of their curves."""
+        self.rollout_tokens += round(step["total/rollout_tokens"])
+        self.train_tokens += round(step["total/train_tokens"])
+        return {f"total/{name}": value for name, value in self.state().items()}
+
     def load(self, state: dict[str, float]) -> None:
-        """Go on from an earlier :meth:`state`."""
+        """Continue from an earlier :meth:`state`."""
         self._before = {"wall_s": state["wall_s"], "cpu_s": state["cpu_s"]}
         self.rollout_tokens = int(state["rollout_tokens"])
         self.train_tokens = int(state["train_tokens"])

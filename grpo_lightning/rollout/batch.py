@@ -22,6 +22,6 @@ def token_rows(prompts: Sequence[list[int]], completions: Sequence[list[int]], p
 
 
 def right_padded(rows: Sequence[list[float]]) -> Tensor:
-    """Rows of numbers as one float32 tensor, with 0 behind each row's end."""
+    """Rows of numbers as one float32 tensor, with 0 after each row's end."""
     width = max(map(len, rows))
     return torch.tensor([row + [0.0] * (width - len(row)) for row in rows])

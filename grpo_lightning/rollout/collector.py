@@ -27,7 +27,7 @@ class Collector:
         learner: the module: its policy, verifiers and phases.
         engine: samples the completions; it has been started, and has the policy's current weights.
         forward_context: the precision that forward passes run in.
-        rows_at_once: most completions that decode together, in whole groups; ``None`` for all.
+        rows_at_once: the most completions that decode together, in whole groups; ``None`` for all.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Collector:
         return experience_of(attempts, recipe, made.seconds, policy.pad_token_id, policy.device)
 
     def _sample(self, made: _Attempts, group_size: int) -> None:
-        """Sample and score the turns that nobody has taken yet, ``group_size`` of every conversation."""
+        """Sample and score the turns that have no attempt yet, ``group_size`` of every conversation."""
         waiting = range(len(made.attempts), len(made.turns))
         if not waiting:
             return
@@ -130,18 +130,18 @@ class _Attempts:
         return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature)
 
     def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
-        """Take completions from the engine, and say what to sample further.
+        """Take completions from the engine, and return what to sample next.
 
         Args:
             rows: the rows of the turns by the engine's numbers; those of further ones are appended.
-            numbers: the engine's.
+            numbers: the engine's numbers of the completions.
             completions: one per number.
         """
         done = [rows[number] for number in numbers]
         self.scoring.hand_over(done, completions)
         self.finished.update(zip(done, completions, strict=True))
         self.decoding -= len(done)
-        # What a slow verifier says must not depend on how slow it is, so it is asked when nothing else is left to do.
+        # Which failures are followed must not depend on how slow a verifier is: slow ones are queried last.
         spent = all(len(places) == self.budget for places in self.followed)
         if self.refinement is None or spent or (self.scoring.any_slow and self.decoding):
             return []
@@ -162,14 +162,14 @@ class _Attempts:
         self.judging_seconds += time.perf_counter() - started
 
     def follow_in_evaluation(self, refinement: RefinementConfig) -> None:
-        """Append a turn after each failure, as far as ``val_feedback`` may tell of it."""
+        """Append a turn after each failure that ``val_feedback`` has feedback for."""
         for row, attempt in list(self.attempts.items()):
-            told = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
-            if told and can_be_refined(attempt):
+            has_feedback = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
+            if has_feedback and can_be_refined(attempt):
                 self._append(attempt, row, refinement)
 
     def _follow(self, refinement: RefinementConfig) -> range:
-        """Append turns after the failures whose turn it is; gives their rows."""
+        """Append turns after the failures that get one, and return their rows."""
         count = len(self.turns)
         for number, followed in enumerate(self.followed):
             rows = self.rounds[number]

@@ -45,21 +45,20 @@ class RolloutDataModule(pl.LightningDataModule):
     Args:
         task: where prompts and gold answers come from.
         prompts_per_step: prompts of one training step, over all devices.
-        group_size: completions a prompt.
+        group_size: completions per prompt.
         sampling: how training completions are sampled.
-        val_sampling: how the one completion a prompt of validation, test and predict is sampled: greedily unless
-            told otherwise.
-        val_batch_size: prompts evaluated at a time, a device.
+        val_sampling: how the one completion per prompt of validation, test and predict is sampled. Default: greedily.
+        val_batch_size: prompts evaluated at a time, per device.
         pass_at_k: log the unbiased pass@k for this k, or for each of these, as well (arXiv 2107.03374), from
-            ``pass_samples`` completions a prompt, drawn like training ones.
-        pass_samples: n of pass@k; left out, the largest k.
+            ``pass_samples`` completions per prompt, sampled as in training.
+        pass_samples: n of pass@k. Default: the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
-        refinement: gives failed completions another attempt after the verifier's feedback; left out, none.
-        rollout_rows_at_once: completions that decode together at the most: sets the memory of the rollout, and no
-            completion (but with ``refinement``, which failures are followed can depend on which end together). Left
-            out, all of a step.
-        overlong: what becomes of a longer one: ``drop`` it (the count is logged), or ``truncate-left``.
-        seed: of shuffling and sampling; left out, the seed of ``seed_everything``.
+        refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
+        rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
+            change completions (but with ``refinement``, which failures get another attempt can depend on which end
+            together). Default: all of a step.
+        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
+        seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
     """
 
@@ -147,7 +146,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.check_devices(trainer.world_size)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
-                "trainer.overfit_batches: steps draw their prompts themselves here: make the task small instead, by "
+                "trainer.overfit_batches: does not limit the prompts that steps draw: make the task small instead, by "
                 "data.task.init_args.limit or train_size"
             )
         policy = learner.policy_config
@@ -161,8 +160,8 @@ class RolloutDataModule(pl.LightningDataModule):
             self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(
-                    f"data.task: the {split} split has {len(encoded)} rows, fewer than there are devices "
-                    f"({self._ranks[1]}): give it more, or take fewer devices"
+                    f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
+                    f"({self._ranks[1]}): add rows, or use fewer devices"
                 )
             if encoded.overlong:
                 done = "dropped" if self.overlong == "drop" else "truncated on the left"
@@ -183,8 +182,8 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [one for one in callbacks if not isinstance(one, _StepCount)]
-            # First of all: whatever the others save counts the step.
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _StepCount)]
+            # It comes first, so that what the others save counts the step.
             callbacks.insert(0, _StepCount(self))
 
     def _require_judgeable(self, split: Split, verifier: Verifier) -> None:
@@ -196,8 +195,8 @@ class RolloutDataModule(pl.LightningDataModule):
             except ValueError as error:
                 lacks = error
         raise ConfigError(
-            f"model.verifiers: {type(verifier).__name__} can judge no row of the {split} split: {lacks}; take another "
-            "verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
+            f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; take "
+            "another verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
         )
 
     def train_dataloader(self) -> TrainLoader:

@@ -43,7 +43,7 @@ class EvaluationEnd:
 
 
 class RunCallback(pl.Callback):
-    """A Lightning callback that is told more: override any of these hooks, and any of Lightning's own."""
+    """A Lightning callback with more hooks: override any of these, and any of Lightning's own."""
 
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
         """The data of a stage has been loaded; comes before Lightning's ``setup``."""
@@ -61,7 +61,7 @@ class RunCallback(pl.Callback):
 
 
 def run_callbacks(trainer: pl.Trainer) -> list[RunCallback]:
-    """Those of a trainer's callbacks that are told more."""
+    """The callbacks of a trainer that are ``RunCallback``."""
     return [callback for callback in trainer.callbacks if isinstance(callback, RunCallback)]  # type: ignore[attr-defined]
 
 

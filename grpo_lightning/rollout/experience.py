@@ -28,7 +28,7 @@ class Recipe:
         group_size: first attempts per prompt.
         sampling: temperature, truncation, length.
         refinement: which failed attempts are followed by another; ``None``: none.
-        seed: of the sampling, together with each attempt's key.
+        seed: seeds the sampling, together with each attempt's key.
         step: training steps done before.
     """
 
@@ -67,7 +67,7 @@ class Experience:
         truncated_N: rows that ran into the cap.
         seconds: how long the phases took, by name.
         counted_N: rows that the loss is divided by, with or without signal.
-        learned_N: those of them that contribute a gradient.
+        learned_N: the counted rows that contribute a gradient.
         advantages: ``[N]``, one per row, or ``[N, T]``, one per token, 0 where there is nothing to learn; ``None``
             until an algorithm has computed them.
         old_NT: log-probs of the policy that the ratio is taken to; ``None`` where it is the present one.
@@ -146,7 +146,7 @@ class Demonstrations:
     """Worked solutions to a batch of prompts, to be learned from directly.
 
     Args:
-        recipe: of the batch.
+        recipe: how the batch is made.
         tokens: prompts with their solutions.
     """
 
@@ -163,15 +163,14 @@ def experience_of(
     join the prompt's group where they are distilled.
 
     Args:
-        attempts: in any order in which each comes after its parent, whose place ``Attempt.parent`` is.
+        attempts: each comes after its parent; ``Attempt.parent`` is the parent's place.
         recipe: how they were made.
         seconds: how long the phases took.
         pad: token id for the unused places.
-        device: of the tensors.
+        device: where the tensors live.
     """
     rows = _in_rounds(attempts)
-    completions = [attempt.completion for attempt in rows]
-    tokens = token_rows([attempt.context for attempt in rows], [one.token_ids for one in completions], pad)
+    tokens = token_rows([attempt.context for attempt in rows], [attempt.completion.token_ids for attempt in rows], pad)
     names = {attempt.group: None for attempt in rows}
     index = {name: place for place, name in enumerate(names)}
     later = 0 if recipe.distills else len(index)
@@ -187,7 +186,7 @@ def experience_of(
         attempts=rows,
         first=sum(attempt.number == 1 for attempt in rows),
         tokens=tokens.to(device),
-        sampler_logprobs_NT=right_padded([one.logprobs for one in completions]).to(device),
+        sampler_logprobs_NT=right_padded([attempt.completion.logprobs for attempt in rows]).to(device),
         reward_N=tensor([attempt.reward for attempt in rows]),
         group_N=tensor([index[attempt.group] + later * (attempt.number - 1) for attempt in rows]),
         scored_N=scored_N,

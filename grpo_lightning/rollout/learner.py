@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 Collect = Callable[[PromptBatch], Experience]
-"""Samples attempts at prompts, by the recipe that they carry, and has them judged."""
+"""Samples attempts at prompts, by their recipe, and has them judged."""
 
 
 class Learner(Protocol):
@@ -28,7 +28,7 @@ class Learner(Protocol):
     """
 
     policy_config: PolicyConfig
-    """Its tokenizer is loaded for the prompts, before any model is."""
+    """Its tokenizer is loaded for the prompts before any model is."""
     policy: Policy
     """What completions are sampled from; loaded in ``configure_model``."""
     verifiers: dict[str, Verifier]
@@ -37,11 +37,11 @@ class Learner(Protocol):
     """Times ``rollout`` and ``verify``, and tells its listeners."""
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
-        """Look at the data of a stage when it has been loaded, and before the model is.
+        """Called when the data of a stage has been loaded, before the model is.
 
         Raises:
             ConfigError: the module cannot work with this data.
         """
 
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
-        """What the next ``training_step`` gets: ``collect(prompts)``, or something else made of the prompts."""
+        """The batch of the next ``training_step``: ``collect(prompts)``, or something else made of the prompts."""

@@ -82,12 +82,12 @@ class TrainLoader:
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
     turn, so a step means the same on one device and on several.
 
-    It is no torch ``DataLoader``: there is nothing for workers to do, and Lightning would put samplers of its own in.
+    It is not a torch ``DataLoader``: workers have nothing to do here, and Lightning would replace the sampler.
 
     Args:
-        prompts: of the training split.
-        prompts_per_step: of all ranks together.
-        recipe: of every step; its seed is that of the shuffling too.
+        prompts: the training split.
+        prompts_per_step: prompts of a step, over all ranks.
+        recipe: how every step is made; its seed also seeds the shuffling.
         rank: this process.
         ranks: number of processes.
     """
@@ -127,13 +127,13 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every row once, in order, dealt out to the ranks in turn; none twice, as padding to even shares would have it.
+    """Every row exactly once, in order, dealt out to the ranks in turn. Shares are not padded to be even.
 
     Args:
-        prompts: of a split.
-        split: its name, with which keys begin.
-        recipe: of every batch.
-        batch_size: prompts of a batch.
+        prompts: the prompts of a split.
+        split: the name of the split, the first part of keys.
+        recipe: how every batch is made.
+        batch_size: prompts per batch.
         rank: this process.
         ranks: number of processes.
     """

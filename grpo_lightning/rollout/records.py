@@ -41,9 +41,9 @@ def records(experience: Experience, characters: TokenCharacters | None = None) -
     least log-prob of its tokens under the policy that sampled it; with a reference, the mean KL to it (k3).
 
     Args:
-        experience: of the step. Without advantages, records have none.
-        characters: given, the records also hold for each token its id, how many characters it stands for, its
-            log-prob, and, where there are such, the reference's log-prob and an advantage of its own.
+        experience: the rows of the step. Without advantages, records have none.
+        characters: if given, records also hold the id of each token, its number of characters, its log-prob, and its
+            reference log-prob and advantage where it has them.
     """
     attempts, learned = experience.attempts, experience.learned_N.tolist()
     references = None if experience.reference_NT is None else experience.reference_NT.float().tolist()
@@ -53,29 +53,29 @@ def records(experience: Experience, characters: TokenCharacters | None = None) -
         known = experience.row_advantages(row)
         advantages = None if known is None else known.float().tolist()
         reference = None
-        # Where nothing is learned the reference was not asked; of a distilled attempt it saw another prompt.
+        # The reference has not read rows that are not learned; of a distilled attempt it read another prompt.
         if references is not None and learned[row] and attempt.trained_under is None:
             reference = references[row][: len(token_ids)]
-        one: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "id": attempt.key,
             "group": attempt.group,
             "attempt": attempt.number,
             "parent": None if attempt.parent is None else attempts[attempt.parent].key,
         }
-        one |= record(attempt)
-        one["advantage"] = None if advantages is None else _rounded(fmean(advantages))
-        one["learned"] = None if advantages is None else learned[row]
-        one |= _likelihood(logprobs, reference)
+        entry |= record(attempt)
+        entry["advantage"] = None if advantages is None else _rounded(fmean(advantages))
+        entry["learned"] = None if advantages is None else learned[row]
+        entry |= _likelihood(logprobs, reference)
         if characters is not None:
             per_token = experience.advantages is not None and experience.advantages.dim() == 2
-            one |= {
+            entry |= {
                 "token_ids": token_ids,
                 "token_characters": characters(token_ids, attempt.completion.text),
                 "token_logprobs": _rounded_all(logprobs),
                 "token_reference_logprobs": _rounded_all(reference),
                 "token_advantages": _rounded_all(advantages if per_token else None),
             }
-        made.append(one)
+        made.append(entry)
     return made
 
 
@@ -88,20 +88,20 @@ def _likelihood(logprobs: list[float], reference: list[float] | None) -> dict[st
 
 
 class TokenCharacters:
-    """How many characters of a completion's text each of its tokens stands for.
+    """How many characters of a completion's text each of its tokens makes up.
 
     A token that is not shown (a terminator) has none. Of tokens that only together make up a character, the last one
     has it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        # Decoded behind another token, a token keeps the space that some decoders take from the first.
+        # After another token, a token keeps the space that some decoders strip from the first one.
         self._anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
 
     def __call__(self, token_ids: Sequence[int], text: str) -> list[int] | None:
-        """One number a token, that add up to the length of ``text``; ``None`` where the tokens do not make it up."""
+        """One number per token, with the length of ``text`` as their sum; ``None`` if the tokens do not make it up."""
         pieces = [self._text(token) for token in token_ids]
         parts: list[int] = []  # places of tokens that hold parts of characters, with hidden ones between them
         for place, piece in enumerate([*pieces, "end"]):
@@ -128,10 +128,10 @@ class TokenCharacters:
         return self._texts[token]
 
     def _decode(self, tokens: list[int]) -> str:
-        alone, behind = self._tokenizer.batch_decode(
+        alone, followed = self._tokenizer.batch_decode(
             [self._anchor, self._anchor + tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return behind[len(alone) :]
+        return followed[len(alone) :]
 
 
 def _rounded(value: float) -> float | None:

@@ -25,16 +25,17 @@ class RefinementConfig:
             2511.07833). ``distill`` puts a successful further attempt into the group of the original prompt, with its
             log-probs under that prompt, weighted by ``p / (p + 0.1)``, and takes no std (after Critique-GRPO, arXiv
             2506.03106).
-        budget: further attempts a group, on average over the step. Groups without any success are served first;
-            truncated completions get none, for there is nothing wrong with them that feedback could mend.
+        budget: further attempts per group, on average over the step. Groups without any success are served first;
+            truncated completions get none, for feedback cannot fix them.
         attempts: rounds: how often a failed attempt is followed by another.
-        template: the user's turn between two attempts; ``{feedback}`` stands for the verifier's.
-        temperature: of further attempts under ``distill``; left out, ``sampling``'s. (``in_context`` trains all tokens
-            in one pass, at one temperature.)
-        gamma: of the credit.
-        val_feedback: what a further attempt at validation is told. ``format`` uses what can be known without the gold
-            answer: that the format is wrong; logged as ``accuracy_after_refinement``. ``verdict`` also tells that the
-            answer is wrong, which no user could know: ``accuracy_after_gold_feedback``. ``none`` makes no attempt.
+        template: the user's turn between two attempts; ``{feedback}`` is replaced by the verifier's.
+        temperature: temperature of further attempts under ``distill``. Default: ``sampling``'s. (``in_context`` trains
+            all tokens in one pass, at one temperature.)
+        gamma: discount of the credit.
+        val_feedback: the feedback that a further attempt at validation reads. ``format`` uses what can be known without
+            the gold answer: that the format is wrong; logged as ``accuracy_after_refinement``. ``verdict`` also says
+            that the answer is wrong, which no user could know: ``accuracy_after_gold_feedback``. ``none`` makes no
+            further attempt.
     """
 
     mode: Literal["in_context", "distill"] = "in_context"
@@ -60,10 +61,12 @@ class RefinementConfig:
             if not holds:
                 raise ConfigError(f"data.refinement.{name}: must be {wanted}, not {getattr(self, name)!r}")
         if self.temperature is not None and sampling_temperature == 0:
-            raise ConfigError("data.refinement.temperature: needs data.sampling.temperature above 0, or leave it out")
+            raise ConfigError(
+                "data.refinement.temperature: data.sampling.temperature must be above 0: raise it, or remove this"
+            )
         if self.mode == "in_context" and self.temperature not in (None, sampling_temperature):
             raise ConfigError(
-                "data.refinement.temperature: under in_context it is data.sampling.temperature: leave it out"
+                "data.refinement.temperature: under in_context it is data.sampling.temperature: remove it"
             )
 
 

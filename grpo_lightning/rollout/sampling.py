@@ -14,7 +14,7 @@ from grpo_lightning.errors import ConfigError
 
 @dataclass
 class SamplingParams:
-    """How completions are sampled. Nothing is taken over from the model's generation config.
+    """How completions are sampled. The model's generation config is not used.
 
     Truncation (top-k, top-p, min-p) in training makes the samples slightly off-policy: the loss takes the log-probs of
     the whole distribution on both sides of its ratio.
@@ -24,8 +24,8 @@ class SamplingParams:
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
         min_p: keep tokens with at least this share of the best token's probability (arXiv 2407.01082); 0 keeps all.
-        max_new_tokens: a completion that is longer is truncated. Left out: 512; in ``val_sampling``, ``sampling``'s.
-        stop: strings that end a completion as soon as they stand in its text; they stay in the text. Left out: none;
+        max_new_tokens: a completion that is longer is truncated. Default: 512; in ``val_sampling``, ``sampling``'s.
+        stop: strings that end a completion as soon as its text contains one; they stay in the text. Default: none;
             in ``val_sampling``, ``sampling``'s.
     """
 
@@ -45,12 +45,12 @@ class SamplingParams:
         """Whether some tokens cannot be drawn."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
-    def filled_from(self, other: SamplingParams) -> SamplingParams:
-        """This, with length and stop strings of ``other`` where it says nothing."""
+    def filled_from(self, defaults: SamplingParams) -> SamplingParams:
+        """These parameters, with the length and stop strings of ``defaults`` where they have none."""
         return replace(
             self,
-            max_new_tokens=other.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
-            stop=other.stop if self.stop is None else self.stop,
+            max_new_tokens=defaults.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
+            stop=defaults.stop if self.stop is None else self.stop,
         )
 
     def validate(self, key: str) -> None:
@@ -93,15 +93,15 @@ def uniforms(seeds: list[int], steps: int) -> Tensor:
 
 
 def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperature_N: Tensor | None = None) -> Draw:
-    """Draw one token a row by inverting the cumulative distribution at the row's uniform number.
+    """Draw one token per row by inverting the cumulative distribution at the row's uniform number.
 
-    One random number a row instead of the ``V`` of a Gumbel draw; no global random state.
+    One random number per row instead of the ``V`` of a Gumbel draw; no global random state.
 
     Args:
-        logits_NV: of the next token.
+        logits_NV: logits of the next token.
         uniforms_N: random numbers in [0, 1).
         params: temperature and truncation.
-        temperature_N: of rows that differ, all above 0, in place of that of ``params``.
+        temperature_N: one temperature per row, all above 0, instead of that of ``params``.
     """
     logits_NV = logits_NV.float()
     if params.temperature == 0 and temperature_N is None:
@@ -116,7 +116,7 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperat
     cumulative_NV = probs_NV.cumsum(-1)
     # Strictly below the total in float32, or the search would run past the last token that has any weight.
     targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * cumulative_NV[:, -1])[:, None]
-    # (It does where the logits are no numbers: the engine finds that in the log-probs.)
+    # (It does where logits are NaN: the engine detects that in the log-probs.)
     tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0].clamp_(max=probs_NV.shape[-1] - 1)
     # A cumulative sum in parallel may wobble, and hit a token whose probability rounds to 0: no log-prob is infinite.
     drawn_N = _pick(probs_NV, tokens_N).clamp(min=torch.finfo(torch.float32).tiny).log()

@@ -17,13 +17,13 @@ Judged = list[tuple[Verdict, float]]
 class Scoring:
     """Judges the completions of one sampling with every verifier.
 
-    Quick verifiers see samples when they are asked about them. A verifier that says it is ``slow`` is given completions
-    as they finish, in a thread of its own, so that its work overlaps with the decoding of the others.
+    Quick verifiers judge samples when their verdicts are requested. A verifier that is ``slow`` gets completions as
+    they finish, in a separate thread, so that its work overlaps with the decoding of the others.
 
     What several verifiers say together: see :func:`grpo_lightning.verifiers.together.combine`.
 
     Args:
-        verifiers: by the name their rewards are logged under.
+        verifiers: the verifiers, by the name their rewards are logged under.
         turns: one per completion; the list may grow.
     """
 
@@ -34,7 +34,7 @@ class Scoring:
         self._running: dict[str, list[tuple[list[int], Future[Judged]]]] = {name: [] for name in self._threads}
         self._parts = part_curves(verifiers)
         self.any_slow = bool(self._threads)
-        """Whether completions have to be handed over at all."""
+        """Whether any verifier needs completions as they finish."""
 
     def __enter__(self) -> Scoring:
         return self
@@ -49,12 +49,12 @@ class Scoring:
     def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
         """Start judging some rows with the slow verifiers."""
         for name, thread in self._threads.items():
-            samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
+            samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
             self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
 
     def attempts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Attempt]:
         """Some rows judged. Where a verifier is slow, they must have been handed over, and are waited for."""
-        samples = [_sample(self.turns[row], one) for row, one in zip(rows, completions, strict=True)]
+        samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
         columns = {
             name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()

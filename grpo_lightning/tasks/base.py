@@ -26,7 +26,7 @@ class Task(ABC):
         chat_template: a Jinja chat template to use instead of the tokenizer's; ``None`` keeps the tokenizer's.
     """
 
-    solution_mend: ClassVar[str] = "give every prompt a solution"
+    solution_fix: ClassVar[str] = "give every prompt a solution"
     """How to fix rows without a worked solution, for the error message about them."""
 
     def __init__(self, system_prompt: str | None = None, chat_template: str | None = None) -> None:

@@ -61,7 +61,7 @@ class Tabular(Task):
         chat_template: a Jinja chat template to use instead of the tokenizer's.
     """
 
-    solution_mend: ClassVar[str] = f"name its column with {_ARGS}.solution_column, or give answer_column"
+    solution_fix: ClassVar[str] = f"name its column with {_ARGS}.solution_column, or give answer_column"
 
     def __init__(
         self,

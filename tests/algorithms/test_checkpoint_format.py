@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lightning.algorithms.base import CHECKPOINT_FORMAT
+from grpo_lightning.algorithms.checkpoint import CHECKPOINT_FORMAT
 from grpo_lightning.errors import ConfigError
 from tests.toy import fit, grpo, rollouts, same, trainer
 

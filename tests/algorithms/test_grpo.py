@@ -191,7 +191,7 @@ def test_an_advantage_of_ones_own_may_look_beyond_the_group(model_path: str, tmp
         loss = loss - (rollout.reward - mean) * logprobs.gather(-1, ids[0, prompt:, None]).mean() / 6
     loss.backward()
     close(found, {f"policy.model.{name}": p.grad for name, p in model.named_parameters()})
-    with pytest.raises(ConfigError, match=r"data.group_size: .* at least 2 completions a prompt, not 1"):
+    with pytest.raises(ConfigError, match=r"data.group_size: .* at least 2 completions per prompt, not 1"):
         fit(tmp_path, grpo(model_path), 1, rollouts(**data))
 
 
@@ -377,7 +377,7 @@ def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_pa
 
 
 def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"two training steps running .*nonfinite"):
+    with pytest.raises(NonFiniteError, match=r"two consecutive training steps .*nonfinite"):
         fit(tmp_path, grpo(model_path), 5, callbacks=[Spoil({1, 2})])
 
 
@@ -403,13 +403,13 @@ class OnePerGroup(Advantage):
 @pytest.mark.parametrize(
     ("module", "data", "text"),
     [
-        ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions a prompt, not 1"),
+        ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions per prompt, not 1"),
         ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
-        ({"beta": -1.0}, {}, "model: beta must not be negative"),
+        ({"beta": -1.0}, {}, "model.beta: must not be negative"),
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
-        ({"kl_estimator": "k9"}, {}, "model: estimator is 'k9'"),
-        ({"aggregation": "mean"}, {}, "model: aggregation is 'mean'"),
+        ({"kl_estimator": "k9"}, {}, "model.kl_estimator: must be one of k1, k2, k3, not 'k9'"),
+        ({"aggregation": "mean"}, {}, "model.aggregation: must be one of grpo, .*, not 'mean'"),
         ({"objective": GSPO(), "epsilon": 0.1}, {}, "model.epsilon: epsilon belongs to Clip, but .* class .GSPO"),
         ({"objective": MeanOfTheBatch()}, {}, "model.objective: MeanOfTheBatch: its loss of a completion is another"),
         ({"advantage": OnePerGroup()}, {}, "model.advantage: OnePerGroup.advantages must return a tensor of shape"),

@@ -155,7 +155,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 
 def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     refused = {
-        "ModelParallelStrategy deals out weights": ModelParallelStrategy(),
+        "ModelParallelStrategy shards the weights": ModelParallelStrategy(),
         "static_graph": DDPStrategy(static_graph=True),
     }
     for text, strategy in refused.items():

@@ -258,7 +258,7 @@ def test_two_processes_log_the_fuller_one(tiny_model: Callable[[str], str], tmp_
 
 
 @pytest.mark.parametrize(
-    ("phase", "shapes", "mend"),
+    ("phase", "shapes", "fix"),
     [
         ("rollout", "12 rows, up to 16 new tokens", "lower data.rollout_rows_at_once"),
         ("reference", "12 rows, prompts of up to", "lower model.max_tokens_per_microbatch"),
@@ -266,7 +266,7 @@ def test_two_processes_log_the_fuller_one(tiny_model: Callable[[str], str], tmp_
     ],
 )
 def test_out_of_memory_names_phase_shapes_and_setting_and_loses_nothing(
-    tiny_model: Callable[[str], str], tmp_path: Path, phase: str, shapes: str, mend: str
+    tiny_model: Callable[[str], str], tmp_path: Path, phase: str, shapes: str, fix: str
 ) -> None:
     module = grpo(tiny_model("lfm2"), beta=0.1, max_tokens_per_microbatch=4321)
 
@@ -285,7 +285,7 @@ def test_out_of_memory_names_phase_shapes_and_setting_and_loses_nothing(
     sentence = str(caught.value)
     assert sentence.startswith(f"out of memory in the {phase} phase (")
     assert shapes in sentence
-    assert mend in sentence
+    assert fix in sentence
     text = (tmp_path / "memory.md").read_text()
     assert sentence in text
     held = text.split("Held when the memory did not suffice")[1]

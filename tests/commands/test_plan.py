@@ -190,14 +190,14 @@ class Distillation(OnlineModule):
         width = experience.sampler_logprobs_NT.shape[1]
         with self.timed(metrics, "teacher"):
             read = lambda tokens: self.teacher.logprobs(tokens)[0]  # noqa: E731
-            teacher_NT = self.pass_over(experience, experience.counted_N, read, width)
+            teacher_NT = self.passes.without_gradient(experience, experience.counted_N, read, width)
         return replace(experience, advantages=teacher_NT, reference_NT=teacher_NT)
 
     def losses(self, step: Any, part: Any, metrics: Any) -> Any:
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics)
-        teacher_NT = step.experience.reference_NT[part.rows, : logprobs_NT.shape[1]]
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics)
+        teacher_NT = step.reference_NT[part.rows, : logprobs_NT.shape[1]]
         loss_NT = (logprobs_NT - teacher_NT).square()
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(step, loss_NT, mask_NT))
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(step, loss_NT, mask_NT))
 
 
 def test_an_algorithm_that_the_planner_does_not_know_is_rehearsed(
@@ -288,7 +288,7 @@ def test_the_persistent_memory_of_a_critic_is_exact(model_path: str, critic: dic
 def test_persistent_memory_is_exact(model_path: str, lora: LoRAConfig | None) -> None:
     module = grpo(model_path, lora=lora)
     policy = Policy(module.policy_config)
-    optimizer = module.make_optimizer(policy.trainable_parameters())
+    optimizer = module.optimization.make_optimizer(policy.trainable_parameters())
     for parameter in policy.trainable_parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -310,7 +310,7 @@ def test_the_planned_update_equals_a_real_one(model_path: str, options: dict[str
     module = sft(model_path, **options)
     rows = step_rows([24] * 8, [16] * 8)
     policy = Policy(module.policy_config)
-    optimizer = module.make_optimizer(policy.trainable_parameters())
+    optimizer = module.optimization.make_optimizer(policy.trainable_parameters())
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):  # as Lightning does

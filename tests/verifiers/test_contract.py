@@ -192,7 +192,9 @@ def test_rows_that_all_lack_what_a_verifier_needs_are_refused_before_the_model_l
         monkeypatch.setattr(ToyTask, "prompts", lambda self, split: rows)
         fit(tmp_path, grpo(tiny_model("llama"), verifiers=[verifier]), 1)
 
-    with pytest.raises(ConfigError, match=r"^model\.verifiers: \w+ can judge no row of the train split: ") as raised:
+    with pytest.raises(
+        ConfigError, match=r"^model\.verifiers: \w+ cannot judge any row of the train split: "
+    ) as raised:
         try_on(bad, bad)
     assert text in str(raised.value)
     with pytest.raises(Loaded):

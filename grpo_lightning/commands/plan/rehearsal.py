@@ -77,7 +77,7 @@ class Rehearsal:
             watch(self.module, self.meter, loaded)
             self.policy.keep_pristine_weights()
             # Each pass over many micro-batches is one over the heaviest.
-            self.module.cut = _heaviest(self.module.cut)  # type: ignore[method-assign]
+            self.module.passes.cut = _heaviest(self.module.passes.cut)  # type: ignore[method-assign]
         with self._refusing("configure_optimizers"):
             configured = self.module.configure_optimizers()
             self.optimizer: torch.optim.Optimizer = (
@@ -111,7 +111,7 @@ class Rehearsal:
             max_tokens_per_microbatch: replaces the configured value.
         """
         if max_tokens_per_microbatch is not None:
-            self.module.max_tokens_per_microbatch = max_tokens_per_microbatch
+            self.module.passes.max_tokens = max_tokens_per_microbatch
         peaks = Peaks(self.meter)
         self.module.phases = Phases()
         self.module.phases.listeners.append(peaks)

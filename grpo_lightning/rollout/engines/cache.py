@@ -21,7 +21,7 @@ class RoomyLayer(DynamicLayer):
 
     Args:
         parts: layers of different widths, filled by prefill passes or by decoding; their last tokens become aligned.
-        forks: for each part the rows of it that decoding rows start from, in order.
+        forks: per part, the rows of it that decoding rows start from, in order.
         room: upper bound of the tokens that will be fed.
     """
 
@@ -85,7 +85,7 @@ def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -
 
     Args:
         parts: the caches of prefill passes, and of rows that decode already. They are used up.
-        forks: for each of them the rows that decoding rows start from, one after the other.
+        forks: per cache, the rows of it that decoding rows start from, in order.
         room: tokens that every row may be fed.
     """
     cache = parts[0]

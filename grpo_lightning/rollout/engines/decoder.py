@@ -24,7 +24,7 @@ class DecodingModel:
     """A policy's model as it decodes, from its current weights: made anew for every batch of prompts.
 
     Args:
-        policy: in rollout mode.
+        policy: the policy, in rollout mode.
     """
 
     def __init__(self, policy: Policy) -> None:

@@ -23,7 +23,7 @@ padding, too."""
 
 
 class InProcessEngine(Engine):
-    """Samples from the policy itself: the weights of the moment, without a copy.
+    """Samples from the policy itself: its current weights, without a copy.
 
     A prompt is prefilled once, however many requests have it, and its cache forked to their rows. Rows that have
     finished leave the batch, so the last long completion decodes alone, or with further rows that have joined it. Never

@@ -93,13 +93,13 @@ class SampledRows:
         done_R = ended_R = ended_RW.any(1)
         if self.step in self._caps:
             done_R = ended_R | (self.step - self.begun_N[self.active_R] == self.sampling.cap)
-        found: list[int] = done_R.nonzero()[:, 0].tolist()
-        if found:
+        done: list[int] = done_R.nonzero()[:, 0].tolist()
+        if done:
             rows = self.active_R[ended_R]
             before = self.step - window - self.begun_N[rows]
             self.lengths_N[rows] = before + 1 + ended_RW[ended_R].int().argmax(1)
             self.stopped_N[rows] = True
-        return found
+        return done
 
     def latest(self, window: int) -> Tensor:
         """The tokens of the last steps of each active row, ``[R, window]``, padded on the left with its first one."""

@@ -1,0 +1,118 @@
+"""One optimizer step: the gradients of all micro-batches are added up, clipped, and applied if they are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LRScheduler
+
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.algorithms.nonfinite import SkippedSteps
+from grpo_lightning.models.policy import Policy
+from grpo_lightning.types import Attempt
+
+Losses = Callable[[Microbatch], Iterator[Tensor]]
+"""Yields a micro-batch's shares of the losses of the whole step.
+
+Each is propagated back before the next one is requested: the activations of two models need not be in memory together.
+"""
+
+
+@dataclass(frozen=True)
+class UpdateStep:
+    """One optimizer step.
+
+    The losses are divided by counts of the whole step, over all ranks, so the gradient does not depend on how the rows
+    are cut. Every rank makes exactly one synchronised backward pass, even without rows.
+
+    Args:
+        trainer: knows the ranks, and the run directory.
+        backward: Lightning's ``manual_backward``.
+        policy: adds up gradients in place, where it can.
+        optimizer: as Lightning wraps it.
+        scheduler: stepped after the optimizer; ``None`` keeps the learning rate.
+        trained: all parameters that require a gradient.
+        sides: the same, split into what is clipped by separate norms, logged as ``optim/<side>grad_norm``.
+        resting: parameters that this step does not change.
+        max_grad_norm: each side's gradient is scaled down to this norm; ``None`` disables clipping.
+        skipped: counts the steps whose gradient is not finite.
+    """
+
+    trainer: pl.Trainer
+    backward: Callable[[Tensor], None]
+    policy: Policy
+    optimizer: LightningOptimizer
+    scheduler: LRScheduler | None
+    trained: Sequence[Parameter]
+    sides: dict[str, list[Parameter]]
+    resting: Sequence[Parameter]
+    max_grad_norm: float | None
+    skipped: SkippedSteps
+
+    def run(
+        self, parts: Sequence[Microbatch], losses: Losses, metrics: StepMetrics, step: int, attempts: Sequence[Attempt]
+    ) -> None:
+        """Make the step, or skip it if the gradient is not finite.
+
+        Args:
+            parts: the micro-batches to learn from; may be empty.
+            losses: see :data:`Losses`.
+            metrics: what is logged is added here.
+            step: number of the training step that this optimizer step belongs to.
+            attempts: what the parts were cut from, written to disk if the gradient is not finite.
+
+        Raises:
+            NonFiniteError: the gradient was not finite in two consecutive training steps.
+        """
+        self.optimizer.zero_grad()
+        for part in parts:
+            self._add_gradient(part, losses, metrics)
+        if not parts or isinstance(self.trainer.strategy, ParallelStrategy):
+            # This adds nothing. It makes the ranks exchange what they have added up, which takes all weights.
+            self.backward(torch.stack([0.0 * parameter.sum() for parameter in self.trained]).sum())
+        norms = self._clip()
+        # Gradients are the same on all ranks by now, so all of them decide alike.
+        if torch.isfinite(norms).all():
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            for name, norm in zip(self.sides, norms, strict=True):
+                metrics.add(f"optim/{name}grad_norm", norm, 1)
+            self.skipped.step_succeeded()
+        else:
+            name = f"step-{self.trainer.global_step:06d}-rank{self.trainer.global_rank}"
+            file = Path(self.trainer.default_root_dir) / "nonfinite" / name
+            self.skipped.skip(norms.max().item(), step, attempts, file)
+
+    def _add_gradient(self, part: Microbatch, losses: Losses, metrics: StepMetrics) -> None:
+        with self._without_exchange(), self.policy.adding_gradients():
+            for loss in losses(part):
+                # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                self.backward(loss * self.trainer.world_size)
+        metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+        metrics.add("throughput/train_tokens_per_s", part.tokens.lengths_N.sum())
+        metrics.add("total/train_tokens", part.tokens.lengths_N.sum())
+
+    def _without_exchange(self) -> AbstractContextManager[Any]:
+        """Backward passes inside add up the gradients of this rank and do not exchange them."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient of each side, and return the norms that they had before."""
+        for parameter in self.resting:
+            parameter.grad = None
+        limit = torch.inf if self.max_grad_norm is None else self.max_grad_norm
+        device = self.trainer.strategy.root_device
+        return torch.stack([torch.nn.utils.clip_grad_norm_(side, limit).to(device) for side in self.sides.values()])
