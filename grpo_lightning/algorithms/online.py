@@ -46,7 +46,7 @@ class OnlineModule(PolicyModule, ABC):
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
     ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
     :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
-    some 40 lines: see ``tests/algorithms/test_seam.py``.
+    some 40 lines: see ``examples/own_algorithm.py``.
 
     Args:
         beta: weight of the KL to the reference. With 0 there is no reference.
