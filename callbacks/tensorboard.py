@@ -27,8 +27,10 @@ HYPERPARAMETERS: dict[str, str | float] = {
 }  # fmt: skip
 """Columns of the hparams tab; a run leaves out what it does not have. All of a run's options are in its config.yaml."""
 
-FINAL = tuple(name for name, curve in CURVES.items() if curve.final)
-"""Curves whose last value is shown next to the hyper-parameters."""
+
+def final_curves() -> tuple[str, ...]:
+    """Curves whose last value is shown next to the hyper-parameters."""
+    return tuple(name for name, curve in CURVES.items() if curve.final)
 
 
 class TensorBoardExtras(RunCallback):
@@ -103,7 +105,7 @@ class TensorBoardExtras(RunCallback):
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
         options = hyperparameters(trainer, policy_module(pl_module, self), self._data)
         # The tab takes its columns from the first run that it meets, so all runs name the same ones.
-        columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(FINAL, 0.0))
+        columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(final_curves(), 0.0))
         _, opened, closed = hparams_summaries(options, {})
         self._session_open = not end
         for writer in _writers(trainer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from grpo_lightning.curves import CURVES
 from tests.tiny import save_tiny_model
 
 torch.set_num_threads(1)
@@ -39,6 +40,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 def model_path(request: pytest.FixtureRequest, tiny_model: Callable[[str], str]) -> str:
     """The same test on both shapes: attention only, and convolution with attention."""
     return tiny_model(request.param)
+
+
+@pytest.fixture
+def _own_curves() -> Iterator[None]:
+    """Forget the curves that a test declares: they are for its own runs."""
+    declared = dict(CURVES)
+    yield
+    CURVES.clear()
+    CURVES.update(declared)
 
 
 @pytest.fixture

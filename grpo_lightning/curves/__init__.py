@@ -9,12 +9,13 @@ from __future__ import annotations
 from grpo_lightning.curves.curve import Curve, Reduction
 from grpo_lightning.curves.learning import CRITIC, LEARNING
 from grpo_lightning.curves.running import COSTS, EVALUATION, PEAK_PANEL
+from grpo_lightning.errors import ConfigError
 
 SECTIONS: dict[str, tuple[Curve, ...]] = LEARNING | EVALUATION | COSTS | CRITIC
 """The declared curves by their section of ``docs/metrics.md``."""
 
 CURVES: dict[str, Curve] = {curve.name: curve for section in SECTIONS.values() for curve in section}
-"""The declared curves by name."""
+"""The declared curves by name, with those of :func:`declare`."""
 
 CHARTS: dict[str, tuple[str, ...]] = {
     "Reward": ("Reward", "Correct and well formed", "Errors, and groups without signal", "Each verifier"),
@@ -41,6 +42,27 @@ PANELS: tuple[str, ...] = (
     PEAK_PANEL,
 )
 """The order of the panels in the report of ``grpo compare``."""
+
+
+def declare(curve: Curve) -> Curve:
+    """Declare a curve from outside the project, in the module of the class that logs it.
+
+    A run then logs it where ``Curve.bar`` and ``Curve.chart`` say. Declaring the same curve again changes nothing.
+
+    Raises:
+        ConfigError: another curve has its name or its label in the progress bar, or there is no such chart or panel.
+    """
+    others = [other for other in CURVES.values() if other != curve]
+    if any(other.name == curve.name for other in others):
+        raise ConfigError(f"curve {curve.name}: another curve has this name: rename it")
+    if curve.bar is not None and any(other.bar == curve.bar for other in others):
+        raise ConfigError(f"curve {curve.name}: bar {curve.bar!r} is the label of another curve: change it")
+    titles = [title for charts in CHARTS.values() for title in charts]
+    for key, title, known in (("chart", curve.chart, titles), ("panel", curve.panel, PANELS)):
+        if title is not None and title not in known:
+            raise ConfigError(f"curve {curve.name}: there is no {key} {title!r}: give one of {', '.join(known)}")
+    CURVES[curve.name] = curve
+    return curve
 
 
 def find(name: str) -> Curve | None:
@@ -79,6 +101,6 @@ def _but_declared(family: Curve) -> str:
 
 
 __all__ = [
-    "CHARTS", "CURVES", "PANELS", "PEAK_PANEL", "SECTIONS", "Curve", "Reduction", "find", "of_panel", "taken_names",
-    "tensorboard_layout",
+    "CHARTS", "CURVES", "PANELS", "PEAK_PANEL", "SECTIONS", "Curve", "Reduction", "declare", "find", "of_panel",
+    "taken_names", "tensorboard_layout",
 ]  # fmt: skip

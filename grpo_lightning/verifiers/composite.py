@@ -18,9 +18,6 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
 
-OTHER_CURVES = taken_names("reward/")
-"""Names that parts cannot have: rewards are logged as ``reward/<name>``, and these are other curves."""
-
 
 class _Composite(Verifier):
     """The base of verifiers that judge whole batches from the verdicts of others. It is slow if one of them is.
@@ -297,8 +294,9 @@ def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:
     if not parts:
         raise ConfigError(f"{key}: give at least one verifier")
     names = [name for part in parts for name in (part, *(f"{part}/{inner}" for inner in parts[part].part_names))]
+    other_curves = taken_names("reward/")
     for name in names:
-        if not name or name in OTHER_CURVES:
+        if not name or name in other_curves:
             raise ConfigError(f"{key}: {name!r} cannot be a name: reward/{name} is another curve")
         if names.count(name) > 1:
             raise ConfigError(f"{key}: two parts would share the curve reward/{name}; rename one of them")

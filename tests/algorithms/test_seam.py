@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,8 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.advantages import GroupStd
 from grpo_lightning.algorithms import OnlineModule, SFTModule
-from grpo_lightning.algorithms.metrics import StepMetrics
-from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.callbacks import StopWhen
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask, masked_sum
@@ -39,13 +35,12 @@ from grpo_lightning.rollout import (
     step_ended,
 )
 from grpo_lightning.rollout import collector as collector_module
-from grpo_lightning.types import TokenRows
 from tests.rollout.test_refinement import Parity
-from tests.tiny import save_tiny_model
 from tests.toy import LetterVerifier, Watch, adam, fit, grpo, rollouts, same, trainer
 
 ROOT = Path(__file__).parents[2]
 
+<<<<<<< HEAD
 # -- on-policy distillation, as a user writes it ----------------------------------------------------------------------
 
 
@@ -95,6 +90,8 @@ def test_a_teacher_takes_one_short_class_and_the_policy_comes_to_it(model_path: 
     assert not any("teacher" in name for name, _ in module.named_parameters())
 
 
+=======
+>>>>>>> refs/heads/examples
 # -- a module of the user's own ---------------------------------------------------------------------------------------
 
 

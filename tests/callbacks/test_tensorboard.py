@@ -23,7 +23,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import TensorBoardExtras
-from grpo_lightning.callbacks.tensorboard import FINAL, HYPERPARAMETERS, samples_table
+from grpo_lightning.callbacks.tensorboard import HYPERPARAMETERS, final_curves, samples_table
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.types import Completion, FinishReason, Prompt, Verdict
@@ -94,7 +94,7 @@ def test_custom_scalars_have_a_layout_that_finds_every_kind_of_curve(ask: Callab
 def test_hyper_parameters_stand_beside_the_last_values_of_the_curves(ask: Callable[..., Any], runs: Path) -> None:
     experiment = ask("plugin/hparams/experiment", {"experimentName": "", "includeMetrics": True})
     assert {column["name"] for column in experiment["hparamInfos"]} == set(HYPERPARAMETERS)
-    assert {metric["name"]["tag"] for metric in experiment["metricInfos"]} == set(FINAL)
+    assert {metric["name"]["tag"] for metric in experiment["metricInfos"]} == set(final_curves())
     request = {
         "experimentName": "", "startIndex": 0, "sliceSize": 10,
         "allowedStatuses": ["STATUS_SUCCESS", "STATUS_RUNNING", "STATUS_FAILURE", "STATUS_UNKNOWN"],
@@ -113,7 +113,7 @@ def test_hyper_parameters_stand_beside_the_last_values_of_the_curves(ask: Callab
     assert all(group["sessions"][0]["status"] == "STATUS_SUCCESS" for group in groups.values())
     values = {one["name"]["tag"]: one["value"] for one in groups["grpo"]["metricValues"]}
     events = EventAccumulator(str(runs / "grpo")).Reload()
-    for name in FINAL:
+    for name in final_curves():
         assert values[name] == pytest.approx(events.Scalars(name)[-1].value)
 
 

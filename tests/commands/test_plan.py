@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
 from transformers import AutoModelForCausalLM, Lfm2Config
 
+from examples.own_algorithm import Distillation as ExampleDistillation
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import OnlineModule, SFTModule
 from grpo_lightning.algorithms.base import PolicyModule
@@ -37,7 +38,6 @@ from grpo_lightning.speed import packed
 from grpo_lightning.speed.registry import NAMES
 from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
-from tests.algorithms.test_seam import Distillation as SeamDistillation
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
 from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo
@@ -221,7 +221,7 @@ def test_an_algorithm_that_the_planner_does_not_know_is_rehearsed(
 
 def test_a_model_that_is_not_a_submodule_counts_too(tiny_model: Callable[[str], str], deep_model: str) -> None:
     policy, verifiers = PolicyConfig(path=tiny_model("llama")), [LetterVerifier()]
-    module = SeamDistillation(policy=policy, verifiers=verifiers, optimizer=adam, beta=0.0, teacher=deep_model)
+    module = ExampleDistillation(policy=policy, verifiers=verifiers, optimizer=adam, beta=0.0, teacher=deep_model)
     data = RolloutDataModule(ToyTask(), prompts_per_step=2, group_size=2, sampling=SamplingParams(max_new_tokens=8))
     plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
     weights = sum(parameter.nbytes for parameter in Policy(PolicyConfig(path=deep_model)).parameters())

@@ -6,15 +6,28 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grpo_lightning.algorithms import GRPOModule, PPOModule, SFTModule
-from grpo_lightning.callbacks.tensorboard import FINAL
+from grpo_lightning.callbacks.tensorboard import final_curves
 from grpo_lightning.commands.compare.dynamics import PANELS as REPORT_PANELS
-from grpo_lightning.curves import CHARTS, CURVES, PANELS, SECTIONS, Reduction, find, taken_names, tensorboard_layout
+from grpo_lightning.curves import (
+    CHARTS,
+    CURVES,
+    PANELS,
+    SECTIONS,
+    Curve,
+    Reduction,
+    declare,
+    find,
+    taken_names,
+    tensorboard_layout,
+)
 from grpo_lightning.curves.page import table, with_tables
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.verifiers import WeightedVerifier
 from tests.toy import LetterVerifier
 
@@ -143,7 +156,7 @@ def test_the_report_shows_the_highest_of_all_peaks_and_smooths_what_single_steps
 
 
 def test_the_curves_beside_the_hyper_parameters_are_single_ones() -> None:
-    assert {"val/accuracy", "reward/mean", "policy/kl"} <= set(FINAL) <= set(SINGLE)
+    assert {"val/accuracy", "reward/mean", "policy/kl"} <= set(final_curves()) <= set(SINGLE)
 
 
 @pytest.mark.parametrize("name", sorted(taken_names("reward/")))
@@ -156,3 +169,39 @@ def test_the_names_taken_are_those_of_single_reward_curves() -> None:
     assert {"mean", "unsafe_sandbox", "correct_after_refinement"} <= taken_names("reward/")
     assert not {"<verifier>", "LetterVerifier", "accuracy"} & taken_names("reward/")
     WeightedVerifier({"accuracy": LetterVerifier()})
+
+
+# -- a curve of ones own ----------------------------------------------------------------------------------------------
+
+MINE = Curve("completion/mine", "share", Reduction.MEAN, "Truncated", "mine", bar="mine", final=True)
+
+
+@pytest.mark.usefixtures("_own_curves")
+def test_a_declared_curve_is_found_charted_and_final() -> None:
+    assert find("completion/mine") is None
+    before = tensorboard_layout()["Completions"]["Truncated"]
+    assert declare(MINE) is declare(MINE) is find("completion/mine") is MINE
+    assert tensorboard_layout()["Completions"]["Truncated"] == f"{before}|^{MINE.pattern.pattern}$"
+    assert "completion/mine" in final_curves()
+    declare(replace(MINE, name="reward/mine", chart=None, bar=None))
+    with pytest.raises(ConfigError, match="'mine' cannot be a name: reward/mine is another curve"):
+        WeightedVerifier({"mine": LetterVerifier()})
+
+
+@pytest.mark.usefixtures("_own_curves")
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "reward/mean"}, "curve reward/mean: another curve has this name: rename it"),
+        ({"meaning": "yours"}, "curve completion/mine: another curve has this name: rename it"),
+        ({"name": "completion/yours"}, "curve completion/yours: bar 'mine' is the label of another curve: change it"),
+        ({"name": "a/b", "bar": None, "chart": "Trunk"}, "curve a/b: there is no chart 'Trunk': give one of Reward, "),
+        ({"name": "a/b", "bar": None, "panel": "mean"}, "curve a/b: there is no panel 'mean': give one of mean reward"),
+    ],
+)
+def test_a_curve_that_cannot_be_declared_is_refused_and_changes_nothing(changes: dict[str, str], sentence: str) -> None:
+    declare(MINE)
+    declared = dict(CURVES)
+    with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}"):
+        declare(replace(MINE, **changes))
+    assert declared == CURVES
