@@ -44,13 +44,13 @@ class Distillation(OnlineModule):
             return self.teacher[0].logprobs(tokens, experience.recipe.sampling.temperature)[0]
 
         width = experience.sampler_logprobs_NT.shape[1]
-        teacher_NT = self.pass_over(experience, experience.counted_N, read, width)
+        teacher_NT = self.passes.without_gradient(experience, experience.counted_N, read, width)
         gap_NT = teacher_NT - experience.sampler_logprobs_NT
         mask_NT = length_mask(experience.tokens.completion_lengths_N, width)
         metrics.add_masked("policy/kl", -gap_NT, mask_NT)
         return self.with_frozen_logprobs(replace(experience, advantages=gap_NT * mask_NT), metrics)
 
     def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        logprobs_NT, mask_NT = self.policy_pass(part, metrics, experience.recipe.sampling.temperature)
-        terms = self.policy_terms(experience, part, metrics, logprobs_NT, mask_NT)
-        yield self.add_loss(metrics, "policy/loss", self.aggregate(experience, terms.loss_NT, mask_NT))
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
+        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
+        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT))

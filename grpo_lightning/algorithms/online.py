@@ -35,16 +35,10 @@ class OnlineModule(PolicyModule, ABC):
     A step goes one way: the DataModule collects an :class:`~grpo_lightning.rollout.Experience`, one row per attempt;
     ``targets(experience, metrics)`` gives it back with advantages, or whatever else the losses need, by
     ``dataclasses.replace``; then, for each optimizer step and each of its micro-batches,
-<<<<<<< HEAD
     ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of models run through
     :class:`self.passes <grpo_lightning.algorithms.passes.Passes>`, ``with_gradient`` or ``without_gradient``;
     :class:`self.rollout_loss <grpo_lightning.algorithms.rollout_loss.RolloutLoss>` applies the objective and
-    aggregates. On-policy distillation from a teacher takes some 40 lines: see ``tests/algorithms/test_seam.py``.
-=======
-    ``losses(experience, part, metrics)`` yields losses, whose gradients add up. All passes of a model run through
-    :meth:`policy_pass`, with gradients, and :meth:`pass_over`, without. On-policy distillation from a teacher takes
-    some 40 lines: see ``examples/own_algorithm.py``.
->>>>>>> refs/heads/examples
+    aggregates. On-policy distillation from a teacher takes some 40 lines: see ``examples/own_algorithm.py``.
 
     Args:
         beta: weight of the KL to the reference; 0 needs no reference.

@@ -40,58 +40,6 @@ from tests.toy import LetterVerifier, Watch, adam, fit, grpo, rollouts, same, tr
 
 ROOT = Path(__file__).parents[2]
 
-<<<<<<< HEAD
-# -- on-policy distillation, as a user writes it ----------------------------------------------------------------------
-
-
-class Distillation(OnlineModule):
-    """Pulls the policy to a teacher on the policy's own completions: the reverse KL, token by token."""
-
-    def __init__(self, *args: Any, teacher: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.teacher_path = teacher
-        self.validate_options()
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.teacher = [Policy(PolicyConfig(path=self.teacher_path))]  # in a list: not part of the checkpoint
-
-    def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
-        width = experience.sampler_logprobs_NT.shape[1]
-
-        def read(tokens: TokenRows) -> Tensor:
-            return self.teacher[0].logprobs(tokens, experience.recipe.sampling.temperature)[0]
-
-        teacher_NT = self.passes.without_gradient(experience, experience.counted_N, read, width)
-        gap_NT = teacher_NT - experience.sampler_logprobs_NT
-        mask_NT = length_mask(experience.tokens.completion_lengths_N, width)
-        metrics.add_masked("policy/kl", -gap_NT, mask_NT)
-        return self.with_frozen_logprobs(replace(experience, advantages=gap_NT * mask_NT), metrics)
-
-    def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
-        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
-        yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT))
-
-
-def test_a_teacher_takes_one_short_class_and_the_policy_comes_to_it(model_path: str, tmp_path: Path) -> None:
-    source = (ROOT / "tests/algorithms/test_seam.py").read_text()
-    (node,) = [one for one in ast.parse(source).body if isinstance(one, ast.ClassDef) and one.name == "Distillation"]
-    assert node.end_lineno is not None
-    assert node.end_lineno - node.lineno < 50
-    teacher = save_tiny_model(tmp_path / "teacher", "llama", seed=1)
-    module = Distillation(
-        PolicyConfig(path=model_path), [LetterVerifier()], teacher=teacher, beta=0.0, aggregation="dapo", optimizer=adam
-    )
-    watch = Watch()
-    fit(tmp_path, module, 25, callbacks=[watch])
-    kls = [logged["policy/kl"] for logged in watch.logged]
-    assert sum(kls[-5:]) < 0.8 * sum(kls[:5])
-    assert not any("teacher" in name for name, _ in module.named_parameters())
-
-
-=======
->>>>>>> refs/heads/examples
 # -- a module of the user's own ---------------------------------------------------------------------------------------
 
 
