@@ -34,6 +34,7 @@ from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBa
 from grpo_lightning.speed.shared_prompt import PredictingStates
 from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
+from grpo_lightning.verifiers.function import as_verifiers
 
 log = logging.getLogger(__name__)
 
@@ -92,16 +93,16 @@ class PolicyModule(EvaluatedModule, ABC):
         self.automatic_optimization = False
         # A checkpoint holds what is trained; the frozen rest comes from `policy.path`.
         self.strict_loading = False
-        policy.validate()
+        self.policy_config = PolicyConfig.of(policy)
+        self.policy_config.validate()
         if not verifiers:
             raise ConfigError("model.verifiers: give at least one, such as [{class_path: MathVerifier}]")
         if max_tokens_per_microbatch < 1:
             raise ConfigError(f"model.max_tokens_per_microbatch: must be at least 1, not {max_tokens_per_microbatch}")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm: must be above 0, or null for no clipping, not {max_grad_norm}")
-        self.policy_config = policy
         self.policy: Policy
-        self.verifiers = by_class_name([verifiers] if isinstance(verifiers, Verifier) else verifiers)
+        self.verifiers = by_class_name(as_verifiers(verifiers))
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.max_tokens_per_microbatch = max_tokens_per_microbatch

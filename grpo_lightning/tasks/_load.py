@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ class Table:
         return f"row {row + 1} of {self.source}"
 
 
+class Row(Mapping[str, Any]):
+    """All columns of a row, read when they are asked for: a data set of the hub is not held in memory."""
+
+    def __init__(self, table: Table, number: int) -> None:
+        self._table = table
+        self._number = number
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self._table.columns:
+            raise KeyError(column)
+        return self._table.rows[self._number].get(column)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.columns)
+
+    def __len__(self) -> int:
+        return len(self._table.columns)
+
+
 def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
     """Find the splits at a path. Each value is a function that loads one split.
 
@@ -68,6 +88,40 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
             f"{_KEY}: the file or folder {path} does not exist; give one that does, or a data set's name on the hub"
         )
     return open_hub(path, name)
+
+
+def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], Table]]:
+    """The splits of data that a program has in hand: rows, which are the train split, or splits of rows by name.
+
+    Args:
+        data: a list of dicts, a ``datasets.Dataset`` or a stream of such rows; or a mapping of these, as a
+            ``DatasetDict`` is.
+        most_rows: how many rows are read of a stream, whose end nobody knows; ``None``: no stream is taken.
+    """
+    splits = data if isinstance(data, Mapping) else {"train": data}
+    return {name: partial(_given, f"the {name} rows given", rows, most_rows) for name, rows in splits.items()}
+
+
+def _given(source: str, rows: Any, most_rows: int | None) -> Table:
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise ConfigError(f"{_KEY}: {source} are of type {type(rows).__name__}; give a list of dicts, or a Dataset")
+    if not hasattr(rows, "__len__"):
+        if most_rows is None:
+            raise ConfigError(
+                "data.task.init_args.limit: a stream has no end that is known, so say how many of its rows to read"
+            )
+        rows = list(islice(rows, most_rows))
+    columns = getattr(rows, "column_names", None)
+    if columns is None:
+        rows = list(rows)
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise ConfigError(
+                    f"{_KEY}: row {number} of {source} is of type {type(row).__name__}, not a dict of columns; give a "
+                    "list of dicts (of a pandas DataFrame: to_dict('records')), or a Dataset"
+                )
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+    return _table(source, columns, rows)
 
 
 def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Table]]:

@@ -73,6 +73,15 @@ class Verifier(ABC):
         A run in which every row lacks it is refused before the model is loaded. By default nothing is required.
         """
 
+    def columns(self, available: Sequence[str]) -> Sequence[str]:
+        """Which columns of the row, of those that there are, it reads from ``metadata``. By default those that the task
+        puts there.
+
+        Raises:
+            ConfigError: it needs one that does not exist.
+        """
+        return ()
+
     @abstractmethod
     def verify(self, sample: Sample) -> Verdict:
         """Judge one sample."""
