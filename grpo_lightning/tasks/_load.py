@@ -99,27 +99,37 @@ def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], 
         most_rows: how many rows are read of a stream, whose end nobody knows; ``None``: no stream is taken.
     """
     splits = data if isinstance(data, Mapping) else {"train": data}
-    return {name: partial(_given, f"the {name} rows given", rows, most_rows) for name, rows in splits.items()}
+    return {
+        name: partial(_given, f"the given {name} split", _ended(f"the given {name} split", rows, most_rows))
+        for name, rows in splits.items()
+    }
 
 
-def _given(source: str, rows: Any, most_rows: int | None) -> Table:
+def _ended(source: str, rows: Any, most_rows: int | None) -> Any:
+    """The rows, of a stream the first ones."""
     if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise ConfigError(f"{_KEY}: {source} are of type {type(rows).__name__}; give a list of dicts, or a Dataset")
-    if not hasattr(rows, "__len__"):
-        if most_rows is None:
-            raise ConfigError(
-                "data.task.init_args.limit: a stream has no end that is known, so say how many of its rows to read"
-            )
-        rows = list(islice(rows, most_rows))
+        raise ConfigError(f"{_KEY}: {source} is of type {type(rows).__name__}; give a list of dicts, or a Dataset")
+    if hasattr(rows, "__len__"):
+        return rows
+    if most_rows is None:
+        raise ConfigError(
+            "data.task.init_args.limit: a stream has no end that is known, so say how many of its rows to read"
+        )
+    return list(islice(rows, most_rows))
+
+
+def _given(source: str, rows: Any) -> Table:
     columns = getattr(rows, "column_names", None)
     if columns is None:
         rows = list(rows)
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, Mapping):
-                raise ConfigError(
-                    f"{_KEY}: row {number} of {source} is of type {type(row).__name__}, not a dict of columns; give a "
-                    "list of dicts (of a pandas DataFrame: to_dict('records')), or a Dataset"
-                )
+    # All rows of a Dataset are alike, and expensive to look at.
+    for number, row in enumerate(rows if columns is None else [rows[0]] if len(rows) else [], start=1):
+        if not isinstance(row, Mapping):
+            raise ConfigError(
+                f"{_KEY}: row {number} of {source} is of type {type(row).__name__}, not a dict of columns; give a list "
+                "of dicts (of a pandas DataFrame: to_dict('records')), or a Dataset"
+            )
+    if columns is None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
     return _table(source, columns, rows)
 

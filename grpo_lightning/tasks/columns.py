@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.base import Verifier
-
-GOLD = "answer"
-"""What the gold answer is called among the columns."""
 
 
 def with_columns(prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> list[Prompt]:
@@ -19,15 +15,15 @@ def with_columns(prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> li
     Raises:
         ConfigError: a verifier needs a column that no row has; the message names both.
     """
-    has_gold = any(prompt.answer is not None for prompt in prompts)
-    names = (name for prompt in prompts for name in (*prompt.columns, *prompt.metadata))
-    available = list(dict.fromkeys([*([GOLD] if has_gold else []), *names]))
-    wanted = dict.fromkeys(name for verifier in verifiers for name in verifier.columns(available))
+    has_answer = any(prompt.answer is not None for prompt in prompts)
+    available = list(dict.fromkeys(name for prompt in prompts for name in (*prompt.columns, *prompt.metadata)))
+    wanted = dict.fromkeys(name for verifier in verifiers for name in verifier.columns(available, has_answer))
     if not wanted:
         return list(prompts)
-    return [replace(prompt, metadata=_found(prompt, wanted) | dict(prompt.metadata)) for prompt in prompts]
-
-
-def _found(prompt: Prompt, names: Collection[str]) -> dict[str, Any]:
-    gold = {GOLD: prompt.answer} if GOLD in names else {}
-    return gold | {name: prompt.columns[name] for name in names if name in prompt.columns}
+    return [
+        replace(
+            prompt,
+            metadata={name: prompt.columns[name] for name in wanted if name in prompt.columns} | dict(prompt.metadata),
+        )
+        for prompt in prompts
+    ]

@@ -73,9 +73,12 @@ class Verifier(ABC):
         A run in which every row lacks it is refused before the model is loaded. By default nothing is required.
         """
 
-    def columns(self, available: Sequence[str]) -> Sequence[str]:
-        """Which columns of the row, of those that there are, it reads from ``metadata``. By default those that the task
-        puts there.
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
+        """The columns that it reads from ``metadata`` beside those that the task puts there. By default none.
+
+        Args:
+            available: the columns that the rows have.
+            has_answer: whether they have gold answers.
 
         Raises:
             ConfigError: it needs one that does not exist.

@@ -48,9 +48,9 @@ class _Composite(Verifier):
         for verifier in self._all:
             verifier.require(prompt)
 
-    def columns(self, available: Sequence[str]) -> Sequence[str]:
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
         """Those of each of them."""
-        return [name for verifier in self._all for name in verifier.columns(available)]
+        return [name for verifier in self._all for name in verifier.columns(available, has_answer)]
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]

@@ -104,7 +104,7 @@ class FunctionVerifier(Verifier):
         if self.style == "answer" and prompt.answer is None:
             raise ValueError(f"{self.name} needs the gold answer, and the row has none")
 
-    def columns(self, available: Sequence[str]) -> Sequence[str]:
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
         """Those that a function written for TRL names, or all if it has ``**kwargs``.
 
         Raises:
@@ -112,8 +112,9 @@ class FunctionVerifier(Verifier):
         """
         if self.style != "trl":
             return ()
-        gold = [self.answer_column] if "answer" in available else []
-        for name in self.signature.missing([*available, *gold]):
+        gold = [self.answer_column] if has_answer else []
+        known = list(dict.fromkeys([*available, *gold]))
+        for name in self.signature.missing(known):
             if name in OF_TRLS_TRAINER:
                 raise ConfigError(
                     f"FunctionVerifier.function: {self.name} needs {name!r}, which only TRL's trainer has; give the "
@@ -121,7 +122,7 @@ class FunctionVerifier(Verifier):
                 )
             raise ConfigError(
                 f"FunctionVerifier.function: {self.name} has the parameter {name!r}, and the rows have no such column, "
-                f"only {', '.join(available) or 'none'}; name the one that is meant by "
+                f"only {', '.join(known) or 'none'}; name the one that is meant by "
                 f"data.task.init_args.metadata_columns ({{{name}: COLUMN}}), or give the parameter in options"
             )
         return [name for name in self.signature.wanted(available) if name not in gold]
