@@ -159,7 +159,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
 
 
 def _constant(attempts: Sequence[Attempt]) -> list[tuple[int, str]]:
-    """The verifiers that reward all completions alike, though these differ; 0 is no warning: a penalty may give it."""
+    """Report verifiers that give all completions one reward although these differ; 0 is normal for a penalty."""
     lines = []
     if len({attempt.completion.text for attempt in attempts}) > 1:
         for name in attempts[0].rewards_by_verifier:
@@ -168,8 +168,8 @@ def _constant(attempts: Sequence[Attempt]) -> list[tuple[int, str]]:
                 lines.append(
                     (
                         logging.WARNING if value else logging.INFO,
-                        f"preflight: {name} gives {value:.2f} to all {len(attempts)} completions, which differ: see "
-                        "whether it reads what it is meant to (grpo verify tries it on a file of completions)",
+                        f"preflight: {name} gives {value:.2f} to all {len(attempts)} completions, which differ: check "
+                        "what it reads (grpo verify runs it on a file of completions)",
                     )
                 )
     return lines

@@ -64,7 +64,7 @@ class PolicyConfig:
 
     @classmethod
     def of(cls, given: Any) -> PolicyConfig:
-        """What a program gives as a policy: a config, or only the path of one.
+        """Return the config for what a program passes as a policy: a config, or only the path of a model.
 
         Raises:
             ConfigError: it is neither.

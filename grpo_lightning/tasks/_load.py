@@ -48,7 +48,7 @@ class Table:
 
 
 class Row(Mapping[str, Any]):
-    """All columns of a row, read when they are asked for: a data set of the hub is not held in memory."""
+    """All columns of a row. They are read on access, so a data set of the hub does not fill the memory."""
 
     def __init__(self, table: Table, number: int) -> None:
         self._table = table
@@ -91,12 +91,12 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
 
 
 def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], Table]]:
-    """The splits of data that a program has in hand: rows, which are the train split, or splits of rows by name.
+    """Return the splits of data that a program passes: rows, which are the train split, or rows by split name.
 
     Args:
         data: a list of dicts, a ``datasets.Dataset`` or a stream of such rows; or a mapping of these, as a
             ``DatasetDict`` is.
-        most_rows: how many rows are read of a stream, whose end nobody knows; ``None``: no stream is taken.
+        most_rows: number of rows to read from a stream, whose length is unknown; ``None`` refuses streams.
     """
     splits = data if isinstance(data, Mapping) else {"train": data}
     return {
@@ -106,14 +106,14 @@ def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], 
 
 
 def _ended(source: str, rows: Any, most_rows: int | None) -> Any:
-    """The rows, of a stream the first ones."""
+    """Return the rows; of a stream, the first ones."""
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         raise ConfigError(f"{_KEY}: {source} is of type {type(rows).__name__}; give a list of dicts, or a Dataset")
     if hasattr(rows, "__len__"):
         return rows
     if most_rows is None:
         raise ConfigError(
-            "data.task.init_args.limit: a stream has no end that is known, so say how many of its rows to read"
+            "data.task.init_args.limit: the length of a stream is unknown; set how many of its rows to read"
         )
     return list(islice(rows, most_rows))
 

@@ -1,4 +1,4 @@
-"""The columns that verifiers ask for, as metadata of the rows."""
+"""Puts the columns that verifiers read into the metadata of the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpo_lightning.verifiers.base import Verifier
 
 
 def with_columns(prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> list[Prompt]:
-    """The prompts, with the columns that the verifiers ask for in their metadata. What is there already stays.
+    """Return the prompts with the columns that the verifiers read in their metadata, which keeps what it has.
 
     Raises:
         ConfigError: a verifier needs a column that no row has; the message names both.

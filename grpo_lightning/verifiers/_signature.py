@@ -1,4 +1,4 @@
-"""What a function's signature says about how it is to be called."""
+"""Reads from a function's signature how it is to be called."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from grpo_lightning.errors import ConfigError
 Style = Literal["sample", "answer", "trl"]
 
 OF_THE_BATCH = ("prompts", "completions", "completion_ids")
-"""What TRL's ``GRPOTrainer`` passes to every reward function."""
+"""Arguments that TRL's ``GRPOTrainer`` passes to every reward function."""
 
 OF_TRLS_TRAINER = ("trainer_state", "log_extra", "log_metric", "environments")
-"""What it passes besides, and we do not have: its trainer, its completions table, its log, its environments."""
+"""Arguments of TRL's that are not available here: its trainer, completions table, log and environments."""
 
 NO_COLUMNS = ("prompt", "completion", "completion_ids")
-"""Columns of the data that it does not pass on."""
+"""Columns of the data that TRL does not pass to reward functions."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,25 @@ class Signature:
     takes_any_name: bool
 
     def wanted(self, available: Sequence[str]) -> list[str]:
-        """The columns that it is given: those it names, or all."""
+        """Return the columns that the function gets: those it names, or all."""
         columns = [name for name in available if name not in (*NO_COLUMNS, *OF_THE_BATCH)]
         return [name for name in columns if self.takes_any_name or name in self.names]
 
     def missing(self, available: Collection[str]) -> list[str]:
-        """Parameters without a default that no column and nothing else can fill."""
+        """Return the parameters without a default that have no value."""
         return [name for name in self.needed if name not in available and name not in OF_THE_BATCH]
 
     def given(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Those of the arguments that it takes."""
+        """Return the arguments that the function takes."""
         return {name: value for name, value in arguments.items() if self.takes_any_name or name in self.names}
 
 
 UNKNOWN = Signature((), (), None, None, takes_any_name=True)
-"""Some functions written in C have none that Python can read."""
+"""Some functions written in C have no signature that Python can read."""
 
 
 def signature_of(function: Callable[..., Any], options: Collection[str]) -> Signature:
-    """The signature without the parameters that ``options`` bind."""
+    """Return the signature without the parameters that ``options`` set."""
     try:
         parameters = [one for one in inspect.signature(function).parameters.values() if one.name not in options]
     except (TypeError, ValueError):
@@ -80,20 +80,20 @@ def signature_of(function: Callable[..., Any], options: Collection[str]) -> Sign
 
 
 def style_of(signature: Signature, name: str) -> Style:
-    """How a function is called, by its parameters.
+    """Return how a function is called, judging by its parameters.
 
     Raises:
-        ConfigError: they fit several ways, or none.
+        ConfigError: they fit several styles, or none.
     """
     placed, rest = signature.by_position, signature.takes_any_name
     if any(one in signature.names for one in OF_THE_BATCH) or (not signature.names and placed == 0 and rest):
         return "trl"
-    # With **kwargs it may as well be a function of the columns, unless the names say otherwise.
+    # With **kwargs, other parameters than `sample` and `answer` may be columns.
     if (placed in (1, 2) and signature.second == "answer") or (placed == 2 and not rest):
         return "answer"
     if placed == 1 and (signature.needed == ["sample"] or (not rest and signature.needed != ["completion"])):
         return "sample"
     raise ConfigError(
-        f"FunctionVerifier.style: the parameters of {name} do not say how it is called; set style to sample for "
+        f"FunctionVerifier.style: the parameters of {name} do not tell how to call it; set style to sample for "
         "f(sample), answer for f(completion, answer), or trl for f(completions, **columns)"
     )

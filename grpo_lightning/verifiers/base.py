@@ -74,7 +74,7 @@ class Verifier(ABC):
         """
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
-        """The columns that it reads from ``metadata`` beside those that the task puts there. By default none.
+        """Return the columns that it reads from ``metadata`` and that the task need not put there. By default none.
 
         Args:
             available: the columns that the rows have.

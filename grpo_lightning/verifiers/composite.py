@@ -49,7 +49,7 @@ class _Composite(Verifier):
             verifier.require(prompt)
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
-        """Those of each of them."""
+        """Return the columns that its parts read."""
         return [name for verifier in self._all for name in verifier.columns(available, has_answer)]
 
     def verify(self, sample: Sample) -> Verdict:

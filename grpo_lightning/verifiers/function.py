@@ -100,12 +100,12 @@ class FunctionVerifier(Verifier):
         self.timeout_s = timeout_s
 
     def require(self, prompt: Prompt) -> None:
-        """A function of completion and answer needs the answer."""
+        """Refuse rows without a gold answer if the function takes one."""
         if self.style == "answer" and prompt.answer is None:
             raise ValueError(f"{self.name} needs the gold answer, and the row has none")
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
-        """Those that a function written for TRL names, or all if it has ``**kwargs``.
+        """Return the columns that a function written for TRL names, or all of them if it has ``**kwargs``.
 
         Raises:
             ConfigError: it has a parameter without a default that no column fills.
@@ -180,14 +180,14 @@ class FunctionVerifier(Verifier):
         return list(values)
 
     def _call_batch(self, arguments: dict[str, Any]) -> Any:
-        """What the function returns for a batch, or the exception that it raises."""
+        """Return the function's result for a batch, or the exception that it raises."""
         try:
             return self.function(**arguments | self.options)
         except Exception as error:
             return error
 
     def _is_chat(self, sample: Sample) -> bool:
-        """Whether the function sees lists of messages."""
+        """Return whether the function gets lists of messages for this sample."""
         if isinstance(self.conversational, bool):
             return self.conversational
         return not (isinstance(sample.prompt, str) or sample.prompt_is_text)
@@ -229,7 +229,7 @@ class FunctionVerifier(Verifier):
 
 
 def as_verifiers(given: Any, key: str = "model.verifiers") -> list[Verifier]:
-    """What a program gives as verifiers: one or several, each a verifier or a plain function.
+    """Return a list of verifiers for what a program passes: one or several, each a verifier or a plain function.
 
     Raises:
         ConfigError: one is neither; the message begins with ``key``.
@@ -238,7 +238,7 @@ def as_verifiers(given: Any, key: str = "model.verifiers") -> list[Verifier]:
 
 
 def named_verifiers(given: Mapping[str, Any], key: str) -> dict[str, Verifier]:
-    """The same of verifiers with names."""
+    """Return named verifiers, where plain functions are allowed, too."""
     return {name: _as_verifier(one, key) for name, one in given.items()}
 
 

@@ -70,7 +70,10 @@ def test_on_chats_the_same_reward_sees_lists_and_the_preflight_says_that_it_neve
         data = rollouts(task=Tabular(CHATS, val_size=1))
         fit(tmp_path, module(model_path, reward_len), 1, data, callbacks=[HealthCheck(prompts=2), watch])
     assert {attempt.reward for attempt in watch.batches[0].attempts} == {-19}, "as in TRL"
-    assert "preflight: FunctionVerifier gives -19.00 to all 8 completions, which differ: see whether" in caplog.text
+    assert (
+        "preflight: FunctionVerifier gives -19.00 to all 8 completions, which differ: check what it reads"
+        in caplog.text
+    )
     caplog.clear()
     with caplog.at_level(logging.WARNING, "grpo_lightning"):
         data = rollouts(task=Tabular(TEXTS, val_size=1))

@@ -70,7 +70,7 @@ def test_of_a_stream_the_first_rows_are_read(given: Any) -> None:
 
 
 def test_a_stream_without_a_limit_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"init_args\.limit: a stream has no end that is known, so say how many"):
+    with pytest.raises(ConfigError, match=r"init_args\.limit: the length of a stream is unknown; set how many"):
         Tabular(stream()).prompts("train")
     assert len(Tabular(list(stream()), val_size=1).prompts("train")) == 5
 

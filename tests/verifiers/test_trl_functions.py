@@ -281,7 +281,7 @@ def test_parameters_that_say_nothing_are_one_sentence(function: Callable[..., An
     with pytest.raises(ConfigError) as caught:
         FunctionVerifier(function)
     assert str(caught.value) == (
-        f"FunctionVerifier.style: the parameters of {function.__name__} do not say how it is called; set style to "
+        f"FunctionVerifier.style: the parameters of {function.__name__} do not tell how to call it; set style to "
         "sample for f(sample), answer for f(completion, answer), or trl for f(completions, **columns)"
     )
     assert FunctionVerifier(function, "trl").style == "trl"
@@ -329,7 +329,7 @@ def len_of(sample: Sample) -> float:
         (MathVerifier, "model.verifiers: MathVerifier is a class; make an object of it, MathVerifier()"),
         ([None], "model.verifiers: None is neither a verifier nor a function; give one, such as MathVerifier()"),
         ("MathVerifier", "model.verifiers: 'MathVerifier' is neither a verifier nor a function"),
-        ([lambda: 0.0], "FunctionVerifier.style: the parameters of <lambda> do not say how it is called"),
+        ([lambda: 0.0], "FunctionVerifier.style: the parameters of <lambda> do not tell how to call it"),
     ],
 )
 def test_anything_else_is_one_sentence(given: Any, text: str) -> None:
