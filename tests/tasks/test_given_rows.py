@@ -78,7 +78,7 @@ def test_a_stream_without_a_limit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ([], "the given train split has no rows; give data that has some"),
+        ([], "the given train split has no rows; add rows or give another path"),
         (datasets.Dataset.from_list([]), "the given train split has no rows"),
         (
             [ROWS[0], "row"],
