@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.types import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +153,26 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         )
     if errors:
         lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
+    lines += _constant(attempts)
     if signal <= 0 and rewards:  # without a single reward the verifier is at fault
         lines.append((logging.WARNING, f"preflight: {silence}: {_no_signal(mean, groups)}"))
+    return lines
+
+
+def _constant(attempts: Sequence[Attempt]) -> list[tuple[int, str]]:
+    """Report verifiers that give all completions one reward although these differ; 0 is normal for a penalty."""
+    lines = []
+    if len({attempt.completion.text for attempt in attempts}) > 1:
+        for name in attempts[0].rewards_by_verifier:
+            given = {attempt.rewards_by_verifier[name] for attempt in attempts}
+            if len(given) == 1 and not math.isnan(value := given.pop()):
+                lines.append(
+                    (
+                        logging.WARNING if value else logging.INFO,
+                        f"preflight: {name} gives {value:.2f} to all {len(attempts)} completions, which differ: check "
+                        "what it reads (grpo verify runs it on a file of completions)",
+                    )
+                )
     return lines
 
 

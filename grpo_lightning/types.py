@@ -52,12 +52,26 @@ class Prompt:
         answer: the gold answer that the verifier compares with. It never reaches the policy.
         metadata: whatever else the verifier needs (a JSON Schema, unit tests, ...).
         solution: a worked solution in the expected format, what SFT learns from; ``None`` where the task has none.
+        is_chat: whether the row itself has a chat, rather than a text that the task put into one.
+        columns: all columns of the row. Those that a verifier asks for are added to the metadata.
     """
 
     messages: list[dict[str, str]]
     answer: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     solution: str | None = None
+    is_chat: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the row's prompt is a plain text, that of the last message: one user turn and no chat in the row."""
+        turns = [message["role"] for message in self.messages if message["role"] != "system"]
+        return not self.is_chat and turns == ["user"]
+
+    def sample(self, completion: str) -> Sample:
+        """Return what a verifier sees of a completion of which only the text is known."""
+        return Sample(self.messages, completion, self.answer, self.metadata, prompt_is_text=self.is_text)
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class Sample:
         token_ids: the completion's tokens, the terminator included; ``None`` where only the text is known.
         prompt_end: the last characters of the prompt as the policy read it, the chat template included: they tell
             whether the template opened a thought. Empty if unknown.
+        prompt_is_text: whether the row's prompt is a plain text, that of the last message of ``prompt``.
     """
 
     prompt: str | list[dict[str, str]]
@@ -82,6 +97,7 @@ class Sample:
     finish_reason: FinishReason = FinishReason.STOP
     token_ids: Sequence[int] | None = None
     prompt_end: str = ""
+    prompt_is_text: bool = False
 
 
 class Explanation(NamedTuple):

@@ -33,6 +33,7 @@ from grpo_lightning.models.positions import check_length
 from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
 from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
+from grpo_lightning.verifiers.function import as_verifiers
 
 
 class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
@@ -68,7 +69,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.automatic_optimization = False
         # A checkpoint holds what is trained; the frozen rest comes from `policy.path`.
         self.strict_loading = False
-        policy.validate()
+        self.policy_config = PolicyConfig.of(policy)
+        self.policy_config.validate()
         if not verifiers:
             raise ConfigError("model.verifiers: give at least one, such as [{class_path: MathVerifier}]")
         tokens, norm = max_tokens_per_microbatch, max_grad_norm
@@ -76,9 +78,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             "max_tokens_per_microbatch": (tokens >= 1, f"must be at least 1, not {tokens}"),
             "max_grad_norm": (norm is None or norm > 0, f"must be above 0, or null for no clipping, not {norm}"),
         })  # fmt: skip
-        self.policy_config = policy
         self.policy: Policy
-        self.verifiers = by_class_name([verifiers] if isinstance(verifiers, Verifier) else verifiers)
+        self.verifiers = by_class_name(as_verifiers(verifiers))
         self.optimization = Optimization(optimizer, lr_scheduler)
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm

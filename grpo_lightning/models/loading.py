@@ -62,6 +62,22 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     without: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, given: Any) -> PolicyConfig:
+        """Return the config for what a program passes as a policy: a config, or only the path of a model.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        if isinstance(given, PolicyConfig):
+            return given
+        if isinstance(given, (str, Path)):
+            return cls(path=str(given))
+        raise ConfigError(
+            f"model.policy: give a path or PolicyConfig(path=...), not {type(given).__name__}: the module loads the "
+            "model itself; save one that you have in hand with save_pretrained"
+        )
+
     @property
     def is_adapter(self) -> bool:
         """Whether ``path`` is that of an adapter."""

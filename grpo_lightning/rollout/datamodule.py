@@ -22,6 +22,7 @@ from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatc
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.base import Verifier
@@ -138,8 +139,8 @@ class RolloutDataModule(pl.LightningDataModule):
         """Load and tokenise the splits of a stage, before any model is loaded.
 
         Raises:
-            ConfigError: a split is empty, no prompt of it fits, all rows lack what a verifier needs, or the module
-                cannot learn from this data.
+            ConfigError: a split is empty, no prompt of it fits, a verifier needs what the data or all rows lack, or the
+                module cannot learn from this data.
         """
         trainer = self._attached_trainer
         learner = self._learner = _learner_of(trainer)
@@ -157,6 +158,7 @@ class RolloutDataModule(pl.LightningDataModule):
             rows = self.task.prompts(split)
             if not rows:
                 raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
+            rows = with_columns(rows, list(learner.verifiers.values()))
             self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(

@@ -18,6 +18,7 @@ def record(attempt: Attempt) -> dict[str, Any]:
     prompt, verdict, completion = attempt.prompt, attempt.verdict, attempt.completion
     return {
         "prompt": prompt.messages,
+        "prompt_is_text": prompt.is_text,
         "prompt_end": attempt.prompt_end,
         "completion": completion.text,
         "answer": _plain(prompt.answer),

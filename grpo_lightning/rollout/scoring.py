@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 
 from grpo_lightning.types import Attempt, Completion, Sample, Turn, Verdict
@@ -74,12 +75,8 @@ class Scoring:
 
 
 def _sample(turn: Turn, completion: Completion) -> Sample:
-    prompt = turn.prompt
-    return Sample(
-        prompt=prompt.messages,
-        completion=completion.text,
-        answer=prompt.answer,
-        metadata=prompt.metadata,
+    return replace(
+        turn.prompt.sample(completion.text),
         finish_reason=completion.finish_reason,
         token_ids=completion.token_ids,
         prompt_end=turn.prompt_end,

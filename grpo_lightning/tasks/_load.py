@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ class Table:
         return f"row {row + 1} of {self.source}"
 
 
+class Row(Mapping[str, Any]):
+    """All columns of a row. They are read on access, so a data set of the hub does not fill the memory."""
+
+    def __init__(self, table: Table, number: int) -> None:
+        self._table = table
+        self._number = number
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self._table.columns:
+            raise KeyError(column)
+        return self._table.rows[self._number].get(column)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.columns)
+
+    def __len__(self) -> int:
+        return len(self._table.columns)
+
+
 def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
     """Find the splits at a path. Each value is a function that loads one split.
 
@@ -68,6 +88,50 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
             f"{_KEY}: the file or folder {path} does not exist; give one that does, or a data set's name on the hub"
         )
     return open_hub(path, name)
+
+
+def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], Table]]:
+    """Return the splits of data that a program passes: rows, which are the train split, or rows by split name.
+
+    Args:
+        data: a list of dicts, a ``datasets.Dataset`` or a stream of such rows; or a mapping of these, as a
+            ``DatasetDict`` is.
+        most_rows: number of rows to read from a stream, whose length is unknown; ``None`` refuses streams.
+    """
+    splits = data if isinstance(data, Mapping) else {"train": data}
+    return {
+        name: partial(_given, f"the given {name} split", _ended(f"the given {name} split", rows, most_rows))
+        for name, rows in splits.items()
+    }
+
+
+def _ended(source: str, rows: Any, most_rows: int | None) -> Any:
+    """Return the rows; of a stream, the first ones."""
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise ConfigError(f"{_KEY}: {source} is of type {type(rows).__name__}; give a list of dicts, or a Dataset")
+    if hasattr(rows, "__len__"):
+        return rows
+    if most_rows is None:
+        raise ConfigError(
+            "data.task.init_args.limit: the length of a stream is unknown; set how many of its rows to read"
+        )
+    return list(islice(rows, most_rows))
+
+
+def _given(source: str, rows: Any) -> Table:
+    columns = getattr(rows, "column_names", None)
+    if columns is None:
+        rows = list(rows)
+    # All rows of a Dataset are alike, and expensive to look at.
+    for number, row in enumerate(rows if columns is None else [rows[0]] if len(rows) else [], start=1):
+        if not isinstance(row, Mapping):
+            raise ConfigError(
+                f"{_KEY}: row {number} of {source} is of type {type(row).__name__}, not a dict of columns; give a list "
+                "of dicts (of a pandas DataFrame: to_dict('records')), or a Dataset"
+            )
+    if columns is None:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+    return _table(source, columns, rows)
 
 
 def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Table]]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task, gold_completion
+from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import NoVerdict, Verifier, judge
 
@@ -78,7 +79,7 @@ def check_controls(
             continue
         if not prompts:
             raise ConfigError(f"data.task: the {split} split has no rows")
-        yield from check_rows(task, split, dict(enumerate(prompts)), verifiers)
+        yield from check_rows(task, split, dict(enumerate(with_columns(prompts, verifiers))), verifiers)
 
 
 def check_rows(
@@ -122,9 +123,7 @@ def check_rows(
 
 
 def _samples(prompts: Mapping[int, Prompt], completions: Sequence[tuple[int, str]]) -> list[Sample]:
-    return [
-        Sample(prompts[row].messages, text, prompts[row].answer, prompts[row].metadata) for row, text in completions
-    ]
+    return [prompts[row].sample(text) for row, text in completions]
 
 
 def check_sample(task: Task, split: Split, prompts: Sequence[Prompt], verifiers: Sequence[Verifier]) -> list[str]:

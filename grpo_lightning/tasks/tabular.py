@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks._load import Table, open_splits
+from grpo_lightning.tasks._load import Row, Table, given_splits, open_splits
 from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task
 from grpo_lightning.types import Prompt
 
+log = logging.getLogger(__name__)
+
 _ARGS = "data.task.init_args"
+_ANSWER = "answer"
 _USUAL_NAMES: Mapping[Split, Sequence[str]] = {
     "train": ("train",),
     "val": ("validation", "valid", "val", "dev"),
@@ -40,16 +45,19 @@ class Tabular(Task):
 
     Args:
         path: a ``.jsonl``, ``.json`` (an array), ``.csv`` or ``.parquet`` file, which is the train split; a folder
-            with ``train.jsonl``, ``test.jsonl`` and so on; or the name of a data set on the hub.
+            with ``train.jsonl``, ``test.jsonl`` and so on; or the name of a data set on the hub. In Python also
+            the rows themselves: a list of dicts or a ``datasets.Dataset``, which is the train split, or a mapping from
+            split names to these. Of an ``IterableDataset`` only the first rows are read, as many as ``limit`` requires.
         name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
         prompt_column: the column with the prompt, as text or as a list of chat messages. Default: ``prompt``, unless
             ``prompt_template`` is given.
         prompt_template: a template that builds the prompt from several columns, instead of ``prompt_column``.
-        answer_column: the column with the gold answer; ``None`` if the verifier needs none. CSV answers stay text,
-            exactly as written.
+        answer_column: the column with the gold answer; ``None`` if the verifier needs none. If the data has no column
+            of the default name, the rows have no answer. CSV answers stay text, exactly as written.
         solution_column: the column with a worked solution, used for SFT and as the gold completion.
         metadata_columns: columns that the verifier reads from ``metadata``, such as ``schema`` or ``tests``. A mapping
-            renames them: ``{tests: test_list}`` gives the column ``test_list`` as ``metadata["tests"]``.
+            renames them: ``{tests: test_list}`` gives the column ``test_list`` as ``metadata["tests"]``. Functions
+            written for TRL get the columns that they name without this option.
         gold_format: a template that turns the gold answer, ``{answer}``, into a completion. Without ``solution_column``
             the result is the gold completion and the target of SFT.
         splits: the data set's names for ``train``, ``val`` and ``test``. Without a name for ``val`` the usual names are
@@ -65,11 +73,11 @@ class Tabular(Task):
 
     def __init__(
         self,
-        path: str,
+        path: str | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]],
         name: str | None = None,
         prompt_column: str | None = None,
         prompt_template: str | None = None,
-        answer_column: str | None = "answer",
+        answer_column: str | None = _ANSWER,
         solution_column: str | None = None,
         metadata_columns: Sequence[str] | Mapping[str, str] = (),
         gold_format: str = "#### {answer}",
@@ -98,6 +106,7 @@ class Tabular(Task):
         if limit is not None and limit < 1:
             raise ConfigError(f"{_ARGS}.limit: {limit} must be at least 1, or null for all rows")
         self.path = path
+        self._source_name = path if isinstance(path, str) else "the data given"
         self.name = name
         self.prompt_column: str = prompt_column or "prompt"
         self.prompt_template = prompt_template
@@ -116,7 +125,7 @@ class Tabular(Task):
     def prompts(self, split: Split) -> Sequence[Prompt]:
         table, rows = self._rows(split)
         self._require_columns(table)
-        return [self._prompt(table, row) for row in rows[: self.limit]]
+        return [replace(self._prompt(table, row), columns=Row(table, row)) for row in rows[: self.limit]]
 
     def gold_completion(self, prompt: Prompt) -> str:
         if prompt.solution is None:
@@ -124,12 +133,20 @@ class Tabular(Task):
         return prompt.solution
 
     def _prompt(self, table: Table, row: int) -> Prompt:
-        answer = None if self.answer_column is None else table.value(row, self.answer_column)
+        answer_column = self._answer_column(table)
+        answer = None if answer_column is None else table.value(row, answer_column)
         solution = None if answer is None else fill(self.gold_format, {"answer": answer})
         if self.solution_column is not None:
             solution = str(table.value(row, self.solution_column))
         metadata = {name: table.rows[row].get(column) for name, column in self.metadata_columns.items()}
-        return Prompt(self._messages(table, row), answer, metadata, solution)
+        return Prompt(self._messages(table, row), answer, metadata, solution, is_chat=self._is_chat(table, row))
+
+    def _answer_column(self, table: Table) -> str | None:
+        absent = self.answer_column == _ANSWER and _ANSWER not in table.columns
+        return None if absent else self.answer_column
+
+    def _is_chat(self, table: Table, row: int) -> bool:
+        return self.prompt_template is None and not isinstance(table.value(row, self.prompt_column), str)
 
     def _messages(self, table: Table, row: int) -> list[dict[str, str]]:
         if self.prompt_template is not None:
@@ -155,8 +172,14 @@ class Tabular(Task):
         else:
             for column in sorted(fields(self.prompt_template)):
                 table.require(column, f"{_ARGS}.prompt_template")
-        if self.answer_column is not None:
-            table.require(self.answer_column, f"{_ARGS}.answer_column")
+        answer_column = self._answer_column(table)
+        if answer_column is not None:
+            table.require(answer_column, f"{_ARGS}.answer_column")
+        elif self.answer_column is not None:
+            log.warning(
+                "%s.answer_column: the data set has no column %r, so its rows have no gold answer; it has: %s",
+                _ARGS, _ANSWER, ", ".join(table.columns),
+            )  # fmt: skip
         if self.solution_column is not None:
             table.require(self.solution_column, f"{_ARGS}.solution_column")
         for column in self.metadata_columns.values():
@@ -164,7 +187,10 @@ class Tabular(Task):
 
     @cached_property
     def _source(self) -> Mapping[str, Any]:
-        return open_splits(self.path, self.name)
+        if isinstance(self.path, str):
+            return open_splits(self.path, self.name)
+        most_rows = None if self.limit is None else self.limit + self.val_size  # which may be held out of them
+        return given_splits(self.path, most_rows)
 
     def _rows(self, split: Split) -> tuple[Table, Sequence[int]]:
         """Return the table that contains a split, and the split's row numbers in it."""
@@ -179,7 +205,7 @@ class Tabular(Task):
         name = self._split_name(split)
         if name is None:
             raise MissingSplit(
-                f"{_ARGS}.path: {self.path} has no {split} split; it has: {', '.join(self._source)}; "
+                f"{_ARGS}.path: {self._source_name} has no {split} split; it has: {', '.join(self._source)}; "
                 f"add the split, or choose one with splits: {{{split}: ...}}"
             )
         table: Table = self._source[name]()
@@ -190,7 +216,7 @@ class Tabular(Task):
             return next((name for name in _USUAL_NAMES[split] if name in self._source), None)
         if self.splits[split] not in self._source:
             raise ConfigError(
-                f"{_ARGS}.splits: {self.path} has no split {self.splits[split]!r} to use as {split}; "
+                f"{_ARGS}.splits: {self._source_name} has no split {self.splits[split]!r} to use as {split}; "
                 f"it has: {', '.join(self._source)}"
             )
         return self.splits[split]

@@ -73,6 +73,18 @@ class Verifier(ABC):
         A run in which every row lacks it is refused before the model is loaded. By default nothing is required.
         """
 
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
+        """Return the columns that it reads from ``metadata`` and that the task need not put there. By default none.
+
+        Args:
+            available: the columns that the rows have.
+            has_answer: whether they have gold answers.
+
+        Raises:
+            ConfigError: it needs one that does not exist.
+        """
+        return ()
+
     @abstractmethod
     def verify(self, sample: Sample) -> Verdict:
         """Judge one sample."""

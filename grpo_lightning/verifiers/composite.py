@@ -17,6 +17,7 @@ from grpo_lightning.curves import taken_names
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, by_class_name, judge, rewarded
+from grpo_lightning.verifiers.function import as_verifiers, named_verifiers
 
 
 class _Composite(Verifier):
@@ -43,6 +44,10 @@ class _Composite(Verifier):
         """Check the row with each part."""
         for verifier in self._all:
             verifier.require(prompt)
+
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
+        """Return the columns that its parts read."""
+        return [name for verifier in self._all for name in verifier.columns(available, has_answer)]
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
@@ -78,9 +83,10 @@ class WeightedVerifier(_Composite):
         weights: dict[str, float] | None = None,
         required: list[str] | None = None,
     ) -> None:
+        parts = named_verifiers(parts, "WeightedVerifier.parts")
         super().__init__(parts.values())
         self._part_names = _checked_names("WeightedVerifier.parts", parts)
-        self.parts = dict(parts)
+        self.parts = parts
         self.weights = dict.fromkeys(parts, 1.0) if weights is None else dict(weights)
         for name in self.weights:
             if name not in parts:
@@ -143,14 +149,18 @@ class _Logical(_Composite):
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
     ) -> None:
-        self.verifiers = dict(verifiers) if isinstance(verifiers, dict) else by_class_name(verifiers)
+        key = f"{type(self).__name__}.verifiers"
+        if isinstance(verifiers, dict):
+            self.verifiers = named_verifiers(verifiers, key)
+        else:
+            self.verifiers = by_class_name(as_verifiers(verifiers, key))
         super().__init__(
             self.verifiers.values(),
             reward_correct=reward_correct,
             reward_format=reward_format,
             reward_wrong=reward_wrong,
         )
-        self._part_names = _checked_names(f"{type(self).__name__}.verifiers", self.verifiers)
+        self._part_names = _checked_names(key, self.verifiers)
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -251,10 +261,10 @@ class ByColumn(_Composite):
     """
 
     def __init__(self, column: str, verifiers: dict[str, Verifier]) -> None:
-        super().__init__(verifiers.values())
-        self._part_names = _checked_names("ByColumn.verifiers", verifiers)
+        self.verifiers = named_verifiers(verifiers, "ByColumn.verifiers")
+        super().__init__(self.verifiers.values())
+        self._part_names = _checked_names("ByColumn.verifiers", self.verifiers)
         self.column = column
-        self.verifiers = dict(verifiers)
 
     @property
     def part_names(self) -> tuple[str, ...]:

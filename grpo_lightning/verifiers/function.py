@@ -5,24 +5,30 @@ from __future__ import annotations
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers._signature import OF_TRLS_TRAINER, Style, signature_of, style_of
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
 
-Style = Literal["sample", "answer", "trl"]
+_TEXTS = (
+    "its completions are plain texts, as its prompts are: a function that reads completion[0]['content'] needs "
+    "conversational: true"
+)
 
 
 class FunctionVerifier(Verifier):
-    """Turns a function into a verifier. ``style`` selects how it is called:
+    """Turns a function into a verifier. ``style`` selects how it is called; by default the parameters do:
 
     - ``sample``: ``f(sample)``, with the :class:`Sample`.
     - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer.
     - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list.
-      TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The columns are the row's
-      metadata and its answer. ``completion_ids`` is omitted if only the texts are known; there is no ``trainer_state``.
+      TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The function gets the arguments
+      that it names, or all of them if it has ``**kwargs``. The columns are those of the row, its metadata and its
+      answer. ``completion_ids`` is omitted if only the texts are known. ``trainer_state``, ``log_extra``,
+      ``log_metric`` and ``environments`` are not passed.
 
     The function returns, for each sample:
 
@@ -37,12 +43,14 @@ class FunctionVerifier(Verifier):
 
     Args:
         function: dotted path of the function, such as ``my_package.rewards.shorter_is_better``, or the function itself.
-        style: how the function is called.
+        style: how the function is called. Default: ``trl`` if a parameter is called ``completions``, ``prompts`` or
+            ``completion_ids``; ``answer`` with two parameters without a default, and ``sample`` with one.
         options: extra keyword arguments for every call.
         correct_at: the smallest reward that means correct.
         answer_column: ``trl``: name of the argument that receives the gold answers.
-        conversational: ``trl``: completions are lists of one message and prompts lists of messages, as in TRL for chat
-            prompts. ``False`` for a function that takes plain texts; the prompt is then the text of the last message.
+        conversational: ``trl``: whether the function gets completions as lists of one message and prompts as lists of
+            messages, or both as plain texts; the prompt is then the text of the last message. ``auto`` decides by the
+            prompt of the row, as TRL does: a list of messages, or a text. All tasks other than ``Tabular`` have texts.
         slow: whether to call the function in a thread while other completions still decode, which pays off if it
             queries another model, for example. It is then called with whatever has finished, so it must reward each
             sample independently.
@@ -53,17 +61,18 @@ class FunctionVerifier(Verifier):
         reward_wrong: reward of ``False``, and of any other ``Verdict`` without a score.
 
     Raises:
-        ConfigError: the function cannot be imported or called, or an option is out of range.
+        ConfigError: the function cannot be imported or called, its parameters do not determine a style, or an option is
+            out of range.
     """
 
     def __init__(
         self,
         function: str | Callable[..., Any],
-        style: Style = "sample",
+        style: Style | None = None,
         options: dict[str, Any] | None = None,
         correct_at: float = 1.0,
         answer_column: str = "answer",
-        conversational: bool = True,
+        conversational: bool | Literal["auto"] = "auto",
         slow: bool = False,
         timeout_s: float | None = None,
         reward_correct: float = 1.0,
@@ -71,21 +80,52 @@ class FunctionVerifier(Verifier):
         reward_wrong: float = 0.0,
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong)
-        if style not in get_args(Style):
+        if style is not None and style not in get_args(Style):
             raise ConfigError(f"FunctionVerifier.style: must be one of {', '.join(get_args(Style))}, not {style!r}")
+        if conversational not in (True, False, "auto"):
+            raise ConfigError(f"FunctionVerifier.conversational: must be auto, true or false, not {conversational!r}")
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"FunctionVerifier.timeout_s: must be above 0, or null for no limit, not {timeout_s}")
         self.function = _imported(function) if isinstance(function, str) else function
         self.name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
         if not callable(self.function):
             raise ConfigError(f"FunctionVerifier.function: {self.name} is not callable; give the path of a function")
-        self.style = style
         self.options = options or {}
+        self.signature = signature_of(self.function, self.options)
+        self.style = style_of(self.signature, self.name) if style is None else style
         self.correct_at = correct_at
         self.answer_column = answer_column
         self.conversational = conversational
         self.slow = slow
         self.timeout_s = timeout_s
+
+    def require(self, prompt: Prompt) -> None:
+        """Refuse rows without a gold answer if the function takes one."""
+        if self.style == "answer" and prompt.answer is None:
+            raise ValueError(f"{self.name} needs the gold answer, and the row has none")
+
+    def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
+        """Return the columns that a function written for TRL names, or all of them if it has ``**kwargs``.
+
+        Raises:
+            ConfigError: it has a parameter without a default that no column fills.
+        """
+        if self.style != "trl":
+            return ()
+        gold = [self.answer_column] if has_answer else []
+        known = list(dict.fromkeys([*available, *gold]))
+        for name in self.signature.missing(known):
+            if name in OF_TRLS_TRAINER:
+                raise ConfigError(
+                    f"FunctionVerifier.function: {self.name} needs {name!r}, which only TRL's trainer has; give the "
+                    "parameter a default"
+                )
+            raise ConfigError(
+                f"FunctionVerifier.function: {self.name} has the parameter {name!r}, and the rows have no such column, "
+                f"only {', '.join(known) or 'none'}; name the one that is meant by "
+                f"data.task.init_args.metadata_columns ({{{name}: COLUMN}}), or give the parameter in options"
+            )
+        return [name for name in self.signature.wanted(available) if name not in gold]
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
@@ -117,12 +157,19 @@ class FunctionVerifier(Verifier):
     def _call_with_lists(self, samples: Sequence[Sample]) -> list[Any]:
         names = dict.fromkeys(name for sample in samples for name in sample.metadata)
         arguments: dict[str, Any] = {name: [sample.metadata.get(name) for sample in samples] for name in names}
-        arguments[self.answer_column] = [sample.answer for sample in samples]
-        arguments["prompts"] = [self._prompt(sample.prompt) for sample in samples]
-        arguments["completions"] = [self._completion(sample.completion) for sample in samples]
+        arguments[self.answer_column] = [
+            sample.metadata.get(self.answer_column) if sample.answer is None else sample.answer for sample in samples
+        ]
+        chats = [self._is_chat(sample) for sample in samples]
+        arguments["prompts"] = [_prompt(sample.prompt, chat) for sample, chat in zip(samples, chats, strict=True)]
+        arguments["completions"] = [
+            _completion(sample.completion, chat) for sample, chat in zip(samples, chats, strict=True)
+        ]
         if all(sample.token_ids is not None for sample in samples):
             arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
-        (values,) = self._settle([self.function(**arguments | self.options)])
+        (values,) = self._settle([self._call_batch(self.signature.given(arguments))])
+        if isinstance(values, TypeError) and self.conversational == "auto" and not all(chats):
+            raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
             raise values
         values = _plain(values)
@@ -132,13 +179,18 @@ class FunctionVerifier(Verifier):
             raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, but returned {len(values)}")
         return list(values)
 
-    def _prompt(self, prompt: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
-        if self.conversational:
-            return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    def _call_batch(self, arguments: dict[str, Any]) -> Any:
+        """Return the function's result for a batch, or the exception that it raises."""
+        try:
+            return self.function(**arguments | self.options)
+        except Exception as error:
+            return error
 
-    def _completion(self, completion: str) -> str | list[dict[str, str]]:
-        return [{"role": "assistant", "content": completion}] if self.conversational else completion
+    def _is_chat(self, sample: Sample) -> bool:
+        """Return whether the function gets lists of messages for this sample."""
+        if isinstance(self.conversational, bool):
+            return self.conversational
+        return not (isinstance(sample.prompt, str) or sample.prompt_is_text)
 
     def _settle(self, values: list[Any]) -> list[Any]:
         """Await the awaitable values; a value that raises is replaced with its exception."""
@@ -174,6 +226,40 @@ class FunctionVerifier(Verifier):
         # A number does not tell whether the format is valid; a valid format alone would earn a reward in AnyOf.
         correct = value >= self.correct_at
         return Verdict(correct=correct, format_valid=correct, score=float(value))
+
+
+def as_verifiers(given: Any, key: str = "model.verifiers") -> list[Verifier]:
+    """Return a list of verifiers for what a program passes: one or several, each a verifier or a plain function.
+
+    Raises:
+        ConfigError: one is neither; the message begins with ``key``.
+    """
+    return [_as_verifier(one, key) for one in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+def named_verifiers(given: Mapping[str, Any], key: str) -> dict[str, Verifier]:
+    """Return named verifiers, where plain functions are allowed, too."""
+    return {name: _as_verifier(one, key) for name, one in given.items()}
+
+
+def _as_verifier(given: Any, key: str) -> Verifier:
+    if isinstance(given, Verifier):
+        return given
+    if isinstance(given, type) and issubclass(given, Verifier):
+        raise ConfigError(f"{key}: {given.__name__} is a class; make an object of it, {given.__name__}()")
+    if not callable(given):
+        raise ConfigError(f"{key}: {given!r} is neither a verifier nor a function; give one, such as MathVerifier()")
+    return FunctionVerifier(given)
+
+
+def _prompt(prompt: str | list[dict[str, str]], chat: bool) -> str | list[dict[str, str]]:
+    if chat:
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
+    return [{"role": "assistant", "content": completion}] if chat else completion
 
 
 def _imported(path: str) -> Any:

@@ -145,6 +145,8 @@ def test_what_a_trl_function_gets() -> None:
     assert seen["prompts"] == ["6 * 7?", "6 * 7?"]
     assert seen["completions"] == ["42", "41"]
     judge(FunctionVerifier(look, style="trl"), [Sample("6 * 7?", "42")])
+    assert seen == {"prompts": ["6 * 7?"], "completions": ["42"], "answer": [None]}, "a text stays a text"
+    judge(FunctionVerifier(look, style="trl", conversational=True), [Sample("6 * 7?", "42")])
     assert seen == {
         "prompts": [[{"role": "user", "content": "6 * 7?"}]],
         "completions": [[{"role": "assistant", "content": "42"}]],
@@ -227,7 +229,7 @@ def test_no_reward_is_made_of_anything_else(value: Any, text: str) -> None:
     def f(*args: Any, **kwargs: Any) -> Any:
         return [value, value] if kwargs else value
 
-    assert error(FunctionVerifier(f)) == text
+    assert error(FunctionVerifier(f, style="sample")) == text
     assert error(FunctionVerifier(f, style="trl")) == text
 
 

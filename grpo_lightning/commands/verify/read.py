@@ -54,4 +54,5 @@ def sample_of(record: dict[str, Any]) -> Sample:
         finish_reason=FinishReason(record.get("finish_reason", "stop")),
         token_ids=record.get("token_ids"),
         prompt_end=record.get("prompt_end") or "",
+        prompt_is_text=record.get("prompt_is_text") or False,
     )
