@@ -59,6 +59,8 @@ class FunctionVerifier(Verifier):
         reward_correct: reward of ``True``, and of a correct ``Verdict`` without a score.
         reward_format: reward of a ``Verdict`` without a score of which only the format is valid.
         reward_wrong: reward of ``False``, and of any other ``Verdict`` without a score.
+        accept_truncated: whether a completion that was cut off at the token limit can be correct. A number that the
+            function returns is the reward either way.
 
     Raises:
         ConfigError: the function cannot be imported or called, its parameters do not determine a style, or an option is
@@ -78,8 +80,9 @@ class FunctionVerifier(Verifier):
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
+        accept_truncated: bool = False,
     ) -> None:
-        super().__init__(reward_correct, reward_format, reward_wrong)
+        super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         if style is not None and style not in get_args(Style):
             raise ConfigError(f"FunctionVerifier.style: must be one of {', '.join(get_args(Style))}, not {style!r}")
         if conversational not in (True, False, "auto"):

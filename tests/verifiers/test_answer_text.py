@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import FinishReason, Prompt, Sample
-from grpo_lightning.verifiers import CodeVerifier, FormatVerifier, JSONSchemaVerifier, MathVerifier, Verdict, Verifier
+from grpo_lightning.verifiers import (
+    CodeVerifier,
+    FormatVerifier,
+    FunctionVerifier,
+    JSONSchemaVerifier,
+    MathVerifier,
+    Verdict,
+    Verifier,
+)
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import judge, rewarded
 
@@ -164,6 +172,14 @@ def test_a_truncated_completion_does_not_have_the_form() -> None:
     sample = Sample("", "<answer>5</answer>", finish_reason=FinishReason.LENGTH)
     assert rewarded(FormatVerifier(["answer"]), [sample])[0][1] == 0
     assert rewarded(FormatVerifier(["answer"], accept_truncated=True), [sample])[0][1] == 1
+
+
+def test_a_function_decides_the_reward_of_a_truncated_completion_by_a_number() -> None:
+    sample = Sample("", "x", finish_reason=FinishReason.LENGTH)
+    for value, reward, accepted in ((True, 0.0, 1.0), (0.7, 0.7, 0.7), (1, 1.0, 1.0)):
+        for option, wanted in ((False, reward), (True, accepted)):
+            verifier = FunctionVerifier(lambda sample, value=value: value, accept_truncated=option)
+            assert rewarded(verifier, [sample])[0][1] == wanted
 
 
 class Scored(Verifier):
