@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.algorithms import GRPOModule, PPOModule, base
+from grpo_lightning.algorithms import GRPOModule, PPOModule, passes
 from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.errors import ConfigError
@@ -223,7 +223,7 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: type[OnlineModule]
 ) -> None:
     ran: list[int] = []
-    original = base.microbatches
+    original = passes.microbatches
 
     def spy(*args: Any) -> Any:
         parts = original(*args)
@@ -231,7 +231,7 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
             ran.append(sum(part.real_tokens for part in parts))
         return parts
 
-    monkeypatch.setattr(base, "microbatches", spy)
+    monkeypatch.setattr(passes, "microbatches", spy)
     data = rollouts(
         refinement=RefinementConfig(budget=4), sampling=SamplingParams(max_new_tokens=80), prompts_per_step=3
     )
