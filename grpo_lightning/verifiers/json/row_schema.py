@@ -111,14 +111,15 @@ def unwrap(schema: Json) -> Json:
 
     A wrapper has no keyword of JSON Schema (``type`` with a value that is no JSON type, such as ``json_schema`` or
     ``function``, is none), exactly one member that vendors put a schema, or another wrapper, into, and beside it
-    neither other objects nor names of types: ``{"schema": {"type": "string"}, "name": "string"}`` lists fields.
+    neither other objects nor names of types, but in a description: ``{"schema": {"type": "string"}, "name": "string"}``
+    lists fields.
     """
     while isinstance(schema, dict) and not _asserted_keywords(schema):
         inner = [name for name, value in schema.items() if isinstance(value, dict) and name not in _BESIDE]
         if (
             len(inner) != 1
             or inner[0] not in _WRAPPERS
-            or any(isinstance(v, str) and v in _TYPES for v in schema.values())
+            or any(v in _TYPES for name, v in schema.items() if isinstance(v, str) and name != "description")
         ):
             break
         schema = schema[inner[0]]
@@ -133,6 +134,8 @@ def check_constrains(schema: Json, check_formats: bool) -> None:
     Raises:
         ValueError: every document fits it, or a keyword is misspelled.
     """
+    if any(target not in (None, "#") for target in _recursive_targets(schema)):
+        raise ValueError("the schema has a $recursiveRef that is not '#': use $ref for anything else")
     for name, keyword in _misspelled(schema):
         raise ValueError(f"the schema has an unknown keyword {name!r}: did you mean {keyword!r}?")
     if not _constrains(schema, schema, check_formats, _MAX_REFERENCES):
@@ -217,18 +220,30 @@ def _referred(root: Json, reference: str) -> Json | None:
     return node if reference.startswith("#/") else None
 
 
-def _misspelled(node: Json) -> Iterator[tuple[str, str]]:
+def _misspelled(schema: Json) -> Iterator[tuple[str, str]]:
     """The unknown keywords of a schema that look like a known one, with that one."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, dict):
-            continue
+    for node in _nodes(schema):
         for name, value in node.items():
             keyword = _meant(name)
             if keyword is not None and isinstance(value, _KEYWORDS[keyword][2]):
                 yield name, keyword
-            waiting += _parts(name, value)
+
+
+def _recursive_targets(schema: Json) -> Iterator[Json]:
+    """What each part of a schema of draft 2019-09 refers to by ``$recursiveRef``: the draft allows ``#`` alone."""
+    if _draft(schema) == _DRAFT_OF["2019-09"]:
+        yield from (node.get("$recursiveRef") for node in _nodes(schema))
+
+
+def _nodes(schema: Json) -> Iterator[dict[str, Json]]:
+    """A schema and the schemas inside of it."""
+    waiting = [schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            for name, value in node.items():
+                waiting += _parts(name, value)
 
 
 def _parts(keyword: str, value: Json) -> list[Json]:

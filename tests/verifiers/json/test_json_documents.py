@@ -134,7 +134,7 @@ def test_nothing_is_fetched_and_no_file_is_read(tmp_path: Path, monkeypatch: pyt
             {"$ref": place},
             {"$dynamicRef": place},
             {"$id": f"{BASE}own.json", "items": {"$ref": place}},
-            {"allOf": [ORDER, {"$ref": place}]},
+            {"allOf": [{"$ref": place}, ORDER]},  # reached before a number is refused
             {"$schema": place},
         ):
             # What the second of them asks for, no number reaches.

@@ -77,7 +77,6 @@ def test_text_beside_a_document_that_is_no_prose(completion: str) -> None:
         f"{AGE};",
         f"The answer is {AGE}, I think.",
         f'The answer is "{AGE}"',
-        f'"The answer: {AGE}"',
         f"[in JSON: {AGE}]",
         f"So {{as JSON: {AGE}}} then",
         f"**{AGE}**",

@@ -230,7 +230,7 @@ def test_a_misspelled_keyword_is_named(schema: Any, name: str, keyword: str) -> 
 
 @pytest.mark.parametrize(
     "word",
-    ["name", "title", "note", "notes", "version", "strict", "order", "propertyOrdering", "nullable", "optional",
+    ["name", "note", "notes", "version", "strict", "order", "propertyOrdering", "nullable", "optional",
      "discriminator", "text", "unit", "values", "parameters", "cost", "form", "options", "x-typ", "example", "tags"],
 )  # fmt: skip
 def test_other_words_are_no_mistakes(word: str) -> None:
