@@ -84,8 +84,11 @@ def sentence(message: str, names: Sequence[str], concrete: dict[str, list[str]])
         return f"{'.'.join([*keys, 'class_path'])}: give one of {', '.join(concrete[unnamed[1]])}"
     text = _joined([_plain(line, message) for line in reasons]) or message.strip()
     names_too = re.search(r"Expected a typing\.Literal\[(.*)\]", message)
-    if names_too and text.startswith("Expected a dot import path string: "):
-        text += f": give one of {names_too[1]}, or the class_path of a class"
+    no_class = re.match(r"Expected a dot import path string: (.*)", text)
+    if names_too and no_class:
+        choices = names_too[1].replace("'", "")
+        hint = _with_hint("", text, names)[len(text) :]
+        return f"{key}: must be one of {choices}, or a class by its class_path, not {no_class[1]}{hint}"
     return _with_hint(key, text, names)
 
 

@@ -302,7 +302,10 @@ def test_the_config_that_a_run_saved_is_checked_tried_and_planned(
         (["--config", "configs/none.yaml"], "File does not exist"),
         (["--ckpt_path", "none.ckpt"], "ckpt_path: there is no checkpoint none.ckpt"),
         (["--ckpt_path", "last"], "has a last checkpoint: give the path of one"),
-        (["--data.task.init_args.path", "./none"], "data.task.init_args.path: there is no file or folder ./none"),
+        (
+            ["--data.task.init_args.path", "./none"],
+            "data.task.init_args.path: the file or folder ./none does not exist",
+        ),
         (["--model.init_args.policy.path", "./none"], "model.policy.path: there is no folder ./none"),
         (["--data.max_prompt_tokens", "3"], "data.max_prompt_tokens: all"),
         (["--data.group_size", "1"], "data.group_size: an advantage relative to the group needs at least 2"),

@@ -479,5 +479,7 @@ def test_bad_options_name_their_key(options: dict[str, Any], text: str) -> None:
 
 def test_a_temperature_of_its_own_needs_one_to_differ_from() -> None:
     refinement = RefinementConfig(mode="distill", temperature=0.5)
-    with pytest.raises(ConfigError, match=r"data\.refinement\.temperature: needs data\.sampling\.temperature above 0"):
+    with pytest.raises(
+        ConfigError, match=r"data\.refinement\.temperature: data\.sampling\.temperature must be above 0"
+    ):
         rollouts(refinement=refinement, sampling=SamplingParams(temperature=0.0))
