@@ -53,8 +53,8 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["--model.advantage", "grpo"],
-            "model.advantage: must be one of group, none-scaled, batch-std, leave_one_out, or a class by its class_path, "
-            "not grpo",
+            "model.advantage: must be one of group, none-scaled, batch-std, leave_one_out, or a class by its class_path"
+            ", not grpo",
         ),
         (["--data.group_size", "eight"], "data.group_size: must be a whole number, not eight"),
         (["--data.pass_samples", "many"], "data.pass_samples: must be a whole number, not many"),

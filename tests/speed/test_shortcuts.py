@@ -105,8 +105,9 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
             monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
             adapter = LoRAConfig(r=4, alpha=8) if lora else None
             options = {} if without is None else {"without": [without]}
+            path = tiny_model(kind)  # makes the model the first time, with a seed of its own
             torch.manual_seed(0)
-            policy = Policy(PolicyConfig(path=tiny_model(kind), lora=adapter, **options))
+            policy = Policy(PolicyConfig(path=path, lora=adapter, **options))
             torch.manual_seed(1)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
