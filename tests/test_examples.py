@@ -234,7 +234,10 @@ def test_an_objective_of_ones_own_trains_from_yaml(tmp_path: Path) -> None:
         ),
         (["--model.init_args.objective.init_args.tau", "0"], "SoftGate: tau must be positive, but is 0.0"),
         (["--model.init_args.objective.init_args.tao", "1"], "model.objective: .*tao"),
-        (["--model.init_args.objective", "Softgate"], "model.objective: .*Softgate: give one of 'clip', 'cispo', or"),
+        (
+            ["--model.init_args.objective", "Softgate"],
+            "model.objective: must be one of clip, cispo, or .*, not Softgate",
+        ),
     ],
 )
 def test_mistakes_with_an_objective_are_one_sentence(

@@ -183,6 +183,7 @@ def test_a_trial_that_fails_in_a_different_precision_is_logged_at_that_time(
 ) -> None:
     policy = Policy(PolicyConfig(path=tiny_model("llama")))
     assert "shortcut packed_weights: used" in policy.shortcuts.lines()
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="grpo_lightning"):
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
