@@ -15,7 +15,7 @@ from grpo_lightning.verifiers.base import NoVerdict, Verifier, judge
 
 log = logging.getLogger(__name__)
 
-Control = Literal["gold", "wrong"]
+Control = Literal["gold", "wrong", "judged"]
 
 
 SAMPLED_ROWS = 8
@@ -24,6 +24,7 @@ SAMPLED_ROWS = 8
 _MEANINGS: dict[Control, str] = {
     "gold": "the verifier rejects the gold answer",
     "wrong": "the verifiers accept an answer that is certainly wrong",
+    "judged": "a verifier breaks on any answer",
 }
 
 
@@ -35,7 +36,8 @@ class ControlFailure:
         split: the row's split.
         row: the row's number in the split.
         verifier: class name of the verifier.
-        control: ``gold`` if the gold answer was rejected, ``wrong`` if a certainly wrong answer was accepted.
+        control: ``gold`` if the gold answer was rejected, ``wrong`` if a certainly wrong answer was accepted,
+            ``judged`` if a row without a gold answer cannot be judged at all.
         completion: the completion that was judged.
         verdict: the verifier's verdict.
     """
@@ -53,7 +55,7 @@ class ControlFailure:
             return f"{where} cannot judge {self.completion!r}: {self.verdict.error}"
         if self.control == "wrong":
             return f"{where} accepts {self.completion!r}, which is certainly wrong"
-        return f"{where} rejects {self.completion!r}: {self.verdict.error or self.verdict.feedback}"
+        return f"{where} rejects {self.completion!r}: {self.verdict.feedback}"
 
 
 def check_controls(
@@ -107,13 +109,14 @@ def check_rows(
     columns = [judge(verifier, _samples(prompts, wrongs)) for verifier in verifiers]
     # One verifier alone may accept a wrong answer: it may judge only the length or the format.
     names = ", ".join(type(verifier).__name__ for verifier in verifiers)
+    with_gold = {row for row, _ in golds}
     refused: set[int] = set()
     accepted: dict[int, ControlFailure] = {}
     for index, (row, text) in enumerate(wrongs):
         judged = [column[index] for column in columns if not column[index].abstained]
         broken = next((verdict for verdict in judged if verdict.error is not None), None)
-        if broken is not None and row not in dict(golds):
-            accepted[row] = ControlFailure(split, row, names, "wrong", text, broken)
+        if broken is not None and row not in with_gold:
+            accepted[row] = ControlFailure(split, row, names, "judged", text, broken)
         elif judged and all(verdict.correct for verdict in judged):
             accepted.setdefault(row, ControlFailure(split, row, names, "wrong", text, judged[0]))
         else:

@@ -171,7 +171,9 @@ def test_a_row_without_a_gold_completion_must_be_judgeable() -> None:
     runs, asserts_nothing = "def test_f():\n    assert f(1) == 2", "def helper():\n    assert f(1) == 2"
     task = Rows(row(None, None, tests=runs), row(None, None, tests=asserts_nothing))
     (failure,) = check_controls(task, [CodeVerifier()])
-    assert (failure.row, failure.control) == (1, "wrong")
+    assert (failure.row, failure.control) == (1, "judged")
+    (warning,) = check_sample(task, "train", task.rows, [CodeVerifier()])
+    assert warning.startswith("data.task: a verifier breaks on any answer in 1 of 2 rows: train row 1: CodeVerifier")
     assert "train row 1: CodeVerifier cannot judge 'def f" in str(failure).replace("```python\\n", "")
 
 

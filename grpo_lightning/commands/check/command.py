@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks.controls import check_controls
+from grpo_lightning.tasks.controls import Control, check_controls
+
+_FAILED: dict[Control, str] = {
+    "gold": "gold answers do not satisfy their own verifier",
+    "wrong": "certainly wrong answers do",
+    "judged": "rows cannot be judged",
+}
 
 
 def main(args: Sequence[str]) -> None:
@@ -23,17 +30,9 @@ def main(args: Sequence[str]) -> None:
     for failure in failures[:20]:
         print(failure)
     if failures:
-        kinds = {
-            "gold answers do not satisfy their own verifier": [failure.control == "gold" for failure in failures],
-            "certainly wrong answers do": [
-                failure.control == "wrong" and not failure.verdict.error for failure in failures
-            ],
-            "rows cannot be judged": [
-                failure.control == "wrong" and bool(failure.verdict.error) for failure in failures
-            ],
-        }
-        counts = ", ".join(f"{sum(these)} {kind}" for kind, these in kinds.items() if any(these))
-        raise ConfigError(f"data.task: {counts}: repair or remove those rows, or take another verifier")
+        counts = Counter(failure.control for failure in failures)
+        found = ", ".join(f"{counts[control]} {what}" for control, what in _FAILED.items() if counts[control])
+        raise ConfigError(f"data.task: {found}: repair or remove those rows, or take another verifier")
     print(
         f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}, "
         "and no certainly wrong one is"
