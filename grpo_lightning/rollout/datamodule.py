@@ -97,6 +97,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.engine = InProcessEngine() if engine is None else engine
         self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
         self._prompts: dict[Split, EncodedPrompts] = {}
+        self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
         self._collector: Collector
         self._validate()
@@ -142,7 +143,9 @@ class RolloutDataModule(pl.LightningDataModule):
             ConfigError: a split is empty, no prompt of it fits, a verifier needs what the data or all rows lack, or the
                 module cannot learn from this data.
         """
-        trainer = self._attached_trainer
+        assert self.trainer is not None, "the data module samples from the module of a Trainer: give it to one"
+        trainer = self.trainer
+        self._ranks = trainer.global_rank, trainer.world_size
         learner = self._learner = _learner_of(trainer)
         self.check_devices(trainer.world_size)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -231,8 +234,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self, batch: PromptBatch, dataloader_idx: int
     ) -> Experience | Demonstrations | EvaluationBatch:
         """Make of a batch of prompts what the running stage learns from, or is measured on."""
-        assert self.trainer is not None
-        if not self.trainer.training:
+        if not cast(pl.Trainer, self.trainer).training:
             return self._evaluated(batch)
         if batch.recipe.step != self._train_loader.step:
             raise RuntimeError(
@@ -260,7 +262,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
-        policy, version = self._learner.policy, f"step-{self._attached_trainer.global_step}"
+        policy, version = self._learner.policy, f"step-{cast(pl.Trainer, self.trainer).global_step}"
         if self._pushed is None:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
@@ -299,17 +301,6 @@ class RolloutDataModule(pl.LightningDataModule):
             return EvaluationBatch(single, None)
         recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
         return EvaluationBatch(single, self.collect(replace(prompts, recipe=recipe)))
-
-    @property
-    def _attached_trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, (
-            "the data module needs a Trainer: its rollouts are those of the Trainer's module"
-        )
-        return self.trainer
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        return self._attached_trainer.global_rank, self._attached_trainer.world_size
 
 
 def _learner_of(trainer: pl.Trainer) -> Learner:
