@@ -250,7 +250,6 @@ def _correct(extracted: str, expected: str, reason: str) -> Verdict:
 
 
 def _unread(feedback: str, text: str, expected: str) -> Verdict:
-    """The verdict where no document was read."""
     return Verdict(False, False, feedback, explanation=Explanation(shortened(text), expected, feedback))
 
 
@@ -290,7 +289,6 @@ def _json_text(value: object, what: str) -> str:
 
 
 def _configured(schema: dict | str) -> str:
-    """The text of the schema given as an option."""
     if isinstance(schema, dict):
         return _json_text(schema, "the option 'schema'")
     try:
