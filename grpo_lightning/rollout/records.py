@@ -138,8 +138,10 @@ def _rounded(value: float) -> float | None:
 
 
 def _rounded_all(values: list[float] | None) -> list[float | None] | None:
-    if values is None or all(map(math.isfinite, values)):
-        return values and [round(value, 4) for value in values]
+    if values is None:
+        return None
+    if all(map(math.isfinite, values)):
+        return [round(value, 4) for value in values]
     return [_rounded(value) for value in values]
 
 
