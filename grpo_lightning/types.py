@@ -138,7 +138,7 @@ class Verdict:
         abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
             sample that no verifier has a say on is an error.
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
-        explanation: for ``grpo verify`` and other readers; ``None`` if the verifier gives none.
+        explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
     """
 

@@ -59,7 +59,7 @@ IGNORED_WARNINGS = (
     ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been reduced over the ranks
     ".*Couldn't infer the batch indices.*",  # the records say what they are
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
-    ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a folder of its own
+    ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a separate folder
 )
 """Warnings that a user can do nothing about."""
 

@@ -142,7 +142,7 @@ class RolloutDataModule(pl.LightningDataModule):
             ConfigError: a split is empty, no prompt of it fits, a verifier needs what the data or all rows lack, or the
                 module cannot learn from this data.
         """
-        assert self.trainer is not None, "the data module samples from the module of a Trainer: give it to one"
+        assert self.trainer is not None, "attach the data module to a Trainer, whose module it samples from"
         trainer = self.trainer
         self._ranks = trainer.global_rank, trainer.world_size
         learner = self._learner = learner_of(trainer)

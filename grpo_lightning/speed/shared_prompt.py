@@ -103,7 +103,7 @@ class _Prefixes(NamedTuple):
     mask_BP: Tensor | None
 
     def continued(self, rows_R: Tensor, position_RT: Tensor) -> dict[str, Any]:
-        """The decoder's arguments for some rows to go on from their prefixes."""
+        """The decoder's arguments for some rows to continue from their prefixes."""
         slots_R = self.slot_N[rows_R]
         inputs: dict[str, Any] = {"past_key_values": _fork(self.cache, slots_R), "use_cache": True}
         if self.mask_BP is not None:
