@@ -76,7 +76,7 @@ def _checked_names(key: str, parts: Mapping[str, Verifier]) -> tuple[str, ...]:
 
 
 def part_rewards(name: str, verdict: Verdict, reward: float) -> dict[str, float]:
-    """Return a part's reward and those of its own parts, under the names of :func:`_checked_names`."""
+    """Return a part's reward and those of its parts, under the names of :func:`_checked_names`."""
     return {name: reward} | {f"{name}/{inner}": value for inner, value in verdict.parts.items()}
 
 
