@@ -70,8 +70,8 @@ class RunCheckpoint(SavingCheckpoint):
                 folder = Path(trainer.default_root_dir)
                 # A warm start is part of the run in whose directory it lies, and continues with it.
                 part = folder.name == "warm_start"
-                go_on = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
-                print(f"\ninterrupted at step {trainer.global_step}: go on with the same config and {go_on}")
+                command = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
+                print(f"\ninterrupted at step {trainer.global_step}: continue with the same config and {command}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""

@@ -1,4 +1,4 @@
-"""What makes a run readable in TensorBoard beside its curves: layout, hyper-parameters, samples, histograms."""
+"""What TensorBoard shows of a run besides its curves: layout, hyper-parameters, samples, histograms."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run ``grpo`` with ``args``, or with the command line's.
 
     Raises:
-        SystemExit: with 2 when the input is wrong (one sentence on stderr says what and how to fix it), with 1 when
-            a run could not go on, with 0 after ``--help`` and ``--version``.
+        SystemExit: 2 when the input is wrong (one sentence on stderr says what and how to fix it), 1 when a run could
+            not continue, 0 after ``--help`` and ``--version``.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):

@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, and nothing in the program is wrong. The command line prints the message and exits with 1."""
+    """A run cannot continue, and the program is not at fault. The command line prints the message and exits with 1."""
 
 
 class OutOfMemory(RunError):

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -63,15 +64,22 @@ class Prompt:
     is_chat: bool = False
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def is_text(self) -> bool:
         """Whether the row's prompt is a plain text, that of the last message: one user turn and no chat in the row."""
         turns = [message["role"] for message in self.messages if message["role"] != "system"]
         return not self.is_chat and turns == ["user"]
 
-    def sample(self, completion: str) -> Sample:
-        """Return what a verifier sees of a completion of which only the text is known."""
-        return Sample(self.messages, completion, self.answer, self.metadata, prompt_is_text=self.is_text)
+    def sample(
+        self,
+        completion: str,
+        finish_reason: FinishReason = FinishReason.STOP,
+        token_ids: Sequence[int] | None = None,
+        prompt_end: str = "",
+    ) -> Sample:
+        """Return what a verifier sees of a completion; of some, only the text is known."""
+        row = (self.messages, completion, self.answer, self.metadata)
+        return Sample(*row, finish_reason, token_ids, prompt_end, self.is_text)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Verdict:
         abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
             sample that no verifier has a say on is an error.
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
-        explanation: for ``grpo verify`` and other readers; ``None`` if the verifier gives none.
+        explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
     """
 

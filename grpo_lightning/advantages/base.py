@@ -39,7 +39,7 @@ class Advantage(ABC):
         Args:
             rewards_BG: NaN where a reward is missing: the verifier broke, or the group is smaller than ``G``. What is
                 returned there is ignored. The functions of :mod:`grpo_lightning.functional` skip NaN.
-            moments: for what goes beyond the group. The rewards of ``rewards_BG`` are those of this rank only.
+            moments: statistics beyond the group. The rewards of ``rewards_BG`` are those of this rank only.
         """
 
     def __call__(self, rewards_BG: Tensor, moments: RewardMoments | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class Advantage(ABC):
 
         Args:
             rewards_BG: NaN where a reward is missing.
-            moments: of the step; default: of ``rewards_BG``.
+            moments: those of the step. Default: those of ``rewards_BG``.
 
         Raises:
             ValueError: ``rewards_BG`` does not have two dimensions, or holds an infinite reward.

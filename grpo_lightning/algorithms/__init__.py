@@ -3,11 +3,10 @@
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.grpo import GRPOModule
 from grpo_lightning.algorithms.nonfinite import NonFiniteError
-from grpo_lightning.algorithms.online import OnlineModule
+from grpo_lightning.algorithms.online import OnlineModule, VerifierError
 from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 from grpo_lightning.algorithms.used_with import policy_module
-from grpo_lightning.algorithms.verifier_errors import VerifierError
 
 __all__ = [
     "GRPOModule",

@@ -13,10 +13,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained, trained_parameters
+from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
-from grpo_lightning.algorithms.measured import MeasuredModule
-from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.metrics import MeasuredModule, StepMetrics
 from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import Optimization
 from grpo_lightning.algorithms.options import check_options
@@ -24,7 +23,7 @@ from grpo_lightning.algorithms.passes import Passes
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
 from grpo_lightning.algorithms.update import Losses, UpdateStep
-from grpo_lightning.curves import find
+from grpo_lightning.curves import CURVES
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import set_logged_step
 from grpo_lightning.models.loading import PolicyConfig
@@ -87,7 +86,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.skipped = SkippedSteps()
         self.passes: Passes
         self._step = 0
-        self._rates: list[float] = []
+        self._rates: dict[str, float] = {}
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -180,15 +179,18 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             NonFiniteError: the gradient was not finite in two consecutive training steps.
         """
         optimizer = cast(LightningOptimizer, self.optimizers())
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]  # the schedule changes them below
+        sides = self.trained_sides()
+        # The schedule changes the rates below.
+        self._rates = {
+            f"optim/{side}lr": float(group["lr"]) for side, group in zip(sides, optimizer.param_groups, strict=False)
+        }
         update = UpdateStep(
             trainer=self.trainer,
             backward=self.manual_backward,
             policy=self.policy,
             optimizer=optimizer,
             scheduler=cast(LRScheduler | None, self.lr_schedulers()),
-            trained=list(trained_parameters(self).values()),
-            sides=self.trained_sides(),
+            sides=sides,
             resting=self.resting_parameters(),
             max_grad_norm=self.max_grad_norm,
             skipped=self.skipped,
@@ -206,14 +208,12 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             metrics: what the step has added up.
         """
         logged = metrics.reduce(self.trainer.strategy)
-        logged |= self.totals.after(logged)
-        for name, rate in zip(self.trained_sides(), self._rates, strict=False):
-            logged[f"optim/{name}lr"] = rate
+        logged |= self.totals.after(logged) | self._rates
         logged["optim/skipped_steps"] = float(self.skipped.count)
         if any(verifier.unsafe for verifier in self.verifiers.values()):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
-            curve = find(name)
+            curve = CURVES.get(name)
             self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
 

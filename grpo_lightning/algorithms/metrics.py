@@ -1,12 +1,18 @@
-"""Means over a whole step, its micro-batches and all ranks: sums are added up and divided once."""
+"""What a training step logs: names declared by class, and means over micro-batches and ranks, divided once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+
+from grpo_lightning.phases import Phases
 
 
 class StepMetrics:
@@ -31,14 +37,14 @@ class StepMetrics:
         self._totals = frozenset(totals)
         self._roots = frozenset(roots)
         names = [*means, *totals, *roots]
-        self._sums: dict[str, float | Tensor] = dict.fromkeys(names, 0.0)
-        self._weights: dict[str, float | Tensor] = dict.fromkeys(names, 0.0)
-        self._maxima: dict[str, float | Tensor] = dict.fromkeys(maxima, -torch.inf)
+        self._sums: dict[str, list[float | Tensor]] = {name: [] for name in names}
+        self._weights: dict[str, list[float | Tensor]] = {name: [] for name in names}
+        self._maxima: dict[str, list[float | Tensor]] = {name: [] for name in maxima}
 
     def add(self, name: str, total: float | Tensor, weight: float | Tensor = 0) -> None:
         """Add ``total``, the sum of ``weight`` values."""
-        self._sums[name] = self._sums[name] + _detached(total)
-        self._weights[name] = self._weights[name] + _detached(weight)
+        for sums, value in ((self._sums, total), (self._weights, weight)):
+            sums[name].append(value.detach() if isinstance(value, Tensor) else value)
 
     def add_masked(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add the values under a mask."""
@@ -46,26 +52,65 @@ class StepMetrics:
 
     def see(self, name: str, value: float | Tensor) -> None:
         """Take a value into a maximum."""
-        self._maxima[name] = torch.maximum(torch.as_tensor(self._maxima[name]), torch.as_tensor(_detached(value)))
+        self._maxima[name].append(value.detach() if isinstance(value, Tensor) else value)
 
     def reduce(self, strategy: Strategy) -> dict[str, float]:
         """What to log, over all ranks. Every rank must call it."""
         device = strategy.root_device
-        sums = stacked([*self._sums.values(), *self._weights.values()], device)
-        sums = strategy.reduce(sums, reduce_op="sum")
+        columns = [*self._sums.values(), *self._weights.values()]
+        # One transfer from the device for all values; added up in the order in which they came.
+        values = iter(stacked([value for column in columns for value in column], device).tolist())
+        here = stacked([sum(islice(values, len(column))) for column in columns], device)
+        sums = strategy.reduce(here, reduce_op="sum").tolist()
         logged: dict[str, float] = {}
         count = len(self._sums)
-        for name, total, weight in zip(self._sums, sums[:count].tolist(), sums[count:].tolist(), strict=True):
+        for name, total, weight in zip(self._sums, sums[:count], sums[count:], strict=True):
             if name in self._totals:
                 logged[name] = total
             elif weight:
                 logged[name] = (total / weight) ** 0.5 if name in self._roots else total / weight
         if self._maxima:
-            maxima = strategy.reduce(stacked(list(self._maxima.values()), device), reduce_op="max")
+            here = torch.stack([stacked([-torch.inf, *seen], device).max() for seen in self._maxima.values()])
+            maxima = strategy.reduce(here, reduce_op="max")
             logged |= {
                 name: value for name, value in zip(self._maxima, maxima.tolist(), strict=True) if value > -torch.inf
             }
         return logged
+
+
+class MeasuredModule(pl.LightningModule):
+    """A LightningModule that measures its training steps. Subclasses extend the names with what they log."""
+
+    loss_names: ClassVar[tuple[str, ...]] = ("policy/loss",)
+    step_means: ClassVar[tuple[str, ...]] = (
+        "policy/loss", "policy/entropy", "optim/grad_norm",
+        "throughput/padding_efficiency", "throughput/train_tokens_per_s", "time/update_s",
+    )  # fmt: skip
+    step_maxima: ClassVar[tuple[str, ...]] = ()
+    step_roots: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.phases = Phases()
+
+    def step_metrics(self, *more: str) -> StepMetrics:
+        """Metrics of a step, nothing added yet; ``more`` are names of means beside those of the class."""
+        tokens = ("total/rollout_tokens", "total/train_tokens")
+        return StepMetrics([*self.step_means, *more], self.step_maxima, tokens, self.step_roots)
+
+    def add_loss(self, metrics: StepMetrics, name: str, loss: Tensor) -> Tensor:
+        """Log a micro-batch's share of a loss under one of :attr:`loss_names`, and return it."""
+        metrics.add(name, loss * self.trainer.world_size)
+        return loss
+
+    @contextmanager
+    def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:
+        """Log the seconds spent inside as ``time/<phase>_s``."""
+        with self.phases(phase, self.device) as timed:
+            yield
+        metrics.add(f"time/{phase}_s", timed.seconds, 1)
+        if phase == "update":
+            metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
 
 def stacked(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
@@ -76,7 +121,3 @@ def stacked(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
 def widest(device: torch.device) -> torch.dtype:
     """The widest float type of a device: MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _detached(value: float | Tensor) -> float | Tensor:
-    return value.detach().to(widest(value.device)) if isinstance(value, Tensor) else float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -68,9 +69,10 @@ def microbatches(
         return []
     chosen = replace(tokens.select(rows), sharing=None)
     sequences = _shared_sequences(chosen) if share else _single_sequences(chosen)
-    parts = _plain_parts(sequences, max_tokens, overhead)
+    enough = min(max_tokens, _ENOUGH * max(overhead, SMALL_PASS))
+    parts = _plain_parts(sequences, enough, overhead)
     if share:
-        prefixed = _PrefixPlan(overhead).parts(sequences, max_tokens)
+        prefixed = _prefixed_parts(sequences, max_tokens, enough, overhead)
         use_prefixes = _cost(prefixed, overhead) < _cost(parts, overhead)
         parts = prefixed if use_prefixes else parts
         if use_prefixes or len(sequences) < len(chosen):
@@ -196,10 +198,6 @@ def _cost(parts: Iterable[_Part], overhead: int) -> int:
     return sum(part.size + part.passes * overhead for part in parts)
 
 
-def _enough(overhead: int) -> int:
-    return _ENOUGH * max(overhead, SMALL_PASS)
-
-
 def _most(sequences: Sequence[_Sequence], max_tokens: int, part: Callable[[Sequence[_Sequence]], _Part]) -> _Part:
     """A part with as many of the first sequences as the budget holds, and at least one."""
     # Bisection over their number, with which the size grows.
@@ -214,7 +212,7 @@ def _plain_parts(sequences: Sequence[_Sequence], max_tokens: int, overhead: int)
     for run in cut_by_padding(range(len(order)), lengths, overhead):
         rest = [order[index] for index in run]
         while rest:
-            parts.append(_most(rest, min(max_tokens, _enough(overhead)), _plain_part))
+            parts.append(_most(rest, max_tokens, _plain_part))
             rest = rest[len(parts[-1].sequences) :]
     return parts
 
@@ -230,40 +228,40 @@ def _plain_part(sequences: Sequence[_Sequence]) -> _Part:
     )
 
 
-class _PrefixPlan:
-    """Sequences with the same prompt at their front together."""
+def _prefixed_parts(sequences: Sequence[_Sequence], max_tokens: int, enough: int, overhead: int) -> list[_Part]:
+    """Sequences with the same prompt at their front together.
 
-    def __init__(self, overhead: int) -> None:
-        self.overhead = overhead
+    Groups by the length of their prompts, joined, up to ``enough`` tokens, while that saves more than padding costs.
+    """
+    groups: dict[int, list[_Sequence]] = {}
+    for sequence in sorted(sequences, key=lambda sequence: (-sequence.prefix_length, -sequence.length)):
+        groups.setdefault(sequence.prefix, []).append(sequence)
+    part_of = partial(_prefixed_part, overhead=overhead)
+    parts: list[_Part] = []
+    for group in groups.values():
+        if parts:
+            last = parts[-1]
+            joined = part_of(last.sequences + group)
+            saved = _cost([last, part_of(group)], overhead) - _cost([joined], overhead)
+            if saved > 0 and joined.size <= enough:
+                parts[-1] = joined
+                continue
+        while group:
+            parts.append(_most(group, max_tokens, part_of))
+            group = group[len(parts[-1].sequences) :]
+    return parts
 
-    def part(self, sequences: Sequence[_Sequence]) -> _Part:
-        heads = list({sequence.prefix: sequence.prefix_length for sequence in sequences}.values())
-        tails = [sequence.tail for sequence in sequences]
-        runs = pass_rows(tails, self.overhead)
-        padded = sum(len(run) * tails[run[0]] for run in runs)
-        return _Part(
-            sequences=list(sequences),
-            real=sum(heads) + sum(tails[index] for run in runs for index in run),
-            padded=len(heads) * max(heads) + padded,
-            copied=max(heads) * sum(len(run) for run in runs) + sum(sequence.copied for sequence in sequences),
-            passes=1 + len(runs),
-        )
 
-    def parts(self, sequences: Sequence[_Sequence], max_tokens: int) -> list[_Part]:
-        """Groups by the length of their prompts, joined while that saves more than their padding costs."""
-        groups: dict[int, list[_Sequence]] = {}
-        for sequence in sorted(sequences, key=lambda sequence: (-sequence.prefix_length, -sequence.length)):
-            groups.setdefault(sequence.prefix, []).append(sequence)
-        parts: list[_Part] = []
-        for group in groups.values():
-            if parts:
-                last = parts[-1]
-                joined = self.part(last.sequences + group)
-                saved = _cost([last, self.part(group)], self.overhead) - _cost([joined], self.overhead)
-                if saved > 0 and joined.size <= min(max_tokens, _enough(self.overhead)):
-                    parts[-1] = joined
-                    continue
-            while group:
-                parts.append(_most(group, max_tokens, self.part))
-                group = group[len(parts[-1].sequences) :]
-        return parts
+def _prefixed_part(sequences: Sequence[_Sequence], overhead: int) -> _Part:
+    """One pass over the prompts, and further ones over what follows them."""
+    heads = list({sequence.prefix: sequence.prefix_length for sequence in sequences}.values())
+    tails = [sequence.tail for sequence in sequences]
+    runs = pass_rows(tails, overhead)
+    padded = sum(len(run) * tails[run[0]] for run in runs)
+    return _Part(
+        sequences=list(sequences),
+        real=sum(heads) + sum(tails[index] for run in runs for index in run),
+        padded=len(heads) * max(heads) + padded,
+        copied=max(heads) * sum(len(run) for run in runs) + sum(sequence.copied for sequence in sequences),
+        passes=1 + len(runs),
+    )

@@ -18,8 +18,7 @@ from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
 from grpo_lightning.algorithms.rollout_loss import RolloutLoss
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
-from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.functional import Aggregation, KLEstimator
 from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
 from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
@@ -27,6 +26,10 @@ from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
 
 log = logging.getLogger(__name__)
+
+
+class VerifierError(RunError):
+    """A verifier broke on too many completions of one step."""
 
 
 class OnlineModule(PolicyModule, ABC):
@@ -94,6 +97,7 @@ class OnlineModule(PolicyModule, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.reward_names = reward_names(self.verifiers)
         self.beta = beta
         self.kl_estimator = kl_estimator
         flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
@@ -189,10 +193,9 @@ class OnlineModule(PolicyModule, ABC):
         return collect(prompts)
 
     def training_step(self, batch: Experience, batch_idx: int) -> None:
-        rewards = reward_names(self.verifiers)
-        metrics = self.step_metrics(*(f"reward/{name}" for name in rewards))
-        add_rollouts(batch, metrics, rewards)
-        check_verifier_errors(batch.attempts, self.max_error_rate, self.all_ranks_sum)
+        metrics = self.step_metrics(*(f"reward/{name}" for name in self.reward_names))
+        add_rollouts(batch, metrics, self.reward_names)
+        self._check_verifier_errors(batch)
         metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
         if self.mask_truncated:
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
@@ -202,6 +205,18 @@ class OnlineModule(PolicyModule, ABC):
         kl, tokens = measured or self.passes.update_kl(experience)
         metrics.add("policy/update_kl", kl, tokens)
         self.finish_step(experience, metrics)
+
+    def _check_verifier_errors(self, experience: Experience) -> None:
+        """Raises:
+        VerifierError: over all ranks, more attempts than ``max_error_rate`` allows have no verdict.
+        """
+        errors = [attempt.verdict.error for attempt in experience.attempts if attempt.verdict.error is not None]
+        broken, attempts = self.all_ranks_sum(len(errors), len(experience))
+        if broken > self.max_error_rate * attempts:
+            raise VerifierError(
+                f"a verifier broke on {broken:.0f} of {attempts:.0f} completions, more than model.max_error_rate="
+                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
+            )
 
     def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
         """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""

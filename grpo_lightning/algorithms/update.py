@@ -42,8 +42,8 @@ class UpdateStep:
         policy: adds up gradients in place, where it can.
         optimizer: as Lightning wraps it.
         scheduler: stepped after the optimizer; ``None`` keeps the learning rate.
-        trained: all parameters that require a gradient.
-        sides: the same, split into what is clipped by separate norms, logged as ``optim/<side>grad_norm``.
+        sides: all parameters that require a gradient, split into what is clipped by separate norms, which are logged as
+            ``optim/<side>grad_norm``.
         resting: parameters that this step does not change.
         max_grad_norm: each side's gradient is scaled down to this norm; ``None`` disables clipping.
         skipped: counts the steps whose gradient is not finite.
@@ -54,7 +54,6 @@ class UpdateStep:
     policy: Policy
     optimizer: LightningOptimizer
     scheduler: LRScheduler | None
-    trained: Sequence[Parameter]
     sides: dict[str, list[Parameter]]
     resting: Sequence[Parameter]
     max_grad_norm: float | None
@@ -80,7 +79,8 @@ class UpdateStep:
             self._add_gradient(part, losses, metrics)
         if not parts or isinstance(self.trainer.strategy, ParallelStrategy):
             # This adds nothing. It makes the ranks exchange what they have added up, which takes all weights.
-            self.backward(torch.stack([0.0 * parameter.sum() for parameter in self.trained]).sum())
+            trained = [parameter for side in self.sides.values() for parameter in side]
+            self.backward(torch.stack([0.0 * parameter.sum() for parameter in trained]).sum())
         norms = self._clip()
         # Gradients are the same on all ranks by now, so all of them decide alike.
         if torch.isfinite(norms).all():

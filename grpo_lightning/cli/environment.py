@@ -26,7 +26,7 @@ def environment(device: torch.device, world_size: int, arguments: Sequence[str])
     Args:
         device: that the run is on.
         world_size: processes of the run.
-        arguments: of ``grpo``; passwords and the like in them are not recorded.
+        arguments: the command line of ``grpo``; passwords and the like in them are not recorded.
     """
     return {
         "command": ["grpo", *without_secrets(arguments)],
@@ -41,15 +41,15 @@ def environment(device: torch.device, world_size: int, arguments: Sequence[str])
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
     """Arguments with ``***`` for the values of keys, tokens and passwords, given as options or within YAML."""
-    told = []
+    shown = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if re.fullmatch(SECRET, before, re.IGNORECASE) and before.startswith("--"):
-            told.append("***")
+            shown.append("***")
         else:
-            told.append(
+            shown.append(
                 re.sub(rf"(?<![\w.])({SECRET}[\"']?\s*[:=]\s*)[^\s,}}]+", r"\1***", argument, flags=re.IGNORECASE)
             )
-    return told
+    return shown
 
 
 def device_name(device: torch.device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import importlib
 import logging
 import warnings
@@ -58,7 +59,7 @@ IGNORED_WARNINGS = (
     ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been reduced over the ranks
     ".*Couldn't infer the batch indices.*",  # the records say what they are
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
-    ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a folder of its own
+    ".*The dirpath has changed from .*",  # a test of a run's checkpoint has a separate folder
 )
 """Warnings that a user can do nothing about."""
 
@@ -170,6 +171,14 @@ class GRPOCLI(FilteringCLI):
         if trainer.is_global_zero and self.subcommand is not None:
             log.info("run dir: %s", trainer.default_root_dir)
         return trainer
+
+    def before_fit(self) -> None:
+        """Exclude what has been imported from garbage collection, which would take 0.3 s every 20 quick steps."""
+        gc.collect()
+        gc.freeze()
+
+    def after_fit(self) -> None:
+        gc.unfreeze()
 
     def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
         """Omit a callback that every run has where the config lists one of its class itself."""

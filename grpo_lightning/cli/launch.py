@@ -48,8 +48,8 @@ def agreed(choose: Callable[[str | None], str]) -> str:
         return os.environ[RUN_DIR_VARIABLE]
     if "WORLD_SIZE" in os.environ or not is_first_process():
         raise ConfigError(
-            f"run_dir: this process is one of several and was not told all of {', '.join(_RENDEZVOUS)}, so they cannot "
-            "agree on a run directory: start them with torchrun or srun, or give --run_dir"
+            f"run_dir: this process is one of several and does not have all of {', '.join(_RENDEZVOUS)}, so they "
+            "cannot agree on a run directory: start them with torchrun or srun, or give --run_dir"
         )
     text = os.environ[RUN_DIR_VARIABLE] = choose(None)
     return text

@@ -16,12 +16,12 @@ from grpo_lightning.cli.environment import environment
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved config into the run dir, with what the run was made with beside it.
 
-    A resumed run's go beside the first, not over them: ``config-2.yaml`` and ``environment-2.json``. Where this run's
-    files lie is left out: another run by the same config has a directory of its own.
+    A resumed run adds files and overwrites none: ``config-2.yaml`` and ``environment-2.json``. The config does not say
+    where this run's files are: another run by the same config has a separate directory.
 
     Args:
         places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
-        arguments: of ``grpo``.
+        arguments: the command line of ``grpo``.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ _BESIDE = re.compile(
     r"Expected a path but .* either not accessible or invalid|Not a valid subclass of .*|Subclass types expect one of:|"
     r"a class path \(str\)|a dict with.* class_path .*|a dict with parameters accepted by .*)$"
 )
-# What is wrong if it is said; beside it, what else the type might have been is not.
+# What is wrong if it is said; what else the type might have been is then not.
 _CERTAIN = re.compile(
     r"Expected a dot import path string: |(Type .* a callable class: )?Option '.*' is not accepted|"
     r"the following arguments are required: |.* is abstract$"

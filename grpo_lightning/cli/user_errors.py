@@ -47,7 +47,7 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
 
     Args:
         error: a user's mistake, or anything else that a constructor raised, in the parser's wrapping.
-        config: in which the class is named.
+        config: the config that names the class.
     """
     cause = error
     while not isinstance(cause, ConfigError) and (cause.__cause__ or cause.__context__) is not None:

@@ -47,7 +47,11 @@ class Policy(nn.Module):
         config.validate()
         self.config = config
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
+        pad = self.tokenizer.pad_token_id
+        # The token in masked places. Any would do; the tokenizer's own pad reads best in a dump.
+        self.pad_token_id: int = 0 if pad is None else int(pad)
         self.model, loaded_adapter = load_model(config)
+        self.has_lora = hasattr(self.model, "peft_config")
         self.eval()
         if not is_weightless():
             check_model(self.lm, config.path)
@@ -65,10 +69,6 @@ class Policy(nn.Module):
     # -- parts ------------------------------------------------------------------------------------------------------
 
     @property
-    def has_lora(self) -> bool:
-        return hasattr(self.model, "peft_config")
-
-    @property
     def lm(self) -> PreTrainedModel:
         """The causal LM itself, with the adapter's layers in place where LoRA is on."""
         return cast(PreTrainedModel, self.model.get_base_model() if self.has_lora else self.model)
@@ -76,11 +76,6 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.lm.device
-
-    @property
-    def pad_token_id(self) -> int:
-        """The token in masked places. Any would do; the tokenizer's own pad reads best in a dump."""
-        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What a loss of the policy trains: not the adapter of a critic, though it sits on the same base."""

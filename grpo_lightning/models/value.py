@@ -42,8 +42,8 @@ class Critic(nn.Module):
 
     Args:
         policy: whose trunk it shares, or whose base its adapter is on. Kept out of the critic's own parameters.
-        form: ``shared``, the policy's trunk; ``adapter``, a second LoRA adapter on the policy's base; ``separate``, a
-            model of its own.
+        form: ``shared``, the policy's trunk; ``adapter``, a second LoRA adapter on the policy's base; ``separate``,
+            another model.
         path: what a ``separate`` one is loaded from, ``None`` for where the policy comes from. The other options of
             loading are the policy's.
         frozen: train no more of a ``separate`` one than its head.

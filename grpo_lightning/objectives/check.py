@@ -14,7 +14,7 @@ LENGTHS = (5, 3, 1, 4)
 def check_objective(objective: Objective) -> None:
     """Try an objective on four short completions: together, and each alone.
 
-    Its loss of a completion must not depend on the completions beside it, nor on their padding: which ones share a
+    Its loss of a completion must not depend on other completions, nor on their padding: which ones share a
     micro-batch is a matter of memory.
 
     Raises:

@@ -57,7 +57,7 @@ class ShortForm:
     def _refuse_keys_beside(self, name: str) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            # A key at its default may stand in a config that a run saved.
+            # A config that a run saved may hold a key at its default.
             if value != field.default:
                 raise ConfigError(
                     f"model.{field.name}: {field.name} belongs to {OWNERS[field.name]}, but model.objective is a class "

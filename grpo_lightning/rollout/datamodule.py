@@ -17,7 +17,7 @@ from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.events import RunCallback, StepEnd, run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
-from grpo_lightning.rollout.learner import Learner
+from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -25,7 +25,6 @@ from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
-from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +96,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.engine = InProcessEngine() if engine is None else engine
         self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
         self._prompts: dict[Split, EncodedPrompts] = {}
+        self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
         self._collector: Collector
         self._validate()
@@ -142,15 +142,17 @@ class RolloutDataModule(pl.LightningDataModule):
             ConfigError: a split is empty, no prompt of it fits, a verifier needs what the data or all rows lack, or the
                 module cannot learn from this data.
         """
-        trainer = self._attached_trainer
-        learner = self._learner = _learner_of(trainer)
+        assert self.trainer is not None, "attach the data module to a Trainer, whose module it samples from"
+        trainer = self.trainer
+        self._ranks = trainer.global_rank, trainer.world_size
+        learner = self._learner = learner_of(trainer)
         self.check_devices(trainer.world_size)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.overfit_batches: does not limit the prompts that steps draw: make the task small instead, by "
                 "data.task.init_args.limit or train_size"
             )
-        policy = learner.policy_config
+        policy, verifiers = learner.policy_config, list(learner.verifiers.values())
         tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template)
         for split in STAGE_SPLITS[stage]:
             if split in self._prompts:
@@ -158,7 +160,7 @@ class RolloutDataModule(pl.LightningDataModule):
             rows = self.task.prompts(split)
             if not rows:
                 raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
-            rows = with_columns(rows, list(learner.verifiers.values()))
+            rows = with_columns(rows, verifiers)
             self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(
@@ -172,9 +174,8 @@ class RolloutDataModule(pl.LightningDataModule):
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
         for split in STAGE_SPLITS[stage]:
-            for verifier in learner.verifiers.values():
-                self._require_judgeable(split, verifier)
-            for warning in check_sample(self.task, split, self.prompts(split), list(learner.verifiers.values())):
+            self._prompts[split].require_judgeable(split, verifiers)
+            for warning in check_sample(self.task, split, self.prompts(split), verifiers):
                 log.warning(warning)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
@@ -187,19 +188,6 @@ class RolloutDataModule(pl.LightningDataModule):
             callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _StepCount)]
             # It comes first, so that what the others save counts the step.
             callbacks.insert(0, _StepCount(self))
-
-    def _require_judgeable(self, split: Split, verifier: Verifier) -> None:
-        # One row that lacks something is an error when it is judged, and counted; all of them are a mistake.
-        for prompt, _ in self._prompts[split].rows:
-            try:
-                verifier.require(prompt)
-                return
-            except ValueError as error:
-                lacks = error
-        raise ConfigError(
-            f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; take "
-            "another verifier, or give the rows what it needs (by answer_column and metadata_columns of Tabular)"
-        )
 
     def train_dataloader(self) -> TrainLoader:
         self._train_loader = TrainLoader(
@@ -231,8 +219,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self, batch: PromptBatch, dataloader_idx: int
     ) -> Experience | Demonstrations | EvaluationBatch:
         """Make of a batch of prompts what the running stage learns from, or is measured on."""
-        assert self.trainer is not None
-        if not self.trainer.training:
+        if not cast(pl.Trainer, self.trainer).training:
             return self._evaluated(batch)
         if batch.recipe.step != self._train_loader.step:
             raise RuntimeError(
@@ -260,7 +247,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
-        policy, version = self._learner.policy, f"step-{self._attached_trainer.global_step}"
+        policy, version = self._learner.policy, f"step-{cast(pl.Trainer, self.trainer).global_step}"
         if self._pushed is None:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
@@ -299,27 +286,6 @@ class RolloutDataModule(pl.LightningDataModule):
             return EvaluationBatch(single, None)
         recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
         return EvaluationBatch(single, self.collect(replace(prompts, recipe=recipe)))
-
-    @property
-    def _attached_trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, (
-            "the data module needs a Trainer: its rollouts are those of the Trainer's module"
-        )
-        return self.trainer
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        return self._attached_trainer.global_rank, self._attached_trainer.world_size
-
-
-def _learner_of(trainer: pl.Trainer) -> Learner:
-    module = trainer.lightning_module
-    if not hasattr(module, "batch_from"):
-        raise ConfigError(
-            f"model: {type(module).__name__} does not say what it learns from: give it the attributes and methods of "
-            "grpo_lightning.rollout.Learner, or derive it from PolicyModule"
-        )
-    return cast(Learner, module)
 
 
 class _StepCount(RunCallback):

@@ -169,7 +169,7 @@ def experience_of(
         pad: token id for the unused places.
         device: where the tensors live.
     """
-    rows = _in_rounds(attempts)
+    rows = list(attempts) if recipe.refinement is None else _in_rounds(attempts)
     tokens = token_rows([attempt.context for attempt in rows], [attempt.completion.token_ids for attempt in rows], pad)
     names = {attempt.group: None for attempt in rows}
     index = {name: place for place, name in enumerate(names)}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
+import lightning.pytorch as pl
+
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
@@ -45,3 +48,18 @@ class Learner(Protocol):
 
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
         """The batch of the next ``training_step``: ``collect(prompts)``, or something else made of the prompts."""
+
+
+def learner_of(trainer: pl.Trainer) -> Learner:
+    """The module of a trainer.
+
+    Raises:
+        ConfigError: it is not a :class:`Learner`.
+    """
+    module = trainer.lightning_module
+    if not hasattr(module, "batch_from"):
+        raise ConfigError(
+            f"model: {type(module).__name__} does not say what it learns from: give it the attributes and methods of "
+            "grpo_lightning.rollout.Learner, or derive it from PolicyModule"
+        )
+    return cast(Learner, module)

@@ -14,6 +14,7 @@ from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.base import Verifier
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,27 @@ class EncodedPrompts:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def require_judgeable(self, split: str, verifiers: Sequence[Verifier]) -> None:
+        """Check that each verifier can judge some row. A single row that lacks something is counted when it is judged.
+
+        Raises:
+            ConfigError: all rows of the split lack what a verifier needs.
+        """
+        for verifier in verifiers:
+            lacks = None
+            for prompt, _ in self.rows:
+                try:
+                    verifier.require(prompt)
+                    break
+                except ValueError as error:
+                    lacks = error
+            else:
+                raise ConfigError(
+                    f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; "
+                    "take another verifier, or give the rows what it needs (by answer_column and metadata_columns of "
+                    "Tabular)"
+                )
 
     def batch(self, rows: Mapping[str, int], recipe: Recipe) -> PromptBatch:
         """The named rows, as ``{key: row}``."""

@@ -29,7 +29,7 @@ def record(attempt: Attempt) -> dict[str, Any]:
         "rewards_by_verifier": {name: _finite(reward) for name, reward in attempt.rewards_by_verifier.items()},
         "feedback": verdict.feedback,
         "error": verdict.error,
-        "finish_reason": str(completion.finish_reason),
+        "finish_reason": completion.finish_reason.value,
         "tokens": len(completion.token_ids),
     }
 
@@ -47,13 +47,16 @@ def records(experience: Experience, characters: TokenCharacters | None = None) -
             reference log-prob and advantage where it has them.
     """
     attempts, learned = experience.attempts, experience.learned_N.tolist()
+    per_token = experience.advantages is not None and experience.advantages.dim() == 2
+    all_advantages = None if experience.advantages is None else experience.advantages.float().tolist()
     references = None if experience.reference_NT is None else experience.reference_NT.float().tolist()
     made = []
     for row, attempt in enumerate(attempts):
         token_ids, logprobs = attempt.completion.token_ids, attempt.completion.logprobs
-        known = experience.row_advantages(row)
-        advantages = None if known is None else known.float().tolist()
-        reference = None
+        advantages = advantage = reference = None
+        if all_advantages is not None:
+            advantages = all_advantages[row][: len(token_ids)] if per_token else None
+            advantage = _rounded(fmean(advantages) if advantages else all_advantages[row])
         # The reference has not read rows that are not learned; of a distilled attempt it read another prompt.
         if references is not None and learned[row] and attempt.trained_under is None:
             reference = references[row][: len(token_ids)]
@@ -64,17 +67,16 @@ def records(experience: Experience, characters: TokenCharacters | None = None) -
             "parent": None if attempt.parent is None else attempts[attempt.parent].key,
         }
         entry |= record(attempt)
-        entry["advantage"] = None if advantages is None else _rounded(fmean(advantages))
-        entry["learned"] = None if advantages is None else learned[row]
+        entry["advantage"] = advantage
+        entry["learned"] = None if all_advantages is None else learned[row]
         entry |= _likelihood(logprobs, reference)
         if characters is not None:
-            per_token = experience.advantages is not None and experience.advantages.dim() == 2
             entry |= {
                 "token_ids": token_ids,
                 "token_characters": characters(token_ids, attempt.completion.text),
                 "token_logprobs": _rounded_all(logprobs),
                 "token_reference_logprobs": _rounded_all(reference),
-                "token_advantages": _rounded_all(advantages if per_token else None),
+                "token_advantages": _rounded_all(advantages),
             }
         made.append(entry)
     return made
@@ -103,7 +105,8 @@ class TokenCharacters:
 
     def __call__(self, token_ids: Sequence[int], text: str) -> list[int] | None:
         """One number per token, with the length of ``text`` as their sum; ``None`` if the tokens do not make it up."""
-        pieces = [self._text(token) for token in token_ids]
+        self._texts |= {token: self._decode([token]) for token in set(token_ids) - self._texts.keys()}
+        pieces = [self._texts[token] for token in token_ids]
         parts: list[int] = []  # places of tokens that hold parts of characters, with hidden ones between them
         for place, piece in enumerate([*pieces, "end"]):
             if "\ufffd" in piece:
@@ -123,11 +126,6 @@ class TokenCharacters:
             whole = text
         return [len(piece) for piece in pieces] if whole == text else None
 
-    def _text(self, token: int) -> str:
-        if token not in self._texts:
-            self._texts[token] = self._decode([token])
-        return self._texts[token]
-
     def _decode(self, tokens: list[int]) -> str:
         alone, followed = self._tokenizer.batch_decode(
             [self._anchor, self._anchor + tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -140,7 +138,11 @@ def _rounded(value: float) -> float | None:
 
 
 def _rounded_all(values: list[float] | None) -> list[float | None] | None:
-    return None if values is None else [_rounded(value) for value in values]
+    if values is None:
+        return None
+    if all(map(math.isfinite, values)):
+        return [round(value, 4) for value in values]
+    return [_rounded(value) for value in values]
 
 
 def _finite(value: float) -> float | None:

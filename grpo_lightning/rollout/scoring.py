@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 
 from grpo_lightning.types import Attempt, Completion, Sample, Turn, Verdict
@@ -50,12 +49,12 @@ class Scoring:
     def hand_over(self, rows: list[int], completions: list[Completion]) -> None:
         """Start judging some rows with the slow verifiers."""
         for name, thread in self._threads.items():
-            samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
+            samples = self._samples(rows, completions)
             self._running[name].append((rows, thread.submit(rewarded, self.verifiers[name], samples)))
 
     def attempts(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Attempt]:
         """Some rows judged. Where a verifier is slow, they must have been handed over, and are waited for."""
-        samples = [_sample(self.turns[row], done) for row, done in zip(rows, completions, strict=True)]
+        samples = self._samples(rows, completions)
         columns = {
             name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()
@@ -65,6 +64,13 @@ class Scoring:
             for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
         ]
 
+    def _samples(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Sample]:
+        turns = [self.turns[row] for row in rows]
+        return [
+            turn.prompt.sample(done.text, done.finish_reason, done.token_ids, turn.prompt_end)
+            for turn, done in zip(turns, completions, strict=True)
+        ]
+
     def _collect(self, name: str, rows: Sequence[int]) -> Judged:
         by_row = {
             row: judged
@@ -72,15 +78,6 @@ class Scoring:
             for row, judged in zip(handed, running.result(), strict=True)
         }
         return [by_row[row] for row in rows]
-
-
-def _sample(turn: Turn, completion: Completion) -> Sample:
-    return replace(
-        turn.prompt.sample(completion.text),
-        finish_reason=completion.finish_reason,
-        token_ids=completion.token_ids,
-        prompt_end=turn.prompt_end,
-    )
 
 
 def _attempt(

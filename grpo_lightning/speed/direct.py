@@ -164,23 +164,20 @@ class _Builder:
         return mix
 
     def norm(self, module: Any) -> Callable[[Tensor], Tensor]:
-        return _norm(self.known(module))
+        module = self.known(module)
+        shape, weight, epsilon = tuple(module.weight.shape), module.weight, module.variance_epsilon
+        if weight.device.type != "cpu" or weight.dtype is not torch.float32:
+            return lambda hidden: nn.functional.rms_norm(hidden, shape, weight, epsilon)
+        scaled_weight, least = weight * shape[0] ** 0.5, torch.tensor((epsilon * shape[0]) ** 0.5)
 
+        def norm(hidden: Tensor) -> Tensor:
+            """The same by the vector's length, in half the time that torch's takes on a CPU for a few rows."""
+            if hidden.dtype is not torch.float32:
+                return nn.functional.rms_norm(hidden, shape, weight, epsilon)
+            length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+            return hidden / torch.hypot(length, least) * scaled_weight
 
-def _norm(module: Any) -> Callable[[Tensor], Tensor]:
-    shape, weight, epsilon = tuple(module.weight.shape), module.weight, module.variance_epsilon
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32:
-        return lambda hidden: nn.functional.rms_norm(hidden, shape, weight, epsilon)
-    scaled_weight, least = weight * shape[0] ** 0.5, torch.tensor((epsilon * shape[0]) ** 0.5)
-
-    def norm(hidden: Tensor) -> Tensor:
-        """The same by the vector's length, in half the time that torch's takes on a CPU for a few rows."""
-        if hidden.dtype is not torch.float32:
-            return nn.functional.rms_norm(hidden, shape, weight, epsilon)
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        return hidden / torch.hypot(length, least) * scaled_weight
-
-    return norm
+        return norm
 
 
 def _one_of(module: nn.Module, *names: str) -> Any:

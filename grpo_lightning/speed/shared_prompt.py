@@ -11,6 +11,7 @@ conversation. Their states are read out of that other row's pass.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -58,7 +59,7 @@ def _shared_states(
 ) -> Tensor:
     """The hidden states at some positions of some rows, every prefix and every sequence being run once."""
     device, lengths_N = tokens.ids_NL.device, tokens.lengths_N
-    embedded = _Embedded(decoder, tokens)
+    embedded = _embed(decoder, tokens)
     prefixes = _run_prefixes(decoder, tokens, sharing, embedded)
     # All states end to end, the prefixes' last ones first; and where among them each row's first token would stand.
     states = [] if prefixes is None else [prefixes.last_BD]
@@ -102,7 +103,7 @@ class _Prefixes(NamedTuple):
     mask_BP: Tensor | None
 
     def continued(self, rows_R: Tensor, position_RT: Tensor) -> dict[str, Any]:
-        """The decoder's arguments for some rows to go on from their prefixes."""
+        """The decoder's arguments for some rows to continue from their prefixes."""
         slots_R = self.slot_N[rows_R]
         inputs: dict[str, Any] = {"past_key_values": _fork(self.cache, slots_R), "use_cache": True}
         if self.mask_BP is not None:
@@ -112,21 +113,18 @@ class _Prefixes(NamedTuple):
         return inputs
 
 
-def _embedding_of(decoder: nn.Module) -> nn.Module:
-    return cast(nn.Module, cast(Any, decoder).get_input_embeddings())
+_Embedded = Callable[[Tensor, Tensor], Tensor]
 
 
-class _Embedded:
-    """All tokens embedded at once: autograd's gradient of an embedding is as large as the vocabulary, at every use."""
+def _embed(decoder: nn.Module, tokens: TokenRows) -> _Embedded:
+    """Embed all tokens at once, for autograd's gradient of an embedding is as large as the vocabulary at every use.
 
-    def __init__(self, decoder: nn.Module, tokens: TokenRows) -> None:
-        embedded_NLD = _embedding_of(decoder)(tokens.ids_NL)
-        self.width = embedded_NLD.shape[1]
-        self.embedded_MD = embedded_NLD.flatten(0, 1)
-
-    def __call__(self, rows_R: Tensor, position_RT: Tensor) -> Tensor:
-        """Those at some positions of some rows."""
-        return nn.functional.embedding(rows_R[:, None] * self.width + position_RT, self.embedded_MD)
+    Returns:
+        What gives the embedded tokens of some rows at some positions.
+    """
+    embedded_NLD = cast(Any, decoder).get_input_embeddings()(tokens.ids_NL)
+    width, embedded_MD = embedded_NLD.shape[1], embedded_NLD.flatten(0, 1)
+    return lambda rows_R, position_RT: nn.functional.embedding(rows_R[:, None] * width + position_RT, embedded_MD)
 
 
 def _run_prefixes(decoder: nn.Module, tokens: TokenRows, sharing: Sharing, embedded: _Embedded) -> _Prefixes | None:

@@ -3,10 +3,11 @@
 from grpo_lightning.types import Explanation, FinishReason, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, judge
 from grpo_lightning.verifiers.code.verifier import CodeVerifier
-from grpo_lightning.verifiers.composite import AllOf, AnyOf, ByColumn, WeightedVerifier
+from grpo_lightning.verifiers.composite import ByColumn, WeightedVerifier
 from grpo_lightning.verifiers.format import FormatVerifier
 from grpo_lightning.verifiers.function import FunctionVerifier
 from grpo_lightning.verifiers.json.verifier import JSONSchemaVerifier
+from grpo_lightning.verifiers.logical import AllOf, AnyOf
 from grpo_lightning.verifiers.math.verifier import MathVerifier
 from grpo_lightning.verifiers.shaping import LengthPenalty, RepetitionPenalty
 

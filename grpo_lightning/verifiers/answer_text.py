@@ -115,7 +115,7 @@ def _inside(text: str, tag: Tag) -> AnswerText:
 
 
 def _blocks(text: str, tag: Tag) -> Iterator[str | None]:
-    """What stands in each pair of tags; ``None`` for one that is never closed."""
+    """The text in each pair of tags; ``None`` for one that is never closed."""
     start = text.find(tag.open)
     while start >= 0:
         start += len(tag.open)

@@ -91,7 +91,15 @@ class Verifier(ABC):
 
     def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Judge many samples, in order. Override it if a batch is cheaper than a loop."""
-        return [_verify_one(self, sample) for sample in samples]
+        verdicts = []
+        for sample in samples:
+            try:
+                verdicts.append(self.verify(sample))
+            except NoVerdict:
+                raise
+            except Exception as error:
+                verdicts.append(broken(error))
+        return verdicts
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -187,15 +195,6 @@ def by_class_name(verifiers: Sequence[Verifier]) -> dict[str, Verifier]:
         same_class = sum(type(named).__name__ == name for named in by_name.values())
         by_name[f"{name}{same_class + 1}" if same_class else name] = verifier
     return by_name
-
-
-def _verify_one(verifier: Verifier, sample: Sample) -> Verdict:
-    try:
-        return verifier.verify(sample)
-    except NoVerdict:
-        raise
-    except Exception as error:
-        return broken(error)
 
 
 def _is_number(score: object) -> bool:

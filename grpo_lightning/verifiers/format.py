@@ -45,9 +45,9 @@ class FormatVerifier(Verifier):
 
     Args:
         tags: names of tags. Give these or a pattern.
-        pattern: in the syntax of the ``regex`` package, which is that of ``re`` and more, such as ``(?>...)`` and
-            ``a++``, which never backtrack.
-        text_outside: whether text may stand before, between and behind the tags.
+        pattern: a regular expression in the syntax of the ``regex`` package, which is that of ``re`` and more, such as
+            ``(?>...)`` and ``a++``, which never backtrack.
+        text_outside: whether text is allowed before, between and after the tags.
         opened_by_prompt: whether the prompt already ends with the first opening tag, so that it is not repeated.
         min_chars: characters in each tag, without the white space around them.
         timeout_s: CPU time that the pattern may take per completion.
@@ -56,7 +56,7 @@ class FormatVerifier(Verifier):
         accept_truncated: whether a completion that was cut off at the token limit can have the form.
 
     Raises:
-        ConfigError: neither tags nor a pattern, or both; a tag that is no name; a pattern that does not compile.
+        ConfigError: neither tags nor a pattern, or both; a tag that is not a name; a pattern that does not compile.
     """
 
     def __init__(
@@ -147,4 +147,4 @@ def _compiled(pattern: str) -> Any:
     try:
         return regex.compile(pattern)
     except regex.error as error:
-        raise ConfigError(f"FormatVerifier.pattern: {pattern!r} is no regular expression: {error}") from error
+        raise ConfigError(f"FormatVerifier.pattern: {pattern!r} is not a regular expression: {error}") from error

@@ -267,7 +267,7 @@ def test_a_run_that_broke_off_says_how_to_go_on(
     path, options = tmp_path / folder, {"callbacks": [Break(1), RunCheckpoint()], "enable_checkpointing": True}
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(path, grpo(tiny_model("llama")), 2, **options)
-    assert f"step 1: go on with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
+    assert f"step 1: continue with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
 
 
 def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ def test_a_string_may_hold_what_other_places_take_for_the_end_of_a_line(tmp_path
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"completion": 4}', "has a completion that is no text: 4; put it in quotes"),
-        ('{"completion": null}', "has a completion that is no text: None"),
-        ('{"completion": "4", "metadata": [1]}', r"has metadata that is no JSON object: \[1\]"),
-        ('{"completion": "4", "finish_reason": "tired"}', "is no JSON object with a completion .*'tired'"),
-        ("[4]", "is no JSON object with a completion"),
+        ('{"completion": 4}', "has a completion that is not text: 4; put it in quotes"),
+        ('{"completion": null}', "has a completion that is not text: None"),
+        ('{"completion": "4", "metadata": [1]}', r"has metadata that is not a JSON object: \[1\]"),
+        ('{"completion": "4", "finish_reason": "tired"}', "is not a JSON object with a completion .*'tired'"),
+        ("[4]", "is not a JSON object with a completion"),
     ],
 )
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str, reason: str) -> None:
@@ -47,7 +47,7 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str, reason: st
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     file.write_bytes('{"completion": "Ä"}'.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"--samples: .*samples\.jsonl is no text in UTF-8 .*: convert it"):
+    with pytest.raises(ConfigError, match=r"--samples: .*samples\.jsonl is not UTF-8 text .*: convert it"):
         read_samples(file)
 
 

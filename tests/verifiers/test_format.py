@@ -217,7 +217,7 @@ def test_it_can_be_pickled() -> None:
         ({"tags": ["a", "a"]}, "FormatVerifier.tags: give each name once and without brackets, not 'a'"),
         ({"tags": [""]}, "FormatVerifier.tags: give each name once and without brackets, not ''"),
         ({"tags": ["a|b"]}, "FormatVerifier.tags: give each name once and without brackets, not 'a|b'"),
-        ({"pattern": "(a"}, "FormatVerifier.pattern: '(a' is no regular expression: missing ) at position 2"),
+        ({"pattern": "(a"}, "FormatVerifier.pattern: '(a' is not a regular expression: missing ) at position 2"),
         ({"pattern": "a", "timeout_s": 0}, "FormatVerifier.timeout_s: must be above 0, not 0"),
     ],
 )

@@ -17,7 +17,7 @@ _FAILED: dict[Control, str] = {
 
 
 def main(args: Sequence[str]) -> None:
-    """Score every gold answer in the expected format and a wrong one beside it, and report the rows that fail.
+    """Score every gold answer in the expected format and a wrong one, and report the rows that fail.
 
     Raises:
         ConfigError: a gold answer does not satisfy its verifier, or a certainly wrong one does.

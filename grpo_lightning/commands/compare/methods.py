@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_run
+from grpo_lightning.commands.compare.statistics import Array
 from grpo_lightning.errors import ConfigError
 
 IGNORED_KEYS = (
@@ -181,3 +183,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def results_SQ(runs: Sequence[Run], problems: Sequence[str]) -> Array:
+    """Return the results of the tested runs: 1 if run ``S`` solved problem ``Q``, else 0."""
+    return np.array([[run.test.correct[key] for key in problems] for run in runs if run.test is not None])

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from grpo_lightning.commands.compare.blocks import Block, Figure, Heading, Table, Text
+from grpo_lightning.commands.compare.cells import NOT_MEASURED, count, duration, over_seeds, share
+from grpo_lightning.commands.compare.differences import differences
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
-from grpo_lightning.commands.compare.methods import Method
-from grpo_lightning.commands.compare.runs import TEST_COMMAND, Run
-from grpo_lightning.commands.compare.statistics import (
-    Array,
-    Interval,
-    accuracy,
-    holm,
-    mcnemar,
-    paired_bootstrap,
-    two_way,
-)
+from grpo_lightning.commands.compare.methods import Method, results_SQ
+from grpo_lightning.commands.compare.runs import TEST_COMMAND
+from grpo_lightning.commands.compare.statistics import Interval, accuracy
 from grpo_lightning.errors import ConfigError
-
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
     problems = shared_problems(methods)
     return [
         *_results(methods, problems, options.out),
-        *_differences(methods, problems, options.resamples),
+        *differences(methods, problems, options.resamples),
         *_dynamics(methods, options.out),
         *_record(methods, options.command),
     ]
@@ -77,11 +67,6 @@ def shared_problems(methods: Sequence[Method]) -> list[str]:
     return list(tested[0].test.correct) if tested and tested[0].test else []
 
 
-def results_SQ(runs: Sequence[Run], problems: Sequence[str]) -> Array:
-    """Return the results of the tested runs: 1 if run ``S`` solved problem ``Q``, else 0."""
-    return np.array([[run.test.correct[key] for key in problems] for run in runs if run.test is not None])
-
-
 # -- accuracy, memory, time -------------------------------------------------------------------------------------------
 
 
@@ -95,12 +80,12 @@ def _results(methods: Sequence[Method], problems: Sequence[str], out: Path) -> l
                 method.name,
                 _seeds(method),
                 *_accuracy_cells(method, interval),
-                _over_seeds([run.last("val/accuracy") for run in method.runs], _share, np.mean),
-                _over_seeds([run.peak_memory_gib for run in method.runs], lambda gib: f"{gib:.2f} GiB", np.max),
-                _over_seeds([run.last("total/wall_s") for run in method.runs], _time, np.mean),
-                _over_seeds([run.last("total/cpu_s") for run in method.runs], _time, np.mean),
-                _over_seeds([run.last("total/rollout_tokens") for run in method.runs], _count, np.mean),
-                _over_seeds([run.last("total/train_tokens") for run in method.runs], _count, np.mean),
+                over_seeds([run.last("val/accuracy") for run in method.runs], share, np.mean),
+                over_seeds([run.peak_memory_gib for run in method.runs], lambda gib: f"{gib:.2f} GiB", np.max),
+                over_seeds([run.last("total/wall_s") for run in method.runs], duration, np.mean),
+                over_seeds([run.last("total/cpu_s") for run in method.runs], duration, np.mean),
+                over_seeds([run.last("total/rollout_tokens") for run in method.runs], count, np.mean),
+                over_seeds([run.last("total/train_tokens") for run in method.runs], count, np.mean),
             ]
         )
     header = [
@@ -149,85 +134,7 @@ def _seeds(method: Method) -> str:
 def _accuracy_cells(method: Method, interval: Interval | None) -> list[str]:
     if interval is None:
         return [NOT_MEASURED, ""]
-    return [_share(interval.mean), f"{100 * interval.low:.1f} to {_share(interval.high)}"]
-
-
-# -- differences ------------------------------------------------------------------------------------------------------
-
-
-def _differences(methods: Sequence[Method], problems: Sequence[str], resamples: int) -> list[Block]:
-    tested = [method for method in methods if method.tested]
-    if len(tested) < 2:
-        return []
-    compared = []
-    for first, second in combinations(tested, 2):
-        pairs = paired_runs(first, second)
-        first_SQ = results_SQ([pair[0] for pair in pairs], problems)
-        second_SQ = results_SQ([pair[1] for pair in pairs], problems)
-        over_problems = paired_bootstrap((second_SQ - first_SQ).mean(axis=0), resamples)
-        compared.append((first, second, pairs, first_SQ, second_SQ, over_problems))
-    adjusted = holm([bootstrap.p for *_, bootstrap in compared])
-    rows = []
-    for (first, second, _, first_SQ, second_SQ, bootstrap), p in zip(compared, adjusted, strict=True):
-        interval = bootstrap.interval
-        exact = [mcnemar(first_Q, second_Q) for first_Q, second_Q in zip(first_SQ, second_SQ, strict=True)]
-        rows.append(
-            [
-                f"{second.name} vs {first.name}",
-                _signed(interval.mean),
-                f"{_signed(interval.low)} to {_signed(interval.high)}",
-                _p(bootstrap.p),
-                _p(p),
-                _two_way_cell(first_SQ, second_SQ),
-                ", ".join(_signed(float(difference)) for difference in (second_SQ - first_SQ).mean(axis=1)),
-                ", ".join(f"{test.only_second}:{test.only_first} p {_p(test.p)}" for test in exact),
-            ]
-        )
-    header = [
-        "difference", "points", "95 %, other problems", "p", "p, Holm", "95 %, other seeds and problems", "by seed",
-        "McNemar by seed",
-    ]  # fmt: skip
-    caption = (
-        f"Differences in accuracy, in percentage points, on the same {len(problems)} test problems. Runs are paired by "
-        "seed and averaged for each problem; the first interval and p are a paired bootstrap over problems "
-        f"({resamples:,} resamples), so they generalise to other problems for these runs. p, Holm is adjusted for the "
-        "number of comparisons. The second interval treats seeds and problems as random (two-way random effects), so "
-        "it generalises to other runs too; it needs two seeds. McNemar's test is exact; a:b counts the problems that "
-        "only the first or only the second of a row's two methods solved."
-    )
-    unpaired = [f"{a.name} and {b.name}" for a, b, pairs, *_ in compared if any(x.seed != y.seed for x, y in pairs)]
-    if unpaired:
-        caption += f" No common seed, so paired in order: {'; '.join(unpaired)}."
-    omitted = [text for a, b, pairs, *_ in compared if (text := _unpaired_runs(a, b, pairs))]
-    if omitted:
-        caption += f" Omitted, for lack of a run to pair with: {'; '.join(omitted)}."
-    return [Heading("Differences"), Table(header, rows, caption)]
-
-
-def paired_runs(first: Method, second: Method) -> list[tuple[Run, Run]]:
-    """Pair tested runs by seed, or in order if the methods have no common seed."""
-    unpaired = list(second.tested)
-    pairs = []
-    for run in first.tested:
-        match = next((candidate for candidate in unpaired if candidate.seed == run.seed), None)
-        if match is not None:
-            unpaired.remove(match)
-            pairs.append((run, match))
-    return pairs or list(zip(first.tested, second.tested, strict=False))
-
-
-def _unpaired_runs(first: Method, second: Method, pairs: Sequence[tuple[Run, Run]]) -> str:
-    paired = {run.folder for pair in pairs for run in pair}
-    runs = [(method, run) for method in (first, second) for run in method.tested if run.folder not in paired]
-    names = ", ".join(f"{method.name} seed {run.seed}" for method, run in runs)
-    return f"{names} ({second.name} vs {first.name})" if names else ""
-
-
-def _two_way_cell(first_SQ: Array, second_SQ: Array) -> str:
-    if min(first_SQ.shape) < 2:
-        return NOT_MEASURED
-    interval = two_way(second_SQ - first_SQ)
-    return f"{_signed(interval.low)} to {_signed(interval.high)}"
+    return [share(interval.mean), f"{100 * interval.low:.1f} to {share(interval.high)}"]
 
 
 # -- dynamics ---------------------------------------------------------------------------------------------------------
@@ -270,7 +177,7 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
     for method in methods:
         for run in method.runs:
             steps = max(curve.steps[-1] for curve in run.curves.values())
-            tested = NOT_MEASURED if run.test is None else _share(float(np.mean(list(run.test.correct.values()))))
+            tested = NOT_MEASURED if run.test is None else share(float(np.mean(list(run.test.correct.values()))))
             checkpoint = "" if run.test is None else Path(run.test.checkpoint).name
             rows.append(
                 [method.name, f"`{run.folder}`", str(run.environment.get("device", NOT_MEASURED)),
@@ -298,37 +205,3 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
         Text(f"Versions: {'; '.join(versions) or NOT_MEASURED}."),
         Text(f"This report: `{command}`"),
     ]
-
-
-# -- cells ------------------------------------------------------------------------------------------------------------
-
-
-def _over_seeds(values: Sequence[float | None], show: Callable[[float], str], combine: Any) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return NOT_MEASURED
-    return show(float(combine(known))) + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _count(number: float) -> str:
-    if number < 10_000:
-        return f"{number:,.0f}"
-    return f"{number / 1e3:,.0f} k" if number < 1e6 else f"{number / 1e6:.2f} M"

@@ -20,8 +20,8 @@ What memory each phase of a training step takes, whether it fits, and the larges
 run on tensors without memory; of the model it reads config.json alone, and neither weights nor data are downloaded.
 
   --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
-  --memory SIZE       of the device to plan for, such as 8GiB or 24GB; left out: of this machine's
-  --prompt_tokens N   of the longest prompt; left out: data.max_prompt_tokens, or 512
+  --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's
+  --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512
   --fast              the table and the verdict alone, without the search for the largest settings
 
 Exit status: 0 if the config fits, 1 if it does not.
@@ -39,7 +39,7 @@ def main(args: list[str]) -> None:
     """Print the plan of a config.
 
     Raises:
-        SystemExit: with 0 if the config fits its device, with 1 if not.
+        SystemExit: 0 if the config fits its device, 1 if not.
         ConfigError: the config or an option is wrong.
     """
     parser = argparse.ArgumentParser("grpo plan", add_help=False, allow_abbrev=False)

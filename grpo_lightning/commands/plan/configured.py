@@ -39,8 +39,8 @@ def planner_of(args: list[str], prompt_tokens: int | None, memory: int | None) -
 
     Args:
         args: ``--config FILE`` and keys.
-        prompt_tokens: of the longest prompt; ``None``: ``data.max_prompt_tokens``, or 512.
-        memory: of the device in bytes; ``None``: of this machine's.
+        prompt_tokens: length of the longest prompt; ``None``: ``data.max_prompt_tokens``, or 512.
+        memory: bytes of the device; ``None``: of this machine's.
 
     Raises:
         ConfigError: a mistake in the config, or a GPU planned for that is not there and has no ``memory``.

@@ -138,7 +138,7 @@ class MemoryMeter(TorchDispatchMode):
     # -- modules ----------------------------------------------------------------------------------------------------
 
     def adopt(self, module: nn.Module) -> None:
-        """Put fakes in the place of a module's parameters and buffers on the meta device, ties kept."""
+        """Put fakes instead of a module's parameters and buffers on the meta device, ties kept."""
         adopted: dict[Tensor, Tensor] = {}
         with self:
             for part in module.modules():

@@ -15,7 +15,7 @@ class PhaseMemory:
     """The bytes of a phase's parts at the moment when they are most.
 
     Args:
-        name: of the phase.
+        name: the phase.
         parts: bytes on the device by part.
         host: bytes that are kept in host memory beside them.
     """

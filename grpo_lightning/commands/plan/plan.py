@@ -20,9 +20,9 @@ class Settings:
     """What sets the memory of a run and not its result.
 
     Args:
-        max_tokens_per_microbatch: of the update, the option of the module.
-        rollout_rows_at_once: of the rollout, the option of the data module.
-        gradient_checkpointing: of the policy.
+        max_tokens_per_microbatch: the option of the module, for the update.
+        rollout_rows_at_once: the option of the data module, for the rollout.
+        gradient_checkpointing: the option of the policy.
     """
 
     max_tokens_per_microbatch: int
@@ -32,7 +32,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Decoding:
-    """Completions that a step, or a validation, samples: so many of each conversation of so many tokens."""
+    """Completions that a step, or a validation, samples: how many, per conversation, and of how many tokens."""
 
     name: str
     conversations: int
@@ -49,7 +49,7 @@ class Planner:
         data: as configured; its task is never read.
         precision: ``trainer.precision``.
         on_cuda: the run is on a GPU.
-        prompt_tokens: of the longest prompt.
+        prompt_tokens: length of the longest prompt.
         devices: over which a step's prompts are dealt out.
     """
 

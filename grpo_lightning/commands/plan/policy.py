@@ -27,7 +27,7 @@ class WeightlessPolicy(Policy):
     Args:
         config: as for :class:`Policy`.
         with_reference: as for :class:`Policy`.
-        on_cuda: for a GPU, where weights that are kept in host memory do not count.
+        on_cuda: plan for a GPU, where weights that are kept in host memory do not count.
     """
 
     def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:

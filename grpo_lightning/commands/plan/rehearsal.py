@@ -127,7 +127,7 @@ class Rehearsal:
     def rollout(self, prompts: int, group_size: int, width: int, sampling: SamplingParams) -> PhaseMemory:
         """``group_size`` completions of each of some prompts of ``width`` tokens, all decoding at once.
 
-        The first steps hold the pass over the prompts, the last ones the longest cache: they are rehearsed behind
+        The first steps hold the pass over the prompts, the last ones the longest cache: they are rehearsed after
         prompts so long that the cache begins with the columns that it ends with.
         """
         cap = sampling.cap
@@ -186,7 +186,7 @@ class Rehearsal:
         steps: int,
         on_first: Callable[[], None] | None = None,
     ) -> None:
-        """Sample, and end after so many steps that feed a token; ``on_first`` is called before the first."""
+        """Sample, and end after ``steps`` steps that feed a token; ``on_first`` is called before the first."""
 
         class RehearsedEngine(InProcessEngine):
             def before_step(self, step: int) -> None:
@@ -249,9 +249,9 @@ def _trainer_of(module: PolicyModule) -> pl.Trainer:
 
 
 def last_columns(width: int, cap: int) -> int:
-    """Columns of a decoding cache after ``cap`` tokens behind a prompt of ``width``, with the room it has taken.
+    """Columns of a decoding cache after a prompt of ``width`` and ``cap`` tokens, with the room it has taken.
 
-    Left out is the moment at which a layer takes more room, when its old keys or values live beside the new ones.
+    Not counted: the moment at which a layer takes more room, when its old keys or values exist beside the new ones.
     """
     prompt = DynamicLayer()
     prompt.update(torch.zeros(1, 1, width, 1), torch.zeros(1, 1, width, 1))

@@ -26,7 +26,7 @@ def read_samples(file: Path) -> list[Sample]:
                 if line.strip():
                     samples.append(_sample(line, f"--samples: line {number} of {file}"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--samples: {file} is no text in UTF-8 ({error}): convert it") from error
+        raise ConfigError(f"--samples: {file} is not UTF-8 text ({error}): convert it") from error
     if not samples:
         raise ConfigError(f"--samples: {file} has no rows")
     return samples
@@ -36,11 +36,11 @@ def _sample(line: str, where: str) -> Sample:
     try:
         sample = sample_of(json.loads(line))
     except (ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where} is no JSON object with a completion ({error!r})") from error
+        raise ConfigError(f"{where} is not a JSON object with a completion ({error!r})") from error
     if not isinstance(sample.completion, str):
-        raise ConfigError(f"{where} has a completion that is no text: {sample.completion!r}; put it in quotes")
+        raise ConfigError(f"{where} has a completion that is not text: {sample.completion!r}; put it in quotes")
     if not isinstance(sample.metadata, dict):
-        raise ConfigError(f"{where} has metadata that is no JSON object: {sample.metadata!r}; write it as one")
+        raise ConfigError(f"{where} has metadata that is not a JSON object: {sample.metadata!r}; write it as one")
     return sample
 
 

@@ -107,7 +107,7 @@ def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int) -
 
 
 def drop_rows(cache: Cache, to: Tensor, source: Tensor, index_R: Tensor) -> None:
-    """Go on with the rows ``index_R``: the first ones, but for ``to``, whose places the rows ``source`` take."""
+    """Continue with the rows ``index_R``: the first ones, but for ``to``, whose places the rows ``source`` take."""
     layer: Any
     for layer in cache.layers:
         if isinstance(layer, RoomyLayer):

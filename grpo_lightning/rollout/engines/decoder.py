@@ -35,14 +35,14 @@ class DecodingModel:
         packs = uses(PackedWeights)
         self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
         self._head = linear(self.lm.get_output_embeddings(), packs)
+        self._softcap = softcap_of(self.lm)
         self.has_plain_cache = has_plain_cache(self.lm)
         self.joins_early = uses(EarlyJoins)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head, with the final softcap where the model has one."""
         logits_RV = self._head(hidden_RD)
-        cap = softcap_of(self.lm)
-        return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
+        return logits_RV if self._softcap is None else self._softcap * torch.tanh(logits_RV / self._softcap)
 
 
 class Decoder:

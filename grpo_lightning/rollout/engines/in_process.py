@@ -48,7 +48,8 @@ class InProcessEngine(Engine):
         waiting = list(zip(rows.add(requests), requests, strict=True))
 
         def admit(count: int) -> list[list[int]]:
-            admitted = sorted(waiting[:count], key=lambda numbered: _prefill_order(numbered[1].prompt))
+            # The longest first, so that a prefill pads little, and equal prompts next to each other.
+            admitted = sorted(waiting[:count], key=lambda numbered: (-len(numbered[1].prompt), numbered[1].prompt))
             del waiting[:count]
             rows.enter([number for number, _ in admitted])
             return [request.prompt for _, request in admitted]
@@ -80,10 +81,11 @@ class InProcessEngine(Engine):
                     continue
                 self.before_step(rows.step)
                 decoder.advance(tokens_R)
-                # Never more rows than at first: memory was planned for these.
-                room = len(requests) - active
-                if rows.checked == rows.step and _may_join(decoder, [row.prompt for _, row in waiting[:room]]):
-                    decoder.join(admit(room))
+                if waiting and rows.checked == rows.step:
+                    # Never more rows than at first: memory was planned for these.
+                    room = len(requests) - active
+                    if _may_join(decoder, [request.prompt for _, request in waiting[:room]]):
+                        decoder.join(admit(room))
         return rows.completions(torch.arange(len(rows.lengths_N), device=self.policy.device))
 
     def before_step(self, step: int) -> None:
@@ -95,8 +97,3 @@ def _may_join(decoder: Decoder, prompts: list[list[int]]) -> bool:
     if len(prompts) <= MIN_JOIN_FRACTION * len(decoder.position_R) or not decoder.model.joins_early:
         return False
     return max(map(len, prompts)) <= MAX_CACHE_GROWTH * decoder.length
-
-
-def _prefill_order(prompt: list[int]) -> tuple[int, list[int]]:
-    """Sort key: the longest first, so that a prefill pads little, and equal prompts next to each other."""
-    return -len(prompt), prompt

@@ -39,8 +39,8 @@ class SampledRows:
         self.lengths_N = self.begun_N = self.active_R = integers
         self.stopped_N = booleans
         self.ends = torch.tensor(policy.terminators, device=self.device)
-        self.stops = _StopStrings(policy.tokenizer, sampling.stop or [])
-        self.check_every = 1 if self.stops.strings else CHECK_EVERY.get(self.device.type, 1)
+        self.stops = _StopStrings(policy.tokenizer, sampling.stop) if sampling.stop else None
+        self.check_every = 1 if sampling.stop else CHECK_EVERY.get(self.device.type, 1)
         self.checked = 0  # the step of the last check
         self._caps: list[int] = []  # steps at which rows that entered together reach the cap
         self._one_temperature = True
@@ -88,7 +88,7 @@ class SampledRows:
         """Places among the active rows of those that have finished since the last check."""
         window, self.checked = self.step - self.checked, self.step
         ended_RW = torch.isin(self.latest(window), self.ends)
-        if self.stops.strings:
+        if self.stops is not None:
             ended_RW |= self.stops.found(self)[:, None]
         done_R = ended_R = ended_RW.any(1)
         if self.step in self._caps:
@@ -140,7 +140,7 @@ class _StopStrings:
         self.tokenizer = tokenizer
         self.strings = strings
         # A token holds at least one byte; one more token for a character that the window would cut.
-        self.window = max((len(string.encode()) for string in strings), default=0) + 1
+        self.window = max(len(string.encode()) for string in strings) + 1
 
     def found(self, rows: SampledRows) -> Tensor:
         """Whether each active row's text now holds a stop string."""

@@ -129,7 +129,7 @@ def _lists(
         return tuple({"stdin": given, "stdout": expected} for given, expected in texts), (), None
     if not isinstance(name, str) or not all(map(_is_list, inputs)):
         raise _unknown()
-    # Its Codewars rows wrap each result into a list of its own, its LeetCode rows do not, and nothing tells them apart.
+    # Its Codewars rows wrap each result into a separate list, its LeetCode rows do not, and nothing tells them apart.
     wrapped = all(_is_list(expected) and len(expected) == 1 for expected in outputs)
     calls = []
     for given, expected in zip(inputs, outputs, strict=True):

@@ -25,7 +25,7 @@ _TOO_LONG = "The completion is too long to check. Give a shorter program."
 class CodeVerifier(Verifier):
     """Runs the program of a completion against the tests of its row.
 
-    The program is what stands in the blocks fenced as ```` ```python ````; where there is none, in those without a
+    The program is the text of the blocks fenced as ```` ```python ````; where there is none, in those without a
     language; where there is no fence, the whole completion. Of several blocks, those count that the tests need: the
     last one that defines what is tested, or that is a complete script, with the blocks that it builds on (see
     ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
@@ -65,7 +65,7 @@ class CodeVerifier(Verifier):
         reward_wrong: reward of everything else.
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
-        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
+        answer_tag: if given, the answer is read inside this tag alone, and must be there.
         prelude: Python text that is run before each program, such as imports that the data set takes for granted.
         rel_tol: how far numbers in the output of ``io`` rows may be off, as a part of the expected number. With it or
             ``abs_tol``, outputs are compared word by word, and ``3.0`` is as good as ``3``; by default they are text.

@@ -116,7 +116,7 @@ class _Comparison:
         return not self.allow.key_order or [key for key in other if key in gold] == list(gold)
 
     def _in_any_order(self, gold: list[Json], other: list[Json]) -> Recursion:
-        """Whether the elements can be paired off, by augmenting paths, since equality with tolerance is no equivalence.
+        """Whether the elements can be paired, by augmenting paths, since equality with tolerance is not an equivalence.
 
         Elements that are written the same are paired first, which is all there is to do for most arrays.
         """

@@ -28,7 +28,7 @@ def read_documents(schemas: Mapping[str, dict | bool | str] | str) -> Documents:
             in folders below, is registered as the URI in its ``$id``.
 
     Raises:
-        ConfigError: a file cannot be read or is no JSON, a URI is not absolute or taken, or a document is no schema or
+        ConfigError: a file cannot be read or is not JSON, a URI is not absolute or taken, or a document is no schema or
             refers to one that is not registered.
     """
     documents: dict[str, str] = {}

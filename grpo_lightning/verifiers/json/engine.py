@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # For 10,000 levels, 26 KB each; the schemas that were tried took below 1 KB. Memory is taken as it is reached.
 _STACK_BYTES = 256 * 2**20
-# The keyword of the schema that stands for a document that is not registered.
+# The keyword of the schema that replaces a document that is not registered.
 _MARK = "x-not-registered"
 _KINDS: tuple[Json, ...] = (None, True, 0, "", [], {})
 
@@ -28,7 +28,7 @@ _stack_size_lock = threading.Lock()
 class Engine:
     """Compiles one schema and parts of it, in the same way.
 
-    A reference to a document that is not registered is no mistake until validation reaches it: the document is
+    A reference to a document that is not registered is not a mistake until validation reaches it: the document is
     replaced by a schema that notes that.
 
     Args:
@@ -108,7 +108,7 @@ class Engine:
                 raise error from None
 
     def _replace_missing(self) -> bool:
-        """Put a schema that notes when it is reached in the place of what is not registered."""
+        """Replace what is not registered by a schema that notes when it is reached."""
         if not any(_references(self._root)):
             return False
         if isinstance(self._root, dict) and "$schema" in self._root:
@@ -147,7 +147,7 @@ class Engine:
 
 @contextmanager
 def panics_raised() -> Iterator[None]:
-    """Raise a panic of the library, which is no ``Exception`` and would end the run, as a ``RuntimeError``."""
+    """Raise a panic of the library, which is not an ``Exception`` and would end the run, as a ``RuntimeError``."""
     try:
         yield
     except BaseException as error:

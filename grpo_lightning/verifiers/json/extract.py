@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from grpo_lightning.verifiers.json.reader import BRACKET_OR_STRING, MAX_DEPTH, SPACE, Json, NotJSON, Unfinished, parse
 
-# More pieces of JSON than this are no answer, and reading each of them would cost time.
+# More pieces of JSON than this are not an answer, and reading each of them would cost time.
 MAX_PIECES = 500
 
 # A bracket that opens JSON, also broken JSON such as {'a': 1}, and not the prose {x in S} or [see below]. At the end of
@@ -34,7 +34,7 @@ _STRING = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"?')
 _LAYOUT = "`* \t\r\n"
 _BRACKETS = {"[": "]", "{": "}"}
 _OPENED_BY = {"]": "[", "}": "{"}
-_STRAY = "a part of other JSON stands beside it"
+_STRAY = "a part of other JSON is beside it"
 
 
 class Document(NamedTuple):
@@ -68,7 +68,7 @@ def find_documents(text: str) -> list[Document]:
     """The JSON documents of a text in order of appearance, at least one.
 
     A fenced block counts if all of it is one document. In prose, every bracket that opens JSON starts a piece that
-    ends with the matching bracket; a piece that is no JSON is passed over as a whole, so a document inside a string,
+    ends with the matching bracket; a piece that is not JSON is passed over as a whole, so a document inside a string,
     or inside broken JSON, is never found. A bare string, number, true, false or null must be the whole text or block.
 
     A document that is not finished counts as one, with a problem: at the end of the text or of a fenced block, a piece
@@ -181,7 +181,7 @@ def _closing(text: str, start: int) -> tuple[int, bool]:
 
 
 def _strays(surroundings: list[str]) -> Iterator[bool]:
-    """For each piece, whether JSON that belongs to no document stands beside it: a bracket, quote or comma too many.
+    """For each piece, whether JSON that belongs to no document is beside it: a bracket, quote or comma too many.
 
     That is JSON's tokens and not a word, or a closing bracket. Brackets and quotes that the prose before a document has
     opened may be closed after it. A colon may continue a prompt that ends in "Answer".

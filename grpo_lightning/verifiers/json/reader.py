@@ -160,7 +160,7 @@ def _read_nested(text: str) -> Json:
 
     Raises:
         Unfinished: the text is the beginning of a document.
-        JSONDecodeError: the text is no document.
+        JSONDecodeError: the text is not a document.
         NotJSON: as ``_DECODER`` raises it.
     """
     unclosed: list[tuple[list, bool]] = []

@@ -109,7 +109,7 @@ def read_row_schema(text: str, check_formats: bool, documents: Documents) -> Row
 def unwrap(schema: Json) -> Json:
     """The schema inside of a vendor's request, or the schema itself if it is not wrapped.
 
-    A wrapper has no keyword of JSON Schema (``type`` with a value that is no JSON type, such as ``json_schema`` or
+    A wrapper has no keyword of JSON Schema (``type`` with a value that is not a JSON type, such as ``json_schema`` or
     ``function``, is none), exactly one member that vendors put a schema, or another wrapper, into, and beside it
     neither other objects nor names of types, but in a description: ``{"schema": {"type": "string"}, "name": "string"}``
     lists fields.
@@ -154,7 +154,7 @@ def _asserted_keywords(schema: dict[str, Json]) -> list[str]:
         if name in schema and first <= draft <= last and isinstance(schema[name], types)
     ]
     if "$ref" in names and draft <= _DRAFT_OF["07"]:
-        # What stands beside a reference does not count there.
+        # Keywords beside a reference do not count there.
         return ["$ref"]
     is_wrapper = isinstance(schema.get("type"), str) and schema["type"] not in _TYPES
     return [name for name in names if name != "type" or not is_wrapper]

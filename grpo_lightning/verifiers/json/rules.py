@@ -156,7 +156,7 @@ class Schema:
             node = _at(schema.root, pointer)
             if node is False:
                 return Problem(spelled(path), "is not allowed")
-            # Below an $id of its own, references have another meaning.
+            # Below a separate $id, references have another meaning.
             if not isinstance(node, dict) or ("$id" in node and pointer != "#"):
                 break
             keyword = schema._broken_alone(node, document)
@@ -176,7 +176,7 @@ class Schema:
 
     def _broken_alone(self, node: dict[str, Json], document: Json) -> str | None:
         """The first of the rules that can be judged alone and that the document breaks."""
-        # What stands beside a reference does not count in draft 7.
+        # Keywords beside a reference do not count in draft 7.
         rules = {} if "$ref" in node else {keyword: node[keyword] for keyword in _RULES if keyword in node}
         # Each with the ones before it, since in draft 4 exclusiveMinimum belongs to minimum.
         so_far: dict[str, Json] = {}

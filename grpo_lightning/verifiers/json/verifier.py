@@ -51,8 +51,8 @@ class JSONSchemaVerifier(Verifier):
 
     Where the document is read: the whole text, a fenced block that is nothing but the document, or inside prose. What
     was thought is not read, and neither is a document inside a string or inside broken JSON. The same document given
-    twice is one. In prose, ``[1]`` is no document where the schema asks for an object. A document that is begun and not
-    finished counts as one, and a bracket, quote or comma too many beside a document makes it invalid.
+    twice is one. In prose, ``[1]`` is not a document where the schema asks for an object. A document that is begun
+    and not finished counts as one, and a bracket, quote or comma too many beside a document makes it invalid.
 
     JSON is read strictly: no comments, trailing commas, NaN or Infinity, no key twice in an object, no numbers beyond
     the range of a double, no nesting deeper than 10,000. As in JSON Schema, 1.0 is an integer and equals 1, and true
@@ -89,7 +89,7 @@ class JSONSchemaVerifier(Verifier):
         reward_wrong: reward of everything else.
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
-        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it.
+        answer_tag: if given, the answer is read inside this tag alone, and must be there.
 
     Raises:
         ValueError: an option is out of range, or a schema cannot be used.
@@ -250,7 +250,6 @@ def _correct(extracted: str, expected: str, reason: str) -> Verdict:
 
 
 def _unread(feedback: str, text: str, expected: str) -> Verdict:
-    """The verdict where no document was read."""
     return Verdict(False, False, feedback, explanation=Explanation(shortened(text), expected, feedback))
 
 
@@ -290,7 +289,6 @@ def _json_text(value: object, what: str) -> str:
 
 
 def _configured(schema: dict | str) -> str:
-    """The text of the schema given as an option."""
     if isinstance(schema, dict):
         return _json_text(schema, "the option 'schema'")
     try:

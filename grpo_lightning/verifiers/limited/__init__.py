@@ -1,4 +1,4 @@
-"""Calls that may take too long or too much memory: each in a process of its own, under limits."""
+"""Calls that may take too long or too much memory: each in a separate process, under limits."""
 
 from grpo_lightning.verifiers.limited.client import LimitedWorker, OutOf
 

@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 class OutOf(Enum):
-    """What a call ran out of, returned in place of its result."""
+    """What a call ran out of, returned instead of its result."""
 
     TIME = "CPU time"
     MEMORY = "memory"
@@ -41,7 +41,7 @@ class LimitedWorker:
     """Calls one function, one call at a time, each in a fresh fork of a warm process.
 
     What a call returns depends on its arguments alone: the limit counts the call's own CPU time, not the time it waits
-    for a busy machine, and no call sees what another one left behind. The start of the process counts against no call.
+    for a busy machine, and no call sees what another one left. The start of the process counts against no call.
 
     Args:
         setup: ``module:function``, called once in the process before the first call, to import and to warm up; empty
@@ -135,7 +135,7 @@ class LimitedWorker:
             return
         assert process.stdin is not None
         assert process.stdout is not None
-        # The process leads a group of its own: its forked child goes with it.
+        # The process leads a separate group: its forked child goes with it.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -89,7 +89,7 @@ def parse_gold(answer: str) -> Answer:
     """The gold answer.
 
     Raises:
-        ValueError: it is no answer, but a value that got lost, a whole solution, or longer than an answer can be.
+        ValueError: it is not an answer, but a value that got lost, a whole solution, or longer than an answer can be.
     """
     number = parse_number(answer)
     if number is not None:

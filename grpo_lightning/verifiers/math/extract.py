@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 Format = Literal["hash", "boxed", "tag", "phrase", "bare"]
 
 MAX_ANSWER_CHARS = 2_000
-# More of a form than this are no final answer, and reading each of them would cost time.
+# More of a form than this are not a final answer, and reading each of them would cost time.
 MAX_ANSWERS = 64
 
 # Exactly four: five are a Markdown heading of the fifth level.
@@ -23,14 +23,14 @@ _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(
     r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+(?:is|equals|would be|should be|must be)\b[*_`]*[ \t]*:?|\s*[:=])"
-    # A heading of its own line, in whatever emphasis.
+    # A heading on a separate line, in whatever emphasis.
     r"|^[ \t]*(?:#{1,3}|#{5,6}|[*_]+)[ \t]*(?:\*\*|__)?(?:the\s+)?(?:final\s+)?answer[ \t*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 # What may end the line of the phrase, so that the answer is the next line.
 _LINE_END = re.compile(r"[*_`]*[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"\.\s|\n")
-# Mathematics set on lines of its own.
+# Mathematics set on separate lines.
 _DISPLAY = re.compile(r"[*_`\s]*(?:\\\[|\$\$)")
 _DISPLAY_END = re.compile(r"\\\]|\$\$")
 _ALTERNATIVE = re.compile(r"[\s,;.*_`]*(?:or|and|alternatively|maybe|perhaps|possibly)\b", re.IGNORECASE)
@@ -81,7 +81,7 @@ def _unlabelled(text: str) -> str:
 
 
 def _tagged(text: str, formats: Sequence[Format]) -> Iterator[str]:
-    """What stands in each pair of tags, where it holds neither ``####`` nor a box, which are found anyway."""
+    """The text in each pair of tags, where it holds neither ``####`` nor a box, which are found anyway."""
     marked = [*(["####"] if "hash" in formats else []), *(["\\boxed", "\\fbox"] if "boxed" in formats else [])]
     opening = _TAG.search(text)
     while opening:
@@ -99,7 +99,7 @@ def _tagged(text: str, formats: Sequence[Format]) -> Iterator[str]:
 def _sentence(text: str, start: int) -> str:
     """What follows the phrase, up to the end of the sentence; or the whole line below, if nothing follows.
 
-    A formula on lines of its own is read to its end. If the next line goes on with another answer, that is read, too.
+    A formula on separate lines is read to its end. If the next line continues with another answer, that is read, too.
     """
     text = text[start : start + MAX_ANSWER_CHARS]
     display = _DISPLAY.match(text)
@@ -116,7 +116,7 @@ def _sentence(text: str, start: int) -> str:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """What stands in each box. A box in a box is a part of the outer one; one that never closes is the last."""
+    """The text in each box. A box in a box is a part of the outer one; one that never closes is the last."""
     box = _BOX.search(text)
     while box:
         opening = _OPENING.match(text, box.end())

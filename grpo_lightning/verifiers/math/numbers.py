@@ -138,7 +138,7 @@ def parse_number(text: str) -> Number | None:
 def same_number(first: Number, second: Number) -> bool:
     """Equal by value. Where only one is a percentage, 50% also equals 50: data sets ask "what percentage" and give 50.
 
-    That is no hole, since units are never checked and the digits must still be right.
+    That is not a hole, since units are never checked and the digits must still be right.
     """
     if first.value == second.value:
         return True

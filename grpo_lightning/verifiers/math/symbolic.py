@@ -86,10 +86,10 @@ def is_single(latex: str) -> bool:
 
 
 def to_latex(text: str) -> str:
-    """The answer as the LaTeX that the symbolic check reads, with exact fractions in place of decimals.
+    """The answer as the LaTeX that the symbolic check reads, with exact fractions instead of decimals.
 
     Raises:
-        NotAnExpression: the text is no expression, or one beyond the caps.
+        NotAnExpression: the text is not an expression, or one beyond the caps.
     """
     if len(text) > MAX_CHARS:
         raise NotAnExpression("longer than an answer can be")
@@ -132,7 +132,7 @@ class _Writer:
             written = self._token(token)
             self.written.append(written)
             if not written.isspace():
-                # The base of a logarithm may stand beside a number.
+                # The base of a logarithm may be beside a number.
                 self.last = "base" if self.last == "_" else token
         if self.open:
             raise NotAnExpression("an unclosed bracket")

@@ -172,7 +172,7 @@ def _same_unknown(first: Any, second: Any) -> bool:
 def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
     """Whether one is a set in braces and the other an ordered tuple, or the answer repeats what the gold has once.
 
-    Parsed, a list is a set, and math-verify takes a set for a tuple's equal, as the braces may be left out.
+    Parsed, a list is a set, and math-verify takes a set for a tuple's equal, as the braces may be omitted.
     """
     from sympy import FiniteSet, Interval, Tuple
 

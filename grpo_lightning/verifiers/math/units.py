@@ -3,7 +3,7 @@
 Units are never checked: 42 apples, 42 km and 42 are equal. So a word that changes a value must not pass for one. These
 words are known by how they are built, since no list of them is complete: numerals and all that is composed of numerals
 (``sixths``, ``hundreds``, ``twenty-fifths``, ``tenfold``), everything in ``-illion``, and verbs of arithmetic in any
-form (``halved``, ``doubling``). A participle that ends the answer right behind the number is taken for one of them.
+form (``halved``, ``doubling``). A participle that ends the answer right after the number is taken for one of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _FOREIGN = re.compile(
     "тысяч|тыс|миллион|млн|миллиард|млрд|сот|десят|дюжин|половин|трет|четверт|процент|промилле|минус",
     re.IGNORECASE,
 )
-# Right behind a number without a space, of the short words these alone are units: 2mn is algebra.
+# Right after a number without a space, of the short words these alone are units: 2mn is algebra.
 _BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
 _SHORT_UNIT = re.compile(
     "[mcdknu]m|in|ft|yd|mi|[km]g|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"

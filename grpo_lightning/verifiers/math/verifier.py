@@ -46,11 +46,11 @@ class MathVerifier(Verifier):
     - A plain number is compared exactly, by value: 72, 72.0, $72, 72 apples, 7.2e1 and \frac{144}{2} are equal. The
       answer must be a number itself: ``70 + 2`` and ``\sqrt{5184}`` have the format, but are not correct, or copying
       the problem would be a solution. A fraction and one power of two literals (``3^{4}``) are numbers: answers are
-      written so. ``x = 72`` is fine, ``70 + 2 = 72`` is not. Words behind it are units, which are not checked, unless
+      written so. ``x = 72`` is fine, ``70 + 2 = 72`` is not. Words after it are units, which are not checked, unless
       they change the value (``5 sixths``, ``3 lakhs``, ``2 doubled``). Where one of the two is a percentage, 50%
       equals both 50 and 0.5.
     - An expression (also an interval, tuple, set, matrix or equation) is parsed and compared with math-verify in a
-      separate process, behind caps on its length, nesting and powers. It must be equal exactly: 1.41421356 is not
+      separate process, within caps on its length, nesting and powers. It must be equal exactly: 1.41421356 is not
       \sqrt{2}. Any form counts that is equal, so a task to expand or factor is not judged by this verifier alone.
       ``x > 2`` is (2, \infty), and ``y = 2x + 3`` is ``2x - y + 3 = 0``.
     - Anything else (a name, a choice, a ratio, a time, whatever cannot be parsed) is compared as text, without what
@@ -70,7 +70,7 @@ class MathVerifier(Verifier):
         reward_wrong: reward of everything else.
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
-        answer_tag: if given, the answer is read inside of this tag alone, and must stand in it. There it may be bare.
+        answer_tag: if given, the answer is read inside this tag alone, and must be there. It may be bare there.
 
     Raises:
         ValueError: an option is out of range.
@@ -152,7 +152,7 @@ _HEADING = re.compile(r"[\s*_`]*(?:[^\W\d_]|[0-9]+[.):]\s|$)")
 
 
 def _is_note(answers: Answers, text: str) -> bool:
-    """Whether a text that is no answer may precede the final one. In a box or a tag there are answers only."""
+    """Whether a text that is not an answer may precede the final one. In a box or a tag there are answers only."""
     return answers.form in ("hash", "phrase") and bool(_HEADING.match(text))
 
 

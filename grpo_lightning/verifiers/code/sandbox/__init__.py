@@ -9,6 +9,6 @@ Four processes, each started by the one above it and trusting only that one:
 - the *defendant* (:mod:`.defendant`) holds the program and answers the judge's calls. Judge and defendant exchange
   plain data only (:mod:`.wire`), and both are locked down (:mod:`.lockdown`).
 
-The imports in here are relative, since the zygote loads this folder as a package of its own: importing the whole of
+The imports in here are relative, since the zygote loads this folder as a separate package: importing the whole of
 ``grpo_lightning.verifiers`` would only make it larger, and each fork slower.
 """

@@ -112,7 +112,7 @@ class Defendant:
     def load(
         self, sources: list[str], wanted: list[str], is_script: bool, helpers: list[str]
     ) -> tuple[tuple[int, ...], dict[str, object]]:
-        """Take the program, run it as a module, and give what it defines of the wanted names, behind its blocks.
+        """Take the program, run it as a module, and give what it defines of the wanted names, after its blocks.
 
         Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
         """

@@ -15,7 +15,7 @@ class EntryPoint(NamedTuple):
     """The function under test.
 
     Args:
-        name: of the function or method; empty where tests name what they call.
+        name: the function or method; empty where tests name what they call.
         owner: the class of a method.
         of_instance: whether it is a method of an instance, ``Solution().f``, or of the class itself, ``Solution.f``.
     """

@@ -194,8 +194,8 @@ def record_with_handle(handle: Handle, names: object, items: object) -> Any:
     """A named tuple of the program: it compares as a tuple, has its fields by name, and is asked for all else.
 
     Args:
-        handle: of the named tuple.
-        names: of its fields; empty where a tuple has one of them itself, as ``count``.
+        handle: stands for the named tuple.
+        names: its fields; empty where a tuple has one of them itself, as ``count``.
         items: plain data, and objects of the program.
 
     Raises:

@@ -130,7 +130,7 @@ def _judge(link: Link, payload: int) -> None:
 
 
 def _prepare(link: Link, prelude: str) -> float:
-    """Let the prelude run once: what it raises is no program's fault, since there is none yet."""
+    """Let the prelude run once: what it raises is not a program's fault, since none has run yet."""
     try:
         return float(link.ask("prepare", (prelude,)))
     except Exception as error:

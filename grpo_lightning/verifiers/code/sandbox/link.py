@@ -30,7 +30,7 @@ _RESUMING = frozenset({"send", "throw"})
 
 
 class Reporter(Protocol):
-    """Where the session's end is told."""
+    """Where the session's end is reported."""
 
     blocks: tuple[int, ...]
 
@@ -143,7 +143,7 @@ class Link:
         return value
 
     def name_of_type(self, handle: Handle) -> str:
-        """The name of an object's class, which the program may have made up; empty if it is no name."""
+        """The name of an object's class, which the program may have made up; empty if it is not a name."""
         name = self.ask("name_of_type", (handle,))
         return name if type(name) is str and name.isidentifier() and len(name) <= 80 else ""
 

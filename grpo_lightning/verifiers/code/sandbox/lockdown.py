@@ -60,7 +60,7 @@ class Lockdown:
         return self.level == "namespaces"
 
     def renew(self) -> None:
-        """Clear away what the last run left behind; it must have ended."""
+        """Clear away what the last run left; it must have ended."""
         if self._scratch:
             self._scratch.renew()
 
@@ -69,7 +69,7 @@ class Lockdown:
 
         Args:
             parent: the worker's process, with which this one ends.
-            is_judge: it has limits of its own, and no place to write in.
+            is_judge: the judge has separate limits, and no place to write in.
         """
         for kind, limits in self._judge_limits if is_judge else self._program_limits:
             resource.setrlimit(kind, limits)

@@ -15,7 +15,7 @@ class Settings:
     """What a worker is started with.
 
     Args:
-        level: of isolation.
+        level: the isolation level.
         timeout_s: processor time of a run.
         memory_mb: address space of the program's process.
         hang_s: wall-clock time of a run, after which it is an error.

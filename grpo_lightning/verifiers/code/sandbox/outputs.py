@@ -20,7 +20,7 @@ class Allowance(NamedTuple):
 
     Args:
         rel_tol: as a part of the expected number.
-        abs_tol: in any case.
+        abs_tol: the absolute tolerance, always applied.
     """
 
     rel_tol: float = 0.0

@@ -60,7 +60,7 @@ def record_type(names: tuple[str, ...]) -> type[tuple[Any, ...]]:
     """A tuple whose items have names, and nothing else: what a named tuple of the other side is here.
 
     Raises:
-        BadFrame: a name that is no identifier, is private, is a tuple's own, or asks about an expected value.
+        BadFrame: a name that is not an identifier, is private, is a tuple's own, or asks about an expected value.
     """
     if not names or not _are_names(names):
         raise BadFrame("malformed: names of fields")

@@ -133,7 +133,7 @@ CONTAINERS: dict[type, Container] = {
 
 
 def contents(container: Any) -> tuple[Any, ...]:
-    """What a container holds, flat; a dict's values behind its keys. Shallow, and cheap to compare."""
+    """What a container holds, flat; a dict's values after its keys. Shallow, and cheap to compare."""
     if isinstance(container, dict):
         return (*container.keys(), *container.values())
     return tuple(container)

@@ -20,7 +20,7 @@ MAX_FRAME_BYTES = 2**24
 MAX_DEPTH = 150
 MAX_INT_BYTES = 2**16
 MAX_RECORD_TYPES = 50
-# Sent in place of a reply by a program that would sleep longer than its limit.
+# Sent instead of a reply by a program that would sleep longer than its limit.
 OVERSLEPT = b"L"
 
 _LENGTH = struct.Struct("<I")
@@ -38,9 +38,9 @@ class Reference(NamedTuple):
     Args:
         kind: ``h``, a handle of an object of the defendant; ``e``, a handle of an exception class of its;
             ``f``, a function of the judge; ``b``, a built-in type.
-        number: of the object, 0 for built-ins.
+        number: the number of the object, 0 for built-ins.
         text: the name of a built-in or of an exception class.
-        bases: of an exception class, those that are exceptions; written as references to them.
+        bases: the bases of an exception class that are exceptions; written as references to them.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Encoder:
     """Writes one frame.
 
     Args:
-        refer: says how to name an object whose type is no plain one, ``None`` to send it flattened.
+        refer: says how to name an object whose type is not a plain one, ``None`` to send it flattened.
         shared: the lists, dicts and the like that the other side holds already, in its order.
     """
 
@@ -151,7 +151,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads one frame; ``containers`` then holds its lists, dicts and the like, behind the shared ones."""
+    """Reads one frame; ``containers`` then holds its lists, dicts and the like, after the shared ones."""
 
     def __init__(self, resolve: Callable[[Reference], object], shared: list[Any]) -> None:
         self.resolve = resolve

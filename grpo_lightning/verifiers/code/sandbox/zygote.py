@@ -141,7 +141,7 @@ class Worker:
         return pid
 
     def _be_defendant(self, connection: socket.socket) -> NoReturn:
-        # A group of its own, which even the unsafe level can end as one.
+        # A separate group, which even the unsafe level can end as one.
         os.setsid()
         streams = [os.memfd_create("stream") for _ in STREAM_FDS]
         self.lockdown.confine(self.pid, is_judge=False)
@@ -206,7 +206,7 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     sys.argv = ["solution.py"]
     os.environ.clear()
-    # Left out with the site module, and used by many scripts.
+    # Missing without the site module, and used by many scripts.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     _be_killed_first()
     for module in _WARM:
