@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,15 +96,13 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def machine(device: torch.device) -> str:
     """Describe device, threads and versions in one line."""
-    import lightning
     import torch
-    import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} thread(s)"
     return (
         f"{name}{threads}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, lightning {lightning.__version__}"
+        f"transformers {version('transformers')}, lightning {version('lightning')}"
     )
 
 

@@ -130,6 +130,21 @@ def verdict(axis: str, quantity: str, line: Fit) -> str:
     return name if steepest <= bound + 0.1 + 2 * line.error else f"**not {name}**"
 
 
+def rows(axis: str, sizes: Sequence[int], costs_by_quantity: dict[str, list[list[float]]]) -> list[str]:
+    """Return a row of the table per quantity whose costs are all above zero."""
+    lines = []
+    for quantity, costs in costs_by_quantity.items():
+        if min(map(min, costs)) <= 0:
+            continue
+        line = fit(sizes, costs)
+        medians = ", ".join(f"{statistics.median(row):.3g}" for row in costs)
+        lines.append(
+            f"| {axis} | {quantity} | {', '.join(map(str, sizes))} | {medians} | {line.exponent:.2f} ± "
+            f"{line.error:.2f} | {line.last:.2f} | {verdict(axis, quantity, line)} |"
+        )
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
@@ -151,15 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for quantity in measured[0]:
                     costs_by_quantity.setdefault(quantity, []).append([run[quantity] for run in measured])
             print(f"{axis} {value}: {runs[-1]}", file=sys.stderr, flush=True)
-        for quantity, costs in costs_by_quantity.items():
-            if min(map(min, costs)) <= 0:
-                continue
-            line = fit(sizes, costs)
-            medians = ", ".join(f"{statistics.median(row):.3g}" for row in costs)
-            lines.append(
-                f"| {axis} | {quantity} | {', '.join(map(str, sizes))} | {medians} | {line.exponent:.2f} ± "
-                f"{line.error:.2f} | {line.last:.2f} | {verdict(axis, quantity, line)} |"
-            )
+        lines += rows(axis, sizes, costs_by_quantity)
     table = "\n".join(lines)
     print(table)
     if args.out:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.processes import run_script
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_trl = pytest.mark.skipif(
@@ -20,11 +19,7 @@ needs_trl = pytest.mark.skipif(
 
 
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return run_script(FOLDER / script, *arguments)
 
 
 @pytest.fixture
@@ -80,10 +75,16 @@ def test_refinement_prints_what_each_mode_costs() -> None:
     assert " 0 further attempts" not in text
 
 
-def test_scaling_prints_exponents() -> None:
-    text = run("scaling.py", "--smoke", "--axis", "completion")
-    assert "| completion | rollout s | 32, 64 |" in text
-    assert "| completion | update s | 32, 64 |" in text
+def test_scaling_measures_a_point_and_prints_exponents(benchmark_module: Any) -> None:
+    scaling = benchmark_module("scaling")
+    args = scaling.parse_arguments(["--device", "cpu"])
+    memory = scaling._in_process("completion", 32, args, memory=True)
+    assert memory.keys() == {"rollout MiB", "update MiB"}
+    seconds = scaling.measure_point("completion", 32, torch.device("cpu"), memory=False)
+    assert seconds.keys() == {"rollout s", "update s"}
+    assert min(seconds.values()) > 0
+    table = scaling.rows("completion", (32, 64), {"rollout s": [[1.0, 1.0], [2.0, 2.0]], "update MiB": [[0.0], [1.0]]})
+    assert table == ["| completion | rollout s | 32, 64 | 1, 2 | 1.00 ± 0.00 | 1.00 | at most linear |"]
 
 
 def test_a_fit_finds_the_exponent_and_its_verdict(benchmark_module: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import AutoTokenizer
 from grpo_lightning.__main__ import main
 from grpo_lightning.tasks import Extraction, Programs, Task
 from grpo_lightning.tasks.base import SPLITS
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, tuple[type[Task], str]] = {
@@ -66,6 +65,8 @@ def test_the_config_trains(name: str, overrides: dict[str, dict[str, str]], tmp_
         "data.prompts_per_step": "2", "data.group_size": "2", "data.val_batch_size": "4",
         "data.sampling.max_new_tokens": "8",
     }  # fmt: skip
+    if name != "lfm_mbpp":
+        few["data.task.init_args.train_size"] = "40"
     options = [text for key, value in (few | overrides[name]).items() for text in (f"--{key}", value)]
     main(["fit", "--config", f"configs/{name}.yaml", *options])
     (run,) = (tmp_path / name).iterdir()
@@ -109,7 +110,7 @@ def test_prompts_and_solutions_are_short(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_the_script_writes_the_committed_folder(name: str, tmp_path: Path) -> None:
     script, folder = ROOT / "scripts/make_tiny_decoder.py", ROOT / "configs" / TINY[name][1]
-    subprocess.run([sys.executable, script, "--task", name, "--out", tmp_path], capture_output=True, check=True)
+    run_script(script, "--task", name, "--out", str(tmp_path))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / file).read_text() == (folder / file).read_text(), f"run {script} again"
     made, committed = (json.loads((place / "config.json").read_text()) for place in (tmp_path, folder))

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from hypothesis import given
@@ -10,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo_lightning.tasks import Arithmetic
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/tiny_decoder"
@@ -76,8 +75,7 @@ def test_problems_are_short() -> None:
 
 def test_the_script_writes_the_committed_folder(tmp_path: Path) -> None:
     script = ROOT / "scripts/make_tiny_decoder.py"
-    run = subprocess.run([sys.executable, script, "--out", tmp_path], capture_output=True, text=True, check=True)
-    assert "parameters" in run.stdout
+    assert "parameters" in run_script(script, "--out", str(tmp_path))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"run {script} again"
     made, committed = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, FOLDER))

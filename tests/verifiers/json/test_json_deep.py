@@ -19,7 +19,6 @@ from grpo_lightning.verifiers.json.reader import MAX_DEPTH, SHALLOW, write
 
 REF = {"$ref": "#"}
 TREE = {"anyOf": [{"type": "null"}, {"type": "array", "items": REF}, {"type": "object", "additionalProperties": REF}]}
-DEPTHS = [SHALLOW, SHALLOW + 1, 300, 1_000, 3_000, MAX_DEPTH]
 
 
 def arrays(depth: int, leaf: str = "null") -> str:
@@ -56,8 +55,7 @@ def in_a_small_thread(call: Callable[[], None]) -> None:
         raise errors[0]
 
 
-@pytest.mark.parametrize("thread", ["this", "small"])
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("depth", "thread"), [(SHALLOW, "this"), (SHALLOW + 1, "this"), (2_000, "small")])
 def test_deep_documents_are_judged_as_shallow_ones_are(depth: int, thread: str) -> None:
     def check() -> None:
         for text, other, kind in (
@@ -80,6 +78,18 @@ def test_deep_documents_are_judged_as_shallow_ones_are(depth: int, thread: str) 
         assert verdict(objects(depth), TREE, objects(depth), fields=["a"]).correct
 
     in_a_small_thread(check) if thread == "small" else check()
+
+
+def test_a_document_may_be_as_deep_as_the_limit_in_a_small_thread() -> None:
+    def check() -> None:
+        for nested in (arrays, objects):
+            text = nested(MAX_DEPTH)
+            assert not verdict(nested(MAX_DEPTH, "1"), TREE).format_valid
+            assert verdict(text, TREE, text).correct
+            assert verdict(text, TREE, text, array_order=False).correct
+            assert not verdict(nested(MAX_DEPTH, "1"), {}, text).correct
+
+    in_a_small_thread(check)
 
 
 @pytest.mark.parametrize("text", [arrays(MAX_DEPTH + 1), objects(MAX_DEPTH + 1), "[" * 200_000, arrays(100_000)])
@@ -123,8 +133,8 @@ def sorted_by_text(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-@settings(deadline=None, max_examples=300)
-@given(VALUES, VALUES, st.integers(0, 2_000), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=150)
+@given(VALUES, VALUES, st.sampled_from([0, 1, 3, 1_500]), st.randoms(use_true_random=False))
 def test_equality_without_order_does_not_depend_on_depth(gold: Any, other: Any, depth: int, rng: Any) -> None:
     shuffled = rng.sample(gold, len(gold)) if isinstance(gold, list) else gold
     for document in (other, shuffled):
