@@ -18,7 +18,6 @@ from grpo_lightning.commands.compare.methods import Method
 from grpo_lightning.commands.compare.runs import TEST_COMMAND, Run
 from grpo_lightning.commands.compare.statistics import (
     Array,
-    Interval,
     accuracy,
     holm,
     mcnemar,
@@ -26,6 +25,7 @@ from grpo_lightning.commands.compare.statistics import (
     two_way,
 )
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.intervals import Interval
 
 NOT_MEASURED = "not measured"
 
