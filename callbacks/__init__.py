@@ -3,6 +3,7 @@
 from .adaptive_kl import AdaptiveKL
 from .budget import TokenBudget
 from .checkpoint import RunCheckpoint
+from .ending import EndOnSignal
 from .export import PolicyExport
 from .health import HealthCheck
 from .predictions import PredictionWriter
@@ -16,6 +17,7 @@ from .tensorboard import TensorBoardExtras
 
 __all__ = [
     "AdaptiveKL",
+    "EndOnSignal",
     "HealthCheck",
     "PolicyExport",
     "PredictionWriter",

@@ -1,4 +1,4 @@
-"""Every rollout of training, in files of the run dir."""
+"""Every rollout of training and of an evaluation, in files of the run dir."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.rollout import RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, RunCallback, StepEnd
+from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
 
 log = logging.getLogger(__name__)
@@ -21,15 +22,17 @@ SHARD_BYTES = 64 * 2**20
 
 
 class RolloutLogger(RunCallback):
-    """Writes every rollout of training into ``<run dir>/rollouts``; ``grpo samples`` shows them.
+    """Writes every rollout of ``fit``, ``test`` and ``validate`` into ``<run dir>/rollouts``, for ``grpo samples``.
 
     Nothing is ever overwritten. Each start of the run writes into a separate folder, named by its first step, such as
     ``002-from-step-000040``: readers ignore that step and later ones in earlier folders, since they were made again.
     Each rank writes separate files. A record holds prompt, completion, verdict, reward,
-    advantage, finish reason, attempt, and what the policy thought of its tokens.
+    advantage, finish reason, attempt, and what the policy thought of its tokens. In ``test`` and ``validate`` the step
+    is the number of the batch, and ``sampled_for`` says what the completion counts for. Validation inside ``fit`` is
+    not written.
 
     Args:
-        every_n_steps: write the rollouts of every this many steps.
+        every_n_steps: write the rollouts of every this many training steps; those of an evaluation are all written.
         format: ``jsonl``, lines appended to a few files; or ``parquet``, one file per step.
         tokens: also write each token's id and log-prob (and its reference log-prob and advantage, if it has them). This
             takes most of the space.
@@ -59,6 +62,7 @@ class RolloutLogger(RunCallback):
         self.tokens = tokens
         self.max_bytes = None if max_gib is None else max_gib * 2**30
         self.enabled = enabled
+        self._batches = 0
         self._folder: Path | None = None
         self._shard: Path | None = None
         self._characters: TokenCharacters | None = None
@@ -69,16 +73,42 @@ class RolloutLogger(RunCallback):
         tokenizer = policy_module(pl_module, self).policy.tokenizer
         self._characters = TokenCharacters(tokenizer) if self.tokens else None
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batches = 0
+        self.on_train_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.on_test_start(trainer, pl_module)
+
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
-        step = end.step
-        wanted = self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if not wanted or end.experience is None or step % self.every_n_steps:
+        if self._writes(trainer) and end.experience is not None and end.step % self.every_n_steps == 0:
+            self._write(trainer, end.step, records(end.experience, self._characters))
+
+    def on_evaluation_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
+    ) -> None:
+        if trainer.state.fn == "fit" or not self._writes(trainer):
             return
+        rows = [{"sampled_for": "accuracy"} | entry for entry in records(batch.single, self._characters)]
+        if batch.sampled is not None:
+            # The attempts for accuracy have the same places in the run.
+            rows += [
+                {"sampled_for": "pass@k"} | entry | {"id": f"pass@k/{entry['id']}", "group": f"pass@k/{entry['group']}"}
+                for entry in records(batch.sampled, self._characters)
+            ]
+        self._write(trainer, self._batches, rows)
+        self._batches += 1
+
+    def _writes(self, trainer: pl.Trainer) -> bool:
+        return self.enabled and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    def _write(self, trainer: pl.Trainer, step: int, records: list[dict[str, Any]]) -> None:
         if self._folder is None:
             self._folder = trainer.strategy.broadcast(_new_folder(trainer, step))
             self._folder.mkdir(parents=True, exist_ok=True)
         place = {"step": step, "optimizer_step": trainer.global_step, "rank": trainer.global_rank}
-        rows = [place | record for record in records(end.experience, self._characters)]
+        rows = [place | record for record in records]
         name = f"rank{trainer.global_rank}-step-{step:06d}.{self.format}"
         write = _write_parquet if self.format == "parquet" else self._append
         write(self._folder / name, rows)
@@ -124,6 +154,7 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
         "parent": text, "prompt": text, "prompt_is_text": flag, "prompt_end": text, "completion": text,
         "answer": text, "metadata": text,
+        "sampled_for": text,
         "correct": flag, "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text,
         "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real,
         "logprob_min": real, "kl": real,

@@ -1,4 +1,4 @@
-"""Before and after: a full validation before the first step, and a closing summary."""
+"""Before and after: a full validation before the first step, and what came of a run or an evaluation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 class RunSummary(RunCallback):
     """Validates before the first step and after the last, and prints what came of the run.
 
+    ``test`` and ``validate`` print the accuracy with its 95 % interval (Wilson), and where the samples are.
+
     Args:
         validate_first: whether to validate before the first step.
     """
@@ -24,6 +26,7 @@ class RunSummary(RunCallback):
         self._validated_at: int | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._evaluation: EvaluationEnd | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validate_first and trainer.global_step == 0:
@@ -36,11 +39,24 @@ class RunSummary(RunCallback):
         if end.purpose == "val":
             self._validated_at = trainer.global_step
         self._see("val/accuracy", end.metrics)
+        self._evaluation = end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the final policy, if the last validation was of an earlier one."""
         if self._validated_at != trainer.global_step:
             validate_now(trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or self._evaluation is None:
+            return
+        if self._evaluation.accuracy is not None:
+            print(f"accuracy: {self._evaluation.accuracy}, {self._evaluation.prompts} prompts")
+        if (Path(trainer.default_root_dir) / "rollouts").is_dir():
+            print(f"every completion: grpo samples {trainer.default_root_dir}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.on_test_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -18,7 +18,7 @@ Reinforcement learning of small language models with verifiable rewards.
 subcommands:
   fit        train a policy (GRPO, PPO or SFT, as the config says)
   validate   accuracy on the validation split
-  test       accuracy on the test split
+  test       accuracy on the test split, with every completion stored
   predict    write completions of the test split with their verdicts to predictions.jsonl
   check      see whether the task's own gold answers satisfy the verifiers
   verify     score the completions of a JSONL file, to try a verifier before training with it

@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "types",
     "curves",
+    "intervals",
     "phases",
     "lightning_private",
     "functional",
@@ -87,7 +88,9 @@ def test_every_package_is_installed() -> None:
     assert set(listed) == folders | {"grpo_lightning.callbacks"}
 
 
-@pytest.mark.parametrize("module", [f"grpo_lightning.{name}" for name in ("curves", "tasks", "types", "verifiers")])
+@pytest.mark.parametrize(
+    "module", [f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers")]
+)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"

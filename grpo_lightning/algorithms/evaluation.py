@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.functional import pass_at_k
+from grpo_lightning.intervals import Interval, wilson
 from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Purpose
@@ -42,13 +43,18 @@ class Evaluation:
             name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
+        self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct")}
 
     def update(self, batch: EvaluationBatch) -> None:
         for attempt in batch.single.first_attempts:
-            self._see("errors", attempt.verdict.error is not None)
+            judged = attempt.verdict.error is None
+            self.counts["prompts"].update(1)
+            self.counts["judged"].update(judged)
+            self.counts["correct"].update(judged and attempt.verdict.correct)
+            self._see("errors", not judged)
             self._see("length_mean", len(attempt.completion.token_ids))
             self._see("truncated", attempt.is_truncated)
-            if attempt.verdict.error is None:
+            if judged:
                 self._see("accuracy", attempt.verdict.correct)
                 self._see("format_valid", attempt.verdict.format_valid)
                 self._see("reward", attempt.reward)
@@ -69,6 +75,11 @@ class Evaluation:
         rewards = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
         rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
         return {name: mean.compute() for name, mean in self.means.items()} | rewards
+
+    def counted(self) -> tuple[int, Interval | None]:
+        """The prompts, and the accuracy with its interval, over all ranks."""
+        prompts, judged, correct = (int(count.compute()) for count in self.counts.values())
+        return prompts, wilson(correct, judged) if judged else None
 
     def _see_group(self, group: Sequence[Attempt]) -> None:
         judged = [attempt.verdict for attempt in group if attempt.verdict.error is None]
@@ -135,5 +146,6 @@ class EvaluatedModule(RankedModule):
         metrics = {f"{purpose}/{name}": float(value) for name, value in self._evaluation.compute().items()}
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name.endswith("/accuracy"))
+        end = EvaluationEnd(purpose, metrics, *self._evaluation.counted())
         for callback in run_callbacks(self.trainer):
-            callback.on_evaluation_end(self.trainer, self, EvaluationEnd(purpose, metrics))
+            callback.on_evaluation_end(self.trainer, self, end)

@@ -114,8 +114,8 @@ class GRPOCLI(FilteringCLI):
     ) -> None:
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         if not add_subcommands:
-            # The config that a run saved has fit's own keys too; where nothing is run, they say nothing.
-            for key in ("ckpt_path", "weights_only"):
+            # The config that a run saved has its subcommand's own keys too; where nothing is run, they say nothing.
+            for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
                 self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -180,11 +180,21 @@ class GRPOCLI(FilteringCLI):
     def after_fit(self) -> None:
         gc.unfreeze()
 
+    def after_test(self) -> None:
+        """LightningCLI calls this after the subcommand ``test``, when the results have been printed."""
+        end_on_signal = importlib.import_module("grpo_lightning.callbacks").EndOnSignal
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, end_on_signal):
+                callback.raise_if_ended()
+
+    after_validate = after_predict = after_test
+
     def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
         """Omit a callback that every run has where the config lists one of its class itself."""
         if config["barebones"]:
             return []
         listed = {type(callback) for callback in config.get("callbacks") or []}
+        callbacks = [importlib.import_module("grpo_lightning.callbacks").EndOnSignal(), *callbacks]
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
         if config["enable_checkpointing"] is False:

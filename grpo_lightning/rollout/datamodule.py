@@ -99,6 +99,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
         self._collector: Collector
+        self._evaluated_loader: EvalLoader
         self._validate()
 
     def _validate(self) -> None:
@@ -205,7 +206,13 @@ class RolloutDataModule(pl.LightningDataModule):
         return self._eval_loader("test", "predict")
 
     def _eval_loader(self, split: Split, purpose: Purpose) -> EvalLoader:
-        return EvalLoader(self._prompts[split], split, self.recipe(purpose), self.val_batch_size, *self._ranks)
+        loader = EvalLoader(self._prompts[split], split, self.recipe(purpose), self.val_batch_size, *self._ranks)
+        self._evaluated_loader = loader
+        return loader
+
+    def end_evaluation(self) -> None:
+        """Let the running evaluation end after its current batch, as if the split had no further rows."""
+        self._evaluated_loader.ends_early = True
 
     def recipe(self, purpose: Purpose) -> Recipe:
         """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""

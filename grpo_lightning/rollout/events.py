@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 
+from grpo_lightning.intervals import Interval
 from grpo_lightning.rollout.experience import EvaluationBatch, Experience, Purpose
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ class EvaluationEnd:
     Args:
         purpose: ``val`` or ``test``.
         metrics: what it found, over all ranks, by the name it is logged under, such as ``val/accuracy``.
+        prompts: how many prompts it sampled an answer to, over all ranks.
+        accuracy: the accuracy with its interval; ``None`` if no answer could be judged.
     """
 
     purpose: Purpose
     metrics: Mapping[str, float]
+    prompts: int
+    accuracy: Interval | None
 
 
 class RunCallback(pl.Callback):

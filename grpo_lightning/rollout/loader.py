@@ -168,11 +168,15 @@ class EvalLoader:
         self.recipe = recipe
         self.batch_size = batch_size
         self.mine = range(rank, len(prompts), ranks)
+        self.ends_early = False
+        """Set while it is iterated: no further batch follows."""
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
     def __iter__(self) -> Iterator[PromptBatch]:
         for start in range(0, len(self.mine), self.batch_size):
+            if self.ends_early:
+                return
             rows = self.mine[start : start + self.batch_size]
             yield self.prompts.batch({f"{self.split}/{row}": row for row in rows}, self.recipe)

@@ -17,26 +17,8 @@ from grpo_lightning.commands.compare.statistics import (
     paired_bootstrap,
     student_quantile,
     two_way,
-    wilson,
-)  # fmt: skip
-
-
-def test_wilson_against_published_numbers() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
-    for correct, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
-                                      (1, 29, 0.0061, 0.1718)):  # fmt: skip
-        interval = wilson(correct, count)
-        assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
-        assert interval.mean == correct / count
-
-
-@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilsons_ends_are_where_the_score_test_rejects(case: tuple[int, int]) -> None:
-    correct, count = case
-    interval = wilson(correct, count)
-    for end in (interval.low, interval.high):
-        if 1e-9 < end < 1 - 1e-9:
-            assert abs(correct / count - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, abs=1e-4)
+)
+from grpo_lightning.intervals import wilson
 
 
 def test_students_quantiles_against_the_printed_table() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from grpo_lightning.commands.compare.dynamics import PANELS, Axis, Panel, band
 from grpo_lightning.commands.compare.methods import Method
-from grpo_lightning.commands.compare.statistics import Interval
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.intervals import Interval
 
 # Okabe and Ito's palette, which colour-blind people can distinguish, without black (invisible on a dark background) and
 # yellow (invisible on a light one). The second cycle through it is dashed.

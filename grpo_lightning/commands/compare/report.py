@@ -16,8 +16,9 @@ from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.runs import TEST_COMMAND
-from grpo_lightning.commands.compare.statistics import Interval, accuracy
+from grpo_lightning.commands.compare.statistics import accuracy
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -8,34 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grpo_lightning.intervals import LEVEL, Interval, wilson
+
 Array = NDArray[np.float64]
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def wilson(correct: int, count: int) -> Interval:
-    """Wilson's score interval of a proportion: ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``.
-
-    Wilson, JASA 22 (1927). Unlike the normal interval, it has a positive width at 0 and 1.
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    p = correct / count
-    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return Interval(p, centre - half, centre + half)
 
 
 def two_way(x_SQ: Array) -> Interval:
