@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
-from grpo_lightning.models.checks import check_model, decoder_of, softcap_of
+from grpo_lightning.models.checks import check_model, decoder_of, logit_scale_of, softcap_of
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.reference import make_reference
@@ -35,7 +35,7 @@ class Policy(nn.Module):
 
     Args:
         config: how to load it.
-        chat_template: replaces the tokenizer's chat template.
+        chat_template: replaces the tokenizer's chat template: a Jinja text or a name such as ``plain``.
         with_reference: the loss has a KL, so a reference is kept unless ``config.reference`` says ``none``.
 
     Raises:
@@ -46,7 +46,9 @@ class Policy(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
+            config.path, config.revision, chat_template, config.chat_template_kwargs
+        )
         self.model, loaded_adapter = load_model(config)
         self.eval()
         if not is_weightless():
@@ -79,8 +81,9 @@ class Policy(nn.Module):
 
     @property
     def pad_token_id(self) -> int:
-        """The token in masked places. Any would do; the tokenizer's own pad reads best in a dump."""
-        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
+        """The token in masked places. Any of the embedding would do; the tokenizer's own pad reads best in a dump."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None or pad >= self.lm.get_input_embeddings().weight.shape[0] else int(pad)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What a loss of the policy trains: not the adapter of a critic, though it sits on the same base."""
@@ -128,7 +131,7 @@ class Policy(nn.Module):
                 head.weight,
                 tokens.ids_NL[states.row_M, tokens.prompt_lengths_N[states.row_M] + states.place_M],
                 bias_V=getattr(head, "bias", None),
-                temperature=temperature or 1.0,
+                temperature=(temperature or 1.0) / logit_scale_of(lm),
                 softcap=softcap_of(lm),
                 keep_probabilities=self.shortcuts.uses(KeptProbabilities),
             )

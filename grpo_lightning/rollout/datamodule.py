@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import vocabulary_size
+from grpo_lightning.models.templates import template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
@@ -151,7 +153,8 @@ class RolloutDataModule(pl.LightningDataModule):
                 "data.task.init_args.limit or train_size"
             )
         policy = learner.policy_config
-        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template)
+        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
+        vocabulary = vocabulary_size(policy)
         for split in STAGE_SPLITS[stage]:
             if split in self._prompts:
                 continue
@@ -159,7 +162,9 @@ class RolloutDataModule(pl.LightningDataModule):
             if not rows:
                 raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
             rows = with_columns(rows, list(learner.verifiers.values()))
-            self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
+            self._prompts[split] = encoded = EncodedPrompts(
+                rows, tokenizer, self.max_prompt_tokens, self.overlong, vocabulary
+            )
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(
                     f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
@@ -171,6 +176,10 @@ class RolloutDataModule(pl.LightningDataModule):
                     "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
+        for note in template_notes(
+            tokenizer, [p.messages for split in STAGE_SPLITS[stage] for p in self.prompts(split)]
+        ):
+            log.info(note)
         for split in STAGE_SPLITS[stage]:
             for verifier in learner.verifiers.values():
                 self._require_judgeable(split, verifier)
