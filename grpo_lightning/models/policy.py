@@ -83,7 +83,7 @@ class Policy(nn.Module):
     def pad_token_id(self) -> int:
         """The token in masked places. Any of the embedding would do; the tokenizer's own pad reads best in a dump."""
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None or pad >= self.lm.get_input_embeddings().weight.shape[0] else int(pad)
+        return 0 if pad is None or pad >= self.lm.get_output_embeddings().weight.shape[0] else int(pad)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What a loss of the policy trains: not the adapter of a critic, though it sits on the same base."""

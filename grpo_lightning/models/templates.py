@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,10 @@ PLAIN = """\
 
 TEMPLATES = {"plain": PLAIN}
 """Templates that ``chat_template`` takes by name."""
+
+STOPS = {"plain": ["\n\nQuestion:"]}
+"""What ends a completion under such a template, beside EOS: a base model writes the next question instead of EOS, even
+after examples that end with EOS (seen with Gemma-3-270m)."""
 
 _FOLD = (
     "{% if messages|length > 1 and messages[0]['role'] == 'system' %}{% set messages = [{'role': messages[1]['role'], "
@@ -70,7 +74,7 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     Raises:
         ConfigError: the template does not read one of the variables, or drops what users say.
     """
-    own = cast(str, tokenizer.get_chat_template())
+    own = tokenizer.get_chat_template()
     template = _switches(kwargs, own) + own
     user = {"role": "user", "content": _USER}
     alone = _rendered(tokenizer, [user], template)
@@ -99,7 +103,7 @@ def render(
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages), chat_template=chat_template, tokenize=False, add_generation_prompt=True
+                list(map(dict, messages)), chat_template=chat_template, tokenize=False, add_generation_prompt=True
             )
         )
     except TemplateError as error:
@@ -118,7 +122,7 @@ def lacks_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
     """What a user should know of how some chats are rendered, a sentence each."""
-    template = cast(str, tokenizer.get_chat_template())
+    template = tokenizer.get_chat_template()
     notes = []
     if _FOLD in template and any(chat[0]["role"] == "system" for chat in chats):
         notes.append("the chat template takes no system turn: the system prompt goes into the first user turn")

@@ -12,7 +12,7 @@ import torch
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
-from grpo_lightning.models.templates import template_notes
+from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
@@ -86,8 +86,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.task = task
         self.prompts_per_step = prompts_per_step
         self.group_size = group_size
-        self.sampling = sampling
-        self.val_sampling = val_sampling.filled_from(sampling)
+        self.sampling = sampling.filled_from(SamplingParams(stop=STOPS.get(task.chat_template or "")))
+        self.val_sampling = val_sampling.filled_from(self.sampling)
         self.val_batch_size = val_batch_size
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples

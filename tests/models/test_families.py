@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo_lightning.algorithms import GRPOModule
-from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
+from grpo_lightning.models.weightless import weightless
 from grpo_lightning.rollout.refinement import next_turn
+from grpo_lightning.speed.caches import EarlyJoins
+from grpo_lightning.speed.direct import DirectDecoding
+from grpo_lightning.speed.shared_prompt import SharedPrompts
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
-from tests.models.family_folders import FAMILIES, facts_of, family_tokenizer, save_family
+from tests.models.family_folders import FAMILIES, facts_of, family_tokenizer, save_family, save_published_config
 from tests.toy import LetterVerifier, ToyTask, Watch, adam, fit, rollouts
 
+PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
+ROWS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| ")]
+TABLE = {row[0]: row[1:6] for row in ROWS if len(row) == 7}
 ROLES = {"S": "system", "U": "user"}
 
 
@@ -27,6 +32,10 @@ def tokenizer_of(name: str, folder: Path, kwargs: dict[str, Any] | None = None) 
     family_tokenizer(name).save_pretrained(folder)
     kwargs = facts.get("chat_template_kwargs") if kwargs is None else kwargs
     return load_tokenizer(str(folder), chat_template=facts.get("task_template"), chat_template_kwargs=kwargs)
+
+
+def test_the_page_has_all_families() -> None:
+    assert set(TABLE) - {"family"} == {facts_of(name)["family"] for name in FAMILIES}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -80,12 +89,13 @@ def test_a_tiny_model_of_the_family_trains(name: str, tmp_path: Path) -> None:
     assert ended
     assert all(ids[-1] in module.policy.terminators for ids in ended)
     assert all("Be brief." in tokenizer.decode(attempt.conversation) for attempt in attempts)
+    uses = [module.policy.shortcuts.uses(shortcut) for shortcut in (DirectDecoding, SharedPrompts, EarlyJoins)]
+    assert TABLE[facts["family"]] == [facts["model"], "yes", *("yes" if used else "no" for used in uses)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_sizes_give_the_published_number_of_parameters(name: str) -> None:
-    facts = facts_of(name)
-    sizes = {key: value for key, value in facts["config"].items() if key != "model_type"}
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(facts["config"]["model_type"], **sizes))
-    assert lm.num_parameters() == facts["parameters"]
+def test_the_published_sizes_load_without_weights(name: str, tmp_path: Path) -> None:
+    """As ``grpo plan`` loads them."""
+    with weightless():
+        policy = Policy(PolicyConfig(path=save_published_config(tmp_path, name)))
+    assert policy.lm.num_parameters() == facts_of(name)["parameters"]

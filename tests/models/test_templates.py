@@ -13,7 +13,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.templates import PLAIN, complete_template, template_notes
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer, terminators
-from grpo_lightning.rollout import RolloutDataModule
+from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from tests.models.family_folders import family_tokenizer, save_family
 from tests.toy import ToyTask, fit, grpo, rollouts
 
@@ -140,6 +140,14 @@ def test_a_base_model_is_told_of_the_plain_template(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
     with pytest.raises(ConfigError, match=r"chat_template: 'plian' is not the text of a Jinja template, .* or plain"):
         load_tokenizer(str(tmp_path), chat_template="plian")
+
+
+def test_under_the_plain_template_the_next_question_ends_a_completion() -> None:
+    task = ToyTask(chat_template="plain")
+    for given, stop in ((None, ["\n\nQuestion:"]), ([], []), (["."], ["."])):
+        data = rollouts(task=task, sampling=SamplingParams(stop=given))
+        assert data.sampling.stop == data.val_sampling.stop == stop
+    assert rollouts(task=ToyTask()).sampling.stop is None
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
