@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> None:
     set_up_output()
     cli = parse(list(args))
     task, policy = cli.datamodule.task, cli.model.policy_config
-    tokenizer = load_tokenizer(policy.path, policy.revision, task.chat_template)
+    tokenizer = load_tokenizer(policy.path, policy.revision, task.chat_template, policy.chat_template_kwargs)
     rows = EncodedPrompts(task.prompts("train"), tokenizer).rows
     for prompt, ids in sorted(rows, key=lambda row: -len(row[1]))[:COUNT]:
         print(len(ids), prompt.messages[-1]["content"])

@@ -21,6 +21,15 @@ def softcap_of(lm: PreTrainedModel) -> float | None:
     return getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
 
 
+def logit_scale_of(lm: PreTrainedModel) -> float:
+    """What the logits are multiplied by, after the softcap: 1 for most models.
+
+    Granite divides by ``logits_scaling``, Cohere multiplies by ``logit_scale``.
+    """
+    config = lm.config.get_text_config()
+    return float(getattr(config, "logit_scale", 1.0) or 1.0) / float(getattr(config, "logits_scaling", 1.0) or 1.0)
+
+
 def check_model(lm: PreTrainedModel, path: str) -> None:
     """Refuse a model that changes its logits after the output head, or keeps no cache to decode from.
 
@@ -48,6 +57,7 @@ def check_model(lm: PreTrainedModel, path: str) -> None:
         cached = body(input_ids=ids, use_cache=True)
         if cap := softcap_of(lm):
             own = cap * torch.tanh(own / cap)
+        own *= logit_scale_of(lm)
     if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
         raise ConfigError(
             f"model.policy.path: {path} ({type(lm).__name__}) changes its logits after the output "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.weightless import is_weightless, remember
@@ -48,6 +49,8 @@ class PolicyConfig:
             for a fresh LoRA (the base itself, no copy), ``snapshot`` for an adapter that was loaded, and ``copy``
             without LoRA.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        chat_template_kwargs: values of the chat template's variables, such as ``{enable_thinking: false}``, for
+            rollouts, SFT and the exported tokenizer. ``data.task.init_args.chat_template`` replaces the template.
         without: names of shortcuts to switch off. The results are the same without them, up to rounding; the log and
             ``grpo plan`` list them.
     """
@@ -60,6 +63,7 @@ class PolicyConfig:
     lora: LoRAConfig | None = None
     reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
     gradient_checkpointing: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
 
     @classmethod
@@ -143,8 +147,8 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
                 )
         adapter, path = path, str(saved.base_model_name_or_path)
     try:
+        architecture = load_architecture(path, config, key)
         if config.init == "random" or is_weightless():
-            architecture = AutoConfig.from_pretrained(path, revision=config.revision)
             lm = AutoModelForCausalLM.from_config(architecture, **options)
         else:
             lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
@@ -154,6 +158,8 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
             f"model.policy: {path} cannot be loaded with attn_implementation={config.attn_implementation} "
             f"here: {reason}"
         ) from error
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_weightless():
             raise ConfigError(
@@ -169,6 +175,50 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     _turn_dropout_off(model)
     remember(model)
     return model, adapter is not None
+
+
+def load_architecture(path: str, config: PolicyConfig, key: str = "model.policy.path") -> PreTrainedConfig:
+    """What the ``config.json`` of a model says; no weights are read.
+
+    Args:
+        path: of a model; for an adapter, of its base.
+        config: how the model is loaded.
+        key: names the path in an error.
+
+    Raises:
+        ConfigError: the weights are quantised.
+    """
+    architecture = AutoConfig.from_pretrained(path, revision=config.revision)
+    quantised = getattr(architecture, "quantization_config", None)
+    if quantised is not None and config.init == "pretrained":
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise ConfigError(
+            f"{key}: the weights in {path} are quantised ({method or 'quantization_config in its config.json'}), and "
+            "neither training nor merging an adapter supports that: give the model that they were quantised from, with "
+            "model.policy.dtype bfloat16 and LoRA if memory is short"
+        )
+    return architecture
+
+
+def base_path(path: str) -> str:
+    """Where the weights are: the base of an adapter, or the path itself."""
+    adapter = Path(path) / "adapter_config.json"
+    return str(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
+
+
+def vocabulary_size(config: PolicyConfig) -> int | None:
+    """Rows of the embedding, by the ``config.json``; ``None`` if it does not say.
+
+    Raises:
+        ConfigError: the weights are quantised.
+    """
+    try:
+        architecture = load_architecture(base_path(config.path), config)
+    except ConfigError:
+        raise
+    except (OSError, ValueError):
+        return None  # loading the model says what is wrong
+    return getattr(architecture.get_text_config(), "vocab_size", None)
 
 
 def _turn_dropout_off(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional import adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
-from grpo_lightning.models.checks import check_model, decoder_of, softcap_of
+from grpo_lightning.models.checks import check_model, decoder_of, logit_scale_of, softcap_of
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.reference import make_reference
@@ -35,7 +35,7 @@ class Policy(nn.Module):
 
     Args:
         config: how to load it.
-        chat_template: replaces the tokenizer's chat template.
+        chat_template: replaces the tokenizer's chat template: a Jinja text or a name such as ``plain``.
         with_reference: the loss has a KL, so a reference is kept unless ``config.reference`` says ``none``.
 
     Raises:
@@ -46,15 +46,17 @@ class Policy(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.path, config.revision, chat_template)
-        pad = self.tokenizer.pad_token_id
-        # The token in masked places. Any would do; the tokenizer's own pad reads best in a dump.
-        self.pad_token_id: int = 0 if pad is None else int(pad)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
+            config.path, config.revision, chat_template, config.chat_template_kwargs
+        )
         self.model, loaded_adapter = load_model(config)
         self.has_lora = hasattr(self.model, "peft_config")
         self.eval()
         if not is_weightless():
             check_model(self.lm, config.path)
+        pad, vocabulary = self.tokenizer.pad_token_id, self.lm.get_output_embeddings().weight.shape[0]
+        # The token in masked places. Any of the embedding would do; the tokenizer's own pad reads best in a dump.
+        self.pad_token_id: int = 0 if pad is None or pad >= vocabulary else int(pad)
         with adapters_off(self.model):
             self.shortcuts = self._choose_shortcuts()
         form = config.reference if with_reference else "none"
@@ -123,7 +125,7 @@ class Policy(nn.Module):
                 head.weight,
                 tokens.ids_NL[states.row_M, tokens.prompt_lengths_N[states.row_M] + states.place_M],
                 bias_V=getattr(head, "bias", None),
-                temperature=temperature or 1.0,
+                temperature=(temperature or 1.0) / logit_scale_of(lm),
                 softcap=softcap_of(lm),
                 keep_probabilities=self.shortcuts.uses(KeptProbabilities),
             )

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import base_path
+from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
 
 PROMPT_END = 64
 """Characters that :func:`prompt_end` gives: more than any opening tag of a thought and the line breaks after it."""
 
 
-def load_tokenizer(path: str, revision: str | None = None, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a hub name or local folder.
+
+    Args:
+        path: hub name or local folder of a model or an adapter.
+        revision: branch, tag or commit of a hub model.
+        chat_template: replaces the tokenizer's: a Jinja text or a name such as ``plain``.
+        chat_template_kwargs: see :func:`~grpo_lightning.models.templates.complete_template`.
 
     Raises:
         ConfigError: there is no tokenizer at that path, or no chat template to render prompts with.
@@ -27,9 +40,8 @@ def load_tokenizer(path: str, revision: str | None = None, chat_template: str | 
     # A relative or absolute path that is not there would be asked of the hub, whose answer misleads.
     if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ConfigError(f"model.policy.path: there is no folder {path}")
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and not (folder / "tokenizer_config.json").is_file():
-        path = str(json.loads(adapter.read_text())["base_model_name_or_path"])
+    if not (folder / "tokenizer_config.json").is_file():
+        path = base_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -38,11 +50,13 @@ def load_tokenizer(path: str, revision: str | None = None, chat_template: str | 
             f"can be reached ({str(error).splitlines()[0]})"
         ) from error
     if chat_template is not None:
-        tokenizer.chat_template = chat_template
+        tokenizer.chat_template = named_template(chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"model.policy.path: the tokenizer of {path} has no chat template: give data.task.init_args.chat_template"
+            f"model.policy.path: the tokenizer of {path} has no chat template: give "
+            f"data.task.init_args.chat_template; for a base model, {' or '.join(TEMPLATES)} will do"
         )
+    complete_template(tokenizer, chat_template_kwargs or {})
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -50,9 +64,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     """Token ids of a chat, up to the place where the assistant's answer begins.
 
     The template writes its own BOS, so no special tokens are added to what it renders.
+
+    Raises:
+        ConfigError: the chat template refuses the chat.
     """
-    rendered = cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return cast(list[int], tokenizer.encode(rendered, add_special_tokens=False))
+    return cast(list[int], tokenizer.encode(render(tokenizer, messages), add_special_tokens=False))
 
 
 def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:
@@ -66,18 +82,30 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator:
     return [*tokenizer.encode(text, add_special_tokens=False), terminator]
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The special tokens by their text: those with a role, such as EOS, and all others."""
+    marked = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
 def terminators(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> list[int]:
     """Every token that ends a completion: chat template's (the first), tokenizer's and generation config's, in union.
 
     Models disagree with themselves here (LFM2's config says 2, its chat template ends turns with 7), and a
     terminator that is missed lets every completion run to the cap.
+
+    Raises:
+        ConfigError: nothing names a token that the model can write.
     """
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\x01"}]
     rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
     tail = tokenizer.encode(rendered.rsplit("\x01", 1)[-1], add_special_tokens=False)
-    found = tail[:1] if tail and tail[0] in tokenizer.all_special_ids else []
+    control = set(control_tokens(tokenizer).values())
+    found = [token for token in tail if token in control][:1]
     for source in (tokenizer.eos_token_id, getattr(lm.generation_config, "eos_token_id", None)):
         found += source if isinstance(source, list) else [] if source is None else [source]
+    rows = lm.get_output_embeddings().weight.shape[0]
+    found = [token for token in dict.fromkeys(found) if token < rows]
     if not found:
         raise ConfigError("model.policy.path: neither the tokenizer nor the model names a token that ends a completion")
-    return list(dict.fromkeys(found))
+    return found

@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import vocabulary_size
+from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
@@ -83,8 +85,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.task = task
         self.prompts_per_step = prompts_per_step
         self.group_size = group_size
-        self.sampling = sampling
-        self.val_sampling = val_sampling.filled_from(sampling)
+        self.sampling = sampling.filled_from(SamplingParams(stop=STOPS.get(task.chat_template or "")))
+        self.val_sampling = val_sampling.filled_from(self.sampling)
         self.val_batch_size = val_batch_size
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
@@ -154,7 +156,8 @@ class RolloutDataModule(pl.LightningDataModule):
                 "data.task.init_args.limit or train_size"
             )
         policy, verifiers = learner.policy_config, list(learner.verifiers.values())
-        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template)
+        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
+        vocabulary = vocabulary_size(policy)
         for split in STAGE_SPLITS[stage]:
             if split in self._prompts:
                 continue
@@ -162,7 +165,9 @@ class RolloutDataModule(pl.LightningDataModule):
             if not rows:
                 raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
             rows = with_columns(rows, verifiers)
-            self._prompts[split] = encoded = EncodedPrompts(rows, tokenizer, self.max_prompt_tokens, self.overlong)
+            self._prompts[split] = encoded = EncodedPrompts(
+                rows, tokenizer, self.max_prompt_tokens, self.overlong, vocabulary
+            )
             if split != "train" and len(encoded) < self._ranks[1]:
                 raise ConfigError(
                     f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
@@ -174,6 +179,10 @@ class RolloutDataModule(pl.LightningDataModule):
                     "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
                     encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
                 )  # fmt: skip
+        for note in template_notes(
+            tokenizer, [p.messages for split in STAGE_SPLITS[stage] for p in self.prompts(split)]
+        ):
+            log.info(note)
         for split in STAGE_SPLITS[stage]:
             self._prompts[split].require_judgeable(split, verifiers)
             for warning in check_sample(self.task, split, self.prompts(split), verifiers):

@@ -46,6 +46,10 @@ class EncodedPrompts:
         tokenizer: renders and encodes them.
         max_tokens: the limit on a prompt's length; ``None`` for none.
         overlong: what becomes of a longer one: ``drop`` it, or ``truncate-left``, which keeps its last tokens.
+        vocabulary: rows of the model's embedding; ``None`` if unknown.
+
+    Raises:
+        ConfigError: all prompts are too long, or one has a token that the model has no embedding for.
     """
 
     def __init__(
@@ -54,8 +58,11 @@ class EncodedPrompts:
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
+        vocabulary: int | None = None,
     ) -> None:
         encoded = [(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts]
+        if vocabulary is not None:
+            _check_tokens(encoded, tokenizer, vocabulary)
         long = [len(ids) for _, ids in encoded if max_tokens is not None and len(ids) > max_tokens]
         self.overlong = len(long)
         if long and overlong == "drop":
@@ -95,6 +102,19 @@ class EncodedPrompts:
         """The named rows, as ``{key: row}``."""
         chosen = [self.rows[row] for row in rows.values()]
         return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows), recipe)
+
+
+def _check_tokens(
+    encoded: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
+    for prompt, ids in encoded:
+        last = max(ids, default=0)
+        if last >= vocabulary:
+            raise ConfigError(
+                f"data.task: the prompt {prompt.messages[-1]['content'][:80]!r} has the token "
+                f"{tokenizer.decode([last])!r} ({last}), but the embedding has {vocabulary} rows: remove it from the "
+                "prompts and the chat template, or enlarge the model with resize_token_embeddings and save it"
+            )
 
 
 class TrainLoader:

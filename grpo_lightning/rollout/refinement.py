@@ -9,7 +9,7 @@ from typing import Literal, cast
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import prompt_end
+from grpo_lightning.models.tokenizer import control_tokens, prompt_end
 from grpo_lightning.types import Attempt, FinishReason, Turn
 
 NO_FEEDBACK = "This answer is not correct."
@@ -154,8 +154,6 @@ def _as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
     Feedback may quote the completion, as a JSON key: what the policy spelled out there must not end the user's turn.
     """
-    # A model may have more of them than those with a role, which all_special_tokens lists.
-    marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for special in sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True):
+    for special in sorted(control_tokens(tokenizer), key=len, reverse=True):
         text = text.replace(special, f"{special[0]} {special[1:]}")
     return text

@@ -25,8 +25,8 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
         min_p: keep tokens with at least this share of the best token's probability (arXiv 2407.01082); 0 keeps all.
         max_new_tokens: a completion that is longer is truncated. Default: 512; in ``val_sampling``, ``sampling``'s.
-        stop: strings that end a completion as soon as its text contains one; they stay in the text. Default: none;
-            in ``val_sampling``, ``sampling``'s.
+        stop: strings that end a completion as soon as its text contains one; they stay in the text. Default: none, or
+            the next question under ``chat_template: plain``; in ``val_sampling``, ``sampling``'s.
     """
 
     temperature: float = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GraniteConfig, MambaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, HyperCLOVAXConfig, MambaConfig, OPTConfig
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
@@ -272,7 +272,7 @@ def test_an_adapter_on_an_embedding_that_is_the_head_is_refused(tmp_path: Path) 
 
 
 def test_a_model_that_reshapes_its_logits_is_refused(tmp_path: Path) -> None:
-    config = GraniteConfig(
+    config = HyperCLOVAXConfig(
         vocab_size=264, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, logits_scaling=8.0,
     )  # fmt: skip

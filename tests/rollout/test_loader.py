@@ -121,4 +121,4 @@ def test_the_tasks_chat_template_is_what_prompts_are_rendered_with(
     fit(tmp_path, module, 1, data := rollouts(task=ToyTask(chat_template=template)))
     batch = data.sample_prompts(3)
     assert all(module.policy.tokenizer.decode(ids).startswith("Q: train") for ids in batch.prompt_ids)
-    assert module.policy.tokenizer.chat_template == template, "so that the exported folder has it"
+    assert module.policy.tokenizer.chat_template.endswith(template), "so that the exported folder has it"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from grpo_lightning.models.policy import Policy, decoder_of, softcap_of
+from grpo_lightning.models.policy import Policy, decoder_of, logit_scale_of, softcap_of
 from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
 from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
@@ -36,13 +36,16 @@ class DecodingModel:
         self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
         self._head = linear(self.lm.get_output_embeddings(), packs)
         self._softcap = softcap_of(self.lm)
+        self._scale = logit_scale_of(self.lm)
         self.has_plain_cache = has_plain_cache(self.lm)
         self.joins_early = uses(EarlyJoins)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """``logits_RV`` of the output head, with the final softcap where the model has one."""
+        """``logits_RV`` of the output head, with the final softcap and the scale where the model has them."""
         logits_RV = self._head(hidden_RD)
-        return logits_RV if self._softcap is None else self._softcap * torch.tanh(logits_RV / self._softcap)
+        if self._softcap is not None:
+            logits_RV = self._softcap * torch.tanh(logits_RV / self._softcap)
+        return logits_RV if self._scale == 1 else logits_RV * self._scale
 
 
 class Decoder:
