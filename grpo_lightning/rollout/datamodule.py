@@ -29,6 +29,9 @@ from grpo_lightning.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
+FEEDBACK_TOKENS = 256
+"""Room for the turn between two attempts that an engine is asked for. Verifiers keep their feedback shorter."""
+
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -95,6 +98,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
+        self._engine_is_up = False  # whether it has been checked, and not been stopped since
         self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._learner: Learner
@@ -180,6 +184,9 @@ class RolloutDataModule(pl.LightningDataModule):
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
         learner.on_data_ready(self, stage)
+        self._engine_is_up = True
+        sampling = self.sampling if stage == "fit" else None
+        self.engine.check(policy, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
@@ -252,11 +259,23 @@ class RolloutDataModule(pl.LightningDataModule):
         Args:
             samples_to_learn: whether training samples; else only evaluation does.
         """
+        return self._longest_prompt + self._room_for_completions(samples_to_learn and "train" in self._prompts)
+
+    def asked_of_engine(self, longest_prompt: int) -> int:
+        """Tokens of the longest row that an engine is asked for, given the longest prompt."""
+        turns = 0 if self.refinement is None else self.refinement.attempts * FEEDBACK_TOKENS
+        return longest_prompt + self._room_for_completions(samples_to_learn=True) + turns
+
+    @property
+    def _longest_prompt(self) -> int:
+        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows)
+
+    def _room_for_completions(self, samples_to_learn: bool) -> int:
+        """Tokens of the longest completions at one prompt."""
         cap = self.val_sampling.cap
-        if self.pass_at_k or ("train" in self._prompts and samples_to_learn):
+        if self.pass_at_k or samples_to_learn:
             cap = max(cap, self.sampling.cap)
-        attempts = 1 if self.refinement is None else 1 + self.refinement.attempts
-        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows) + attempts * cap
+        return (1 if self.refinement is None else 1 + self.refinement.attempts) * cap
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
@@ -270,8 +289,9 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
-        if self._pushed is not None:
-            self._pushed = None
+        self._pushed = None
+        if self._engine_is_up:
+            self._engine_is_up = False
             self.engine.stop()
 
     def on_exception(self, exception: BaseException) -> None:

@@ -1,0 +1,100 @@
+"""HTTP for callers that are not asynchronous: a pool of connections, on a thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import aiohttp
+
+T = TypeVar("T")
+
+
+class NoAnswer(Exception):
+    """A server cannot be reached, went away, or took too long."""
+
+
+class Answer(NamedTuple):
+    """A server's answer: its status, and its JSON, or its text where that is not JSON."""
+
+    status: int
+    body: Any
+
+    @property
+    def message(self) -> str:
+        """What the server says of an error, on one line."""
+        error = self.body.get("error", self.body.get("detail")) if isinstance(self.body, dict) else self.body
+        text = error.get("message", error) if isinstance(error, dict) else error
+        return " ".join(f"HTTP {self.status}: {text}".split())[:500]
+
+
+class Client:
+    """A pool of connections.
+
+    aiohttp, which Lightning depends on already, keeps a thousand connections at a small cost per request.
+
+    Args:
+        key: sent as a bearer token; ``None``: none.
+    """
+
+    def __init__(self, key: str | None = None) -> None:
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True)
+        self._thread.start()
+        self._session: aiohttp.ClientSession = self.run(self._open())
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin some work on the client's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work on the client's thread, and wait for it."""
+        return self.submit(work).result()
+
+    async def get(self, url: str, timeout_s: float = 30.0) -> Answer:
+        return await self._request("GET", url, None, timeout_s)
+
+    async def post(self, url: str, body: dict[str, Any], timeout_s: float = 300.0) -> Answer:
+        return await self._request("POST", url, body, timeout_s)
+
+    def close(self) -> None:
+        """Close all connections, and end the thread. Servers abort what they still compute for these connections."""
+        self.run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=self._headers)
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._session.close()
+
+    async def _request(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> Answer:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.request(method, url, json=body, timeout=timeout) as response:
+                text = await response.text()
+                status = response.status
+        except asyncio.TimeoutError as error:
+            raise NoAnswer(f"no answer within {timeout_s:g} seconds") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
+        try:
+            return Answer(status, json.loads(text))
+        except ValueError:
+            return Answer(status, text)
