@@ -98,8 +98,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
-        self._engine_is_up = False  # whether it has been checked, and not been stopped since
-        self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
+        # The version of the engine's weights; "" once it has been checked, None before that.
+        self._pushed: str | None = None
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._learner: Learner
         self._collector: Collector
@@ -184,7 +184,7 @@ class RolloutDataModule(pl.LightningDataModule):
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
         learner.on_data_ready(self, stage)
-        self._engine_is_up = True
+        self._pushed = ""
         sampling = self.sampling if stage == "fit" else None
         self.engine.check(policy, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
@@ -280,7 +280,7 @@ class RolloutDataModule(pl.LightningDataModule):
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
         policy, version = self._learner.policy, f"step-{self._attached_trainer.global_step}"
-        if self._pushed is None:
+        if not self._pushed:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
             self.engine.push(policy, version)
@@ -289,9 +289,8 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
-        self._pushed = None
-        if self._engine_is_up:
-            self._engine_is_up = False
+        if self._pushed is not None:
+            self._pushed = None
             self.engine.stop()
 
     def on_exception(self, exception: BaseException) -> None:

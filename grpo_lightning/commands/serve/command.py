@@ -16,6 +16,7 @@ from grpo_lightning.cli.run_dirs import config_name
 from grpo_lightning.cli.warm_start import start_from_warm_policy
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.rollout.engines.vllm.client import allow_connections
 
 HELP = """\
 usage: grpo serve --config FILE [--ckpt_path P] [--KEY VALUE ...] [--host H] [--port P] [--rows N] [--max_model_len N]
@@ -83,7 +84,9 @@ def main(args: list[str]) -> None:
     positions = getattr(policy.lm.config.get_text_config(), "max_position_embeddings", None) or longest
     loop = DecodingLoop(policy, rows, min(longest, positions), cli.trainer.precision_plugin.forward_context)
     server = PolicyServer({"policy": loop}, Limits(max_new_tokens=cli.datamodule.sampling.cap), key)
+    allow_connections(server.limits.waiting_rows)
     loop.start()
+    print(f"{cli.model.policy_config.path} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens per row")
     try:
         uvicorn.run(server.app(), host=given.host, port=port, log_level="warning", backlog=2048)
     finally:

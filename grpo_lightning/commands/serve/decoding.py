@@ -85,8 +85,6 @@ class DecodingLoop:
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Decode rows. Each one's ``completion`` is set when it has ended, or broken."""
-        for row in rows:
-            row.numbers = uniforms([row.seed], row.sampling.cap)[0].tolist()
         with self._changed:
             self._waiting.extend(rows)
             self._changed.notify()
@@ -131,6 +129,8 @@ class DecodingLoop:
 
     def _admitted(self, count: int) -> list[Row]:
         rows = [self._waiting.popleft() for _ in range(count)]
+        for row in rows:
+            row.numbers = uniforms([row.seed], row.sampling.cap)[0].tolist()
         return sorted(rows, key=lambda row: prefill_order(row.prompt))
 
     def _decode(self, model: DecodingModel, active: list[Row]) -> None:

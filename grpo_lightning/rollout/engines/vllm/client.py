@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     import aiohttp
 
 T = TypeVar("T")
+
+OTHER_FILES = 1024
+"""Room for what else a process keeps open."""
+
+
+def allow_connections(count: int) -> None:
+    """Raise this process's limit of open files to what ``count`` connections need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES if hard == resource.RLIM_INFINITY else min(count + OTHER_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class NoAnswer(Exception):
@@ -39,10 +51,12 @@ class Client:
     aiohttp, which Lightning depends on already, keeps a thousand connections at a small cost per request.
 
     Args:
+        connections: how many there may be at the same time.
         key: sent as a bearer token; ``None``: none.
     """
 
-    def __init__(self, key: str | None = None) -> None:
+    def __init__(self, connections: int = 1024, key: str | None = None) -> None:
+        allow_connections(connections)
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True)

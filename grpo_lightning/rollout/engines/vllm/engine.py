@@ -27,7 +27,8 @@ from grpo_lightning.rollout.engines.vllm.launch import (
 )
 from grpo_lightning.rollout.engines.vllm.ranks import on_first_rank, rank
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
-from grpo_lightning.rollout.engines.vllm.servers import Server, Servers, Weights
+from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
+from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion
 
@@ -85,6 +86,7 @@ class VLLMEngine(Engine):
         self._longest_row = 0
         self._command: ServerCommand
         self._kept: list[Weights] = []
+        self._pushes = 0
         self._first = 0
         self._in_flight = asyncio.Semaphore(rows_in_flight)
 
@@ -126,7 +128,7 @@ class VLLMEngine(Engine):
         self._longest_row = longest_row
         self._command = server_command(policy, self.urls[0], longest_row, self.merge_lora)
         self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
-        self._client = Client(os.environ.get("VLLM_API_KEY") or None)
+        self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
         servers = [Server(url) for url in self.urls]
         self._servers = Servers(self._client, servers, self.retries, self.restart_wait_s, self.timeout_s)
         _, lora_rank = base_and_rank(policy)
@@ -161,15 +163,13 @@ class VLLMEngine(Engine):
         """Unload what was pushed, delete it, close the connections, and end the server that was launched."""
         if self._client is not None:
             if rank() == 0 and self._process is None:
-                for weights in self._kept:
-                    if weights.is_adapter:
-                        self._client.run(self._servers.forget(weights.version))
+                self._forget([weights for weights in self._kept if weights.is_adapter])
             self._client.close()
             self._client = None
         if self._process is not None:
             self._process.stop()
             self._process = None
-        self._kept = []
+        self._kept, self._pushes = [], 0
         if rank() == 0 and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -186,45 +186,51 @@ class VLLMEngine(Engine):
     def push(self, policy: Policy, version: str) -> None:
         """Write the weights into the shared folder, once, and have every server load them."""
         self.policy = policy
-        is_adapter = policy.has_lora and not self.merge_lora
-        weights = Weights(f"{self._folder.name}-{version}", str(self._folder / version), is_adapter)
+        weights = self._version(policy, version)
 
         def push() -> list[str | None]:
-            self._write(policy, Path(weights.folder))
-            old = self._kept[:-1] if is_adapter else []
-            for outdated in old:
-                self._wait(self._servers.forget(outdated.version))
+            if self._pushes == 0 and weights.is_adapter:
+                self._try_adapter(policy)
+            weights.write(policy)
+            # The server has room for two adapters; of full weights it reads the folder only once.
+            old = self._kept[:-1] if weights.is_adapter else self._kept
+            self._forget(old if weights.is_adapter else [])
             self._wait(self._servers.push(weights))
-            for outdated in old if is_adapter else self._kept:
-                shutil.rmtree(outdated.folder, ignore_errors=True)
-            if not self._kept:
+            for outdated in old:
+                outdated.delete()
+            # Rarely: servers that ignore a part of the weights drift away slowly.
+            if (self._pushes + 1) & self._pushes == 0:
                 self._compare(policy)
             return [server.holds for server in self._servers.all]
 
-        first = not self._kept
         held = on_first_rank(push)
-        self._kept = [*self._kept[-1:], weights] if is_adapter else [weights]
+        self._pushes += 1
+        self._kept = [*self._kept[-1:], weights] if weights.is_adapter else [weights]
         self._servers.weights = weights
         for server, holds in zip(self._servers.all, held, strict=True):
             server.holds = holds
-        if first:
-            log.info("rollouts come from %s", ", ".join(server.url for server in self._servers.holders))
 
-    def _write(self, policy: Policy, folder: Path) -> None:
-        """Write the weights aside, then put them in place: no server ever sees half a folder."""
-        aside = folder.with_name(f".{folder.name}")
-        try:
-            policy.save_pretrained(aside, merged=self.merge_lora)
-            aside.rename(folder)
-        except Exception as error:  # safetensors has exceptions of its own for a full disk
-            shutil.rmtree(aside, ignore_errors=True)
-            raise RunError(
-                f"data.engine.shared_dir: the weights cannot be written to {folder}: {' '.join(str(error).split())}: "
-                "free space there, or name another folder"
-            ) from error
+    def _version(self, policy: Policy, version: str) -> Weights:
+        assert self._folder is not None
+        is_adapter = policy.has_lora and not self.merge_lora
+        return Weights(f"{self._folder.name}-{version}", self._folder / version, is_adapter)
+
+    def _try_adapter(self, policy: Policy) -> None:
+        """See whether the servers apply adapters: a fresh one, which does nothing, would not show it."""
+        with noticeable_adapter(policy):
+            probe = self._version(policy, "probe")
+            probe.write(policy)
+            self._wait(self._servers.push(probe))
+            self._compare(policy)
+            self._forget([probe])
+            probe.delete()
+
+    def _forget(self, adapters: Sequence[Weights]) -> None:
+        for weights in adapters:
+            self._wait(self._servers.forget(weights.version))
 
     def _compare(self, policy: Policy) -> None:
-        """Stop unless every server samples from the policy: another base model shows here, or adapters not applied."""
+        """Stop unless every server samples from the policy: another base model shows here."""
         for number, server in enumerate(self._servers.all):
             if server not in self._servers.holders:
                 continue

@@ -58,7 +58,7 @@ async def check_server(client: Client, server: Server, needs: Needs, command: Se
             raise ConfigError(f"data.engine: {server.url} wants a key: set the environment variable VLLM_API_KEY to it")
         if models.status != 200 or not isinstance(models.body, dict) or not models.body.get("data"):
             raise wrong(f"this is not a vLLM server ({models.message})")
-        model = next(entry for entry in models.body["data"] if not entry.get("parent"))
+        model = next((entry for entry in models.body["data"] if not entry.get("parent")), models.body["data"][0])
         server.model = model["id"]
         if (model.get("max_model_len") or 0) < needs.longest_row:
             raise wrong(
@@ -80,7 +80,7 @@ async def _check_logprobs(client: Client, server: Server, wrong: Any) -> None:
     choice = answer.body["choices"][0]
     if not choice.get("token_ids"):
         raise wrong("the server does not return token ids, which vLLM 0.11 and newer do")
-    if choice["logprobs"]["token_logprobs"] != [0.0]:
+    if (choice.get("logprobs") or {}).get("token_logprobs") != [0.0]:
         raise wrong("the server returns raw log-probs, which leave the temperature out")
 
 

@@ -10,27 +10,13 @@ from typing import Any
 
 from grpo_lightning.errors import RunError
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.weights import Weights
 
 log = logging.getLogger(__name__)
 
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A version of the policy's weights.
-
-    Args:
-        version: its name, which no other version has, on any server, in any run.
-        folder: where it lies.
-        is_adapter: whether it is a LoRA adapter over the server's model, or replaces the server's weights.
-    """
-
-    version: str
-    folder: str
-    is_adapter: bool
 
 
 @dataclass
@@ -152,13 +138,13 @@ class Servers:
             await asyncio.sleep(0.5)
 
     async def _load_adapter(self, server: Server, weights: Weights) -> None:
-        body = {"lora_name": weights.version, "lora_path": weights.folder}
+        body = {"lora_name": weights.version, "lora_path": str(weights.folder)}
         answer = await self.client.post(f"{server.url}/v1/load_lora_adapter", body)
         if answer.status != 200 and "already been loaded" not in answer.message:
             raise RunError(f"it did not load the adapter {weights.folder} ({answer.message})")
 
     async def _reload(self, server: Server, weights: Weights) -> None:
-        body = {"method": "reload_weights", "kwargs": {"weights_path": weights.folder}}
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
         answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
         if answer.status != 200:
             raise RunError(f"it did not load the weights {weights.folder}, and must be restarted ({answer.message})")
