@@ -155,7 +155,7 @@ class Running:
 
     def __init__(self, server: PolicyServer, port: int = 0) -> None:
         self.server = server
-        self._socket = socket.create_server(("127.0.0.1", port))
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._uvicorn = uvicorn.Server(

@@ -109,15 +109,18 @@ def test_completions_are_those_of_the_weights_that_were_pushed(
         moved(policy, step)
         engine.push(policy, f"step-{step}")
     assert agree(in_process(policy, requests()), engine.generate(requests(), SAMPLING))
-    calls = [call.rpartition("grpo-")[2].partition("-")[2] or call for call in served.server.calls]  # type: ignore[attr-defined]
     (folder,) = tmp_path.iterdir()
+    assert isinstance(served.server, StandIn)
     if rank and not merge_lora:
+        calls = [call.replace(f"{folder.name}-", "") for call in served.server.calls]
         # The one before the last is unloaded before a further one comes: the server has room for two.
-        assert calls == ["step-0", "step-1", "step-0", "step-2"]
+        assert calls == [
+            "load probe", "unload probe", "load step-0", "load step-1", "unload step-0", "load step-2",
+        ]  # fmt: skip
         assert sorted(file.name for file in folder.iterdir()) == ["step-1", "step-2"]
     else:
         reloads = [f"reload step-{step}" for step in range(3)]
-        assert served.server.calls == [call for reload in reloads for call in (reload, "reset cache")]  # type: ignore[attr-defined]
+        assert served.server.calls == [call for reload in reloads for call in (reload, "reset cache")]
         assert [file.name for file in folder.iterdir()] == ["step-2"]
     engine.stop()
     assert list(tmp_path.iterdir()) == []
@@ -130,7 +133,7 @@ def test_stop_strings_temperatures_and_further_requests(
     policy = policy_of(path)
     engine = started(engines(served, shared_dir=str(tmp_path), rows_in_flight=3), policy)
     wanted = [Request(request.prompt, request.seed, 0.7) for request in requests(2)]
-    text = in_process(policy, wanted)[0].text
+    text = max((completion.text for completion in in_process(policy, wanted)), key=len)
     sampling = SamplingParams(max_new_tokens=24, stop=[text[2]])
     handed: list[int] = []
 
@@ -206,7 +209,7 @@ def test_a_server_that_was_restarted_gets_the_weights_again(
         first.kill()
         with running(StandIn(path), first.port) as second:
             assert agree(expected, engine.generate(requests(), SAMPLING))
-            assert len(second.server.calls) > 0  # type: ignore[attr-defined]
+            assert len(second.server.calls) > 0
 
 
 def test_failed_completions_are_errors_not_completions(
@@ -216,13 +219,13 @@ def test_failed_completions_are_errors_not_completions(
     server = served.server
     assert isinstance(server, StandIn)
     server.finish_as = "abort"
-    with pytest.raises(RunError, match="3 attempts at a completion failed"):
+    with pytest.raises(RunError, match=r"3 attempts at a completion failed, .* ended a completion with 'abort'"):
         engine.generate(requests(1), SAMPLING)
     server.finish_as = None
     with pytest.raises(RunError, match=r"refused by .* exceed the 512 tokens of max_model_len"):
         engine.generate(requests(1), SamplingParams(max_new_tokens=512))
     server.fail_after = 2
-    with pytest.raises(RunError, match=rf"the last at {served.url}: HTTP 500: EngineCore"):
+    with pytest.raises(RunError, match=rf"{served.url}: HTTP 500: EngineCore"):
         engine.generate(requests(1), SAMPLING)
     served.kill()
     with pytest.raises(RunError, match=rf"no server is left: {served.url}: "):

@@ -17,6 +17,7 @@ from starlette.routing import Route
 import grpo_lightning
 from grpo_lightning.commands.serve.decoding import DecodingLoop
 from grpo_lightning.commands.serve.protocol import JSON, BadRequest, Job, answer_of, read_job
+from grpo_lightning.types import Completion
 
 
 @dataclass
@@ -111,12 +112,13 @@ class PolicyServer:
         if loop.waiting + len(job.rows) > limits.waiting_rows:
             raise BadRequest(f"{loop.waiting} rows are waiting already: try again later", status=429)
         loop.submit(job.rows)
-        if not await _ended(request, job, loop):
+        outcomes = await _outcomes(request, job, loop)
+        if outcomes is None:
             return Response(status_code=499)
-        try:
-            completions = [row.completion.result() for row in job.rows]
-        except Exception as error:
-            raise BadRequest(f"the completion failed: {type(error).__name__}: {error}", status=500) from error
+        completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+        if len(completions) < len(outcomes):
+            error = next(outcome for outcome in outcomes if not isinstance(outcome, Completion))
+            raise BadRequest(f"the completion failed: {type(error).__name__}: {error}", status=500)
         return JSONResponse(answer_of(job, completions, name, tokenizer))
 
     async def _body(self, request: Request) -> JSON:
@@ -137,13 +139,14 @@ class PolicyServer:
         return body
 
 
-async def _ended(request: Request, job: Job, loop: DecodingLoop) -> bool:
-    """Wait for the rows. False if the client has gone first, and then its rows leave the batch."""
-    rows = asyncio.gather(*(asyncio.wrap_future(row.completion) for row in job.rows), return_exceptions=True)
+async def _outcomes(request: Request, job: Job, loop: DecodingLoop) -> list[Completion | BaseException] | None:
+    """Wait for the rows. ``None`` if the client has gone first, and then its rows leave the batch."""
+    futures = [asyncio.wrap_future(row.completion) for row in job.rows]
+    rows = asyncio.ensure_future(asyncio.wait(futures))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait([rows, gone], return_when=asyncio.FIRST_COMPLETED)
-        return rows.done()
+        return await asyncio.gather(*futures, return_exceptions=True) if rows.done() else None
     finally:
         gone.cancel()
         if not rows.done():

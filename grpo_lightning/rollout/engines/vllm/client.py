@@ -17,6 +17,11 @@ T = TypeVar("T")
 
 OTHER_FILES = 1024
 """Room for what else a process keeps open."""
+IDLE_S = 2.0
+"""Connections that have been idle for longer are not used again: vLLM closes them after 5 seconds."""
+DISCONNECTS = 2
+"""How often a request is sent again at once because its connection was closed: that may have been an idle one. Every
+request here may be sent twice. A server that is gone refuses the next connection."""
 
 
 def allow_connections(count: int) -> None:
@@ -87,7 +92,8 @@ class Client:
     async def _open(self) -> aiohttp.ClientSession:
         import aiohttp
 
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=self._headers)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+        return aiohttp.ClientSession(connector=connector, headers=self._headers)
 
     async def _close(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -99,16 +105,25 @@ class Client:
     async def _request(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> Answer:
         import aiohttp
 
+        for attempt in range(1 + DISCONNECTS):
+            try:
+                return await self._attempt(method, url, body, timeout_s)
+            except asyncio.TimeoutError as error:
+                raise NoAnswer(f"no answer within {timeout_s:g} seconds") from error
+            except (aiohttp.ClientError, OSError) as error:
+                closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                refused = isinstance(error, aiohttp.ClientConnectorError)
+                if not closed or refused or attempt == DISCONNECTS:
+                    raise NoAnswer(f"{type(error).__name__}: {error}") from error
+        raise AssertionError
+
+    async def _attempt(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> Answer:
+        import aiohttp
+
         timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with self._session.request(method, url, json=body, timeout=timeout) as response:
+            text = await response.text()
         try:
-            async with self._session.request(method, url, json=body, timeout=timeout) as response:
-                text = await response.text()
-                status = response.status
-        except asyncio.TimeoutError as error:
-            raise NoAnswer(f"no answer within {timeout_s:g} seconds") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer(f"{type(error).__name__}: {error}") from error
-        try:
-            return Answer(status, json.loads(text))
+            return Answer(response.status, json.loads(text))
         except ValueError:
-            return Answer(status, text)
+            return Answer(response.status, text)

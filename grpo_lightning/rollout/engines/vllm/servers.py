@@ -27,17 +27,26 @@ class Server:
         url: its address.
         model: the name of the model that it was started with; empty until it has been asked.
         holds: the version of the weights that it is known to hold; ``None``: unknown.
+        given: how often it was given weights.
         problem: why it holds none, or the last failure.
     """
 
     url: str
     model: str = ""
     holds: str | None = None
+    given: int = 0
     problem: str = "it has no weights yet"
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def lose(self, problem: str) -> None:
-        """Forget which weights it holds, after a failure."""
+    def lose(self, problem: str, given: int | None = None) -> None:
+        """Forget which weights it holds, after a failure.
+
+        Args:
+            problem: what failed.
+            given: its ``given`` when that began: what failed before the last weights came says nothing of these.
+        """
+        if given not in (None, self.given):
+            return
         if self.holds is not None:
             log.warning("data.engine: %s is not used until it holds the weights again: %s", self.url, problem)
         self.holds, self.problem = None, problem
@@ -121,6 +130,7 @@ class Servers:
                 server.lose(str(error))
                 return False
             server.holds = self.weights.version
+            server.given += 1
             return True
 
     async def _await_health(self, server: Server, wait_s: float) -> None:
@@ -173,41 +183,45 @@ class Servers:
             RunError: the request is refused, or no server gave a completion.
         """
         assert self.weights is not None
-        problem = ""
+        failure = ""
         for attempt in range(self.retries + 1):
             server = await self._holder(home)
-            name = self.weights.version if self.weights.is_adapter else server.model
+            given, name = server.given, self.weights.version if self.weights.is_adapter else server.model
             try:
                 answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
             except NoAnswer as error:
-                problem = f"{server.url}: {error}"
+                problem = str(error)
             else:
                 choice = _choice(answer, name)
                 if choice is not None:
                     return choice
-                problem = f"{server.url}: {answer.message}"
+                problem = _problem(answer)
                 if answer.status in REFUSALS:
-                    raise RunError(f"data.engine: a request was refused by {problem}")
-                if answer.status == 429:
-                    await asyncio.sleep(2.0**attempt)
-                    continue
-            server.lose(problem)
-        raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {problem}")
+                    raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
+            failure = f"{server.url}: {problem}"
+            if problem.startswith("HTTP 429"):
+                await asyncio.sleep(2.0**attempt)
+            else:
+                server.lose(problem, given)
+        raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {failure}")
 
     async def _holder(self, home: int) -> Server:
         """A server with the current weights, the one with the number ``home`` if it has them."""
         order = [self.all[(home + step) % len(self.all)] for step in range(len(self.all))]
-        for server in order:
-            if server in self.holders:
-                return server
-        waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
-        try:
+        for _ in range(self.retries + 1):  # one that has come back may be lost again at once
+            for server in order:
+                if server in self.holders:
+                    return server
+            waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
+            came_back = False
             for first in asyncio.as_completed(waiting):
-                if await first:
-                    return self.holders[0]
-        finally:
+                came_back = came_back or await first
+                if came_back:
+                    break
             for task in waiting:
                 task.cancel()
+            if not came_back:
+                break
         raise RunError(f"data.engine: no server is left: {self.problems()}")
 
 
@@ -217,3 +231,10 @@ def _choice(answer: Answer, model: str) -> JSON | None:
         return None
     choices = answer.body.get("choices") or [{}]
     return choices[0] if choices[0].get("finish_reason") in ("stop", "length") else None
+
+
+def _problem(answer: Answer) -> str:
+    if answer.status != 200 or not isinstance(answer.body, dict):
+        return answer.message
+    choices = answer.body.get("choices") or [{}]
+    return f"model {answer.body.get('model')!r} ended a completion with {choices[0].get('finish_reason')!r}"
