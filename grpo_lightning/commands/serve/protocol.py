@@ -190,9 +190,9 @@ def _chat(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[i
 def _content(content: Any) -> str:
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    if any(not isinstance(text, str) for text in texts):
         raise BadRequest("messages: content must be a text, or parts of type text", "messages")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 def answer_of(job: Job, completions: Sequence[Completion], model: str, tokenizer: PreTrainedTokenizerBase) -> JSON:
@@ -226,7 +226,7 @@ def _choice(job: Job, index: int, row: Row, completion: Completion, tokenizer: P
     if job.logprobs:
         # A greedy token is certain; its log-prob under the policy says more.
         logprobs = completion.sampling_logprobs if row.sampling.temperature else completion.logprobs
-        tokens = [tokenizer.decode([token]) for token in completion.token_ids]
+        tokens = [str(tokenizer.decode([token])) for token in completion.token_ids]
         choice["logprobs"] = _chat_logprobs(tokens, logprobs) if job.is_chat else _logprobs(tokens, logprobs)
     return choice
 

@@ -127,18 +127,18 @@ class VLLMEngine(Engine):
             self.stop()
         self._longest_row = longest_row
         self._command = server_command(policy, self.urls[0], longest_row, self.merge_lora)
-        self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
+        folder = self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
         self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
         servers = [Server(url) for url in self.urls]
         self._servers = Servers(self._client, servers, self.retries, self.restart_wait_s, self.timeout_s)
         _, lora_rank = base_and_rank(policy)
-        needs = Needs(longest_row, None if self.merge_lora else lora_rank, self._folder)
+        needs = Needs(longest_row, None if self.merge_lora else lora_rank, folder)
 
         def handshake() -> list[str]:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"data.engine.shared_dir: {self._folder} cannot be made: {error.strerror}") from error
+                raise ConfigError(f"data.engine.shared_dir: {folder} cannot be made: {error.strerror}") from error
             if self.launch is not None:
                 self._start_server(self.launch)
             for server in servers:

@@ -91,7 +91,7 @@ def base_and_rank(policy: PolicyConfig) -> tuple[str, int | None]:
         from peft import PeftConfig
 
         saved = PeftConfig.from_pretrained(policy.path)
-        return str(saved.base_model_name_or_path), int(saved.r)  # type: ignore[attr-defined]
+        return str(saved.base_model_name_or_path), int(saved.r)
     return policy.path, None
 
 
@@ -104,24 +104,29 @@ class ServerProcess:
         log: the file for what it prints.
 
     Raises:
-        ConfigError: the interpreter cannot be started.
+        ConfigError: the interpreter cannot be started, or the log not be written.
     """
 
     def __init__(self, launch: Launch, command: ServerCommand, log: Path) -> None:
         self.log = log
         module = [launch.python, "-m", "vllm.entrypoints.openai.api_server"]
         try:
-            with log.open("wb") as file:
-                # A session of its own: the server's workers outlive it, and are ended as its process group.
-                self._process = subprocess.Popen(
-                    [*module, *command.args, *launch.args], env={**os.environ, **command.env, **launch.env},
-                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+            output = log.open("wb")
+        except OSError as error:
+            raise ConfigError(f"data.engine.launch.log: {log} cannot be written: {error.strerror}") from error
+        try:
+            # A session of its own: the server's workers outlive it, and are ended as its process group.
+            self._process = subprocess.Popen(
+                [*module, *command.args, *launch.args], env={**os.environ, **command.env, **launch.env},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         except OSError as error:
             raise ConfigError(
                 f"data.engine.launch.python: {launch.python} cannot be started ({error.strerror}): give the Python of "
                 "an environment in which vLLM is installed"
             ) from error
+        finally:
+            output.close()
         atexit.register(self.stop)
 
     def await_answer(self, url: str, client: Client, timeout_s: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -64,7 +65,7 @@ def _write_tied_head(lm: PreTrainedModel, folder: Path) -> None:
     vLLM on a CPU decodes with a packed copy of the head, and a reload renews only the copies of what the folder names
     (read and tried in 0.32).
     """
-    head, words = lm.get_output_embeddings(), lm.get_input_embeddings()
+    head, words = cast(Any, lm.get_output_embeddings()), cast(Any, lm.get_input_embeddings())
     if head.weight is not words.weight:
         return
     name = next(name for name, module in lm.named_modules() if module is head) + ".weight"
