@@ -291,13 +291,14 @@ def test_the_command(
     fresh = policy_of(parse(options, ServeCLI))
     state = {f"policy.{name}": p.detach() + 1 for name, p in fresh.named_parameters()}
     torch.save({"state_dict": state, "skipped_steps": 0}, tmp_path / "a.ckpt")
-    served = policy_of(parse([*options, "--ckpt_path", str(tmp_path / "a.ckpt")], ServeCLI))
+    served = policy_of(cli := parse([*options, "--ckpt_path", str(tmp_path / "a.ckpt")], ServeCLI))
     pairs = zip(served.parameters(), fresh.parameters(), strict=True)
     assert all(torch.equal(one, other + 1) for one, other in pairs)
     state.popitem()
     torch.save({"state_dict": state, "skipped_steps": 0}, tmp_path / "b.ckpt")
+    cli.config.ckpt_path = str(tmp_path / "b.ckpt")
     with pytest.raises(ConfigError, match="is of another policy"):
-        policy_of(parse([*options, "--ckpt_path", str(tmp_path / "b.ckpt")], ServeCLI))
+        policy_of(cli)
     with pytest.raises(ConfigError, match="no run under"):
         parse([*options, "--ckpt_path", "last"], ServeCLI)
     for arguments, message in [

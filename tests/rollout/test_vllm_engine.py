@@ -18,6 +18,7 @@ from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.engines.vllm import Launch, VLLMEngine
+from grpo_lightning.rollout.engines.vllm.launch import server_command
 from grpo_lightning.types import Completion
 from tests.toy import Watch, fit, grpo, rollouts
 
@@ -358,22 +359,19 @@ def test_serve_command_prints_what_the_config_needs(
 ) -> None:
     options = [
         "--config", "configs/quickstart.yaml", "--warm_start", "null", "--model.policy.path", path,
-        "--data.task.init_args.val_size", "8", "--data.sampling.max_new_tokens", "40",
+        "--data.task.init_args.val_size", "8", "--data.sampling.max_new_tokens", "40", "--data.engine", "VLLMEngine",
+        "--data.engine.urls", "[http://a:81, http://b:82]", "--data.engine.shared_dir", "x",
     ]  # fmt: skip
     main(["serve-command", *options, "--model.policy.lora.r", "12"])
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model ")
-    assert "--max-lora-rank 16 --max-loras 2 --max-cpu-loras 2" in line
-    engine = [
-        "--data.engine",
-        "VLLMEngine",
-        "--data.engine.urls",
-        "[http://a:81, http://b:82]",
-        "--data.engine.shared_dir",
-        "x",
-    ]
-    main(["serve-command", *options, *engine])
     first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model ")
     assert "--host b --port 82 --dtype float32 --max-model-len 192" in second
-    assert "VLLM_SERVER_DEV_MODE=1" in first
-    assert "lora" not in first
+    assert "--max-lora-rank 16 --max-loras 2 --max-cpu-loras 2" in second
+
+
+def test_the_command_for_full_weights(path: str) -> None:
+    for policy, merge_lora in [(PolicyConfig(path), False), (PolicyConfig(path, lora=LoRAConfig(r=4)), True)]:
+        command = str(server_command(policy, "http://[::1]:8000", 65, merge_lora))
+        assert command.startswith("VLLM_SERVER_DEV_MODE=1 python")
+        assert "--host ::1 --port 8000 --dtype float32 --max-model-len 128" in command
+        assert "lora" not in command

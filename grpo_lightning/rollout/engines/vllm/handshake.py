@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ def fixed_text(policy: Policy, longest_row: int) -> dict[str, Any]:
 def gap(policy: Policy, prompt: list[int], choice: dict[str, Any]) -> float:
     """How far the log-probs of a server's completion are from the policy's: the mean, in nats."""
     tokens, theirs = choice["token_ids"], torch.tensor(choice["logprobs"]["token_logprobs"])
+    if max(tokens) >= policy.lm.get_output_embeddings().weight.shape[0]:
+        return math.inf  # of another vocabulary
     with torch.no_grad():
         ours_NT, _ = policy.logprobs(token_rows([prompt], [tokens], policy.pad_token_id).to(policy.device))
     return float((ours_NT[0].cpu() - theirs).abs().mean())

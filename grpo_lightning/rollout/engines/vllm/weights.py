@@ -44,8 +44,10 @@ class Weights:
         """
         aside = self.folder.with_name(f".{self.folder.name}")
         try:
-            policy.save_pretrained(aside, merged=not self.is_adapter)
-            if not self.is_adapter:
+            if self.is_adapter:
+                policy.model.save_pretrained(aside, selected_adapters=[POLICY])
+            else:
+                policy.save_pretrained(aside, merged=True)
                 _write_tied_head(policy.lm, aside)
             aside.rename(self.folder)
         except Exception as error:  # safetensors has exceptions of its own for a full disk
