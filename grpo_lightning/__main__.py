@@ -25,6 +25,9 @@ subcommands:
   samples    show the rollouts of a run as one HTML file
   compare    one report of several runs: accuracy, memory, time, curves, significance
   plan       what memory each phase will take, whether it fits, and the largest settings that do
+  serve      answer OpenAI's completions and chat completions with a policy
+  serve-command
+             print how to start a vLLM server for the rollouts of a config
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -35,6 +38,7 @@ examples:
   grpo samples runs/lfm_gsm8k/RUN --open
   grpo compare runs/quickstart/* "PPO=runs/quickstart_ppo/*" --out report
   grpo plan --config configs/lfm_gsm8k.yaml --memory 8GiB
+  grpo serve --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path last
 
   grpo SUBCOMMAND --help                          the keys of a subcommand, and of a class that a config names:
   grpo fit --model.help GRPOModule
@@ -47,11 +51,12 @@ examples:
 
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
-    name: f"grpo_lightning.commands.{name}.command" for name in ("check", "verify", "plan", "samples", "compare")
+    name: f"grpo_lightning.commands.{name.replace('-', '_')}.command"
+    for name in ("check", "verify", "plan", "samples", "compare", "serve", "serve-command")
 }
 """The other subcommands: the module whose ``main(args)`` runs each, imported only then."""
 
-WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan")
+WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan", "serve", "serve-command")
 """Subcommands that need a config; ``verify`` finds a run's own."""
 
 

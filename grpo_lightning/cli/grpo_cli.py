@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import grpo_lightning.advantages
 import grpo_lightning.algorithms
 import grpo_lightning.objectives
+import grpo_lightning.rollout.engines.vllm
 import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule

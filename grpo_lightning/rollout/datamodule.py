@@ -30,6 +30,9 @@ from grpo_lightning.types import Prompt
 
 log = logging.getLogger(__name__)
 
+FEEDBACK_TOKENS = 256
+"""Room for the turn between two attempts that an engine is asked for. Verifiers keep their feedback shorter."""
+
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -96,7 +99,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
-        self._pushed: str | None = None  # the version of the engine's weights; None: it has not been started
+        # The version of the engine's weights; "" once it has been checked, None before that.
+        self._pushed: str | None = None
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
@@ -191,6 +195,9 @@ class RolloutDataModule(pl.LightningDataModule):
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
         learner.on_data_ready(self, stage)
+        self._pushed = ""
+        sampling = self.sampling if stage == "fit" else None
+        self.engine.check(policy, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
@@ -255,16 +262,28 @@ class RolloutDataModule(pl.LightningDataModule):
         Args:
             samples_to_learn: whether training samples; else only evaluation does.
         """
+        return self._longest_prompt + self._room_for_completions(samples_to_learn and "train" in self._prompts)
+
+    def asked_of_engine(self, longest_prompt: int) -> int:
+        """Tokens of the longest row that an engine is asked for, given the longest prompt."""
+        turns = 0 if self.refinement is None else self.refinement.attempts * FEEDBACK_TOKENS
+        return longest_prompt + self._room_for_completions(samples_to_learn=True) + turns
+
+    @property
+    def _longest_prompt(self) -> int:
+        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows)
+
+    def _room_for_completions(self, samples_to_learn: bool) -> int:
+        """Tokens of the longest completions at one prompt."""
         cap = self.val_sampling.cap
-        if self.pass_at_k or ("train" in self._prompts and samples_to_learn):
+        if self.pass_at_k or samples_to_learn:
             cap = max(cap, self.sampling.cap)
-        attempts = 1 if self.refinement is None else 1 + self.refinement.attempts
-        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows) + attempts * cap
+        return (1 if self.refinement is None else 1 + self.refinement.attempts) * cap
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
         policy, version = self._learner.policy, f"step-{cast(pl.Trainer, self.trainer).global_step}"
-        if self._pushed is None:
+        if not self._pushed:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
             self.engine.push(policy, version)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion
@@ -34,6 +35,20 @@ Requests are numbered in the order in which they are given; further ones continu
 
 class Engine(ABC):
     """Samples completions of a policy. The Trainer's data module starts it once, and pushes weights before rollouts."""
+
+    def check(  # noqa: B027 - most engines have nothing to check
+        self, policy: PolicyConfig, longest_row: int, sampling: SamplingParams | None
+    ) -> None:
+        """Find what is wrong before the model loads. By default nothing is. :meth:`stop` follows, whatever comes of it.
+
+        Args:
+            policy: how the policy will be loaded.
+            longest_row: tokens of the longest prompt with the longest completion.
+            sampling: how the samples to learn from are drawn; ``None`` where nothing is trained.
+
+        Raises:
+            ConfigError: the engine cannot serve this policy, or not sample like this.
+        """
 
     @abstractmethod
     def start(self, policy: Policy, longest_row: int) -> None:
@@ -77,4 +92,4 @@ class Engine(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Release what :meth:`start` took. The engine may be started again."""
+        """Release what :meth:`check` and :meth:`start` took. The engine may be started again."""

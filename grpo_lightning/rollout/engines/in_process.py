@@ -48,8 +48,7 @@ class InProcessEngine(Engine):
         waiting = list(zip(rows.add(requests), requests, strict=True))
 
         def admit(count: int) -> list[list[int]]:
-            # The longest first, so that a prefill pads little, and equal prompts next to each other.
-            admitted = sorted(waiting[:count], key=lambda numbered: (-len(numbered[1].prompt), numbered[1].prompt))
+            admitted = sorted(waiting[:count], key=lambda numbered: prefill_order(numbered[1].prompt))
             del waiting[:count]
             rows.enter([number for number, _ in admitted])
             return [request.prompt for _, request in admitted]
@@ -84,7 +83,7 @@ class InProcessEngine(Engine):
                 if waiting and rows.checked == rows.step:
                     # Never more rows than at first: memory was planned for these.
                     room = len(requests) - active
-                    if _may_join(decoder, [request.prompt for _, request in waiting[:room]]):
+                    if may_join(decoder, [request.prompt for _, request in waiting[:room]]):
                         decoder.join(admit(room))
         return rows.completions(torch.arange(len(rows.lengths_N), device=self.policy.device))
 
@@ -92,8 +91,13 @@ class InProcessEngine(Engine):
         """Hook for subclasses, called before the token of a step, counted from 1, is fed to the model."""
 
 
-def _may_join(decoder: Decoder, prompts: list[list[int]]) -> bool:
+def may_join(decoder: Decoder, prompts: list[list[int]]) -> bool:
     """Whether waiting rows are many enough, and short enough, for joining now to pay."""
     if len(prompts) <= MIN_JOIN_FRACTION * len(decoder.position_R) or not decoder.model.joins_early:
         return False
     return max(map(len, prompts)) <= MAX_CACHE_GROWTH * decoder.length
+
+
+def prefill_order(prompt: list[int]) -> tuple[int, list[int]]:
+    """Sort key: the longest first, so that a prefill pads little, and equal prompts next to each other."""
+    return -len(prompt), prompt

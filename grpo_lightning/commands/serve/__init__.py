@@ -1,0 +1,1 @@
+"""``grpo serve``: a policy behind OpenAI's completions and chat completions."""

@@ -1,0 +1,146 @@
+"""``grpo serve``: the policy of a config or checkpoint behind OpenAI's routes."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
+from grpo_lightning.cli.grpo_cli import GRPOCLI, parse, run, set_up_output
+from grpo_lightning.cli.run_dirs import config_name
+from grpo_lightning.cli.warm_start import start_from_warm_policy
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.policy import Policy
+from grpo_lightning.rollout.engines.vllm.client import allow_connections
+
+HELP = """\
+usage: grpo serve --config FILE [--ckpt_path P] [--KEY VALUE ...] [--host H] [--port P] [--rows N] [--max_model_len N]
+
+Answer OpenAI's /v1/completions and /v1/chat/completions with the policy of a config, or of a checkpoint of its run.
+Rows of concurrent requests decode together. Needs the extra "serve": pip install "grpo-lightning[serve]".
+
+  --config FILE       a config as for grpo fit; keys of it may follow
+  --ckpt_path P       a checkpoint, or last or best of the config's newest run; default: the policy as it is loaded
+  --host H            default: 127.0.0.1; any other address needs a key in the environment variable GRPO_API_KEY
+  --port P            default: 8000
+  --rows N            the most rows that decode together; default: 64
+  --max_model_len N   the most tokens of a prompt with its completion; default: the model's limit, at most 4096
+"""
+
+KEY = "GRPO_API_KEY"
+LONGEST = 4096
+PREFIX = "policy."
+
+
+class ServeCLI(GRPOCLI):
+    """Reads a config for its policy. A warm start is that of the checkpoint's run."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config
+        files = [str(file) for file in config.config or []]
+        root = Path(config.trainer.default_root_dir or "runs")
+        if config.ckpt_path in NAMED:
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, config_name(files, "serve"))
+        elif config.ckpt_path is not None:
+            check_checkpoint(config.ckpt_path)
+        if config.warm_start is not None:
+            start_from_warm_policy(config, "serve", root, run)
+
+
+def main(args: list[str]) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ConfigError: the config, the checkpoint or an option is wrong.
+    """
+    parser = argparse.ArgumentParser("grpo serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default="8000")
+    parser.add_argument("--rows", default="64")
+    parser.add_argument("--max_model_len", default=str(LONGEST))
+    parser.add_argument("-h", "--help", action="store_true")
+    given, rest = parser.parse_known_args(args)
+    if given.help:
+        print(HELP)
+        raise SystemExit(0)
+    port, rows = _count("port", given.port, 65535), _count("rows", given.rows, 65536)
+    longest = _count("max_model_len", given.max_model_len, 2**31)
+    key = os.environ.get(KEY) or None
+    check_host(given.host, key)
+    uvicorn = _uvicorn()
+    set_up_output()
+    cli = cast(ServeCLI, parse(rest, ServeCLI))
+    assert cli.datamodule is not None
+    policy = policy_of(cli)
+
+    from grpo_lightning.commands.serve.app import Limits, PolicyServer
+    from grpo_lightning.commands.serve.decoding import DecodingLoop
+
+    positions = getattr(policy.lm.config.get_text_config(), "max_position_embeddings", None) or longest
+    loop = DecodingLoop(policy, rows, min(longest, positions), cli.trainer.precision_plugin.forward_context)
+    server = PolicyServer({"policy": loop}, Limits(max_new_tokens=cli.datamodule.sampling.cap), key)
+    allow_connections(server.limits.waiting_rows)
+    loop.start()
+    print(f"{cli.model.policy_config.path} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens per row")
+    try:
+        uvicorn.run(server.app(), host=given.host, port=port, log_level="warning", backlog=2048)
+    finally:
+        loop.stop()
+
+
+def policy_of(cli: Any) -> Policy:
+    """The policy of a config on its device, with the weights of the checkpoint that it names.
+
+    Raises:
+        ConfigError: the checkpoint is that of another policy.
+    """
+    policy = Policy(cli.model.policy_config, chat_template=cli.datamodule.task.chat_template)
+    if cli.config.ckpt_path is not None:
+        state = torch.load(cli.config.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
+        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+        shapes = {name: tensor.shape for name, tensor in policy.named_parameters() if name in trained}
+        if any(name not in weights or weights[name].shape != shape for name, shape in shapes.items()):
+            raise ConfigError(
+                f"ckpt_path: {cli.config.ckpt_path} is of another policy: give the run's own config.yaml as --config"
+            )
+        policy.load_state_dict({name: weights[name] for name in trained}, strict=False)
+    return policy.to(cli.trainer.strategy.root_device)
+
+
+def check_host(host: str, key: str | None) -> None:
+    """Raises:
+    ConfigError: others can reach the address, and there is no key.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and key is None:
+        raise ConfigError(
+            f"--host: other machines can reach {host}: set the environment variable {KEY} to a key that clients must "
+            "send, or omit --host"
+        )
+
+
+def _count(name: str, text: str, most: int) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ConfigError(f"--{name}: must be a whole number from 1 to {most}, not {text!r}")
+    return int(text)
+
+
+def _uvicorn() -> Any:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(
+            f'grpo serve: {error.name} is not installed: pip install "grpo-lightning[serve]", or pip install starlette '
+            "uvicorn"
+        ) from error
+    return uvicorn

@@ -1,0 +1,262 @@
+"""Rollouts from vLLM servers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from grpo_lightning.errors import ConfigError, RunError
+from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.policy import Policy
+from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
+from grpo_lightning.rollout.engines.vllm.client import Client
+from grpo_lightning.rollout.engines.vllm.handshake import Needs, check_server, fixed_text, gap
+from grpo_lightning.rollout.engines.vllm.launch import (
+    Launch,
+    ServerCommand,
+    ServerProcess,
+    base_and_rank,
+    server_command,
+)
+from grpo_lightning.rollout.engines.vllm.ranks import on_first_rank, rank
+from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
+from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
+from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
+from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.types import Completion
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class VLLMEngine(Engine):
+    """Samples from stock vLLM servers over HTTP. The weights of each step reach them through a shared folder.
+
+    With LoRA each version is an adapter under a new name; otherwise, or with ``merge_lora``, the servers reload full
+    weights. ``grpo serve-command --config FILE`` prints the command that starts a server. A key for the servers is read
+    from the environment variable ``VLLM_API_KEY``.
+
+    Args:
+        urls: addresses of the servers, such as ``[http://127.0.0.1:8000]``.
+        shared_dir: a folder that this process and all servers see under the same path.
+        merge_lora: with LoRA, push full weights with the adapter merged in: larger files, faster decoding.
+        max_gap: the run does not start if the log-probs of a fixed text differ by more than this, in nats per token, on
+            average, between a server and the policy. In bfloat16, 0.04 is normal.
+        rows_in_flight: completions that are sampled at the same time, per process.
+        timeout_s: seconds until a completion is given up and tried again.
+        retries: how often a completion is tried again, on another server if there is one.
+        restart_wait_s: seconds to wait for a server to come back, where no other one is left.
+        launch: start the server, and end it with the run. Default: it runs already.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        shared_dir: str,
+        merge_lora: bool = False,
+        max_gap: float = 0.15,
+        rows_in_flight: int = 1024,
+        timeout_s: float = 1800.0,
+        retries: int = 2,
+        restart_wait_s: float = 60.0,
+        launch: Launch | None = None,
+    ) -> None:
+        self.urls = [url.rstrip("/") for url in urls]
+        self.shared_dir = Path(shared_dir).absolute()
+        self.merge_lora = merge_lora
+        self.max_gap = max_gap
+        self.rows_in_flight = rows_in_flight
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self.restart_wait_s = restart_wait_s
+        self.launch = launch
+        self._validate()
+        self._client: Client | None = None
+        self._servers: Servers
+        self._process: ServerProcess | None = None
+        self._folder: Path | None = None
+        self._longest_row = 0
+        self._command: ServerCommand
+        self._kept: list[Weights] = []
+        self._pushes = 0
+        self._first = 0
+        self._in_flight = asyncio.Semaphore(rows_in_flight)
+
+    def _validate(self) -> None:
+        for url in self.urls:
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise ConfigError(f"data.engine.urls: give addresses such as http://127.0.0.1:8000, not {url!r}")
+        if not self.urls or len(set(self.urls)) < len(self.urls):
+            raise ConfigError("data.engine.urls: give the address of at least one server, and none twice")
+        if self.launch is not None and (
+            len(self.urls) > 1 or urlsplit(self.urls[0]).hostname not in ("127.0.0.1", "localhost")
+        ):
+            raise ConfigError(
+                "data.engine.launch: starts one server, on this machine: give one url, http://127.0.0.1:PORT"
+            )
+        counts = {"max_gap": self.max_gap, "rows_in_flight": self.rows_in_flight, "timeout_s": self.timeout_s}
+        for name, value in counts.items():
+            if value <= 0:
+                raise ConfigError(f"data.engine.{name}: must be above 0, not {value}")
+        for name, value in {"retries": self.retries, "restart_wait_s": self.restart_wait_s}.items():
+            if value < 0:
+                raise ConfigError(f"data.engine.{name}: must not be negative, not {value}")
+
+    # -- set-up -----------------------------------------------------------------------------------------------------
+
+    def check(self, policy: PolicyConfig, longest_row: int, sampling: SamplingParams | None) -> None:
+        """Start the server, if it is launched here, and check all servers.
+
+        Raises:
+            ConfigError: a server cannot be reached, or lacks what the run needs.
+        """
+        if sampling is not None and sampling.truncates:
+            raise ConfigError(
+                "data.sampling: top_k, top_p and min_p do not go with VLLMEngine in training: a server returns "
+                "log-probs after truncation, and the loss needs those before: omit them"
+            )
+        if self._client is not None:
+            self.stop()
+        self._longest_row = longest_row
+        self._command = server_command(policy, self.urls[0], longest_row, self.merge_lora)
+        folder = self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
+        self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
+        servers = [Server(url) for url in self.urls]
+        self._servers = Servers(self._client, servers, self.retries, self.restart_wait_s, self.timeout_s)
+        _, lora_rank = base_and_rank(policy)
+        needs = Needs(longest_row, None if self.merge_lora else lora_rank, folder)
+
+        def handshake() -> list[str]:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"data.engine.shared_dir: {folder} cannot be made: {error.strerror}") from error
+            if self.launch is not None:
+                self._start_server(self.launch)
+            for server in servers:
+                command = server_command(policy, server.url, longest_row, self.merge_lora)
+                self._wait(check_server(self._connected, server, needs, command))
+            return [server.model for server in servers]
+
+        for server, model in zip(servers, on_first_rank(handshake), strict=True):
+            server.model = model
+
+    def _start_server(self, launch: Launch) -> None:
+        file = Path(launch.log) if launch.log is not None else self.shared_dir / "vllm.log"
+        self._process = ServerProcess(launch, self._command, file)
+        log.info("data.engine.launch: waiting for the server; it prints to %s", file)
+        self._process.await_answer(f"{self.urls[0]}/health", self._connected, launch.timeout_s)
+
+    def start(self, policy: Policy, longest_row: int) -> None:
+        if self._client is None or longest_row > self._longest_row:
+            self.check(policy.config, longest_row, None)
+
+    def stop(self) -> None:
+        """Unload what was pushed, delete it, close the connections, and end the server that was launched."""
+        if self._client is not None:
+            if rank() == 0 and self._process is None:
+                self._forget([weights for weights in self._kept if weights.is_adapter])
+            self._client.close()
+            self._client = None
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+        self._kept, self._pushes = [], 0
+        if rank() == 0 and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _connected(self) -> Client:
+        assert self._client is not None, "VLLMEngine.check comes first"
+        return self._client
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._connected.run(work)
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def push(self, policy: Policy, version: str) -> None:
+        """Write the weights into the shared folder, once, and have every server load them."""
+        self.policy = policy
+        weights = self._version(policy, version)
+
+        def push() -> list[str | None]:
+            if self._pushes == 0 and weights.is_adapter:
+                self._try_adapter(policy)
+            weights.write(policy)
+            # The server has room for two adapters; of full weights it reads the folder only once.
+            old = self._kept[:-1] if weights.is_adapter else self._kept
+            self._forget(old if weights.is_adapter else [])
+            self._wait(self._servers.push(weights))
+            for outdated in old:
+                outdated.delete()
+            # Rarely: servers that ignore a part of the weights drift away slowly.
+            if (self._pushes + 1) & self._pushes == 0:
+                self._compare(policy)
+            return [server.holds for server in self._servers.all]
+
+        held = on_first_rank(push)
+        self._pushes += 1
+        self._kept = [*self._kept[-1:], weights] if weights.is_adapter else [weights]
+        self._servers.weights = weights
+        for server, holds in zip(self._servers.all, held, strict=True):
+            server.holds = holds
+
+    def _version(self, policy: Policy, version: str) -> Weights:
+        assert self._folder is not None
+        is_adapter = policy.has_lora and not self.merge_lora
+        return Weights(f"{self._folder.name}-{version}", self._folder / version, is_adapter)
+
+    def _try_adapter(self, policy: Policy) -> None:
+        """See whether the servers apply adapters: a fresh one, which does nothing, would not show it."""
+        with noticeable_adapter(policy):
+            probe = self._version(policy, "probe")
+            probe.write(policy)
+            self._wait(self._servers.push(probe))
+            self._compare(policy)
+            self._forget([probe])
+            probe.delete()
+
+    def _forget(self, adapters: Sequence[Weights]) -> None:
+        for weights in adapters:
+            self._wait(self._servers.forget(weights.version))
+
+    def _compare(self, policy: Policy) -> None:
+        """Stop unless every server samples from the policy: another base model shows here."""
+        for number, server in enumerate(self._servers.all):
+            if server not in self._servers.holders:
+                continue
+            body = fixed_text(policy, self._longest_row)
+            choice = self._wait(self._servers.complete(body, number))
+            nats = gap(policy, body["prompt"], choice)
+            log.info("data.engine: %s differs from the policy by %.4f nats per token", server.url, nats)
+            if not nats <= self.max_gap:
+                raise ConfigError(
+                    f"data.engine: {server.url} serves {server.model}, which does not sample from this policy: its "
+                    f"log-probs of a fixed text differ by {nats:.3f} nats per token, more than max_gap={self.max_gap}: "
+                    f"start it with\n  {self._command}"
+                )
+
+    # -- completions ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams, on_finish: OnFinish | None = None
+    ) -> list[Completion]:
+        self._wait(self._servers.check_versions())
+        rollout = ServedRollout(self._servers, self.policy, sampling, self._in_flight, self._first + rank())
+        try:
+            return rollout.run(requests, on_finish)
+        except RunError:
+            if self._process is not None:
+                self._process.check()
+            raise
+        finally:
+            self._first = rollout.home + 1 - rank()

@@ -1,0 +1,240 @@
+"""The servers of a run: which of them holds which weights, and completions from any that hold the current ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpo_lightning.errors import RunError
+from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.weights import Weights
+
+log = logging.getLogger(__name__)
+
+JSON = dict[str, Any]
+REFUSALS = (400, 401, 403, 413, 422)
+"""Statuses that say that the request is wrong: another server would say the same."""
+
+
+@dataclass
+class Server:
+    """One server.
+
+    Args:
+        url: its address.
+        model: the name of the model that it was started with; empty until it has been asked.
+        holds: the version of the weights that it is known to hold; ``None``: unknown.
+        given: how often it was given weights.
+        problem: why it holds none, or the last failure.
+    """
+
+    url: str
+    model: str = ""
+    holds: str | None = None
+    given: int = 0
+    problem: str = "it has no weights yet"
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def lose(self, problem: str, given: int | None = None) -> None:
+        """Forget which weights it holds, after a failure.
+
+        Args:
+            problem: what failed.
+            given: its ``given`` when that began: what failed before the last weights came says nothing of these.
+        """
+        if given not in (None, self.given):
+            return
+        if self.holds is not None:
+            log.warning("data.engine: %s is not used until it holds the weights again: %s", self.url, problem)
+        self.holds, self.problem = None, problem
+
+
+class Servers:
+    """All servers of a run. Its methods run on the client's thread.
+
+    Args:
+        client: the connections.
+        servers: at least one.
+        retries: how often a completion is tried again, on another server if there is one.
+        restart_wait_s: how long to wait for a server to come back where no other one is left.
+        timeout_s: of one completion.
+    """
+
+    def __init__(
+        self, client: Client, servers: list[Server], retries: int, restart_wait_s: float, timeout_s: float
+    ) -> None:
+        self.client = client
+        self.all = servers
+        self.retries = retries
+        self.restart_wait_s = restart_wait_s
+        self.timeout_s = timeout_s
+        self.weights: Weights | None = None
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    async def push(self, weights: Weights) -> None:
+        """Give weights to all servers. One that cannot take them is not used, while another one can.
+
+        Raises:
+            RunError: no server can.
+        """
+        self.weights = weights
+        await asyncio.gather(*(self._give(server, wait_s=0) for server in self.all))
+        if not self.holders:
+            await asyncio.gather(*(self._give(server, self.restart_wait_s) for server in self.all))
+        if not self.holders:
+            raise RunError(f"data.engine: no server could take the weights of {weights.version}: {self.problems()}")
+
+    @property
+    def holders(self) -> list[Server]:
+        """The servers that hold the current weights."""
+        return [server for server in self.all if self.weights is not None and server.holds == self.weights.version]
+
+    def problems(self) -> str:
+        """Why servers are not used, in one sentence."""
+        return "; ".join(f"{server.url}: {server.problem}" for server in self.all if server not in self.holders)
+
+    async def forget(self, version: str) -> None:
+        """Unload an adapter from all servers that can be reached."""
+        for server in self.all:
+            try:
+                await self.client.post(f"{server.url}/v1/unload_lora_adapter", {"lora_name": version}, timeout_s=30)
+            except NoAnswer:
+                continue
+
+    async def check_versions(self) -> None:
+        """Find servers that were restarted, and serve other weights under the same name."""
+        if self.weights is None or self.weights.is_adapter:
+            return  # the name of an adapter is that of its version
+        for server in self.holders:
+            try:
+                answer = await self.client.get(f"{server.url}/weight_info")
+                if answer.body != {"weight_version": self.weights.version}:
+                    server.lose(f"it was restarted: its weights are {answer.body}")
+            except NoAnswer as error:
+                server.lose(str(error))
+
+    async def _give(self, server: Server, wait_s: float) -> bool:
+        """Bring a server to the current weights, once it answers."""
+        async with server.lock:
+            if server in self.holders:
+                return True
+            assert self.weights is not None
+            try:
+                await self._await_health(server, wait_s)
+                await (self._load_adapter if self.weights.is_adapter else self._reload)(server, self.weights)
+            except (NoAnswer, RunError) as error:
+                server.lose(str(error))
+                return False
+            server.holds = self.weights.version
+            server.given += 1
+            return True
+
+    async def _await_health(self, server: Server, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                answer = await self.client.get(f"{server.url}/health", timeout_s=10)
+                if answer.status == 200:
+                    return
+                problem = answer.message
+            except NoAnswer as error:
+                problem = str(error)
+            if time.monotonic() >= until:
+                raise NoAnswer(problem)
+            await asyncio.sleep(0.5)
+
+    async def _load_adapter(self, server: Server, weights: Weights) -> None:
+        body = {"lora_name": weights.version, "lora_path": str(weights.folder)}
+        answer = await self.client.post(f"{server.url}/v1/load_lora_adapter", body)
+        if answer.status != 200 and "already been loaded" not in answer.message:
+            raise RunError(f"it did not load the adapter {weights.folder} ({answer.message})")
+
+    async def _reload(self, server: Server, weights: Weights) -> None:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
+        answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
+        if answer.status != 200:
+            raise RunError(f"it did not load the weights {weights.folder}, and must be restarted ({answer.message})")
+        # Requests that were given up may still hold blocks of the cache for a moment.
+        for _ in range(50):
+            answer = await self.client.post(f"{server.url}/reset_prefix_cache", {})
+            if answer.status == 200 and (not isinstance(answer.body, dict) or answer.body.get("success", True)):
+                break
+            await asyncio.sleep(0.2)
+        else:
+            raise RunError(f"it did not empty its prefix cache, which old weights have filled ({answer.message})")
+        answer = await self.client.post(f"{server.url}/update_weight_version", {"new_version": weights.version})
+        if answer.status != 200:
+            raise RunError(f"it did not take the version of the weights ({answer.message}): use vLLM 0.32 or newer")
+
+    # -- completions ------------------------------------------------------------------------------------------------
+
+    async def complete(self, body: JSON, home: int) -> JSON:
+        """One completion: the choice of the server's answer.
+
+        Args:
+            body: the request, without the model.
+            home: the number of the server to ask first.
+
+        Raises:
+            RunError: the request is refused, or no server gave a completion.
+        """
+        assert self.weights is not None
+        failure = ""
+        for attempt in range(self.retries + 1):
+            server = await self._holder(home)
+            given, name = server.given, self.weights.version if self.weights.is_adapter else server.model
+            try:
+                answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+            except NoAnswer as error:
+                problem = str(error)
+            else:
+                choice = _choice(answer, name)
+                if choice is not None:
+                    return choice
+                problem = _problem(answer)
+                if answer.status in REFUSALS:
+                    raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
+            failure = f"{server.url}: {problem}"
+            if problem.startswith("HTTP 429"):
+                await asyncio.sleep(2.0**attempt)
+            else:
+                server.lose(problem, given)
+        raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {failure}")
+
+    async def _holder(self, home: int) -> Server:
+        """A server with the current weights, the one with the number ``home`` if it has them."""
+        order = [self.all[(home + step) % len(self.all)] for step in range(len(self.all))]
+        for _ in range(self.retries + 1):  # one that has come back may be lost again at once
+            for server in order:
+                if server in self.holders:
+                    return server
+            waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
+            came_back = False
+            for first in asyncio.as_completed(waiting):
+                came_back = came_back or await first
+                if came_back:
+                    break
+            for task in waiting:
+                task.cancel()
+            if not came_back:
+                break
+        raise RunError(f"data.engine: no server is left: {self.problems()}")
+
+
+def _choice(answer: Answer, model: str) -> JSON | None:
+    """The finished completion in an answer, of the model that was asked; else ``None``."""
+    if answer.status != 200 or not isinstance(answer.body, dict) or answer.body.get("model") != model:
+        return None
+    choices = answer.body.get("choices") or [{}]
+    return choices[0] if choices[0].get("finish_reason") in ("stop", "length") else None
+
+
+def _problem(answer: Answer) -> str:
+    if answer.status != 200 or not isinstance(answer.body, dict):
+        return answer.message
+    choices = answer.body.get("choices") or [{}]
+    return f"model {answer.body.get('model')!r} ended a completion with {choices[0].get('finish_reason')!r}"
