@@ -8,6 +8,7 @@ from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
 from grpo_lightning.tasks.mbpp import MBPP
 from grpo_lightning.tasks.programs import Programs
+from grpo_lightning.tasks.reasoning_gym import ReasoningGym
 from grpo_lightning.tasks.tabular import Tabular
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "HumanEval",
     "MissingSplit",
     "Programs",
+    "ReasoningGym",
     "Tabular",
     "Task",
     "check_controls",

@@ -9,6 +9,7 @@ from grpo_lightning.verifiers.function import FunctionVerifier
 from grpo_lightning.verifiers.json.verifier import JSONSchemaVerifier
 from grpo_lightning.verifiers.logical import AllOf, AnyOf
 from grpo_lightning.verifiers.math.verifier import MathVerifier
+from grpo_lightning.verifiers.reasoning_gym.verifier import ReasoningGymVerifier
 from grpo_lightning.verifiers.shaping import LengthPenalty, RepetitionPenalty
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "JSONSchemaVerifier",
     "LengthPenalty",
     "MathVerifier",
+    "ReasoningGymVerifier",
     "RepetitionPenalty",
     "Sample",
     "Verdict",

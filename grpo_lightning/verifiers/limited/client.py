@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -23,6 +24,9 @@ START_HANG_S = 300.0
 CALL_HANG_S = 120.0
 HANG_PER_CPU_SECOND = 100.0
 
+# Sets have the same order in every process, for libraries whose results depend on it. The process has one thread, so
+# that it can fork.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -48,11 +52,24 @@ class LimitedWorker:
             for nothing.
         call: ``module:function``. Its arguments and its result are written as JSON.
         memory_bytes: limit of a call's address space, what the setup takes included.
+        prepare: ``module:function``, called in the warm process with the first argument of each call, to keep what
+            later calls share. It must not depend on what a model has written.
+        level: the level of isolation that calls run at (``docs/sandbox.md``); empty for limits alone.
+        readable: folders that calls may read, besides Python's own, where they are isolated.
     """
 
-    def __init__(self, setup: str, call: str, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._command = [sys.executable, "-m", "grpo_lightning.verifiers.limited.process", setup, call]
-        self._command.append(str(memory_bytes))
+    def __init__(
+        self,
+        setup: str,
+        call: str,
+        memory_bytes: int = MEMORY_BYTES,
+        prepare: str = "",
+        level: str = "",
+        readable: Sequence[str] = (),
+    ) -> None:
+        settings = {"setup": setup, "call": call, "prepare": prepare, "memory_bytes": memory_bytes}
+        settings |= {"level": level, "readable": list(readable)}
+        self._command = [sys.executable, "-m", "grpo_lightning.verifiers.limited.process", json.dumps(settings)]
         self.forget()
         _ALL.add(self)
 
@@ -123,7 +140,7 @@ class LimitedWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
             # An interrupt at the terminal is for the trainer: the process ends when its input does.
             start_new_session=True,
         )

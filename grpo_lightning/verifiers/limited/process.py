@@ -1,9 +1,10 @@
-"""The process behind a ``LimitedWorker``: ``python -m grpo_lightning.verifiers.limited.process SETUP CALL MEMORY``.
+"""The process behind a ``LimitedWorker``: ``python -m grpo_lightning.verifiers.limited.process SETTINGS``.
 
-It runs SETUP once and reports. Then each line of standard input is a request, ``{"args": [...], "cpu_s": seconds}``,
-and each gets one line on standard output. A call runs in a child forked for it alone, so it can be stopped wherever it
-is (also inside of a big-integer power or a regular expression, which no exception reaches), it starts from the same
-state every time, and it leaves nothing behind. Forking is safe here: this process has one thread and no device.
+The settings are JSON. The process runs its setup once and reports. Then each line of standard input is a request,
+``{"args": [...], "cpu_s": seconds}``, and each gets one line on standard output. A call runs in a child forked for it
+alone, so it can be stopped wherever it is (also inside of a big-integer power or a regular expression, which no
+exception reaches), it starts from the same state every time, and it leaves nothing behind. Forking is safe here: this
+process has one thread and no device.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
+
+_NO_LIMIT_S = 3600.0
 
 Call = Callable[..., Any]
 
 
-def main(setup: str, call: str, memory_bytes: str) -> None:
+def main(settings: str) -> None:
     # Libraries that print must not break the protocol.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+    given = json.loads(settings)
     try:
-        function = _imported(call)
-        if setup:
-            _imported(setup)()
+        function = _imported(given["call"])
+        prepare = _imported(given["prepare"]) if given["prepare"] else None
+        if given["setup"]:
+            _imported(given["setup"])()
+        lockdown = _lockdown(given["level"], given["memory_bytes"], given["readable"]) if given["level"] else None
     except Exception as error:
         replies.write(_line({"error": _named(error)}))
         return
@@ -39,18 +45,53 @@ def main(setup: str, call: str, memory_bytes: str) -> None:
     replies.write(_line({}))
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        replies.write(_in_a_child(function, request["args"], request["cpu_s"], int(memory_bytes), replies.fileno()))
+        try:
+            if prepare is not None:
+                prepare(request["args"][0])
+        except Exception as error:
+            replies.write(_line({"error": _named(error)}))
+            continue
+        limits = Limits(request["cpu_s"], given["memory_bytes"], lockdown)
+        replies.write(_in_a_child(function, request["args"], limits, replies.fileno()))
 
 
-def _in_a_child(function: Call, args: list[Any], cpu_s: float, memory_bytes: int, replies: int) -> bytes:
+class Limits(NamedTuple):
+    """What holds for a child.
+
+    Args:
+        cpu_s: CPU time.
+        memory_bytes: address space.
+        lockdown: what takes everything else from it; ``None`` for nothing.
+    """
+
+    cpu_s: float
+    memory_bytes: int
+    lockdown: Any
+
+
+def _lockdown(level: str, memory_bytes: int, readable: list[str]) -> Any:
+    """Enter the sandbox of ``CodeVerifier``."""
+    from grpo_lightning.verifiers.code.sandbox.lockdown import Lockdown
+
+    os.environ.clear()
+    # Its own limit of CPU time is the kernel's last resort: ours comes first.
+    lockdown = Lockdown(level, _NO_LIMIT_S, memory_bytes // 2**20, readable)
+    lockdown.continue_inside()
+    return lockdown
+
+
+def _in_a_child(function: Call, args: list[Any], limits: Limits, replies: int) -> bytes:
+    if limits.lockdown is not None:
+        limits.lockdown.renew()
     readable, writable = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            # If this process is killed, its replies must end, although the child lives.
-            os.close(replies)
-            os.close(readable)
-            reply = _limited(function, args, cpu_s, memory_bytes)
+            # If this process is killed, its replies must end, although the child lives. Requests are not the child's.
+            for fd in (0, replies, readable):
+                os.close(fd)
+            reply = _limited(function, args, limits, parent)
             with open(writable, "wb") as pipe:
                 pipe.write(reply)
         finally:
@@ -65,13 +106,17 @@ def _in_a_child(function: Call, args: list[Any], cpu_s: float, memory_bytes: int
     return reply or _line({"killed": 0})
 
 
-def _limited(function: Call, args: list[Any], cpu_s: float, memory_bytes: int) -> bytes:
+def _limited(function: Call, args: list[Any], limits: Limits, parent: int) -> bytes:
     """The reply to one request. What the result takes to write is limited, too."""
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if limits.lockdown is not None:
+        # A child that is not locked down must not run: what this raises ends it, and the call is an error.
+        limits.lockdown.confine(parent, is_judge=False)
+    else:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     # The default action of its signal kills this child, whatever C code it is in.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
     try:
         return _line({"result": function(*args)})
     except MemoryError:

@@ -6,12 +6,15 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import namespaces
 from .landlock import Ruleset
 from .seccomp import Filter, machine
 from .system import Refused, die_with_parent, drop_capabilities, drop_uid
+
+MAX_FD = 256
 
 MAX_FILE_BYTES = 2**24
 MAX_OPEN_FILES = 64
@@ -24,12 +27,15 @@ class Lockdown:
 
     Args:
         level: ``namespaces``, ``landlock`` or ``unsafe``.
+        timeout_s: CPU time of a child that runs a program.
+        memory_mb: address space of such a child.
+        readable: folders that children may read, besides Python's own.
 
     Raises:
-        Refused: the level is not to be had here.
+        Refused: this machine does not offer the level.
     """
 
-    def __init__(self, level: str, timeout_s: float, memory_mb: int) -> None:
+    def __init__(self, level: str, timeout_s: float, memory_mb: int, readable: Sequence[str] = ()) -> None:
         self.level = level
         common = {
             resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
@@ -45,7 +51,7 @@ class Lockdown:
         if level == "unsafe":
             return
         self._filter = Filter(machine())
-        paths = _readable_paths()
+        paths = _readable_paths(readable)
         if level == "namespaces":
             namespaces.enter(machine(), paths)
             self._scratch = namespaces.Scratch()
@@ -54,10 +60,17 @@ class Lockdown:
             if os.geteuid() == 0 and all(_readable_by_all(path) for path in paths):
                 drop_uid()
 
-    @property
-    def makes_first_process(self) -> bool:
-        """Whether the worker's next child is to be the worker, as the first process of a pid namespace."""
-        return self.level == "namespaces"
+    def continue_inside(self) -> None:
+        """Continue as the first process of the new pid namespace, if there is one; this process waits for its end."""
+        if self.level != "namespaces":
+            return
+        pid = os.fork()
+        if pid:
+            os.closerange(0, MAX_FD)
+            os.waitpid(pid, 0)
+            os._exit(0)
+        # Seen from inside, the parent has no number.
+        die_with_parent(0, signal.SIGKILL)
 
     def renew(self) -> None:
         """Clear away what the last run left; it must have ended."""
@@ -96,7 +109,7 @@ def _limits(values: dict[int, int]) -> list[tuple[int, tuple[int, int]]]:
     return limits
 
 
-def _readable_paths() -> list[str]:
+def _readable_paths(more: Sequence[str]) -> list[str]:
     """Where Python and its libraries lie. The system's own Python lies in /usr."""
     paths = ["/usr", *(path for path in _LIBRARIES if os.path.exists(path))]
     for prefix in {os.path.realpath(prefix) for prefix in (sys.base_prefix, sys.base_exec_prefix)}:
@@ -104,6 +117,11 @@ def _readable_paths() -> list[str]:
             raise Refused("Python is installed right in /, which would show programs every file")
         if not any(Path(prefix).is_relative_to(path) for path in paths):
             paths.append(prefix)
+    for folder in map(os.path.realpath, more):
+        if Path(folder).is_relative_to(namespaces.SCRATCH):
+            raise Refused(f"{folder} lies in {namespaces.SCRATCH}, where programs have a folder of their own")
+        if not any(Path(folder).is_relative_to(path) for path in paths):
+            paths.append(folder)
     return paths
 
 

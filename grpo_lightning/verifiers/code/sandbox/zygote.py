@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 
 from . import defendant, judge
 from .clock import RunClock
-from .lockdown import Lockdown
+from .lockdown import MAX_FD, Lockdown
 from .scripts import STREAM_FDS
-from .system import Refused, die_with_parent
+from .system import Refused
 
 # What solutions commonly import: done once, before any fork.
 _WARM = [
@@ -39,7 +39,6 @@ _MAX_DYING_S = 2.0
 # Behind standard input, output and error.
 _CHANNEL_FD = 3
 _ABOVE = 32
-_MAX_FD = 256
 
 
 class Judge:
@@ -151,7 +150,7 @@ class Worker:
         fds = [os.dup2(fd, _ABOVE + fd) for fd in (connection.fileno(), *streams)]
         for fd, number in zip(fds, (_CHANNEL_FD, *STREAM_FDS), strict=True):
             os.dup2(fd, number)
-        os.closerange(max(STREAM_FDS) + 1, _MAX_FD)
+        os.closerange(max(STREAM_FDS) + 1, MAX_FD)
         gc.enable()
         defendant.run(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=_CHANNEL_FD), self.timeout_s)
 
@@ -183,17 +182,6 @@ def _kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _become_first_process() -> None:
-    """Go on in a child, and let this process wait for it."""
-    pid = os.fork()
-    if pid:
-        os.closerange(0, _MAX_FD)
-        os.waitpid(pid, 0)
-        os._exit(0)
-    # Seen from inside, the parent has no number.
-    die_with_parent(0, signal.SIGKILL)
-
-
 def _be_killed_first() -> None:
     """When memory runs out, this and its children are to go, not the trainer."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -214,8 +202,7 @@ def main() -> None:
     try:
         null = os.open("/dev/null", os.O_RDWR)
         lockdown = Lockdown(settings["level"], settings["timeout_s"], settings["memory_mb"])
-        if lockdown.makes_first_process:
-            _become_first_process()
+        lockdown.continue_inside()
     except (Refused, OSError) as error:
         control.send(json.dumps({"refused": str(error)}).encode())
         return

@@ -1,0 +1,205 @@
+"""Rows of reasoning-gym's procedural data sets, one of them or a mixture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, source_of
+from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
+
+_ARGS = "data.task.init_args"
+_ROOT = Path(__file__).resolve().parents[3]
+_MAX_SEED = 1000
+_INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else inside of these tags."
+
+
+@dataclass(frozen=True)
+class GymDataset:
+    """One data set of a mixture.
+
+    Args:
+        name: its name in reasoning-gym, such as ``countdown``.
+        weight: its share of the rows, relative to the other weights.
+        difficulty: the level of reasoning-gym's curriculum, from 0; ``None`` for the data set's defaults.
+        options: options of the data set; they override those of the difficulty.
+    """
+
+    name: str
+    weight: float = 1.0
+    difficulty: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The text that identifies the data set."""
+        return source_of(self.name, self.difficulty, dict(self.options))
+
+
+class ReasoningGym(Task):
+    """Generated rows of reasoning-gym, which has about a hundred procedural data sets with a scorer each.
+
+    In YAML, one data set, or a mixture::
+
+        task:
+          class_path: ReasoningGym
+          init_args: {name: countdown, difficulty: 0, options: {max_numbers: 4}}
+
+        task:
+          class_path: ReasoningGym
+          init_args:
+            mixture:
+              - {name: countdown, weight: 2}
+              - {name: chain_sum, difficulty: 1}
+
+    ``ReasoningGymVerifier`` judges the answers. Rows are the same in every run of one version of reasoning-gym; no
+    question is in two splits. They are generated at the start, in a separate process: most data sets take about a
+    millisecond per row, a few (``knight_swap``, ``futoshiki``, ``puzzle24``) a tenth of a second or more.
+
+    Args:
+        name: the data set. Give this or a mixture.
+        difficulty: the level of reasoning-gym's curriculum, from 0; ``None`` for the data set's defaults.
+        options: options of the data set.
+        mixture: several data sets, with weights.
+        seed: the random seed, from 0 to 1000. Splits have seeds of their own.
+        train_size: number of rows in the train split.
+        val_size: number of rows in the validation split.
+        test_size: number of rows in the test split.
+        instruction: what follows each question: by default, to put the answer into the tag that the verifier reads.
+        system_prompt: the system message put before every prompt.
+        chat_template: a Jinja chat template to use instead of the tokenizer's.
+
+    Raises:
+        ConfigError: an option is out of range, or reasoning-gym is not installed.
+    """
+
+    solution_fix: ClassVar[str] = "choose data sets with gold answers, or a base policy"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        difficulty: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        mixture: Sequence[GymDataset] | None = None,
+        seed: int = 0,
+        train_size: int = 2000,
+        val_size: int = 200,
+        test_size: int = 500,
+        instruction: str = _INSTRUCTION,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(system_prompt, chat_template)
+        if find_spec("reasoning_gym") is None:
+            raise ConfigError(f"data.task: {INSTALL}")
+        if (name is None) == (mixture is None):
+            raise ConfigError(f"{_ARGS}: give either name, such as countdown, or a mixture")
+        if mixture is not None and (difficulty is not None or options):
+            raise ConfigError(f"{_ARGS}: give difficulty and options for each data set of the mixture")
+        if name is not None:
+            mixture = [GymDataset(name, difficulty=difficulty, options=options or {})]
+        assert mixture is not None
+        self.mixture = list(mixture)
+        if not self.mixture:
+            raise ConfigError(f"{_ARGS}.mixture: give at least one data set")
+        for part in self.mixture:
+            if not 0 < part.weight < math.inf:
+                raise ConfigError(f"{_ARGS}.mixture: the weight of {part.name} must be above 0, not {part.weight}")
+        if not 0 <= seed <= _MAX_SEED:
+            raise ConfigError(f"{_ARGS}.seed: must be from 0 to {_MAX_SEED}, not {seed}")
+        self.seed = seed
+        # Train comes last, so that the other splits do not depend on its size.
+        self.sizes: dict[Split, int] = {"test": test_size, "val": val_size, "train": train_size}
+        for split, size in self.sizes.items():
+            if size < len(self.mixture):
+                raise ConfigError(f"{_ARGS}.{split}_size: {size} is below {len(self.mixture)}, one row per data set")
+        self.instruction = instruction
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return self._prompts[split]
+
+    def gold_completion(self, prompt: Prompt) -> str:
+        if prompt.solution is None:
+            raise ConfigError(f"data.task: {prompt.metadata[COLUMN]['name']} has no gold answers")
+        return prompt.solution
+
+    def wrong_completions(self, prompt: Prompt) -> Sequence[str]:
+        return ["<answer>certainly wrong</answer>", "<answer></answer>"]
+
+    @cached_property
+    def _prompts(self) -> dict[Split, list[Prompt]]:
+        parts_of: dict[Split, list[int]] = {
+            split: apportion(size, [part.weight for part in self.mixture]) for split, size in self.sizes.items()
+        }
+        request = [
+            {"source": part.source, "sizes": {split: parts_of[split][number] for split in self.sizes}}
+            for number, part in enumerate(self.mixture)
+        ]
+        rows = _generated({"seed": self.seed, "parts": request})
+        prompts: dict[Split, list[Prompt]] = {}
+        for split in self.sizes:
+            prompts[split] = [
+                self._prompt(part, row)
+                for part, of_split in zip(self.mixture, rows, strict=True)
+                for row in of_split[split]
+            ]
+            random.Random(f"{self.seed}/{split}").shuffle(prompts[split])
+        return prompts
+
+    def _prompt(self, part: GymDataset, row: Mapping[str, Any]) -> Prompt:
+        answer = row["answer"]
+        return Prompt(
+            messages=self.messages("\n\n".join(filter(None, [row["question"].strip(), self.instruction]))),
+            answer=answer,
+            metadata={COLUMN: {"name": part.name, "source": part.source, "entry": row["entry"]}},
+            solution=None if answer is None else f"<answer>{answer}</answer>",
+        )
+
+
+def apportion(size: int, weights: Sequence[float]) -> list[int]:
+    """Divide ``size`` rows by weight, with at least one row each. The largest remainders are rounded up.
+
+    >>> apportion(10, [2, 1, 1])
+    [5, 3, 2]
+    """
+    shares = [size * weight / sum(weights) for weight in weights]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(weights)), key=lambda number: counts[number] - shares[number])
+    for number in by_remainder[: size - sum(counts)]:
+        counts[number] += 1
+    for number, count in enumerate(counts):
+        if count == 0:
+            counts[counts.index(max(counts))] -= 1
+            counts[number] = 1
+    return counts
+
+
+def _generated(request: dict[str, Any]) -> list[dict[str, list[dict[str, Any]]]]:
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_lightning.tasks.reasoning_gym.rows"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"data.task: generating the rows of reasoning-gym failed: {done.stderr.strip()[-2000:]}")
+    reply = json.loads(done.stdout)
+    if "refused" in reply:
+        raise ConfigError(f"{_ARGS}.{reply['refused']}")
+    rows: list[dict[str, list[dict[str, Any]]]] = reply["rows"]
+    return rows

@@ -1,0 +1,1 @@
+"""Judges answers to the rows of ``ReasoningGym`` with reasoning-gym's own scorers, in a sandbox."""

@@ -1,0 +1,45 @@
+"""The scoring process: runs the scorers of reasoning-gym on answers."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from functools import lru_cache
+from typing import Any
+
+from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, build_dataset
+
+
+def load() -> None:
+    """Import what every scorer needs, before any call."""
+    try:
+        import reasoning_gym  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(INSTALL) from error
+
+
+@lru_cache(maxsize=256)
+def prepare(source: str) -> Any:
+    """Build the data set with the scorer, before the call that needs it: some read files, which takes longest."""
+    return build_dataset(source, seed=0, size=1)
+
+
+def score(source: str, entry: str, answer: str) -> float | None:
+    """Return the scorer's value of an answer, or ``None`` if it raises: then the answer cannot be read.
+
+    Args:
+        source: what identifies the data set.
+        entry: the row, pickled, in base 64. It is read in the sandbox only.
+        answer: the answer's text.
+
+    Raises:
+        ImportError: the scorer needs a package that is not installed.
+    """
+    dataset = prepare(source)
+    row = pickle.loads(base64.b64decode(entry))
+    try:
+        return float(dataset.score_answer(answer, row))
+    except (ImportError, MemoryError):
+        raise
+    except Exception:
+        return None

@@ -1,0 +1,135 @@
+"""ReasoningGymVerifier: verdicts, limits, and answers that mean harm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("reasoning_gym", reason="reasoning-gym is an extra: pip install -e '.[gym]'")
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.tasks.reasoning_gym import GymDataset, ReasoningGym
+from grpo_lightning.types import FinishReason, Prompt, Sample
+from grpo_lightning.verifiers import ReasoningGymVerifier
+from grpo_lightning.verifiers.base import judge
+from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN, _worker
+
+NAMES = ["countdown", "chain_sum", "spiral_matrix", "number_sorting"]
+
+
+@pytest.fixture(scope="module")
+def verifier() -> ReasoningGymVerifier:
+    return ReasoningGymVerifier()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> dict[str, Prompt]:
+    """A row of each data set."""
+    task = ReasoningGym(mixture=[GymDataset(name) for name in NAMES], train_size=4, val_size=4, test_size=4)
+    return {prompt.metadata[COLUMN]["name"]: prompt for prompt in task.prompts("train")}
+
+
+def answered(prompt: Prompt, answer: object) -> Sample:
+    return prompt.sample(f"<think>Hm.</think> <answer>{answer}</answer>")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gold_answer_is_correct(verifier: ReasoningGymVerifier, prompts: dict[str, Prompt], name: str) -> None:
+    prompt = prompts[name]
+    verdict = verifier.verify(answered(prompt, prompt.answer))
+    assert verdict.correct
+    assert verifier.reward(verdict) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "completion", "reward"),
+    [
+        ("countdown", "<answer>1 + 1</answer>", 0.5),  # readable and wrong
+        ("countdown", "<answer>1 +</answer>", 0.5),  # reasoning-gym's scorer reads anything, and gives it 0.01
+        ("countdown", "<answer> </answer>", 0.0),  # the scorer would give it 0.01
+        ("countdown", "42", 0.0),
+        ("countdown", "<answer>1</answer><answer>2</answer>", 0.0),
+        ("countdown", "<answer>10**10**10**10</answer>", 0.0),
+        ("number_sorting", "<answer>[1, 2</answer>", 0.5),
+    ],
+)
+def test_rewards(
+    verifier: ReasoningGymVerifier, prompts: dict[str, Prompt], name: str, completion: str, reward: float
+) -> None:
+    verdict = verifier.verify(prompts[name].sample(completion))
+    assert verdict.error is None
+    assert verifier.reward(verdict) == reward
+    assert verdict.feedback
+    assert str(prompts[name].answer) not in verdict.feedback
+
+
+def test_the_scorers_value_is_the_reward_with_partial_credit(prompts: dict[str, Prompt]) -> None:
+    prompt = prompts["chain_sum"]
+    verifier = ReasoningGymVerifier(partial_credit=True)
+    verdict = verifier.verify(answered(prompt, f"{prompt.answer} or so"))
+    # By reasoning-gym's default scorer: the part of the text that is the gold answer.
+    gold = len(str(prompt.answer))
+    assert verifier.reward(verdict) == pytest.approx(gold / (gold + len(" or so")))
+    assert not verdict.correct
+
+
+def test_a_truncated_answer_is_not_correct(verifier: ReasoningGymVerifier, prompts: dict[str, Prompt]) -> None:
+    prompt = prompts["chain_sum"]
+    cut = replace(answered(prompt, prompt.answer), finish_reason=FinishReason.LENGTH)
+    (verdict,) = judge(verifier, [cut])
+    assert not verdict.correct
+    assert verdict.correct_but_truncated
+
+
+def test_code_in_an_answer_earns_nothing(verifier: ReasoningGymVerifier, prompts: dict[str, Prompt]) -> None:
+    verdict = verifier.verify(answered(prompts["spiral_matrix"], "__import__('os').system('true')"))
+    assert not verdict.format_valid
+    assert "code" in verdict.feedback
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "__import__('os').system('touch {path}')",
+        "open('{path}', 'w')",
+        "__import__('subprocess').run(['touch', '{path}'])",
+        "__import__('os').fork()",
+        "open('{secret}').read()",
+        "__import__('os').environ['GRPO_TEST_SECRET']",
+    ],
+)
+def test_the_sandbox_holds_even_where_code_runs(
+    prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    monkeypatch.setenv("GRPO_TEST_SECRET", "1")
+    (tmp_path / "secret").write_text("1")
+    path = tmp_path / "written"
+    row = prompts["spiral_matrix"].metadata[COLUMN]
+    # Straight to the scorer, which executes it. If the attack worked, the list would have one item, and no error.
+    answer = "['it worked' if (" + attack.format(path=path, secret=tmp_path / "secret") + ", 1)[1] else 1]"
+    value = _worker("auto").call([row["source"], row["entry"], answer], 5.0)
+    assert value in (None, 0.0)
+    assert not path.exists()
+
+
+def test_each_answer_starts_from_the_same_state(prompts: dict[str, Prompt]) -> None:
+    row = prompts["spiral_matrix"].metadata[COLUMN]
+    forge = (
+        "[setattr(__import__('reasoning_gym').algorithmic.spiral_matrix.SpiralMatrixDataset, 'score_answer', print)]"
+    )
+    worker = _worker("auto")
+    worker.call([row["source"], row["entry"], forge], 5.0)
+    assert worker.call([row["source"], row["entry"], str(prompts["spiral_matrix"].answer)], 5.0) == 1.0
+
+
+def test_a_row_of_another_task_is_refused(verifier: ReasoningGymVerifier) -> None:
+    with pytest.raises(ValueError, match="use the task ReasoningGym"):
+        verifier.require(Prompt([{"role": "user", "content": "1 + 1"}], 2))
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0])
+def test_a_limit_must_be_positive(timeout_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"ReasoningGymVerifier\.timeout_s"):
+        ReasoningGymVerifier(timeout_s=timeout_s)
