@@ -79,12 +79,12 @@ class Extraction(Generated[Order]):
     name = "extraction"
     more = "max_items or max_count"
     default_template = (
-        'Extract the order as one JSON object with the keys "name", "city" (null if the text names none) and "items" '
-        "(each thing with its number).\n\n"
-        "Text: Omar from Lima ordered 2 hats.\n"
-        'JSON: {{"name":"Omar","city":"Lima","items":{{"hats":2}}}}\n\n'  # no row has hats
-        "Text: {prompt}\n\n"
-        "Answer with the JSON object and nothing else."
+        "Write the order as one JSON object with the keys name, city and items. The city is null if there is none. "
+        "Write nothing else.\n\n"
+        "Text: Omar from Lima ordered 2 hats and 7 bags.\n"  # things that no row has
+        'JSON: {{"name":"Omar","city":"Lima","items":{{"hats":2,"bags":7}}}}\n\n'
+        "Text: {prompt}\n"
+        "JSON:"
     )
 
     def __init__(

@@ -43,6 +43,8 @@ def overrides(tiny_model: Callable[[str], str], write_jsonl: WriteRows) -> dict[
         "quickstart_json_sft": {},
         "quickstart_code": from_scratch,
         "quickstart_code_sft": {},
+        "smollm2_json": real,
+        "smollm2_json_sft": real,
         "lfm_json": real,
         "lfm_mbpp": real | {"data.task.init_args.path": str(folder)},
     }
@@ -53,6 +55,8 @@ CONFIGS = [
     "quickstart_json_sft",
     "quickstart_code",
     "quickstart_code_sft",
+    "smollm2_json",
+    "smollm2_json_sft",
     "lfm_json",
     "lfm_mbpp",
 ]
