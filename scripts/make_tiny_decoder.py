@@ -24,7 +24,7 @@ from grpo_lightning.types import Prompt
 # With the short prompts of the quickstarts.
 TASKS = {
     "arithmetic": Arithmetic(prompt_template="{prompt}"),
-    "extraction": Extraction(prompt_template="{prompt}"),
+    "extraction": Extraction(prompt_template="{prompt}", shots=0),
     "programs": Programs(prompt_template="Write f(x): {prompt}."),
 }
 VOCABULARY = 430

@@ -63,8 +63,8 @@ class Extraction(Generated[Order]):
 
         {"name":"Anna","city":"Rome","items":{"pens":3,"eggs":12,"cups":40}}
 
-    The city is ``null`` if the text names none. The prompt template asks for such an object in words, with its keys and
-    an example. The schema is in ``metadata["schema"]`` and the gold object is the
+    The city is ``null`` if the text names none. The prompt template asks for such an object in words, with its keys,
+    and one worked example comes before it. The schema is in ``metadata["schema"]`` and the gold object is the
     ``answer``, as ``JSONSchemaVerifier`` expects. Any two orders differ in more than their words or the order of their
     things, and no order is in two splits, whatever the seeds.
 
@@ -73,24 +73,27 @@ class Extraction(Generated[Order]):
         max_items: maximum number of different things per order, at most 12.
         max_count: largest count of a thing; the smallest is 2.
         show_schema: whether the prompt ends with the schema. Small models copy it instead of answering.
+        shots: number of worked examples before every prompt.
         options: options of :class:`Generated`.
     """
 
     name = "extraction"
     more = "max_items or max_count"
     default_template = (
-        "Write the order as one JSON object with the keys name, city and items. The city is null if there is none. "
-        "Write nothing else.\n\n"
-        "Text: Omar from Lima ordered 2 hats and 7 bags.\n"  # things that no row has
-        'JSON: {{"name":"Omar","city":"Lima","items":{{"hats":2,"bags":7}}}}\n\n'
-        "Text: {prompt}\n"
-        "JSON:"
+        'Extract the order as one JSON object with the keys "name", "city" (null if the text names none) and "items" '
+        "(each thing with its number). Answer with the JSON only.\n\n{prompt}"
     )
 
     def __init__(
-        self, min_items: int = 1, max_items: int = 3, max_count: int = 99, show_schema: bool = False, **options: Any
+        self,
+        min_items: int = 1,
+        max_items: int = 3,
+        max_count: int = 99,
+        show_schema: bool = False,
+        shots: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(shots=shots, **options)
         self.min_items = min_items
         self.max_items = max_items
         self.max_count = max_count

@@ -11,7 +11,6 @@ from rows import WriteRows
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import GSM8K, MBPP, Arithmetic, Extraction, HumanEval, Programs, Tabular, Task
 from grpo_lightning.tasks.base import SPLITS
-from grpo_lightning.tasks.extraction import _THINGS
 from grpo_lightning.types import Prompt
 
 SIZES = {"train_size": 40, "val_size": 8, "test_size": 8}
@@ -70,9 +69,8 @@ def test_a_prompt_template_replaces_the_tasks_own_words(make: Make, task: type[T
     assert len(set(bare)) == len(bare)
 
 
-def test_the_example_in_the_words_of_extraction_is_in_no_row() -> None:
-    assert "2 hats and 7 bags" in Extraction.default_template
-    assert not {"hats", "bags"} & set(_THINGS)
+def test_extraction_shows_one_worked_example_unless_told_otherwise() -> None:
+    assert [len(Extraction(**SIZES, **options).prompts("val")[0].messages) for options in ({}, {"shots": 0})] == [3, 1]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from grpo_lightning.tasks.base import SPLITS
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, tuple[Task, str]] = {
-    "extraction": (Extraction(prompt_template="{prompt}"), "tiny_decoder_json"),
+    "extraction": (Extraction(prompt_template="{prompt}", shots=0), "tiny_decoder_json"),
     "programs": (Programs(prompt_template="Write f(x): {prompt}."), "tiny_decoder_code"),
 }
 MBPP_ROW = {"text": "Add one.", "code": "def add(n):\n    return n + 1", "test_list": ["assert add(1) == 2"]}
