@@ -1,4 +1,4 @@
-"""An advantage of your own: a subclass of Advantage, named by its class_path. This one is a control: nothing is learned.
+"""An advantage of your own: a subclass of Advantage, named by its class_path. This one is a control: nothing to learn.
 
 grpo fit --config configs/quickstart.yaml --model.advantage examples.own_advantage.Neighbours
 """
