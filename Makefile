@@ -1,4 +1,6 @@
 # make quickstart   set up, and train the tiny policy of configs/quickstart.yaml on the CPU
+# make real         train SmolLM2-135M-Instruct, a small real model, by configs/smollm2_json.yaml on the CPU; with
+#                   MODEL=FOLDER a local copy of it, without a network
 # make compare      the table and the curves of docs/results: all methods, three seeds each, on the CPU
 # make test         set up, and run the whole test suite
 # make check        what CI runs: lint, types, tests
@@ -7,10 +9,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart compare test lint types check clean
+.PHONY: quickstart real compare test lint types check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
+
+real: $(VENV)/.installed
+	$(BIN)/grpo fit --config configs/smollm2_json.yaml $(if $(MODEL),--model.init_args.policy.path '$(MODEL)')
 
 compare: $(VENV)/.installed-dev
 	$(BIN)/python scripts/compare.py

@@ -54,6 +54,7 @@ class Prompt:
         metadata: whatever else the verifier needs (a JSON Schema, unit tests, ...).
         solution: a worked solution in the expected format, what SFT learns from; ``None`` where the task has none.
         is_chat: whether the row itself has a chat, rather than a text that the task put into one.
+        shots: number of worked examples in the messages: one user turn and one answer each, before the row's own.
         columns: all columns of the row. Those that a verifier asks for are added to the metadata.
     """
 
@@ -62,13 +63,15 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     solution: str | None = None
     is_chat: bool = False
+    shots: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def is_text(self) -> bool:
-        """Whether the row's prompt is a plain text, that of the last message: one user turn and no chat in the row."""
+        """Whether the row's prompt is a plain text, that of the last message: no chat in the row, and one user turn
+        besides the worked examples."""
         turns = [message["role"] for message in self.messages if message["role"] != "system"]
-        return not self.is_chat and turns == ["user"]
+        return not self.is_chat and turns[2 * self.shots :] == ["user"]
 
     def sample(
         self,

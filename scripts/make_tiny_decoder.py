@@ -18,10 +18,15 @@ from statistics import mean
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from grpo_lightning.tasks import Arithmetic, Extraction, Programs, Task
+from grpo_lightning.tasks import Arithmetic, Extraction, Programs
 from grpo_lightning.types import Prompt
 
-TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "extraction": Extraction, "programs": Programs}
+# With the short prompts of the quickstarts.
+TASKS = {
+    "arithmetic": Arithmetic(prompt_template="{prompt}"),
+    "extraction": Extraction(prompt_template="{prompt}", shots=0),
+    "programs": Programs(prompt_template="Write f(x): {prompt}."),
+}
 VOCABULARY = 430
 PAD, BOS, START, END = "<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -101,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
 
-    prompts = list(TASKS[arguments.task]().prompts("train"))
+    prompts = list(TASKS[arguments.task].prompts("train"))
     tokenizer = make_tokenizer(prompts)
     config = make_config(tokenizer)
     tokenizer.save_pretrained(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
         "logprobs.py", "--n", "2", "--t", "16", "--vocab", "256", "--hidden", "16", "--repeats", "1"
     )
+
+
+def test_first_rewards_prints_a_line_per_task_and_temperature(
+    benchmark_module: Any, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--rows", "6", "--group_size", "3", "--temperatures", "0.7", "--cap", "4", "--device", "cpu"]
+    benchmark_module("first_rewards").main(["--model", tiny_model("llama"), "--tasks", "Arithmetic", *few])
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    # Random weights give no answer, and do not end within four tokens.
+    found = [row[1:-1] for row in rows if row[1:2] == ["Arithmetic"]]
+    assert [row[:3] + row[-1:] for row in found] == [["Arithmetic", "0", "6", ""], ["Arithmetic", "0.7", "6", "0 of 2"]]
+    assert {(row[3], row[4], row[6]) for row in found} == {("0%", "0%", "0.00")}
 
 
 def test_refinement_prints_what_each_mode_costs() -> None:

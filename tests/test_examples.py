@@ -19,10 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples import model_family, own_command
+from examples.own_advantage import Neighbours
 from examples.own_algorithm import Distillation
 from examples.own_task import DigitSums
 from examples.own_verifier import Nearness
 from grpo_lightning.__main__ import main
+from grpo_lightning.advantages import GroupStd
 from grpo_lightning.curves import tensorboard_layout
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -209,6 +211,19 @@ def test_a_task_of_ones_own_is_checked_and_learned(tmp_path: Path, capsys: pytes
     assert saved_config(run)["data"]["task"]["init_args"]["largest"] == 999
     losses = scalars(run, "policy/loss")
     assert losses[-1] < 0.7 * losses[0]
+
+
+# -- an advantage -----------------------------------------------------------------------------------------------------
+
+
+def test_an_advantage_of_ones_own_gives_each_completion_that_of_its_neighbour(tmp_path: Path) -> None:
+    rewards_BG = torch.tensor([[1.0, 0.0, 0.5, 0.5], [1.0, torch.nan, 0.0, 0.0]])
+    plain_BG, own_BG = GroupStd()(rewards_BG), Neighbours()(rewards_BG)
+    assert own_BG[0].tolist() == plain_BG[0, [3, 0, 1, 2]].tolist()
+    assert own_BG[1].tolist() == [plain_BG[1, 3], 0, 0, plain_BG[1, 2]]
+    (arguments,) = commands("own_advantage", "grpo fit")
+    run = train(tmp_path / "run", arguments, "--trainer.max_steps", "1")
+    assert saved_config(run)["model"]["init_args"]["advantage"]["class_path"] == "examples.own_advantage.Neighbours"
 
 
 # -- an objective -----------------------------------------------------------------------------------------------------

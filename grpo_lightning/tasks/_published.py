@@ -20,6 +20,10 @@ class Published(Tabular):
         seed: random seed that selects the held-out rows.
         limit: keep only the first ``limit`` rows of each split.
         chat_template: a Jinja chat template to use instead of the tokenizer's.
+        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the row's text. Default: the
+            task's own.
+        shots: number of worked examples before every prompt, as turns of the chat: the same train rows for every row.
+            They are taken out of the train split.
     """
 
     columns: ClassVar[tuple[str, ...]]
@@ -34,6 +38,8 @@ class Published(Tabular):
         seed: int = 0,
         limit: int | None = None,
         chat_template: str | None = None,
+        prompt_template: str | None = None,
+        shots: int = 0,
     ) -> None:
         super().__init__(
             path,
@@ -44,7 +50,9 @@ class Published(Tabular):
             limit=limit,
             system_prompt=system_prompt,
             chat_template=chat_template,
+            shots=shots,
         )
+        self.set_template(prompt_template)
 
     def _require_columns(self, table: Table) -> None:
         for column in self.columns:

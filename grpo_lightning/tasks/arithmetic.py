@@ -51,13 +51,15 @@ def apply(operation: Operation, value: int, operand: int) -> int:
 class Arithmetic(Generated[Problem]):
     """Generated word problems: addition, subtraction and multiplication of small integers, step by step.
 
-    A prompt and its solution::
+    A problem and its solution::
 
         Tom has 12 apples. He buys 7 more. He gives away 5. How many apples now?
 
         12+7=19
         19-5=14
         #### 14
+
+    The prompt template asks for such lines; ``MathVerifier`` reads the last one.
 
     Any two problems differ in their numbers, not only in their words, and no problem is in two splits, whatever the
     seeds. No intermediate value is negative or above ``max_value``.
@@ -73,6 +75,10 @@ class Arithmetic(Generated[Problem]):
 
     name = "arithmetic"
     more = "max_operand, max_value or max_steps"
+    default_template = (
+        "{prompt}\n\nSolve the problem step by step, one equation per line. "
+        "Then write the final number on a last line of its own in the form: #### N"
+    )
 
     def __init__(
         self,

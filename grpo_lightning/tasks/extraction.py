@@ -57,13 +57,14 @@ class Order:
 class Extraction(Generated[Order]):
     """Generated sentences that state an order, to be turned into a JSON object.
 
-    A prompt and its solution::
+    A text and its solution::
 
         Send 3 pens, 12 eggs and 40 cups to Anna in Rome.
 
         {"name":"Anna","city":"Rome","items":{"pens":3,"eggs":12,"cups":40}}
 
-    The city is ``null`` if the text names none. The schema is in ``metadata["schema"]`` and the gold object is the
+    The city is ``null`` if the text names none. The prompt template asks for such an object in words, with its keys,
+    and one worked example comes before it. The schema is in ``metadata["schema"]`` and the gold object is the
     ``answer``, as ``JSONSchemaVerifier`` expects. Any two orders differ in more than their words or the order of their
     things, and no order is in two splits, whatever the seeds.
 
@@ -71,18 +72,28 @@ class Extraction(Generated[Order]):
         min_items: minimum number of different things per order.
         max_items: maximum number of different things per order, at most 12.
         max_count: largest count of a thing; the smallest is 2.
-        show_schema: whether the prompt states the schema. A policy that has learned the format from solutions does not
-            need it; any other policy does.
+        show_schema: whether the prompt ends with the schema. Small models copy it instead of answering.
+        shots: number of worked examples before every prompt.
         options: options of :class:`Generated`.
     """
 
     name = "extraction"
     more = "max_items or max_count"
+    default_template = (
+        'Extract the order as one JSON object with the keys "name", "city" (null if the text names none) and "items" '
+        "(each thing with its number). Answer with the JSON only.\n\n{prompt}"
+    )
 
     def __init__(
-        self, min_items: int = 1, max_items: int = 3, max_count: int = 99, show_schema: bool = False, **options: Any
+        self,
+        min_items: int = 1,
+        max_items: int = 3,
+        max_count: int = 99,
+        show_schema: bool = False,
+        shots: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(shots=shots, **options)
         self.min_items = min_items
         self.max_items = max_items
         self.max_count = max_count
@@ -108,10 +119,11 @@ class Extraction(Generated[Order]):
         items = f"{', '.join(others)} and {last}" if others else last
         template = generator.choice(_IN_A_CITY if row.city else _ANYWHERE)
         text = template.format(name=row.name, city=row.city, items=items)
+        messages = self.messages(text)
         if self.show_schema:
-            text += f"\n\nExtract this order as JSON that fits the schema:\n{json.dumps(SCHEMA)}"
+            messages[-1]["content"] += f"\n\nThe JSON object must fit this schema:\n{json.dumps(SCHEMA)}"
         return Prompt(
-            messages=self.messages(text),
+            messages=messages,
             answer=row.document(),
             metadata={"schema": SCHEMA},
             solution=json.dumps(row.document(), separators=(",", ":")),

@@ -17,7 +17,7 @@ class HumanEval(Published):
 
     The columns are ``prompt`` (the function's signature and docstring, possibly after imports and helpers),
     ``canonical_solution`` (its body), ``test`` (a function ``check(candidate)``) and ``entry_point``. ``CodeVerifier``
-    receives the last two in ``metadata``.
+    receives the last two in ``metadata``. The prompt template gets the beginning in a fenced block.
 
     The data set on the hub has only a ``test`` split, for ``grpo test``. To train on rows of this format, give your own
     file or folder.
@@ -31,6 +31,7 @@ class HumanEval(Published):
         options: options of :class:`Published`.
     """
 
+    default_template = "Complete this function:\n\n{prompt}"
     columns = ("prompt", "canonical_solution", "test", "entry_point")
 
     def __init__(
@@ -53,7 +54,7 @@ class HumanEval(Published):
                 f"{table.where(row)}: column 'prompt' is not Python ({error}); repair or remove the row"
             ) from error
         return Prompt(
-            self.messages(f"Complete this function:\n\n{fenced(head)}"),
+            self.messages(fenced(head)),
             metadata={"tests": f"{helpers}\n{table.value(row, 'test')}", "entry_point": entry_point},
             solution=fenced(f"{head}{table.value(row, 'canonical_solution')}"),
         )

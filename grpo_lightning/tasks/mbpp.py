@@ -26,7 +26,8 @@ class MBPP(Published):
 
     Rows of both configs work: the task is in ``text`` (``full``) or ``prompt`` (``sanitized``), the reference program
     in ``code``, the assert lines in ``test_list``, and their setup in ``test_setup_code`` and ``test_imports``, if
-    these columns exist. ``CodeVerifier`` receives the assert lines and their setup in ``metadata["tests"]``.
+    these columns exist. The prompt template gets the task as ``{prompt}`` and the assert lines that it shows as
+    ``{tests}``. ``CodeVerifier`` receives the assert lines and their setup in ``metadata["tests"]``.
 
     Args:
         path: the name of the data set on the hub, a local file, or a local folder with ``train.jsonl``, ``test.jsonl``
@@ -39,6 +40,8 @@ class MBPP(Published):
         options: options of :class:`Published`.
     """
 
+    default_template = "{prompt}\n\nThe program must pass tests such as:\n{tests}"
+    placeholders = ("prompt", "tests")
     columns = ("code", "test_list")
 
     def __init__(
@@ -67,7 +70,7 @@ class MBPP(Published):
         shown = "\n".join(tests[: self.show_tests])
         task = str(table.value(row, _task_column(table))).strip()
         return Prompt(
-            self.messages(f"{task}\n\nThe program must pass tests such as:\n{shown}"),
+            self.messages(task, tests=shown),
             metadata={"tests": "\n".join(filter(None, [*_lines(table, row, "test_imports"), setup, *tests]))},
             solution=fenced(str(table.value(row, "code")).replace("\r\n", "\n")),
         )

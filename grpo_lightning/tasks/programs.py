@@ -66,9 +66,9 @@ def apply(operation: Operation, value: int, operand: int) -> int:
 class Programs(Generated[Program]):
     """Generated descriptions of functions to write in Python.
 
-    A prompt and its solution::
+    The text of a row, which the prompt template puts into a request, and its solution::
 
-        Write f(x): add 3, then double it, then subtract 5.
+        add 3, then double it, then subtract 5
 
         def f(x):
             return (x+3)*2-5
@@ -88,6 +88,10 @@ class Programs(Generated[Program]):
 
     name = "programs"
     more = "max_operand, max_factor or max_steps"
+    default_template = (
+        "Write a Python function f(x) that takes a number x and returns the result of these steps: {prompt}.\n\n"
+        "Answer with the code of the function and nothing else."
+    )
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class Programs(Generated[Program]):
             for operation, operand in row.steps
         ]
         return Prompt(
-            messages=self.messages(f"Write f(x): {', then '.join(phrases)}."),
+            messages=self.messages(", then ".join(phrases)),
             metadata={
                 "tests": "\n".join(f"assert f({x}) == {row.run(x)}" for x in _TESTED),
                 "entry_point": "f",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +11,8 @@ from typing import Any, ClassVar
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks._load import Row, Table, given_splits, open_splits
-from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task
+from grpo_lightning.tasks.base import SPLITS, MissingSplit, Split, Task, with_examples
+from grpo_lightning.tasks.template import checked_fields, fields, fill
 from grpo_lightning.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,8 @@ class Tabular(Task):
         limit: keep only the first ``limit`` rows of each split.
         system_prompt: the system message put before every prompt that does not have one already.
         chat_template: a Jinja chat template to use instead of the tokenizer's.
+        shots: number of worked examples before every prompt, as turns of the chat: the same train rows for every row,
+            selected by ``seed`` and taken out of the train split. They need a solution.
     """
 
     solution_fix: ClassVar[str] = f"name its column with {_ARGS}.solution_column, or give answer_column"
@@ -87,6 +88,7 @@ class Tabular(Task):
         limit: int | None = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        shots: int = 0,
     ) -> None:
         super().__init__(system_prompt, chat_template)
         if prompt_column is not None and prompt_template is not None:
@@ -105,11 +107,14 @@ class Tabular(Task):
             raise ConfigError(f"{_ARGS}.val_size: {val_size} must be at least 1")
         if limit is not None and limit < 1:
             raise ConfigError(f"{_ARGS}.limit: {limit} must be at least 1, or null for all rows")
+        if shots < 0:
+            raise ConfigError(f"{_ARGS}.shots: {shots} must be at least 0")
         self.path = path
         self._source_name = path if isinstance(path, str) else "the data given"
         self.name = name
         self.prompt_column: str = prompt_column or "prompt"
-        self.prompt_template = prompt_template
+        # Its names are those of columns, so it is not the task's own template.
+        self.column_template = prompt_template
         self.answer_column = answer_column
         self.solution_column = solution_column
         if not isinstance(metadata_columns, Mapping):
@@ -121,11 +126,13 @@ class Tabular(Task):
         self.val_size = val_size
         self.seed = seed
         self.limit = limit
+        self.shots = shots
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         table, rows = self._rows(split)
         self._require_columns(table)
-        return [replace(self._prompt(table, row), columns=Row(table, row)) for row in rows[: self.limit]]
+        prompts = [replace(self._prompt(table, row), columns=Row(table, row)) for row in rows[: self.limit]]
+        return with_examples(prompts, self._examples)
 
     def gold_completion(self, prompt: Prompt) -> str:
         if prompt.solution is None:
@@ -146,15 +153,15 @@ class Tabular(Task):
         return None if absent else self.answer_column
 
     def _is_chat(self, table: Table, row: int) -> bool:
-        return self.prompt_template is None and not isinstance(table.value(row, self.prompt_column), str)
+        return self.column_template is None and not isinstance(table.value(row, self.prompt_column), str)
 
     def _messages(self, table: Table, row: int) -> list[dict[str, str]]:
-        if self.prompt_template is not None:
-            values = {column: table.value(row, column) for column in fields(self.prompt_template)}
-            return self.messages(fill(self.prompt_template, values))
+        if self.column_template is not None:
+            values = {column: table.value(row, column) for column in fields(self.column_template)}
+            return self.chat(fill(self.column_template, values))
         prompt = table.value(row, self.prompt_column)
         if isinstance(prompt, str):
-            return self.messages(prompt)
+            return self.chat(prompt)
         if not _is_chat(prompt):
             raise ConfigError(
                 f"{_ARGS}.prompt_column: column {self.prompt_column!r} of {table.where(row)} is neither a text nor a "
@@ -167,10 +174,10 @@ class Tabular(Task):
         return chat
 
     def _require_columns(self, table: Table) -> None:
-        if self.prompt_template is None:
+        if self.column_template is None:
             table.require(self.prompt_column, f"{_ARGS}.prompt_column")
         else:
-            for column in sorted(fields(self.prompt_template)):
+            for column in sorted(fields(self.column_template)):
                 table.require(column, f"{_ARGS}.prompt_template")
         answer_column = self._answer_column(table)
         if answer_column is not None:
@@ -189,17 +196,46 @@ class Tabular(Task):
     def _source(self) -> Mapping[str, Any]:
         if isinstance(self.path, str):
             return open_splits(self.path, self.name)
-        most_rows = None if self.limit is None else self.limit + self.val_size  # which may be held out of them
+        # Rows for validation and examples may be held out of them.
+        most_rows = None if self.limit is None else self.limit + self.val_size + self.shots
         return given_splits(self.path, most_rows)
 
     def _rows(self, split: Split) -> tuple[Table, Sequence[int]]:
         """Return the table that contains a split, and the split's row numbers in it."""
+        table, rows = self._rows_with_examples(split)
+        if self.shots and self._split_name(split) == self._split_name("train"):
+            rows = [row for row in rows if row not in self._example_rows]
+        return table, rows
+
+    def _rows_with_examples(self, split: Split) -> tuple[Table, Sequence[int]]:
         if split == "test" or self._split_name("val") is not None:
             table = self._table(split)
             return table, range(len(table.rows))
         table = self._table("train")
         train, val = hold_out(len(table.rows), self.val_size, self.seed)
         return table, train if split == "train" else val
+
+    @cached_property
+    def _example_rows(self) -> Sequence[int]:
+        """The numbers of the rows that are the worked examples, in the table of the train split."""
+        _, train = self._rows_with_examples("train")
+        return [train[place] for place in hold_out(len(train), self.shots, self.seed, "shots")[1]]
+
+    @cached_property
+    def _examples(self) -> Sequence[Prompt]:
+        if not self.shots:
+            return ()
+        if self._split_name("train") is None:
+            raise ConfigError(
+                f"{_ARGS}.shots: {self._source_name} has no train split to take worked examples from; set shots to 0"
+            )
+        table = self._table("train")
+        self._require_columns(table)
+        examples = [self._prompt(table, row) for row in self._example_rows]
+        for row, example in zip(self._example_rows, examples, strict=True):
+            if example.solution is None:
+                raise ConfigError(f"{_ARGS}.shots: {table.where(row)} has no solution to show; {self.solution_fix}")
+        return examples
 
     def _table(self, split: Split) -> Table:
         name = self._split_name(split)
@@ -222,52 +258,18 @@ class Tabular(Task):
         return self.splits[split]
 
 
-def hold_out(rows: int, size: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split row numbers into those kept and ``size`` held out, each in ascending order, the same in every run."""
+def hold_out(rows: int, size: int, seed: int, key: str = "val_size") -> tuple[list[int], list[int]]:
+    """Split row numbers into those kept and ``size`` held out, each in ascending order, the same in every run.
+
+    Raises:
+        ConfigError: none is kept; ``key`` is the option that says how many to hold out.
+    """
     if size >= rows:
-        raise ConfigError(f"{_ARGS}.val_size: {size} leaves none of {rows} rows to train on; lower it")
+        raise ConfigError(f"{_ARGS}.{key}: {size} leaves none of {rows} rows to train on; lower it")
     generator = random.Random(seed)
     # Only random() is guaranteed to give the same sequence in every version of Python.
     shuffled = sorted(range(rows), key=lambda _: generator.random())
     return sorted(shuffled[size:]), sorted(shuffled[:size])
-
-
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
-
-
-def fields(template: str) -> set[str]:
-    """Return the column names in a template."""
-    return {match[1] for match in _FIELD.finditer(template) if match[1]}
-
-
-def checked_fields(template: str, key: str) -> set[str]:
-    """Return the column names in a template, which is the value of the option ``key``.
-
-    Raises:
-        ConfigError: the template has an unmatched brace, so a column would be taken for plain text.
-    """
-    # An empty pair, as in LaTeX's boxed{}, is always plain text.
-    unmatched = re.search(r"[{}]", _FIELD.sub("", template).replace("{}", ""))
-    if unmatched:
-        brace = unmatched[0]
-        raise ConfigError(
-            f"{key}: {template!r} has a single {brace!r}; close the braces around a column, or write {2 * brace!r} for "
-            "a literal brace"
-        )
-    return fields(template)
-
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Put values into a template in one pass, so that braces in a value are plain text.
-
-    >>> fill("{{{set}}} and {n}", {"set": "{n}", "n": 1})
-    '{{n}} and 1'
-    """
-    return _FIELD.sub(lambda match: _text(values[match[1]]) if match[1] else match[0][0], template)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _is_chat(prompt: Any) -> bool:

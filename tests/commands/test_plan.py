@@ -554,7 +554,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 def test_every_shipped_config_can_be_planned(
     name: str, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith("lfm") else []
+    path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith(("lfm", "smollm2")) else []
     code, out = run(capsys, "--config", f"configs/{name}", *path, "--memory", "64GiB", "--fast")
     assert ("ppo" in name) == (re.search(r"^value ", out, re.MULTILINE) is not None)
     assert code == 0

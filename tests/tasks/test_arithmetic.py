@@ -9,7 +9,7 @@ from grpo_lightning.tasks import Arithmetic, check_controls
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import MathVerifier
 
-SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}
+SMALL = {"train_size": 300, "val_size": 50, "test_size": 60, "prompt_template": "{prompt}"}
 
 
 def numbers(prompt: Prompt) -> list[str]:

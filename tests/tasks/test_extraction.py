@@ -11,7 +11,7 @@ from grpo_lightning.tasks.extraction import SCHEMA
 from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import JSONSchemaVerifier
 
-SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}
+SMALL = {"train_size": 300, "val_size": 50, "test_size": 60, "prompt_template": "{prompt}"}
 
 
 def text(prompt: Prompt) -> str:

@@ -10,7 +10,7 @@ from grpo_lightning.tasks import Programs, check_controls
 from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
 
-SMALL = {"train_size": 300, "val_size": 50, "test_size": 60}
+SMALL = {"train_size": 300, "val_size": 50, "test_size": 60, "prompt_template": "{prompt}"}
 
 
 def text(prompt: Prompt) -> str:
@@ -24,7 +24,7 @@ def asserts(prompt: Prompt) -> str:
 
 def obey(prompt: Prompt, x: int) -> int:
     """Apply the steps that the words describe, in their order."""
-    for phrase in text(prompt).removeprefix("Write f(x): ").rstrip(".").split(", then "):
+    for phrase in text(prompt).split(", then "):
         number = int((re.findall(r"\d+", phrase) or [0])[0])
         x = {
             "add": x + number, "increase": x + number, "subtract": x - number, "decrease": x - number,

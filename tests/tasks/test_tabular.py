@@ -13,7 +13,8 @@ from rows import WriteRows
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import Tabular, check_controls
 from grpo_lightning.tasks._load import open_hub
-from grpo_lightning.tasks.tabular import fields, fill, hold_out
+from grpo_lightning.tasks.tabular import hold_out
+from grpo_lightning.tasks.template import fields, fill
 from grpo_lightning.verifiers import MathVerifier
 
 ROWS = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(10)]

@@ -17,9 +17,9 @@ from grpo_lightning.tasks.base import SPLITS
 from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
-TINY: dict[str, tuple[type[Task], str]] = {
-    "extraction": (Extraction, "tiny_decoder_json"),
-    "programs": (Programs, "tiny_decoder_code"),
+TINY: dict[str, tuple[Task, str]] = {
+    "extraction": (Extraction(prompt_template="{prompt}", shots=0), "tiny_decoder_json"),
+    "programs": (Programs(prompt_template="Write f(x): {prompt}."), "tiny_decoder_code"),
 }
 MBPP_ROW = {"text": "Add one.", "code": "def add(n):\n    return n + 1", "test_list": ["assert add(1) == 2"]}
 
@@ -42,6 +42,8 @@ def overrides(tiny_model: Callable[[str], str], write_jsonl: WriteRows) -> dict[
         "quickstart_json_sft": {},
         "quickstart_code": from_scratch,
         "quickstart_code_sft": {},
+        "smollm2_json": real,
+        "smollm2_json_sft": real,
         "lfm_json": real,
         "lfm_mbpp": real | {"data.task.init_args.path": str(folder)},
     }
@@ -52,6 +54,8 @@ CONFIGS = [
     "quickstart_json_sft",
     "quickstart_code",
     "quickstart_code_sft",
+    "smollm2_json",
+    "smollm2_json_sft",
     "lfm_json",
     "lfm_mbpp",
 ]
@@ -101,7 +105,7 @@ def test_a_quickstart_and_its_warm_start_agree(kind: str) -> None:
 def test_prompts_and_solutions_are_short(name: str) -> None:
     task, folder = TINY[name]
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "configs" / folder)
-    for prompt in task().prompts("train"):
+    for prompt in task.prompts("train"):
         rendered = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False)
         assert len(rendered) <= 40
         assert len(tokenizer(prompt.solution).input_ids) + 1 <= 32

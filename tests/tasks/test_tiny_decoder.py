@@ -66,7 +66,7 @@ def test_prompt_and_completion_are_a_prefix_of_the_whole_chat(user: str, complet
 
 
 def test_problems_are_short() -> None:
-    prompts = Arithmetic(train_size=500).prompts("train")
+    prompts = Arithmetic(train_size=500, prompt_template="{prompt}").prompts("train")
     lengths = [len(chat_ids(prompt.messages, add_generation_prompt=True)) for prompt in prompts]
     assert sum(lengths) / len(lengths) <= 40
     assert max(lengths) <= 50
