@@ -91,6 +91,25 @@ def test_the_prompt_says_where_the_answer_belongs(task: ReasoningGym) -> None:
     assert task.gold_completion(prompt) == f"<answer>{prompt.answer}</answer>"
 
 
+def test_examples_are_of_the_rows_own_data_set_and_in_no_split() -> None:
+    parts = [GymDataset("chain_sum"), GymDataset("spell_backward"), GymDataset("propositional_logic")]
+    task = ReasoningGym(mixture=parts, train_size=9, val_size=3, test_size=3, shots=1)
+    first_turns: dict[str, set[str]] = {}
+    questions = set()
+    for split in SPLITS:
+        for prompt in task.prompts(split):
+            roles = [message["role"] for message in prompt.messages]
+            if name_of(prompt) == "propositional_logic":
+                assert roles == ["user"]
+                continue
+            assert roles == ["user", "assistant", "user"]
+            assert prompt.messages[1]["content"].startswith("<answer>")
+            first_turns.setdefault(name_of(prompt), set()).add(prompt.messages[0]["content"])
+            questions.add(prompt.messages[-1]["content"])
+    assert {name: len(texts) for name, texts in first_turns.items()} == {"chain_sum": 1, "spell_backward": 1}
+    assert questions.isdisjoint(set.union(*first_turns.values()))
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -101,6 +120,8 @@ def test_the_prompt_says_where_the_answer_belongs(task: ReasoningGym) -> None:
         ({"mixture": [GymDataset("chain_sum", weight=0)]}, "the weight of chain_sum must be above 0"),
         ({"name": "chain_sum", "seed": -1}, "seed: must be from 0 to 1000"),
         ({"name": "chain_sum", "val_size": 0}, "val_size: 0 is below 1"),
+        ({"name": "chain_sum", "shots": -1}, "shots: must be at least 0"),
+        ({"name": "chain_sum", "prompt_template": "Answer!"}, "does not contain {prompt}"),
     ],
 )
 def test_mistakes_that_need_no_rows(options: dict[str, Any], text: str) -> None:

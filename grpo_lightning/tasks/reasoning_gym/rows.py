@@ -20,7 +20,7 @@ _ROWS_PER_SEED = 1_000_000
 
 
 def generate(source: str, seed: int, sizes: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Generate the rows of each split. No question is in two splits, or twice in one.
+    """Generate the rows of each split in turn. No question is in two splits, or twice in one.
 
     Args:
         source: what identifies the data set.
@@ -56,8 +56,8 @@ def generate(source: str, seed: int, sizes: dict[str, int]) -> dict[str, list[di
         if len(rows[split]) < size:
             name = json.loads(source)["name"]
             raise ValueError(
-                f"{split}_size: {name} has only about {len(rows[split])} distinct questions for the {split} split, not "
-                f"{size}; lower it, or raise the difficulty"
+                f"{split}_size: {name} has only about {len(rows[split])} distinct questions that are not in another "
+                f"split, not {size}; lower it, or raise the difficulty"
             )
     return rows
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.tasks.base import Split, Task
+from grpo_lightning.tasks.base import Split, Task, with_examples
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, source_of
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
@@ -24,7 +24,7 @@ from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
 _ARGS = "data.task.init_args"
 _ROOT = Path(__file__).resolve().parents[3]
 _MAX_SEED = 1000
-_INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else inside of these tags."
+_SHOTS = "shots"
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,21 @@ class ReasoningGym(Task):
         train_size: number of rows in the train split.
         val_size: number of rows in the validation split.
         test_size: number of rows in the test split.
-        instruction: what follows each question: by default, to put the answer into the tag that the verifier reads.
         system_prompt: the system message put before every prompt.
         chat_template: a Jinja chat template to use instead of the tokenizer's.
+        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the question. Default: the
+            question, and that the answer belongs into the tag that the verifier reads.
+        shots: number of worked examples before every prompt, as turns of the chat: of the row's own data set, the same
+            for all of its rows, and in no split. There are none for a data set without gold answers.
 
     Raises:
         ConfigError: an option is out of range, or reasoning-gym is not installed.
     """
 
-    solution_fix: ClassVar[str] = "choose data sets with gold answers, or a base policy"
+    default_template: ClassVar[str] = (
+        "{prompt}\n\nGive the final answer between <answer> and </answer>, and nothing else inside of these tags."
+    )
+    solution_fix: ClassVar[str] = "choose data sets with gold answers"
 
     def __init__(
         self,
@@ -98,11 +104,12 @@ class ReasoningGym(Task):
         train_size: int = 2000,
         val_size: int = 200,
         test_size: int = 500,
-        instruction: str = _INSTRUCTION,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        prompt_template: str | None = None,
+        shots: int = 0,
     ) -> None:
-        super().__init__(system_prompt, chat_template)
+        super().__init__(system_prompt, chat_template, prompt_template)
         if find_spec("reasoning_gym") is None:
             raise ConfigError(f"data.task: {INSTALL}")
         if (name is None) == (mixture is None):
@@ -126,7 +133,9 @@ class ReasoningGym(Task):
         for split, size in self.sizes.items():
             if size < len(self.mixture):
                 raise ConfigError(f"{_ARGS}.{split}_size: {size} is below {len(self.mixture)}, one row per data set")
-        self.instruction = instruction
+        if shots < 0:
+            raise ConfigError(f"{_ARGS}.shots: must be at least 0, not {shots}")
+        self.shots = shots
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         return self._prompts[split]
@@ -141,28 +150,30 @@ class ReasoningGym(Task):
 
     @cached_property
     def _prompts(self) -> dict[Split, list[Prompt]]:
-        parts_of: dict[Split, list[int]] = {
-            split: apportion(size, [part.weight for part in self.mixture]) for split, size in self.sizes.items()
-        }
-        request = [
-            {"source": part.source, "sizes": {split: parts_of[split][number] for split in self.sizes}}
-            for number, part in enumerate(self.mixture)
+        weights = [part.weight for part in self.mixture]
+        counts = {split: apportion(size, weights) for split, size in self.sizes.items()}
+        parts = [
+            # Examples come first: they depend on nothing else, and no row of a split repeats them.
+            {"source": part.source, "sizes": {_SHOTS: self.shots, **{split: counts[split][n] for split in self.sizes}}}
+            for n, part in enumerate(self.mixture)
         ]
-        rows = _generated({"seed": self.seed, "parts": request})
+        rows = [
+            {split: [self._prompt(part, row) for row in of_split] for split, of_split in generated.items()}
+            for part, generated in zip(self.mixture, _generated({"seed": self.seed, "parts": parts}), strict=True)
+        ]
         prompts: dict[Split, list[Prompt]] = {}
         for split in self.sizes:
-            prompts[split] = [
-                self._prompt(part, row)
-                for part, of_split in zip(self.mixture, rows, strict=True)
-                for row in of_split[split]
-            ]
+            prompts[split] = []
+            for of_part in rows:
+                examples = [example for example in of_part[_SHOTS] if example.solution is not None]
+                prompts[split] += with_examples(of_part[split], examples)
             random.Random(f"{self.seed}/{split}").shuffle(prompts[split])
         return prompts
 
     def _prompt(self, part: GymDataset, row: Mapping[str, Any]) -> Prompt:
         answer = row["answer"]
         return Prompt(
-            messages=self.messages("\n\n".join(filter(None, [row["question"].strip(), self.instruction]))),
+            messages=self.messages(row["question"].strip()),
             answer=answer,
             metadata={COLUMN: {"name": part.name, "source": part.source, "entry": row["entry"]}},
             solution=None if answer is None else f"<answer>{answer}</answer>",
