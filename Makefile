@@ -3,13 +3,15 @@
 #                   MODEL=FOLDER a local copy of it, without a network
 # make compare      the table and the curves of docs/results: all methods, three seeds each, on the CPU
 # make test         set up, and run the whole test suite
+# make test-fast    the same without the tests that are marked slow, which CI runs
 # make check        what CI runs: lint, types, tests
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart real compare test lint types check clean
+.PHONY: quickstart real compare test test-fast lint types check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
@@ -21,7 +23,10 @@ compare: $(VENV)/.installed-dev
 	$(BIN)/python scripts/compare.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow and not vllm"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

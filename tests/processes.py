@@ -6,7 +6,8 @@ import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,19 +15,27 @@ from typing import Any, TextIO
 
 def run_script(script: Path, *arguments: str) -> str:
     """Run a script with these arguments in a fork of this process, and return what it prints."""
-    return forked(_script, script, arguments)
+    (printed,) = forked(_script, [(script, arguments)])
+    return printed
 
 
-def forked(function: Callable[..., Any], *arguments: Any) -> str:
-    """Call a function in a fork of this process, and return what it prints."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = get_context("fork").Process(target=_redirected, args=(out, errors, function, arguments))
-        process.start()
-        process.join()
-        out.seek(0)
-        errors.seek(0)
-        assert process.exitcode == 0, errors.read()[-3000:]
-        return out.read()
+def forked(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Make each call of a function in a fork of this process, all at once, and return what each prints."""
+    with ExitStack() as stack:
+        outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in calls]
+        processes = [
+            get_context("fork").Process(target=_redirected, args=(*files, function, arguments))
+            for files, arguments in zip(outputs, calls, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        for process, (out, errors) in zip(processes, outputs, strict=True):
+            out.seek(0)
+            errors.seek(0)
+            assert process.exitcode == 0, errors.read()[-3000:]
+        return [out.read() for out, _ in outputs]
 
 
 def _redirected(out: TextIO, errors: TextIO, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -30,6 +30,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
+@pytest.mark.slow
 @needs_trl
 def test_vs_trl_prints_one_table(tmp_path: Path) -> None:
     out = tmp_path / "table.md"
@@ -61,6 +62,7 @@ def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
 
 
+@pytest.mark.slow
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
         "logprobs.py", "--n", "2", "--t", "16", "--vocab", "256", "--hidden", "16", "--repeats", "1"
@@ -88,6 +90,7 @@ def test_refinement_prints_what_each_mode_costs() -> None:
     assert " 0 further attempts" not in text
 
 
+@pytest.mark.slow
 def test_scaling_measures_a_point_and_prints_exponents(benchmark_module: Any) -> None:
     scaling = benchmark_module("scaling")
     args = scaling.parse_arguments(["--device", "cpu"])

@@ -17,7 +17,7 @@ from grpo_lightning.callbacks import TokenBudget
 from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
-from tests.toy import LetterVerifier, Watch, fit, grpo
+from tests.toy import LetterVerifier, Watch, fit, grpo, llama_alone
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +33,7 @@ def script() -> ModuleType:
     return module
 
 
+@llama_alone
 def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, tmp_path: Path) -> None:
     free = Watch()
     fit(tmp_path, grpo(model_path), 6, callbacks=[free])
@@ -43,6 +44,7 @@ def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, 
         assert len(watch.batches) == steps
 
 
+@llama_alone
 def test_a_budget_needs_something_to_count(model_path: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tokens: must be at least 1, not 0"):
         TokenBudget(0)

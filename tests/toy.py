@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 
 from grpo_lightning.algorithms import GRPOModule
@@ -18,6 +19,12 @@ from grpo_lightning.tasks import Task
 from grpo_lightning.tasks.base import Split
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import Verifier
+
+# For tests that take the fixture ``model_path``, but need no run with each shape of model.
+llama_alone = pytest.mark.parametrize("model_path", ["llama"], indirect=True)
+"""The quickest."""
+lfm2_alone = pytest.mark.parametrize("model_path", ["lfm2"], indirect=True)
+"""It has attention too, and a convolution, which is easier to break."""
 
 
 class ToyTask(Task):

@@ -24,7 +24,19 @@ from grpo_lightning.objectives import CISPO, GSPO, Clip
 from grpo_lightning.rollout import Experience, SamplingParams
 from grpo_lightning.types import TokenRows
 from grpo_lightning.verifiers import AllOf, Verdict, Verifier
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same, sgd, trainer
+from tests.toy import (
+    BrokenVerifier,
+    LetterVerifier,
+    Watch,
+    fit,
+    grpo,
+    lfm2_alone,
+    llama_alone,
+    rollouts,
+    same,
+    sgd,
+    trainer,
+)
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
@@ -37,6 +49,23 @@ def gradient(
     after = fit(folder, grpo(path, **NO_CLIP | options), 1, rollouts(**data or {}), callbacks=[watch])
     before = {f"policy.model.{name}": p for name, p in AutoModelForCausalLM.from_pretrained(path).named_parameters()}
     return {name: before[name] - tensor for name, tensor in after.items()}, watch.batches[0], watch.logged[0]
+
+
+Trained = Callable[..., dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """``trained(steps, data, **options)`` trains once per arguments, for all tests, and gives the weights."""
+    folder, runs = tmp_path_factory.mktemp("trained"), dict[str, dict[str, Tensor]]()
+
+    def train(steps: int, data: dict[str, Any] | None = None, **options: Any) -> dict[str, Tensor]:
+        key = str((steps, data, options))
+        if key not in runs:
+            runs[key] = fit(folder, grpo(tiny_model("llama"), **options), steps, rollouts(**data or {}))
+        return runs[key]
+
+    return train
 
 
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -67,12 +96,13 @@ def test_the_on_policy_gradient_is_reinforce_with_a_group_baseline(model_path: s
     assert max(tensor.abs().max() for tensor in found.values()) > 1e-3
 
 
+@lfm2_alone
 @pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"aggregation": "dapo"}, {"aggregation": "dr_grpo"}])
 def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
     whole, batch, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=100_000, **options)
     lengths = batch.tokens.lengths_N
     assert lengths.unique().numel() > 3, "ragged rows, or nothing is tested"
-    for budget in (1, int(lengths.max()) * 4, 77):
+    for budget in (1, int(lengths.max()) * 4):
         pieces = microbatches(batch.tokens, torch.arange(len(batch)), budget)
         assert len(pieces) > 1
         split, _, _ = gradient(tmp_path, model_path, max_tokens_per_microbatch=budget, **options)
@@ -88,13 +118,13 @@ def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Pa
     ],
 )  # fmt: skip
 def test_an_option_changes_the_first_step(
-    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+    tiny_model: Callable[[str], str], tmp_path: Path, trained: Trained, options: dict[str, Any]
 ) -> None:
     path = tiny_model("llama")
     steps = 2 if "beta" in options else 1  # before the first step policy and reference are equal
     data = {"sampling": SamplingParams(max_new_tokens=40)}
     base = {"beta": 0.5} if "kl_estimator" in options else {}
-    plain = fit(tmp_path, grpo(path, **NO_CLIP | base), steps, rollouts(**data))
+    plain = trained(steps, data, **NO_CLIP | base)
     changed = fit(tmp_path, grpo(path, **NO_CLIP | options), steps, rollouts(**data))
     assert largest_difference(plain, changed) > 1e-5
 
@@ -108,16 +138,17 @@ def test_an_option_changes_the_first_step(
     ],
 )  # fmt: skip
 def test_an_option_of_the_ratio_changes_a_second_update(
-    tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+    tiny_model: Callable[[str], str], tmp_path: Path, trained: Trained, options: dict[str, Any]
 ) -> None:
     base: dict[str, Any] = {"updates_per_rollout": 2, "minibatches_per_update": 2}
     if "cispo_epsilon_high" in options:
         base |= {"objective": "cispo"}
-    plain = fit(tmp_path, grpo(tiny_model("llama"), **base), 8)
-    changed = fit(tmp_path, grpo(tiny_model("llama"), **base | options), 8)
+    plain = trained(4, **base)
+    changed = fit(tmp_path, grpo(tiny_model("llama"), **base | options), 4)
     assert largest_difference(plain, changed) > 1e-6
 
 
+@llama_alone
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_the_gradient_with_kl_is_that_of_the_formula(model_path: str, tmp_path: Path, estimator: str) -> None:
     """In the second step, when the policy is no longer the reference."""
@@ -163,11 +194,11 @@ def test_the_gradient_with_kl_is_that_of_the_formula(model_path: str, tmp_path: 
     ],
 )
 def test_flat_keys_and_classes_are_the_same_bit_for_bit(
-    tiny_model: Callable[[str], str], tmp_path: Path, flat: dict[str, Any], classes: dict[str, Any]
+    tiny_model: Callable[[str], str], tmp_path: Path, trained: Trained, flat: dict[str, Any], classes: dict[str, Any]
 ) -> None:
     base: dict[str, Any] = {"updates_per_rollout": 2, "minibatches_per_update": 2}
-    short = fit(tmp_path, grpo(tiny_model("llama"), **base | flat), 8)
-    assert same(short, fit(tmp_path, grpo(tiny_model("llama"), **base | classes), 8))
+    short = trained(4, **base | flat)
+    assert same(short, fit(tmp_path, grpo(tiny_model("llama"), **base | classes), 4))
 
 
 class AgainstTheStep(Advantage):
@@ -201,6 +232,7 @@ def test_recomputed_old_logprobs_are_the_samplers(model_path: str, tmp_path: Pat
     close(kept, recomputed)
 
 
+@llama_alone
 def test_the_aggregations_of_one_process_agree_with_each_other(model_path: str, tmp_path: Path) -> None:
     dapo, _, _ = gradient(tmp_path, model_path, aggregation="dapo")
     bnpo, _, _ = gradient(tmp_path, model_path, aggregation="bnpo")
@@ -219,6 +251,7 @@ class Constant(Verifier):
         return Verdict(correct=varied and len(sample.completion) % 2 == 0, format_valid=True)
 
 
+@lfm2_alone
 def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model_path: str, tmp_path: Path) -> None:
     data = {"prompts_per_step": 6}
     some, batch, logged = gradient(tmp_path, model_path, data, verifiers=[Constant()])
@@ -231,6 +264,7 @@ def test_groups_without_signal_cost_nothing_and_still_count_below_the_line(model
     assert kl_logged["policy/kl"] == pytest.approx(0, abs=1e-6)
 
 
+@llama_alone
 def test_rows_without_signal_do_not_run(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     logprobs = Policy.logprobs
@@ -246,6 +280,7 @@ def test_rows_without_signal_do_not_run(model_path: str, tmp_path: Path, monkeyp
     assert sum(ran) == int((rewards_BG != rewards_BG[:, :1]).any(1).sum()) * 4
 
 
+@llama_alone
 def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Path) -> None:
     nothing, _, logged = gradient(tmp_path, model_path, verifiers=[Constant("never")])
     assert all((tensor == 0).all() for tensor in nothing.values())
@@ -253,6 +288,7 @@ def test_a_step_without_any_signal_changes_nothing(model_path: str, tmp_path: Pa
     assert logged["optim/grad_norm"] == 0
 
 
+@llama_alone
 def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Path) -> None:
     data = {"sampling": SamplingParams(max_new_tokens=30), "group_size": 8}
     _, batch, logged = gradient(tmp_path, model_path, data, verifiers=[BrokenVerifier()], max_error_rate=1.0)
@@ -266,11 +302,13 @@ def test_broken_verdicts_are_left_out_and_counted(model_path: str, tmp_path: Pat
     ] * int(broken.sum())
 
 
+@llama_alone
 def test_too_many_errors_stop_the_run_with_the_reason(model_path: str, tmp_path: Path) -> None:
     with pytest.raises(VerifierError, match=r"broke on \d+ of 12 .* model.max_error_rate=0.1 .*the checker is gone"):
         fit(tmp_path, grpo(model_path, verifiers=[BrokenVerifier("")]), 1)
 
 
+@llama_alone
 def test_several_verifiers_give_the_mean_of_their_rewards(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, grpo(model_path, verifiers=[LetterVerifier(), Constant(""), LetterVerifier()]), 1, callbacks=[watch])
@@ -324,6 +362,7 @@ def test_the_gain_is_what_the_normalisation_multiplies_centred_rewards_by(
     assert logged["advantage/gain"] == pytest.approx(gain.item(), rel=1e-4)
 
 
+@lfm2_alone
 def test_the_kl_of_an_update_is_that_from_the_policy_before_to_the_one_after(model_path: str, tmp_path: Path) -> None:
     watch, module = Watch(), grpo(model_path, updates_per_rollout=2)
     fit(tmp_path, module, 2, callbacks=[watch])
@@ -366,6 +405,7 @@ class Spoil(Watch):
         super().on_train_batch_end(*args)
 
 
+@llama_alone
 def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_path: str, tmp_path: Path) -> None:
     spoil = Spoil({1})
     weights = fit(tmp_path, grpo(model_path), 3, callbacks=[spoil])
@@ -376,6 +416,7 @@ def test_a_step_with_a_nan_gradient_is_skipped_counted_and_written_down(model_pa
     assert len(file.read_text().splitlines()) in range(1, int(signal) + 1)
 
 
+@llama_alone
 def test_a_second_nan_in_a_row_stops_the_run(model_path: str, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"two consecutive training steps .*nonfinite"):
         fit(tmp_path, grpo(model_path), 5, callbacks=[Spoil({1, 2})])
@@ -497,12 +538,14 @@ def test_truncated_sampling_in_training_is_said_and_measured(
     assert logged["policy/truncation_gap"] > 0.1
 
 
+@lfm2_alone
 def test_the_rows_that_decode_together_set_the_memory_and_never_the_result(model_path: str, tmp_path: Path) -> None:
     whole = fit(tmp_path, grpo(model_path), 2)
     for rows in (1, 5, 8):
         close(whole, fit(tmp_path, grpo(model_path), 2, rollouts(rollout_rows_at_once=rows)))
 
 
+@lfm2_alone
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_lora_over_bfloat16_learns_under_each_precision(model_path: str, tmp_path: Path, precision: Any) -> None:
     module = GRPOModule(

@@ -26,7 +26,19 @@ from grpo_lightning.verifiers import Verdict, Verifier
 from tests.cli.test_cli import ROOT, few, only_run
 from tests.rollout.test_refinement import Parity
 from tests.tiny import save_tiny_model
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, rollouts, same, sgd, trainer
+from tests.toy import (
+    BrokenVerifier,
+    LetterVerifier,
+    Watch,
+    adam,
+    fit,
+    lfm2_alone,
+    llama_alone,
+    rollouts,
+    same,
+    sgd,
+    trainer,
+)
 
 LORA = LoRAConfig(r=4, alpha=8)
 CRITICS: list[dict[str, Any]] = [{"critic": "shared"}, {"critic": "separate"}, {"critic": "adapter", "lora": LORA}]
@@ -123,6 +135,7 @@ def test_critic_passes_keep_the_token_budget(tiny_model: Callable[[str], str], t
 # -- the critics ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("critic", "steps"), list(zip(CRITICS, [30, 30, 45], strict=True)), ids=NAMES)
 def test_reward_rises_with_each_critic(
     tiny_model: Callable[[str], str], tmp_path: Path, critic: dict[str, Any], steps: int
@@ -145,6 +158,7 @@ class Told(Verifier):
         return Verdict(correct="ab" in sample.prompt[-1]["content"], format_valid=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("critic", CRITICS, ids=NAMES)
 def test_the_critic_comes_to_explain_the_returns(
     tiny_model: Callable[[str], str], tmp_path: Path, critic: dict[str, Any]
@@ -195,6 +209,7 @@ class Gradients(pl.Callback):
         self.of_values = [0.0 if p.grad is None else float(p.grad.abs().sum()) for p in parameters]
 
 
+@lfm2_alone
 def test_the_critic_of_bfloat16_arithmetic_learns(model_path: str, tmp_path: Path) -> None:
     for critic in CRITICS:
         module = ppo(model_path, **critic, beta=0.1)
@@ -222,6 +237,7 @@ def test_values_are_those_of_the_text_before_each_token(model_path: str) -> None
     assert (values_NS[1, 2:] == 0).all()
 
 
+@lfm2_alone
 @pytest.mark.parametrize("reference", ["adapter-off", "snapshot"])
 def test_the_critics_adapter_stays_out_of_the_policys_way(model_path: str, tmp_path: Path, reference: Any) -> None:
     module = ppo(model_path, lora=LORA, reference=reference, critic="adapter", beta=0.1)
@@ -402,6 +418,7 @@ def test_a_truncated_completion_ends_goes_on_or_is_left_out(tiny_model: Callable
         assert 0 < watch.logged[0]["completion/truncated"] < 1
 
 
+@llama_alone
 def test_rows_whose_verifier_broke_are_left_out_of_everything(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     data = rollouts(sampling=SamplingParams(max_new_tokens=30), group_size=8)
@@ -419,6 +436,7 @@ def test_rows_whose_verifier_broke_are_left_out_of_everything(model_path: str, t
     assert logged["total/train_tokens"] == trained
 
 
+@llama_alone
 def test_a_kl_to_the_reference_is_paid_for_on_every_token(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, ppo(model_path, beta=0.3, updates_per_rollout=1, lam=1.0), 3, callbacks=[watch])
@@ -452,6 +470,7 @@ def test_a_kl_that_is_no_number_leaves_the_coefficient_alone(tiny_model: Callabl
     assert module.kl_coef == 0.1
 
 
+@llama_alone
 @pytest.mark.parametrize("whiten", [True, False])
 def test_the_gain_is_what_whitening_multiplies_by(model_path: str, tmp_path: Path, whiten: bool) -> None:
     watch = Watch()
@@ -463,6 +482,7 @@ def test_the_gain_is_what_whitening_multiplies_by(model_path: str, tmp_path: Pat
     assert watch.logged[0]["advantage/mean"] == pytest.approx(sum(raw) / len(raw), rel=1e-4)
 
 
+@llama_alone
 def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     data = rollouts(sampling=SamplingParams(max_new_tokens=80), refinement=RefinementConfig(budget=3, gamma=0.8))

@@ -33,11 +33,26 @@ from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.tasks import Tabular
 from grpo_lightning.verifiers import FormatVerifier
-from tests.toy import BrokenVerifier, LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
+from tests.toy import (
+    BrokenVerifier,
+    LetterVerifier,
+    ToyTask,
+    Watch,
+    adam,
+    fit,
+    grpo,
+    lfm2_alone,
+    llama_alone,
+    rollouts,
+    same,
+    sgd,
+    trainer,
+)
 
 LORA = LoRAConfig(r=4, alpha=8)
 
 
+@lfm2_alone
 def test_reward_rises(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, grpo(model_path, beta=0.01), 40, rollouts(prompts_per_step=4, group_size=8), callbacks=[watch])
@@ -46,12 +61,14 @@ def test_reward_rises(model_path: str, tmp_path: Path) -> None:
     assert last > first + 0.15
 
 
+@llama_alone
 def test_one_seed_repeats_and_two_differ(model_path: str, tmp_path: Path) -> None:
     one = fit(tmp_path, grpo(model_path), 3)
     assert same(one, fit(tmp_path, grpo(model_path), 3))
     assert not same(one, fit(tmp_path, grpo(model_path), 3, rollouts(seed=2)))
 
 
+@llama_alone
 def test_validation_leaves_no_trace_in_the_training_run(model_path: str, tmp_path: Path) -> None:
     without = fit(tmp_path, grpo(model_path, lora=LORA), 4)
     watched = {"limit_val_batches": 2, "val_check_interval": 1}
@@ -62,6 +79,7 @@ def test_validation_leaves_no_trace_in_the_training_run(model_path: str, tmp_pat
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+@llama_alone
 @pytest.mark.parametrize(
     "options",
     [{}, {"lora": LORA, "beta": 0.05}, {"updates_per_rollout": 2, "minibatches_per_update": 2}, {"scheduler": True}],
@@ -76,16 +94,17 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
     # 24 rows and 5 prompts a step: the run is interrupted in the middle of the second pass over the data.
     data = {"prompts_per_step": 5, "group_size": 3}
     validated = {"limit_val_batches": 1, "val_check_interval": 3, "enable_checkpointing": True}
-    whole = fit(tmp_path / "whole", grpo(model_path, **options), 10 * steps, rollouts(**data), **validated)
+    whole = fit(tmp_path / "whole", grpo(model_path, **options), 8 * steps, rollouts(**data), **validated)
     first = RunCheckpoint()
-    fit(tmp_path / "part", grpo(model_path, **options), 7 * steps, rollouts(**data), callbacks=[first], **validated)
+    fit(tmp_path / "part", grpo(model_path, **options), 6 * steps, rollouts(**data), callbacks=[first], **validated)
     resumed = fit(
-        tmp_path / "part", grpo(model_path, **options), 10 * steps, rollouts(**data),
+        tmp_path / "part", grpo(model_path, **options), 8 * steps, rollouts(**data),
         ckpt_path=tmp_path / "part/checkpoints/last.ckpt", callbacks=[RunCheckpoint()], **validated,
     )  # fmt: skip
     assert same(whole, resumed)
 
 
+@llama_alone
 def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
     weights = fit(
         tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True
@@ -165,6 +184,7 @@ def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str]
             module.configure_callbacks()
 
 
+@llama_alone
 def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
     keep = RunCheckpoint()
     fit(
@@ -229,6 +249,7 @@ class Break(pl.Callback):
             raise KeyboardInterrupt
 
 
+@llama_alone
 def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", grpo(model_path), 5)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -270,6 +291,7 @@ def test_a_run_that_broke_off_says_how_to_go_on(
     assert f"step 1: continue with the same config and {hint.format(tmp_path / 'run')}\n" in capsys.readouterr().out
 
 
+@llama_alone
 def test_a_module_can_be_validated_before_it_is_trained(model_path: str, tmp_path: Path) -> None:
     module = grpo(model_path, beta=0.1)
     trainer(tmp_path, 1, limit_val_batches=1).validate(module, datamodule=rollouts())
@@ -301,6 +323,7 @@ def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: 
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
+@lfm2_alone
 @pytest.mark.parametrize(
     "options",
     [
@@ -340,6 +363,7 @@ def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, opti
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
+@llama_alone
 def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -362,6 +386,7 @@ def test_accuracy_and_pass_at_k_are_those_of_the_rollouts(model_path: str, tmp_p
     assert {len(group) for group in groups} == {5}
 
 
+@llama_alone
 def test_broken_verdicts_do_not_count_as_wrong(model_path: str, tmp_path: Path) -> None:
     module = grpo(model_path, verifiers=[BrokenVerifier()])
     (metrics,) = trainer(tmp_path, 1).test(module, datamodule=rollouts(val_sampling=SamplingParams(max_new_tokens=30)))
@@ -386,6 +411,7 @@ def sft(path: str, **options: Any) -> SFTModule:
     return SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, **options)
 
 
+@lfm2_alone
 def test_sft_learns_the_solutions_and_only_their_tokens(model_path: str, tmp_path: Path) -> None:
     module, watch = sft(model_path), Watch()
     fit(tmp_path, module, 60, callbacks=[watch])
@@ -401,6 +427,7 @@ def test_sft_learns_the_solutions_and_only_their_tokens(model_path: str, tmp_pat
     assert math.isclose(metrics["val/length_mean"], 5)
 
 
+@lfm2_alone
 def test_the_sft_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Path) -> None:
     whole = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=100_000), 3)
     split = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=50), 3)

@@ -36,7 +36,7 @@ from grpo_lightning.rollout import (
 )
 from grpo_lightning.rollout import collector as collector_module
 from tests.rollout.test_refinement import Parity
-from tests.toy import LetterVerifier, Watch, adam, fit, grpo, rollouts, same, trainer
+from tests.toy import LetterVerifier, Watch, adam, fit, grpo, llama_alone, rollouts, same, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +87,7 @@ def learner(module: Own) -> Learner:
     return module
 
 
+@llama_alone
 def test_a_users_own_module_gets_its_batches_through_the_data_module(model_path: str, tmp_path: Path) -> None:
     module, heard, data = Own(model_path), Heard(), rollouts()
     before = [p.detach().clone() for p in AutoModelForCausalLM.from_pretrained(model_path).parameters()]
@@ -111,6 +112,7 @@ def test_a_users_own_module_gets_its_batches_through_the_data_module(model_path:
     assert any((p != old).any() for p, old in zip(module.policy.model.parameters(), before, strict=True))
 
 
+@llama_alone
 def test_a_step_that_does_not_report_its_end_is_refused_with_the_line_to_add(model_path: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"Own\.training_step did not report its end: call .*step_ended"):
         trainer(tmp_path, 3).fit(Own(model_path, reports=False), datamodule=rollouts())
@@ -129,6 +131,7 @@ def test_a_module_that_is_no_learner_is_refused_with_what_it_lacks(tmp_path: Pat
         trainer(tmp_path, 1).fit(Foreign(), datamodule=rollouts())
 
 
+@llama_alone
 def test_a_callback_that_needs_more_of_the_module_says_so(model_path: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="callbacks: StopWhen needs a PolicyModule, not Own: remove StopWhen"):
         trainer(tmp_path, 1, callbacks=[StopWhen(reward=1.0)]).fit(Own(model_path), datamodule=rollouts())
@@ -170,6 +173,7 @@ class Heard(RunCallback):
         self.order.append("validation")
 
 
+@llama_alone
 def test_a_step_end_holds_the_advantages_and_what_was_logged(model_path: str, tmp_path: Path) -> None:
     heard, watch, data = Heard(), Watch(), rollouts()
     options: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 2}
@@ -199,6 +203,7 @@ def test_a_step_end_holds_the_advantages_and_what_was_logged(model_path: str, tm
     assert {batch.single.recipe.purpose for batch in batches} == {"val"}
 
 
+@llama_alone
 def test_a_step_of_demonstrations_has_metrics_and_no_experience(model_path: str, tmp_path: Path) -> None:
     heard = Heard()
     module = SFTModule(policy=PolicyConfig(path=model_path), verifiers=[LetterVerifier()], optimizer=adam)
@@ -207,6 +212,7 @@ def test_a_step_of_demonstrations_has_metrics_and_no_experience(model_path: str,
     assert heard.ends[1].metrics["policy/loss"] > 0
 
 
+@llama_alone
 def test_a_test_tells_its_batches_and_its_end(model_path: str, tmp_path: Path) -> None:
     heard = Heard()
     data = rollouts(pass_at_k=[2], pass_samples=3)
@@ -218,6 +224,7 @@ def test_a_test_tells_its_batches_and_its_end(model_path: str, tmp_path: Path) -
     assert {"test/accuracy", "test/pass@2"} <= end.metrics.keys()
 
 
+@llama_alone
 def test_the_collector_is_made_once(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     original = collector_module.Collector.__init__
@@ -231,6 +238,7 @@ def test_the_collector_is_made_once(model_path: str, tmp_path: Path, monkeypatch
     assert len(made) == 1
 
 
+@llama_alone
 def test_a_verifier_sees_how_the_prompt_ends(model_path: str, tmp_path: Path) -> None:
     ends: list[tuple[str, str]] = []
 

@@ -13,9 +13,10 @@ from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from tests.algorithms.test_runs import sft
 from tests.rollout.test_refinement import Parity
-from tests.toy import Watch, fit, grpo, rollouts
+from tests.toy import Watch, fit, grpo, llama_alone, rollouts
 
 
+@llama_alone
 def test_tokens_are_those_of_the_rollouts_and_of_the_updates(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     # With beta above 0 every row is learned from, in each of the two passes.
@@ -28,6 +29,7 @@ def test_tokens_are_those_of_the_rollouts_and_of_the_updates(model_path: str, tm
         assert logged["total/train_tokens"] == trained
 
 
+@llama_alone
 def test_further_attempts_count(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     data = rollouts(refinement=RefinementConfig(budget=3), sampling=SamplingParams(max_new_tokens=80))
@@ -38,6 +40,7 @@ def test_further_attempts_count(model_path: str, tmp_path: Path) -> None:
     assert watch.logged[0]["total/rollout_tokens"] == sum(len(r.completion.token_ids) for r in attempts)
 
 
+@llama_alone
 def test_sft_trains_tokens_and_samples_none(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, sft(model_path), 3, callbacks=[watch])
@@ -45,6 +48,7 @@ def test_sft_trains_tokens_and_samples_none(model_path: str, tmp_path: Path) -> 
     assert watch.logged[-1]["total/train_tokens"] == sum(int(one.tokens.lengths_N.sum()) for one in watch.batches)
 
 
+@llama_alone
 def test_a_resumed_run_goes_on_counting(model_path: str, tmp_path: Path) -> None:
     run: dict[str, Any] = {"callbacks": [RunCheckpoint()], "enable_checkpointing": True}
     fit(tmp_path, grpo(model_path), 3, **run)
@@ -89,6 +93,7 @@ def test_the_time_between_two_trainings_does_not_count() -> None:
     assert first["wall_s"] <= second["wall_s"] < first["wall_s"] + 0.3
 
 
+@llama_alone
 def test_a_second_training_of_a_module_goes_on_counting(model_path: str, tmp_path: Path) -> None:
     module, watch = grpo(model_path), Watch()
     fit(tmp_path, module, 2)

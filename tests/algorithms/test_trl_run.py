@@ -18,7 +18,7 @@ from grpo_lightning.tasks import Tabular
 from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.verifiers import FunctionVerifier, LengthPenalty, MathVerifier
 from grpo_lightning.verifiers.base import rewarded
-from tests.toy import Watch, fit, rollouts
+from tests.toy import Watch, fit, llama_alone, rollouts
 
 TEXTS = [{"prompt": f"Say {n}.", "target": str(n), "level": n} for n in range(8)]
 CHATS = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in TEXTS]
@@ -37,6 +37,7 @@ def module(path: str, verifiers: Any, **options: Any) -> GRPOModule:
     return GRPOModule(policy=path, verifiers=verifiers, beta=0.0, **options)  # type: ignore[arg-type]
 
 
+@llama_alone
 def test_a_reward_of_texts_and_one_of_columns_as_they_are_written_for_trl(model_path: str, tmp_path: Path) -> None:
     watch = Watch()
     verifiers = [reward_len, by_level]
@@ -62,6 +63,7 @@ def test_a_reward_of_texts_and_one_of_columns_as_they_are_written_for_trl(model_
         assert (one[1] + other[1]) / 2 == record["reward"]
 
 
+@llama_alone
 def test_on_chats_the_same_reward_sees_lists_and_the_preflight_says_that_it_never_differs(
     model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,6 +83,7 @@ def test_on_chats_the_same_reward_sees_lists_and_the_preflight_says_that_it_neve
     assert "which differ" not in caplog.text
 
 
+@llama_alone
 def test_of_several_verifiers_the_one_that_never_differs_is_named(
     model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,6 +99,7 @@ def test_of_several_verifiers_the_one_that_never_differs_is_named(
     assert levels == {"FunctionVerifier2": "WARNING", "LengthPenalty": "INFO"}, "a penalty may well be 0 for all"
 
 
+@llama_alone
 @pytest.mark.parametrize(
     ("verifier", "text"),
     [
@@ -114,6 +118,7 @@ def test_what_the_rows_lack_is_said_before_the_model_is_loaded(
     assert not hasattr(learner, "policy")
 
 
+@llama_alone
 def test_a_policy_by_its_path_alone(model_path: str) -> None:
     assert module(model_path, MathVerifier()).policy_config == PolicyConfig(path=model_path)
     assert module(Path(model_path), [MathVerifier()]).policy_config.path == model_path  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams, StepEnd
 from grpo_lightning.types import FinishReason
 from tests.algorithms.test_grpo import Constant
-from tests.toy import LetterVerifier, ToyTask, Watch, experience, fit, grpo, rollouts, same, trainer
+from tests.toy import LetterVerifier, ToyTask, Watch, experience, fit, grpo, llama_alone, rollouts, same, trainer
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 
@@ -53,6 +53,7 @@ def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list
     assert "1 to 2 tokens" in text
 
 
+@llama_alone
 def test_the_health_check_runs_before_the_first_step_and_changes_nothing(
     model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,6 +68,7 @@ def test_the_health_check_runs_before_the_first_step_and_changes_nothing(
     assert "preflight" not in caplog.text
 
 
+@llama_alone
 @pytest.mark.parametrize(("patience", "alarmed"), [(2, True), (5, False)])
 def test_alarms_ring_after_so_many_steps_in_a_row(
     model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, patience: int, alarmed: bool
@@ -146,6 +148,7 @@ def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
     assert silent.startswith("preflight: all rewards are the same: raise data.sampling.temperature")
 
 
+@llama_alone
 def test_the_summary_tells_before_and_after_and_where_everything_is(
     model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +253,7 @@ def test_without_the_option_no_best_policy_is_exported(tiny_model: Callable[[str
     assert not (tmp_path / "policy_best").exists()
 
 
+@llama_alone
 def test_predictions_hold_every_completion_with_its_verdict(model_path: str, tmp_path: Path) -> None:
     data = rollouts(val_batch_size=10, pass_at_k=[2])
     trainer(tmp_path, 1, callbacks=[PredictionWriter("out.jsonl")]).predict(grpo(model_path), datamodule=data)
@@ -258,6 +262,7 @@ def test_predictions_hold_every_completion_with_its_verdict(model_path: str, tmp
     assert all(row["answer"] == "e" and row["reward"] is not None and row["tokens"] >= 1 for row in rows)
 
 
+@llama_alone
 def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +283,7 @@ def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     assert "test: 100%" in capsys.readouterr().err
 
 
+@llama_alone
 @pytest.mark.parametrize(("subcommand", "stem"), [("test", "test_results"), ("predict", "predictions")])
 def test_what_more_ranks_wrote_before_is_removed(model_path: str, tmp_path: Path, subcommand: str, stem: str) -> None:
     for name in (f"{stem}.rank1.jsonl", f"{stem}.rank12.jsonl", "other.rank1.jsonl", f"{stem}.jsonl"):

@@ -65,7 +65,7 @@ def run(tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]
                 },
             },
             "data": {
-                "task": {"class_path": "Arithmetic", "init_args": {"val_size": 4, "test_size": 4}},
+                "task": {"class_path": "Arithmetic", "init_args": {"train_size": 40, "val_size": 4, "test_size": 4}},
                 "prompts_per_step": 2, "group_size": 2, "sampling": {"max_new_tokens": 4},
             },
         }  # fmt: skip

@@ -17,7 +17,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import RunCallback, StepEnd
 from tests.algorithms.test_grpo import Constant
-from tests.toy import LetterVerifier, Watch, fit, grpo, same
+from tests.toy import LetterVerifier, Watch, fit, grpo, llama_alone, same
 
 # -- StopWhen ---------------------------------------------------------------------------------------------------------
 
@@ -183,6 +183,7 @@ def test_the_weight_matters_to_the_update(tiny_model: Callable[[str], str], tmp_
     assert not same(plain, adapted)
 
 
+@llama_alone
 def test_a_resumed_run_goes_on_with_the_moved_weight(model_path: str, tmp_path: Path) -> None:
     def run(folder: Path, steps: int, **options: Any) -> tuple[dict[str, torch.Tensor], float]:
         module = grpo(model_path, beta=0.5)

@@ -35,8 +35,10 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def few(root: Path, **changes: Any) -> list[str]:
-    """A few steps of any config."""
+    """A few steps of any config, on a few rows: setting up encodes them all."""
+    size = "limit" if "data.task.init_args.path" in changes else "train_size"
     options: dict[str, Any] = {
+        f"data.task.init_args.{size}": 40,
         "trainer.default_root_dir": root, "trainer.accelerator": "cpu", "trainer.max_steps": 2,
         "trainer.val_check_interval": 1, "trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1,
         "trainer.limit_predict_batches": 1, "trainer.enable_progress_bar": "false",
@@ -216,6 +218,7 @@ def test_a_warm_start_trains_first_and_is_not_repeated_on_resume(tmp_path: Path)
     sft = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
     sft["trainer"] |= {"max_steps": 3, "val_check_interval": 3, "limit_val_batches": 1}
     sft["data"] |= {"prompts_per_step": 4, "val_batch_size": 4}
+    sft["data"]["task"]["init_args"]["train_size"] = 40
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(sft))
     base = ["fit", "--config", "configs/quickstart.yaml", "--warm_start", str(tmp_path / "sft.yaml")]
     main([*base, *few(tmp_path / "runs")])
@@ -238,6 +241,7 @@ def short_warm_start(folder: Path) -> Path:
     sft = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
     sft["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "limit_val_batches": 1}
     sft["data"] |= {"prompts_per_step": 4, "val_batch_size": 4}
+    sft["data"]["task"]["init_args"]["train_size"] = 40
     file = folder / "sft.yaml"
     file.write_text(yaml.safe_dump(sft))
     return file

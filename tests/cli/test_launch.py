@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from grpo_lightning.cli import launch
 from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.errors import ConfigError
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
+from tests.processes import forked
 
 VARIABLES = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GRPO_RUN_DIR", "SLURM_PROCID",
@@ -78,22 +83,20 @@ def test_the_tasks_of_a_slurm_job_have_one_directory(alone: pytest.MonkeyPatch, 
     assert launch.is_first_process(), "a single task of a job is a lone process"
 
 
-def test_processes_with_a_rendezvous_agree_on_the_first_ones_text(tmp_path: Path) -> None:
-    code = (
-        "import os; from grpo_lightning.cli.launch import agreed\n"
-        "print(agreed(lambda known: f'a {os.getpid()}'), agreed(lambda known: f'b {os.getpid()}'))"
-    )
-    with_port = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
-    port = subprocess.run([sys.executable, "-c", with_port], capture_output=True, text=True, check=True).stdout.strip()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert said[0] == said[1] == f"a {processes[0].pid} b {processes[0].pid}\n"
+def _print_agreed(rank: int, port: int, both: Barrier) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    print([launch.agreed(lambda known: f"{rank}: {os.getpid()}") for _ in range(2)])
+    both.wait(120)  # the first process serves the texts
+
+
+def test_processes_with_a_rendezvous_agree_on_the_first_ones_text() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = get_context("fork").Barrier(2)
+    said = forked(_print_agreed, [(rank, port, both) for rank in (0, 1)])
+    assert said[0] == said[1]
+    assert re.fullmatch(r"\['0: (\d+)', '0: \1'\]\n", said[0])
 
 
 @pytest.mark.parametrize(("launcher_is_gone", "lines"), [(False, 1), (True, 0)])
@@ -149,6 +152,7 @@ def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return launched(tmp_path_factory.mktemp("torchrun"), launcher)
 
 
+@pytest.mark.slow
 def test_torchrun_needs_no_run_dir(by_torchrun: tuple[Path, str]) -> None:
     run, output = by_torchrun
     assert output.count("All distributed processes registered. Starting with 2 processes") == 1
@@ -166,6 +170,7 @@ def test_torchrun_needs_no_run_dir(by_torchrun: tuple[Path, str]) -> None:
     assert len(rows) == 2 * 3 * 2, "steps, prompts and completions of each"
 
 
+@pytest.mark.slow
 def test_every_callback_writes_once_under_torchrun(by_torchrun: tuple[Path, str]) -> None:
     run, _ = by_torchrun
     events = EventAccumulator(str(run))
@@ -175,6 +180,7 @@ def test_every_callback_writes_once_under_torchrun(by_torchrun: tuple[Path, str]
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
 
 
+@pytest.mark.slow
 def test_lightnings_own_launcher_takes_the_steps_that_torchrun_does(
     by_torchrun: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -70,21 +70,22 @@ def test_only_the_first_process_removes(tmp_path: Path, monkeypatch: pytest.Monk
     assert not run.path.exists()
 
 
+REFUSED = [
+    (["--data.task.init_args.max_value", "0"], "data.task.init_args.max_value"),  # as the task is built
+    (["--trainer.strategy", "dpp"], "trainer: You selected"),  # as the trainer is built
+    (["--trainer.overfit_batches", "1"], "trainer.overfit_batches"),  # as the data is set up
+    (["--model.policy.path", "./none"], "model.policy.path: there is no folder ./none"),  # as the tokenizer is read
+    (["--data.max_prompt_tokens", "1"], "data.max_prompt_tokens: all"),
+    (callback("ReferenceSync"), "ReferenceSync: this run has no reference"),  # as the callbacks are set up
+    (callback("EarlyStopping", monitor="x"), "trainer.callbacks: EarlyStopping.monitor"),  # after a validation
+    (["--warm_start", "none.yaml"], "warm_start: in none.yaml"),
+    (["--ckpt_path", "best"], "ckpt_path: no run under"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--data.task.init_args.max_value", "0"], "data.task.init_args.max_value"),  # as the task is built
-        (["--trainer.strategy", "dpp"], "trainer: You selected"),  # as the trainer is built
-        (["--trainer.overfit_batches", "1"], "trainer.overfit_batches"),  # as the data is set up
-        (["--model.policy.path", "./none"], "model.policy.path: there is no folder ./none"),  # as the tokenizer is read
-        (["--data.max_prompt_tokens", "1"], "data.max_prompt_tokens: all"),
-        (callback("ReferenceSync"), "ReferenceSync: this run has no reference"),  # as the callbacks are set up
-        (callback("EarlyStopping", monitor="x"), "trainer.callbacks: EarlyStopping.monitor"),  # after a validation
-        (["--warm_start", "none.yaml"], "warm_start: in none.yaml"),
-        (["--ckpt_path", "best"], "ckpt_path: no run under"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("given", [False, True])
+    ("options", "text", "given"), [(*case, False) for case in REFUSED] + [(*REFUSED[at], True) for at in (0, 2, 5, 6)]
+)
 def test_refused_starts_leave_no_run_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str, given: bool
 ) -> None:

@@ -412,7 +412,7 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
     sizes = {
         "trainer.max_steps": 2, "trainer.val_check_interval": 1, "trainer.limit_val_batches": 1,
         "trainer.enable_progress_bar": "false", "data.prompts_per_step": 2, "data.val_batch_size": 4,
-        "data.task.init_args.test_size": 6, "data.sampling.max_new_tokens": 8,
+        "data.task.init_args.train_size": 40, "data.task.init_args.test_size": 6, "data.sampling.max_new_tokens": 8,
         "trainer.callbacks": "[VRAMProfiler]",
     }  # fmt: skip
     options = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]

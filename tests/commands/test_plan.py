@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -112,8 +113,14 @@ def peaks_of(run: Callable[[], object], spans: Sequence[str] = ()) -> dict[str, 
 
     ``all`` is that of the whole, the others of the last span that was recorded under each name by :class:`Spans`.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
+    # What earlier tests left in cycles must not be released among these, and no cycle of this run by chance.
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            run()
+    finally:
+        gc.enable()
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     peaks, inside, held = dict.fromkeys(["all", *spans], 0), {"all"}, 0

@@ -14,7 +14,7 @@ from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.scoring import Scoring
 from grpo_lightning.types import Completion, FinishReason, Prompt, Sample, Turn, Verdict
 from grpo_lightning.verifiers import Verifier
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, rollouts, same
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, fit, grpo, llama_alone, rollouts, same
 
 
 class SlowLetter(LetterVerifier):
@@ -53,6 +53,7 @@ def test_a_slow_verifier_judges_in_its_own_thread_while_others_wait_for_all() ->
     assert [dict(rollout.rewards_by_verifier) for rollout in made] == [{"slow": r, "quick": r} for r in (1, 0, 0.5, 1)]
 
 
+@llama_alone
 def test_training_is_the_same_either_way(model_path: str, tmp_path: Path) -> None:
     slow, watch = SlowLetter(), Watch()
     data = {"sampling": SamplingParams(max_new_tokens=40)}

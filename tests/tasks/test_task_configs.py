@@ -105,10 +105,12 @@ def test_a_quickstart_and_its_warm_start_agree(kind: str) -> None:
 def test_prompts_and_solutions_are_short(name: str) -> None:
     task, folder = TINY[name]
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "configs" / folder)
-    for prompt in task.prompts("train"):
-        rendered = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False)
-        assert len(rendered) <= 40
-        assert len(tokenizer(prompt.solution).input_ids) + 1 <= 32
+    prompts = task.prompts("train")
+    chats = [prompt.messages for prompt in prompts]
+    rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    assert len(rendered) == len(prompts)
+    assert max(map(len, rendered)) <= 40
+    assert max(map(len, tokenizer([prompt.solution for prompt in prompts]).input_ids)) + 1 <= 32
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -568,6 +568,7 @@ def quickstart(tmp_path: Path, verifiers: str) -> None:
         "warm_start": "null", "model.init_args.policy.init": "random", "model.init_args.verifiers": verifiers,
         "trainer.default_root_dir": tmp_path, "trainer.max_steps": 1, "trainer.val_check_interval": 1,
         "trainer.limit_val_batches": 1, "trainer.enable_progress_bar": "false", "data.val_batch_size": 4,
+        "data.task.init_args.train_size": 40,
         "data.prompts_per_step": 2, "data.group_size": 2, "data.sampling.max_new_tokens": 8,
     }  # fmt: skip
     keys = [text for key, value in options.items() for text in (f"--{key}", str(value))]

@@ -38,6 +38,15 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Keep this thread and the processes that it starts on one core, so that a few busy ones are enough."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
 # name: (program, reward) under a limit of 0.5 s.
 CASES = {
     "honest": (HONEST, 1.0),
@@ -62,20 +71,23 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 def test_verdicts_are_the_same_on_a_busy_machine() -> None:
     verifier = CodeVerifier(timeout_s=0.5, workers=2)
     samples = [Sample("", program, metadata={"tests": TESTS}) for program, _ in CASES.values()]
     expected = [reward for _, reward in CASES.values()]
     assert [marked(verdict) for verdict in judge(verifier, samples)] == expected
-    with busy(4 * len(os.sched_getaffinity(0))):
+    with busy(4):
         assert [marked(verdict) for verdict in judge(verifier, samples)] == expected
     verifier.stop()
 
 
+@pytest.mark.usefixtures("one_core")
 def test_no_race_decides_about_a_tiny_limit() -> None:
     """Below the allowance that each run has, the limit only tells an endless program from one that ends."""
     verifier = CodeVerifier(timeout_s=0.002, sandbox="unsafe", workers=1)
-    with busy(4 * len(os.sched_getaffinity(0))):
+    with busy(4):
         verdicts = [verdict_of(verifier, "def f(x): return x", "assert f(1) == 1") for _ in range(20)]
         late = verdict_of(verifier, "def f(x):\n    while True: pass", TESTS)
     assert {marked(verdict) for verdict in verdicts} == {1.0}

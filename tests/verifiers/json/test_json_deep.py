@@ -80,6 +80,7 @@ def test_deep_documents_are_judged_as_shallow_ones_are(depth: int, thread: str) 
     in_a_small_thread(check) if thread == "small" else check()
 
 
+@pytest.mark.slow
 def test_a_document_may_be_as_deep_as_the_limit_in_a_small_thread() -> None:
     def check() -> None:
         for nested in (arrays, objects):
