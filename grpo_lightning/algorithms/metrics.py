@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -44,7 +43,7 @@ class StepMetrics:
     def add(self, name: str, total: float | Tensor, weight: float | Tensor = 0) -> None:
         """Add ``total``, the sum of ``weight`` values."""
         for sums, value in ((self._sums, total), (self._weights, weight)):
-            sums[name].append(value.detach() if isinstance(value, Tensor) else value)
+            sums[name].append(value.detach().clone() if isinstance(value, Tensor) else value)
 
     def add_masked(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add the values under a mask."""
@@ -52,30 +51,34 @@ class StepMetrics:
 
     def see(self, name: str, value: float | Tensor) -> None:
         """Take a value into a maximum."""
-        self._maxima[name].append(value.detach() if isinstance(value, Tensor) else value)
+        self._maxima[name].append(value.detach().clone() if isinstance(value, Tensor) else value)
 
     def reduce(self, strategy: Strategy) -> dict[str, float]:
         """What to log, over all ranks. Every rank must call it."""
         device = strategy.root_device
-        columns = [*self._sums.values(), *self._weights.values()]
-        # One transfer from the device for all values; added up in the order in which they came.
-        values = iter(stacked([value for column in columns for value in column], device).tolist())
-        here = stacked([sum(islice(values, len(column))) for column in columns], device)
-        sums = strategy.reduce(here, reduce_op="sum").tolist()
-        logged: dict[str, float] = {}
+        columns = self._floats(device)
         count = len(self._sums)
+        sums = strategy.reduce(
+            stacked([sum(column) for column in columns[: 2 * count]], device), reduce_op="sum"
+        ).tolist()
+        logged: dict[str, float] = {}
         for name, total, weight in zip(self._sums, sums[:count], sums[count:], strict=True):
             if name in self._totals:
                 logged[name] = total
             elif weight:
                 logged[name] = (total / weight) ** 0.5 if name in self._roots else total / weight
         if self._maxima:
-            here = torch.stack([stacked([-torch.inf, *seen], device).max() for seen in self._maxima.values()])
-            maxima = strategy.reduce(here, reduce_op="max")
-            logged |= {
-                name: value for name, value in zip(self._maxima, maxima.tolist(), strict=True) if value > -torch.inf
-            }
+            largest = [stacked([-torch.inf, *seen], device).max() for seen in columns[2 * count :]]
+            maxima = strategy.reduce(torch.stack(largest), reduce_op="max").tolist()
+            logged |= {name: value for name, value in zip(self._maxima, maxima, strict=True) if value > -torch.inf}
         return logged
+
+    def _floats(self, device: torch.device) -> list[list[float]]:
+        """All that has been added, in order: one list per sum, weight and maximum. One transfer from the device."""
+        columns = [*self._sums.values(), *self._weights.values(), *self._maxima.values()]
+        tensors = [value for column in columns for value in column if isinstance(value, Tensor)]
+        numbers = iter(stacked(tensors, device).tolist() if tensors else ())
+        return [[next(numbers) if isinstance(value, Tensor) else value for value in column] for column in columns]
 
 
 class MeasuredModule(pl.LightningModule):
