@@ -4,12 +4,13 @@
 # make compare      the table and the curves of docs/results: all methods, three seeds each, on the CPU
 # make test         set up, and run the whole test suite
 # make check        what CI runs: lint, types, tests
+# make newest       the test suite with the newest transformers, in an environment of its own: for a scheduled job
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart real compare test lint types check clean
+.PHONY: quickstart real compare test lint types check newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
@@ -32,6 +33,13 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+# pip says that the project wants an older transformers, and installs the newest all the same.
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	.venv-newest/bin/python -m pip install --upgrade transformers
+	.venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -44,4 +52,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
