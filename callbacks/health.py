@@ -13,6 +13,7 @@ import transformers
 from grpo_lightning.algorithms import PolicyModule, policy_module
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.types import Attempt
 
 from .hints import about_silence, about_truncation
@@ -42,7 +43,7 @@ class HealthCheck(RunCallback):
             of another length.
         max_sampler_gap: stop before the first step if the log-probs of sampling and of training differ by more than
             this (nats per token, on average over the sampled prompts). Default: 0.05 in float32, where 1e-5 is normal,
-            and 0.2 in half precision, where 0.04 is.
+            and 0.2 in half precision, where 0.04 is, or with an engine other than ``InProcessEngine``.
         length_change: warn when the mean length of completions is more than this many times what it was in the first
             ``patience`` steps, or less than so small a part of it.
 
@@ -104,17 +105,23 @@ class HealthCheck(RunCallback):
             total, tokens = module.all_ranks_sum(*module.passes.sampler_gap(experience))
         gap = total / max(tokens, 1)
         half = "16" in str(trainer.precision) or any(p.dtype.itemsize < 4 for p in module.policy.lm.parameters())
-        bound = self.max_sampler_gap or (HALF_GAP if half else FLOAT32_GAP)
+        # The precision of other engines is not known here.
+        in_process = isinstance(self._data.engine, InProcessEngine)
+        bound = self.max_sampler_gap or (HALF_GAP if half or not in_process else FLOAT32_GAP)
         if trainer.is_global_zero:
             log.info("preflight: sampling and training differ by %.2g nats per token", gap)
         if gap <= bound:
             return
-        fix = (
-            "set trainer.precision to 32-true and model.policy.dtype to float32"
-            if half
-            else "set model.policy.without to [direct_decoding, packed_weights, shared_prompts], and use the versions "
-            f"of constraints.txt (transformers is {transformers.__version__} here)"
-        )
+        if not in_process:
+            engine = type(self._data.engine).__name__
+            fix = f"set data.engine to InProcessEngine, or let {engine} sample from these weights in this precision"
+        elif half:
+            fix = "set trainer.precision to 32-true and model.policy.dtype to float32"
+        else:
+            fix = (
+                "set model.policy.without to [direct_decoding, packed_weights, shared_prompts], and use the versions "
+                f"of constraints.txt (transformers is {transformers.__version__} here)"
+            )
         raise RunError(
             f"sampling and training differ by {gap:.2g} nats per token, above {bound:g}, so the policy would not learn "
             f"from what it samples: {fix}, or raise health_check.max_sampler_gap"
