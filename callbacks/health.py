@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 SILENT = "reward/groups_without_signal"
 """Logged where groups are what is learned from."""
 
-
 FLOAT32_GAP, HALF_GAP = 0.05, 0.2
 """Bounds of the gap between sampling and training (nats per token). Measured with SmolLM2-135M on a CPU: 1e-5 in
 float32, 0.037 in bfloat16, where single tokens differ by 0.46. A cache that goes wrong gave 0.44 and more."""
@@ -41,11 +40,11 @@ class HealthCheck(RunCallback):
         truncated: warn when more than this share of completions is truncated.
         patience: warn when this many steps in a row were truncated so, had no group with signal, or had completions
             of another length.
+        length_change: warn when the mean length of completions is more than this many times what it was in the first
+            ``patience`` steps, or less than so small a part of it.
         max_sampler_gap: stop before the first step if the log-probs of sampling and of training differ by more than
             this (nats per token, on average over the sampled prompts). Default: 0.05 in float32, where 1e-5 is normal,
             and 0.2 in half precision, where 0.04 is, or with an engine other than ``InProcessEngine``.
-        length_change: warn when the mean length of completions is more than this many times what it was in the first
-            ``patience`` steps, or less than so small a part of it.
 
     Raises:
         ConfigError: an option is out of its range.
