@@ -5,13 +5,14 @@
 # make test         set up, and run the whole test suite
 # make test-fast    the same without the tests that are marked slow, which CI runs
 # make check        what CI runs: lint, types, tests
+# make newest       the test suite with the newest transformers, in an environment of its own: for a scheduled job
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart real compare test test-fast lint types check clean
+.PHONY: quickstart real compare test test-fast lint types check newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
@@ -37,6 +38,13 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+# pip says that the project wants an older transformers, and installs the newest all the same.
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	.venv-newest/bin/python -m pip install --upgrade transformers
+	.venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -49,4 +57,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

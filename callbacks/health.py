@@ -8,23 +8,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import transformers
 
-from grpo_lightning.algorithms import policy_module
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.algorithms import PolicyModule, policy_module
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.types import Attempt
+
+from .hints import about_silence, about_truncation
 
 log = logging.getLogger(__name__)
 
 SILENT = "reward/groups_without_signal"
 """Logged where groups are what is learned from."""
 
+FLOAT32_GAP, HALF_GAP = 0.05, 0.2
+"""Bounds of the gap between sampling and training (nats per token). Measured with SmolLM2-135M on a CPU: 1e-5 in
+float32, 0.037 in bfloat16, where single tokens differ by 0.46. A cache that goes wrong gave 0.44 and more."""
+
 
 class HealthCheck(RunCallback):
     """Samples a few groups before the first step and says what they are like; then watches every step.
 
     The most reported silent failure of the field is a cap on completions that truncates everything: every reward is
-    0, so is the loss, and nothing says why. The warnings name the setting to change.
+    0, so is the loss, and nothing says why. The warnings name the setting to change, and the value, by what the
+    completions are like: random or repeating, unfinished or complete, without the format or wrong.
 
     Args:
         prompts: training prompts sampled before the first step; 0 for none.
@@ -33,17 +42,31 @@ class HealthCheck(RunCallback):
             of another length.
         length_change: warn when the mean length of completions is more than this many times what it was in the first
             ``patience`` steps, or less than so small a part of it.
+        max_sampler_gap: stop before the first step if the log-probs of sampling and of training differ by more than
+            this (nats per token, on average over the sampled prompts). Default: 0.05 in float32, where 1e-5 is normal,
+            and 0.2 in half precision, where 0.04 is, or with an engine other than ``InProcessEngine``.
 
     Raises:
         ConfigError: an option is out of its range.
     """
 
-    def __init__(self, prompts: int = 4, truncated: float = 0.5, patience: int = 5, length_change: float = 4.0) -> None:
+    def __init__(
+        self,
+        prompts: int = 4,
+        truncated: float = 0.5,
+        patience: int = 5,
+        length_change: float = 4.0,
+        max_sampler_gap: float | None = None,
+    ) -> None:
         checks = {
             "prompts": (prompts >= 0, f"must be at least 0, not {prompts}"),
             "truncated": (0 <= truncated <= 1, f"must be from 0 to 1, not {truncated}"),
             "patience": (patience >= 1, f"must be at least 1, not {patience}"),
             "length_change": (length_change > 1, f"must be above 1, not {length_change}"),
+            "max_sampler_gap": (
+                max_sampler_gap is None or max_sampler_gap > 0,
+                f"must be above 0, or null for the default of the precision, not {max_sampler_gap}",
+            ),
         }
         for name, (holds, wanted) in checks.items():
             if not holds:
@@ -52,6 +75,7 @@ class HealthCheck(RunCallback):
         self.truncated = truncated
         self.patience = patience
         self.length_change = length_change
+        self.max_sampler_gap = max_sampler_gap
         self._first_lengths: list[float] = []
         self._changed_steps = 0
         self._truncated_steps = 0
@@ -67,6 +91,40 @@ class HealthCheck(RunCallback):
             if trainer.is_global_zero:
                 for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
+            self._check_sampler(trainer, module, experience)
+
+    def _check_sampler(self, trainer: pl.Trainer, module: PolicyModule, experience: Experience) -> None:
+        """Stop a run that would learn from probabilities other than those it samples with.
+
+        Raises:
+            RunError: they are further apart than the bound.
+        """
+        with trainer.precision_plugin.forward_context():
+            # Over all ranks, so that all of them decide alike.
+            total, tokens = module.all_ranks_sum(*module.passes.sampler_gap(experience))
+        gap = total / max(tokens, 1)
+        half = "16" in str(trainer.precision) or any(p.dtype.itemsize < 4 for p in module.policy.lm.parameters())
+        # The precision of other engines is not known here.
+        in_process = isinstance(self._data.engine, InProcessEngine)
+        bound = self.max_sampler_gap or (HALF_GAP if half or not in_process else FLOAT32_GAP)
+        if trainer.is_global_zero:
+            log.info("preflight: sampling and training differ by %.2g nats per token", gap)
+        if gap <= bound:
+            return
+        if not in_process:
+            engine = type(self._data.engine).__name__
+            fix = f"set data.engine to InProcessEngine, or let {engine} sample from these weights in this precision"
+        elif half:
+            fix = "set trainer.precision to 32-true and model.policy.dtype to float32"
+        else:
+            fix = (
+                "set model.policy.without to [direct_decoding, packed_weights, shared_prompts], and use the versions "
+                f"of constraints.txt (transformers is {transformers.__version__} here)"
+            )
+        raise RunError(
+            f"sampling and training differ by {gap:.2g} nats per token, above {bound:g}, so the policy would not learn "
+            f"from what it samples: {fix}, or raise health_check.max_sampler_gap"
+        )
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         if end.experience is None:
@@ -81,13 +139,13 @@ class HealthCheck(RunCallback):
         if self._truncated_steps == self.patience:
             log.warning(
                 "more than %.0f %% of the completions were truncated in each of the last %d steps: %s",
-                100 * self.truncated, self.patience, _truncated(end.experience),
+                100 * self.truncated, self.patience, about_truncation(end.experience),
             )  # fmt: skip
         if self._silent_steps == self.patience:
             log.warning(
                 "no group had completions of different rewards in the last %d steps, so there was nothing to learn "
                 "from: %s",
-                self.patience, _no_signal(metrics.get("reward/mean", math.nan)),
+                self.patience, about_silence(end.experience),
             )  # fmt: skip
         self._watch_length(metrics["completion/length_mean"])
 
@@ -130,6 +188,8 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     else:
         signal = len(set(rewards)) - 1
         found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
+    # Without a single reward the verifier is at fault.
+    advice = about_silence(experience, groups) if signal <= 0 and rewards else None
     mean = sum(rewards) / max(1, len(rewards))
     spread = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
@@ -145,17 +205,14 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         ),
     ]
     if cut > truncated:
-        lines.append(
-            (
-                logging.WARNING,
-                f"preflight: {cut:.0%} of the completions were truncated: {_truncated(experience)}",
-            )
-        )
+        cause = about_truncation(experience)
+        also, advice = (f", and {silence}", None) if advice == cause else ("", advice)
+        lines.append((logging.WARNING, f"preflight: {cut:.0%} of the completions were truncated{also}: {cause}"))
     if errors:
         lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
     lines += _constant(attempts)
-    if signal <= 0 and rewards:  # without a single reward the verifier is at fault
-        lines.append((logging.WARNING, f"preflight: {silence}: {_no_signal(mean, groups)}"))
+    if advice is not None:
+        lines.append((logging.WARNING, f"preflight: {silence}: {advice}"))
     return lines
 
 
@@ -174,24 +231,3 @@ def _constant(attempts: Sequence[Attempt]) -> list[tuple[int, str]]:
                     )
                 )
     return lines
-
-
-def _truncated(experience: Experience) -> str:
-    """What to do about truncated completions. A higher cap does not help a policy that answers and does not stop."""
-    cut = [attempt for attempt in experience.first_attempts if attempt.is_truncated]
-    answered = sum(attempt.verdict.correct_if_ended for attempt in cut)
-    if 2 * answered > len(cut):
-        return (
-            f"{answered} of these {len(cut)} hold the right answer and go on after it, so a higher cap does not help: "
-            "ask in the prompt to stop after the answer, and do not reward what never ends (accept_truncated: false; "
-            "for JSON, document: whole)"
-        )
-    cap = experience.recipe.sampling.cap
-    return f"raise data.sampling.max_new_tokens above {cap}, or ask for shorter answers in the prompt"
-
-
-def _no_signal(mean_reward: float, groups: bool = True) -> str:
-    if mean_reward >= 0.99:
-        return "the policy solves these prompts already: take a harder task"
-    more = "data.group_size or data.sampling.temperature" if groups else "data.sampling.temperature"
-    return f"raise {more}, take easier prompts, or start from a policy that has learned the answer format (SFTModule)"

@@ -154,11 +154,12 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
         "parent": text, "prompt": text, "prompt_is_text": flag, "prompt_end": text, "completion": text,
         "answer": text, "metadata": text,
-        "sampled_for": text,
         "correct": flag, "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text,
         "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real,
         "logprob_min": real, "kl": real,
     }  # fmt: skip
+    if "sampled_for" in records[0]:
+        types["sampled_for"] = text
     if "token_ids" in records[0]:
         types |= {"token_ids": pyarrow.list_(whole), "token_characters": pyarrow.list_(whole)}
         kinds = ("token_logprobs", "token_reference_logprobs", "token_advantages")

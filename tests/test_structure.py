@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_lightning"
@@ -80,6 +81,19 @@ def test_every_package_that_is_imported_is_declared() -> None:
     known |= {"pyarrow", "tokenizers", "safetensors", "jinja2", "sympy", "latex2sympy2_extended"}
     used -= known
     assert {names.get(name, name.replace("_", "-")) for name in used} - declared == set()
+
+
+def test_what_ci_tests_is_what_is_supported() -> None:
+    allowed = {
+        requirement.name: requirement.specifier
+        for line in re.findall(r'^  "([^"]+)",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+        if re.search("[<>=]", line)
+        for requirement in [Requirement(line)]
+    }
+    tested = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    assert {name for name in allowed if name in tested and not allowed[name].contains(tested[name])} == set()
+    floor, ceiling = (allowed["transformers"].filter([f"5.{minor}" for minor in range(100)]) for _ in range(2))
+    assert f"Supported is transformers {next(iter(floor))} to {list(ceiling)[-1]}." in (ROOT / "README.md").read_text()
 
 
 def test_every_package_is_installed() -> None:

@@ -80,6 +80,17 @@ class Passes:
         width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
         return self.without_gradient(experience, rows_N, lambda tokens: compute(tokens)[0], width, share)
 
+    def sampler_gap(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """How far the log-probs of sampling and of training are apart, over all rows but distilled ones.
+
+        Returns:
+            The sum over tokens of the absolute difference (nats), and the number of tokens.
+        """
+        rows_N = ~experience.distilled_N
+        gap_NT = (self.logprobs(experience, rows_N) - experience.sampler_logprobs_NT).abs()
+        mask_NT = length_mask(experience.tokens.completion_lengths_N, gap_NT.shape[1]) & rows_N[:, None]
+        return masked_sum(gap_NT, mask_NT), mask_NT.sum()
+
     def update_kl(self, experience: Experience) -> tuple[float | Tensor, float | Tensor]:
         """``KL(pi_old || pi_new)`` of a step's update, on a sixteenth of its rows: a forward pass is expensive.
 

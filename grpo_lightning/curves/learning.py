@@ -109,7 +109,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
         Curve("policy/sampler_gap", "nats/token", MEAN, "Ratio",
               "mean absolute difference of log-probs between sampling and training, before the first update",
               "below 1e-3 in float32, below 0.05 in bfloat16",
-              "larger: sampling and training disagree; please report it"),
+              "larger: sampling and training disagree; please report it. The preflight stops a run above "
+              "`health_check.max_sampler_gap`"),
         Curve("policy/truncation_gap", "nats/token", MEAN, "Ratio",
               "how far top-k, top-p and min-p moved the distribution that was sampled; only with these",
               "below 0.1",

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from grpo_lightning.callbacks import (
     StepProgressBar,
 )
 from grpo_lightning.callbacks.health import preflight
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams, StepEnd
-from grpo_lightning.types import FinishReason
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.types import Completion, FinishReason
 from tests.algorithms.test_grpo import Constant
 from tests.toy import LetterVerifier, ToyTask, Watch, experience, fit, grpo, llama_alone, rollouts, same, trainer
 
@@ -38,10 +41,11 @@ STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
     ("rows", "wanted", "unwanted"),
     [
         ([(1.0, STOP), (0.0, STOP)], ["1 of 1 groups have a signal", "100% ended"], ["raise", "broke"]),
+        ([(0.0, CUT), (0.0, CUT)], ["truncated, and no group has a signal to learn from: raise data.sampling.max"], []),
         ([(0.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: raise"], ["no group"]),
         ([(1.0, CUT), (1.0, CUT)], ["100% of the completions were truncated: 2 of these 2 hold the right"], ["raise"]),
-        ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: raise data.group_size"], ["truncated:"]),
-        ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take a harder task"], ["raise"]),
+        ([(0.0, STOP), (0.0, STOP)], ["no group has a signal to learn from: 0 of 2 are correct"], ["truncated:"]),
+        ([(1.0, STOP), (1.0, STOP)], ["the policy solves these prompts already: take harder"], ["raise"]),
         ([(float("nan"), STOP), (1.0, STOP)], ["a verifier broke on 1 completions, first: gone"], []),
         ([(float("nan"), STOP)] * 2, ["no reward; 0 of 1", "broke on 2"], ["nan", "raise"]),
     ],
@@ -77,7 +81,7 @@ def test_alarms_ring_after_so_many_steps_in_a_row(
     module = grpo(model_path, verifiers=[Constant("never")])
     with caplog.at_level(logging.WARNING, "grpo_lightning"):
         fit(tmp_path, module, 3, data, callbacks=[HealthCheck(prompts=0, patience=patience)])
-    truncated = f"were truncated in each of the last {patience} steps: raise data.sampling.max_new_tokens above 2"
+    truncated = f"were truncated in each of the last {patience} steps: the text is random, with a mean log-prob of -"
     assert (truncated in caplog.text) is alarmed
     assert (f"in the last {patience} steps, so there was nothing to learn" in caplog.text) is alarmed
     caplog.clear()
@@ -123,12 +127,58 @@ def test_lengths_far_from_the_start_are_told(
 
 
 @pytest.mark.parametrize(
-    "options", [{"length_change": 1.0}, {"patience": 0}, {"prompts": -1}, {"truncated": -0.1}, {"truncated": 1.1}]
-)
+    "options",
+    [
+        {"length_change": 1.0}, {"patience": 0}, {"prompts": -1}, {"truncated": -0.1}, {"truncated": 1.1},
+        {"max_sampler_gap": 0},
+    ],
+)  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     with pytest.raises(ConfigError, match=rf"HealthCheck\.{name}: must be .*, not {value}"):
         HealthCheck(**options)
+
+
+class ShiftedEngine(InProcessEngine):
+    """Reports log-probs that are off, as a cache that goes wrong makes them."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def generate(self, *args: Any) -> list[Completion]:
+        completions = super().generate(*args)
+        return [replace(each, logprobs=[logprob - self.shift for logprob in each.logprobs]) for each in completions]
+
+
+@pytest.mark.parametrize(
+    ("shift", "options", "precision", "said"),
+    [
+        (0.1, {}, "32-true", r"differ by 0\.1 nats per token, above 0\.05, .*: set model\.policy\.without to "),
+        (0.1, {}, "bf16-mixed", None),
+        (0.1, {"max_sampler_gap": 0.15}, "32-true", None),
+        (
+            0.4,
+            {},
+            "bf16-mixed",
+            r"above 0\.2, .*: set trainer\.precision .*raise health_check\.max_sampler_gap",
+        ),
+        (0.0, {"max_sampler_gap": 1e-12}, "32-true", "above 1e-12"),
+    ],
+)
+def test_a_run_whose_sampling_and_training_disagree_stops_before_its_first_step(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    shift: float, options: dict[str, float], precision: Any, said: str | None,
+) -> None:  # fmt: skip
+    module, data = grpo(tiny_model("llama")), rollouts(engine=ShiftedEngine(shift))
+    check = HealthCheck(prompts=2, **options)
+    with (
+        caplog.at_level(logging.INFO, "grpo_lightning"),
+        nullcontext() if said is None else pytest.raises(RunError, match=said),
+    ):
+        fit(tmp_path, module, 1, data, callbacks=[check], precision=precision)
+    assert module.trainer.global_step == (said is None)
+    assert "preflight: sampling and training differ by " in caplog.text
 
 
 def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
@@ -145,7 +195,7 @@ def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
     assert said.endswith("2 different rewards among all of them to learn from")
     assert not more, "one completion a prompt is enough where groups are nothing"
     silent = preflight(experience([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
-    assert silent.startswith("preflight: all rewards are the same: raise data.sampling.temperature")
+    assert silent.startswith("preflight: all rewards are the same: 0 of 2 are correct: take easier prompts")
 
 
 @llama_alone

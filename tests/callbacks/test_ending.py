@@ -74,7 +74,12 @@ def test_a_signal_ends_an_evaluation_with_the_results_so_far(
 
 
 def test_an_evaluation_that_runs_to_its_end_is_a_success(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    changes = {"warm_start": "null", "model.init_args.policy.init": "random", "data.pass_at_k": 2}
+    changes = {
+        "warm_start": "null",
+        "model.init_args.policy.init": "random",
+        "data.pass_at_k": 2,
+        "rollouts.format": "parquet",
+    }
     main(["test", "--config", "configs/quickstart.yaml", *few(tmp_path, **changes)])
     run = only_run(tmp_path, "quickstart")
     assert "early" not in capfd.readouterr().err
