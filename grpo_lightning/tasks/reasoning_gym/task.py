@@ -80,7 +80,7 @@ class ReasoningGym(Task):
         test_size: number of rows in the test split.
         instruction: what follows each question: by default, to put the answer into the tag that the verifier reads.
         system_prompt: the system message put before every prompt.
-        chat_template: a Jinja chat template to use instead of the tokenizer's.
+        chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
 
     Raises:
         ConfigError: an option is out of range, or reasoning-gym is not installed.
