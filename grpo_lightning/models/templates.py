@@ -117,7 +117,7 @@ def render(
 def lacks_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether the tokenizer puts a BOS before every text, and a rendered one does not begin with it."""
     bos = tokenizer.bos_token
-    return bos is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id and not text.startswith(bos)
+    return bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos)
 
 
 def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
@@ -126,7 +126,7 @@ def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[
     notes = []
     if _FOLD in template and any(chat[0]["role"] == "system" for chat in chats):
         notes.append("the chat template takes no system turn: the system prompt goes into the first user turn")
-    if template.startswith(_BOS):
+    if template.startswith(_BOS) and PLAIN not in template:
         notes.append(
             f"the chat template writes no {tokenizer.bos_token}, which the tokenizer puts before every text: prompts "
             "begin with it"

@@ -25,7 +25,8 @@ class Task(ABC):
 
     Args:
         system_prompt: the system message put before every prompt; ``None`` for none.
-        chat_template: a Jinja chat template to use instead of the tokenizer's; ``None`` keeps the tokenizer's.
+        chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models;
+            ``None`` keeps the tokenizer's.
         prompt_template: the text of the user turn, in which ``{prompt}`` stands for the row's text. ``{{`` and ``}}``
             are literal braces. Default: the task's own, which says what to do and in which format to answer.
 

@@ -65,7 +65,7 @@ class Tabular(Task):
         seed: random seed that selects the held-out rows.
         limit: keep only the first ``limit`` rows of each split.
         system_prompt: the system message put before every prompt that does not have one already.
-        chat_template: a Jinja chat template to use instead of the tokenizer's.
+        chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
         shots: number of worked examples before every prompt, as turns of the chat: the same train rows for every row,
             selected by ``seed`` and taken out of the train split. They need a solution.
     """

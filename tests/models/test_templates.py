@@ -128,6 +128,7 @@ def test_a_date_in_the_prompt_is_told_with_its_fix() -> None:
 
 def test_the_plain_template_renders_shots_as_turns_and_ends_them() -> None:
     tokenizer = completed("gemma3_base", PLAIN)
+    assert template_notes(tokenizer, [[SYSTEM, USER]]) == []
     shots = [SYSTEM, USER, {"role": "assistant", "content": "A"}, {"role": "user", "content": "V"}]
     assert text_of(tokenizer, *shots) == "<bos>S\n\nQuestion:\nU\n\nAnswer:\nA<eos>\n\nQuestion:\nV\n\nAnswer:\n"
     ids = [*encode_prompt(tokenizer, shots[:2]), *encode_completion(tokenizer, "A", tokenizer.eos_token_id)]

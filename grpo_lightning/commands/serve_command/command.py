@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
 
 def _longest_row(data: RolloutDataModule, policy: PolicyConfig) -> int:
     """Tokens that the data module will ask of its engine in ``fit``."""
-    tokenizer = load_tokenizer(policy.path, policy.revision, data.task.chat_template)
+    tokenizer = load_tokenizer(policy.path, policy.revision, data.task.chat_template, policy.chat_template_kwargs)
     splits = [data.task.prompts("train"), data.task.prompts("val")]
     encoded = [EncodedPrompts(rows, tokenizer, data.max_prompt_tokens, data.overlong) for rows in splits if rows]
     return data.asked_of_engine(max(len(ids) for prompts in encoded for _, ids in prompts.rows))

@@ -79,7 +79,7 @@ class ReasoningGym(Task):
         val_size: number of rows in the validation split.
         test_size: number of rows in the test split.
         system_prompt: the system message put before every prompt.
-        chat_template: a Jinja chat template to use instead of the tokenizer's.
+        chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
         prompt_template: the text of the user turn, in which ``{prompt}`` stands for the question. Default: the
             question, and that the answer belongs into the tag that the verifier reads.
         shots: number of worked examples before every prompt, as turns of the chat: of the row's own data set, the same
