@@ -140,10 +140,6 @@ def test_tokens_and_log_probs_are_ours_after_every_push(
     stopped = engine.generate(requests[:1], SamplingParams(max_new_tokens=40, stop=[string]))[0]
     assert stopped.text.endswith(string) or string in stopped.text
     assert len(stopped.token_ids) < len(again[0].token_ids)
-    log = engine._process.log if engine._process else None
-    engine.stop()
-    assert log is not None
-    assert "Traceback" not in log.read_text()
 
 
 def test_a_policy_learns(path: str, launched: Callable[..., VLLMEngine], tmp_path: Path) -> None:
