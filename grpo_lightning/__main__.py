@@ -26,8 +26,7 @@ subcommands:
   compare    one report of several runs: accuracy, memory, time, curves, significance
   plan       what memory each phase will take, whether it fits, and the largest settings that do
   serve      answer OpenAI's completions and chat completions with a policy
-  serve-command
-             print how to start a vLLM server for the rollouts of a config
+  serve-command  how to start a vLLM server for the rollouts of a config
 
 examples:
   grpo fit --config configs/quickstart.yaml

@@ -187,6 +187,7 @@ class Servers:
         for attempt in range(self.retries + 1):
             server = await self._holder(home)
             given, name = server.given, self.weights.version if self.weights.is_adapter else server.model
+            busy = False
             try:
                 answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
             except NoAnswer as error:
@@ -198,8 +199,9 @@ class Servers:
                 problem = _problem(answer)
                 if answer.status in REFUSALS:
                     raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
+                busy = answer.status == 429
             failure = f"{server.url}: {problem}"
-            if problem.startswith("HTTP 429"):
+            if busy:
                 await asyncio.sleep(2.0**attempt)
             else:
                 server.lose(problem, given)
