@@ -249,8 +249,9 @@ class BreaksInItsStep(Distillation):
 def test_what_cannot_be_rehearsed_is_refused(kind: type[Distillation], text: str, tiny_model: Any) -> None:
     path = tiny_model("llama")
     module = kind(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, teacher_path=path)
+    plan = Planner(module, RolloutDataModule(ToyTask(), group_size=2), "32-true", False, prompt_tokens=12)
     with pytest.raises(ConfigError) as error:
-        rehearsal_of(module)
+        phases(plan)
     assert str(error.value).startswith(text)
 
 
