@@ -26,6 +26,7 @@ import grpo_lightning.tasks
 import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
+from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.config_files import check_config_files
 from grpo_lightning.cli.parser import SentenceParser, list_classes
@@ -174,8 +175,12 @@ class GRPOCLI(FilteringCLI):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise user_errors.of_trainer(error) from error
-        if trainer.is_global_zero and self.subcommand is not None:
-            log.info("run dir: %s", trainer.default_root_dir)
+        if self.subcommand is not None:
+            is_set_up = set_up_allocator(trainer.strategy.root_device.type)
+            if trainer.is_global_zero:
+                log.info("run dir: %s", trainer.default_root_dir)
+                if is_set_up:
+                    log.info("allocator: glibc maps blocks of %d KiB and more separately", MMAP_THRESHOLD // 1024)
         return trainer
 
     def before_fit(self) -> None:

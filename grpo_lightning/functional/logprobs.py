@@ -190,14 +190,19 @@ class _Softmax(NamedTuple):
     normaliser_C: Tensor
 
 
+def softmax_blocks(logits_CV: Tensor) -> list[slice]:
+    """Return the rows that softmax and sums pass over together: on a CPU what fits into a core's caches, else all."""
+    block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
+    block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
+    return [slice(start, start + block_size) for start in range(0, len(logits_CV), block_size)]
+
+
 def _softmax(logits_CV: Tensor, targets_C: Tensor, probabilities: bool) -> _Softmax:
     """Compute in place: ``logits_CV`` is overwritten, with the probabilities if ``probabilities`` is True."""
     result = _Softmax(*(logits_CV.new_empty(len(logits_CV)) for _ in range(3)))
-    block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
-    block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
-    exp_BV = torch.empty_like(logits_CV[:block_size])
-    for start in range(0, len(logits_CV), block_size):
-        block = slice(start, start + block_size)
+    blocks = softmax_blocks(logits_CV)
+    exp_BV = torch.empty_like(logits_CV[blocks[0]]) if blocks else logits_CV
+    for block in blocks:
         logits_BV = logits_CV[block]
         top_B = logits_BV.amax(1)
         logits_BV.sub_(top_B[:, None])

@@ -24,7 +24,7 @@ from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import OnlineModule, SFTModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
-from grpo_lightning.commands.plan.command import CUDA_CONTEXT, GIB, available
+from grpo_lightning.commands.plan.command import CUDA, GIB, PROCESS, Overhead
 from grpo_lightning.commands.plan.meter import MemoryMeter
 from grpo_lightning.commands.plan.peaks import PhaseMemory
 from grpo_lightning.commands.plan.plan import Planner, largest, most
@@ -256,8 +256,9 @@ class BreaksInItsStep(Distillation):
 def test_what_cannot_be_rehearsed_is_refused(kind: type[Distillation], text: str, tiny_model: Any) -> None:
     path = tiny_model("llama")
     module = kind(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, teacher_path=path)
+    plan = Planner(module, RolloutDataModule(ToyTask(), group_size=2), "32-true", False, prompt_tokens=12)
     with pytest.raises(ConfigError) as error:
-        rehearsal_of(module)
+        phases(plan)
     assert str(error.value).startswith(text)
 
 
@@ -571,7 +572,8 @@ def test_every_shipped_config_can_be_planned(
 
 @pytest.mark.usefixtures("_in_the_repository")
 def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--config", "configs/quickstart.yaml", "--memory", "15MB", "--prompt_tokens", "60"]
+    memory = PROCESS.fixed[1] + 15 * 10**6
+    base = ["--config", "configs/quickstart.yaml", "--memory", f"{memory / 10**6}MB", "--prompt_tokens", "60"]
     base += ["--data.prompts_per_step", "4", "--data.val_batch_size", "16", "--data.sampling.max_new_tokens", "16"]
     code, out = run(capsys, *base)
     assert code == 1
@@ -617,9 +619,14 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
         assert (code, "--memory" in error) == (2, True)
 
 
-def test_memory_is_reserved_on_a_gpu() -> None:
-    assert available(8 * GIB, on_cuda=True) < 8 * GIB - CUDA_CONTEXT
-    assert available(8 * GIB, on_cuda=False) == 8 * GIB
+@pytest.mark.parametrize("overhead", [PROCESS, CUDA])
+def test_a_plan_is_of_what_the_process_or_the_gpu_holds(overhead: Overhead) -> None:
+    tensors = PhaseMemory("update", {"weights": 3 * GIB, "gradients": GIB})
+    held = overhead.added_to(tensors)
+    assert held.total == 4 * GIB + int(overhead.share[1] * 4 * GIB) + overhead.fixed[1]
+    assert held.parts.items() > tensors.parts.items()
+    assert overhead.leaves(held.total) == pytest.approx(tensors.total, abs=2)
+    assert overhead.leaves(overhead.fixed[1] - 1) == 0
 
 
 def test_help_needs_no_torch() -> None:

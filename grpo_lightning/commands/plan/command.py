@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from grpo_lightning.errors import ConfigError
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 HELP = """\
 usage: grpo plan --config FILE [--KEY VALUE ...] [--memory SIZE] [--prompt_tokens N] [--fast]
 
-What memory each phase of a training step takes, whether it fits, and the largest settings that do. One iteration is
-run on tensors without memory; of the model it reads config.json alone, and neither weights nor data are downloaded.
+What memory the process (or the GPU) takes in each phase of a training step, whether it fits, and the largest settings
+that do. One iteration runs on tensors without memory. Only the model's config.json is read; neither weights nor data
+are downloaded.
 
   --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
   --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's
@@ -28,11 +30,37 @@ Exit status: 0 if the config fits, 1 if it does not.
 """
 
 GIB = 2**30
+MIB = 2**20
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
-CUDA_CONTEXT = GIB // 2
-"""What the driver and its libraries take on a GPU before the first tensor, at a guess."""
-FRAGMENTATION = 0.05
-"""The share of the memory that the caching allocator holds and cannot use, at a guess."""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a run holds beside its live tensors.
+
+    Args:
+        fixed: what it holds before the first tensor, by a name, in bytes.
+        share: what the allocator holds and cannot use, by a name, as a fraction of the live tensors.
+    """
+
+    fixed: tuple[str, int]
+    share: tuple[str, float]
+
+    def added_to(self, phase: PhaseMemory) -> PhaseMemory:
+        """The phase as the operating system, or the GPU's driver, sees it."""
+        (fixed, size), (kept, share) = self.fixed, self.share
+        return replace(phase, parts=phase.parts | {kept: int(share * phase.total), fixed: size})
+
+    def leaves(self, memory: int) -> int:
+        """The bytes of live tensors that fit into a device's memory."""
+        return max(0, int((memory - self.fixed[1]) / (1 + self.share[1])))
+
+
+PROCESS = Overhead(("python", 520 * MIB), ("allocator", 0.05))
+"""Of a CPU run: Python, the libraries, tokenizer and data; what glibc keeps. ``benchmarks/resident.py`` prints both as
+``outside`` and ``kept``; docs/plan.md says how they were chosen."""
+CUDA = Overhead(("context", GIB // 2), ("fragmentation", 0.05))
+"""Of a GPU: the driver and its libraries; what torch's allocator reserves and cannot use. Both are guesses."""
 
 
 def main(args: list[str]) -> None:
@@ -58,8 +86,8 @@ def main(args: list[str]) -> None:
     from grpo_lightning.commands.plan.configured import planner_of
 
     planner, device = planner_of(rest, given.prompt_tokens, memory)
-    budget = available(device.memory, planner.on_cuda)
-    phases = planner.phases(planner.settings)
+    overhead = CUDA if planner.on_cuda else PROCESS
+    phases = [overhead.added_to(phase) for phase in planner.phases(planner.settings)]
     for line in table(phases):
         print(line)
     print()
@@ -67,20 +95,15 @@ def main(args: list[str]) -> None:
     for line in planner.shortcuts():
         print(line)
     worst = max(phases, key=lambda phase: phase.total)
-    fits = worst.total <= budget
+    fits = worst.total <= device.memory
     print(
-        f"{device.name}: {device.memory / GIB:.2f} GiB, of which {budget / GIB:.2f} GiB for tensors. "
+        f"{device.name}: {device.memory / GIB:.2f} GiB. "
         f"The plan {'fits' if fits else 'does not fit'}: {worst.name} takes {worst.total / GIB:.2f} GiB."
     )
     if not given.fast:
-        for line in proposal(planner, planner.propose(budget), budget):
+        for line in proposal(planner, planner.propose(overhead.leaves(device.memory)), overhead):
             print(line)
     raise SystemExit(0 if fits else 1)
-
-
-def available(memory: int, on_cuda: bool) -> int:
-    """The bytes that tensors may take of a device's memory."""
-    return int((memory - CUDA_CONTEXT) * (1 - FRAGMENTATION)) if on_cuda else memory
 
 
 def table(phases: list[PhaseMemory]) -> Iterator[str]:
@@ -98,7 +121,7 @@ def table(phases: list[PhaseMemory]) -> Iterator[str]:
         yield f"and {host / GIB:.3f} GiB of host memory, for the weights that the adapter is merged into"
 
 
-def proposal(planner: Planner, proposed: Settings | None, budget: int) -> Iterator[str]:
+def proposal(planner: Planner, proposed: Settings | None, overhead: Overhead) -> Iterator[str]:
     """What to paste into the config, or onto the command line."""
     if proposed is None:
         yield (
@@ -106,7 +129,7 @@ def proposal(planner: Planner, proposed: Settings | None, budget: int) -> Iterat
             "smaller model, or shorter prompts and completions."
         )
         return
-    after = planner.phases(proposed)
+    after = [overhead.added_to(phase) for phase in planner.phases(proposed)]
     worst = max(after, key=lambda phase: phase.total)
     if proposed == planner.settings:
         yield "The settings are the largest that fit already."

@@ -21,6 +21,7 @@ from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.functional import logprobs
 from grpo_lightning.lightning_private import set_optimizer_steps
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
@@ -88,11 +89,7 @@ class Rehearsal:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
         self._count_scratch()
-        self.step(self.longest_batch(1, 2, max(2, data.group_size)))
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    self.meter.assign(value, "optimizer")
+        self._make_optimizer_state()
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +113,7 @@ class Rehearsal:
         self.module.phases = Phases()
         self.module.phases.listeners.append(peaks)
         # As Lightning's precision plugin, which casts weights anew at every use.
-        with self._refusing("training_step"), self.meter, self._autocast(cache_enabled=False):
+        with self._refusing("training_step"), self.meter, _first_block_only(), self._autocast(cache_enabled=False):
             self.meter.reset_peak()
             with self.meter.counting_as("activations"):
                 self.module.training_step(batch, 0)
@@ -146,6 +143,19 @@ class Rehearsal:
             self.meter.reset_peak()
             self._generate(*shape, **options)
             return peak_of(self.meter, "rollout")
+
+    def _make_optimizer_state(self) -> None:
+        """Make a step of the optimizer alone: the rehearsed steps find its state, as all steps but the first do."""
+        with self._refusing("configure_optimizers"), self.meter:
+            for group in self.optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad = torch.zeros_like(weight)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    self.meter.assign(value, "optimizer")
 
     def _count_scratch(self) -> None:
         """What the optimizer makes in a step and keeps no longer is the part ``optimizer scratch``."""
@@ -223,6 +233,17 @@ def _heaviest(cut: Callable[..., list[Microbatch]]) -> Callable[..., list[Microb
         return [most] * min(2 if torch.is_grad_enabled() else 1, len(parts)) if most is not None else []
 
     return heaviest
+
+
+@contextmanager
+def _first_block_only() -> Iterator[None]:
+    """Softmax passes over the first block of logits alone: the others take the same memory, and there are hundreds."""
+    every = logprobs.softmax_blocks
+    logprobs.softmax_blocks = lambda logits_CV: every(logits_CV)[:1]
+    try:
+        yield
+    finally:
+        logprobs.softmax_blocks = every
 
 
 def _separate(module: PolicyModule) -> PolicyModule:
