@@ -30,16 +30,11 @@ class _Kept:
     def __init__(self) -> None:
         self._recipes: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
 
-    @staticmethod
-    def add(result: Tensor, recipe: _Recipe) -> Tensor:
-        """Note inside :func:`recompute_in_backward` how to compute a result, and return it."""
-        kept = _kept.get()
-        if kept is not None and result.requires_grad:
-            recipes, key = kept._recipes, result.untyped_storage()._cdata
-            # The address may be taken again as soon as the result is gone.
-            gone = weakref.ref(result, lambda _: recipes.pop(key, None))
-            recipes[key] = (gone, result._version, recipe)
-        return result
+    def add(self, result: Tensor, recipe: _Recipe) -> None:
+        key = result.untyped_storage()._cdata
+        # The address may be taken again as soon as the result is gone.
+        gone = weakref.ref(result, lambda _: self._recipes.pop(key, None))
+        self._recipes[key] = (gone, result._version, recipe)
 
     def pack(self, tensor: Tensor) -> Tensor | _Recipe:
         """What the graph holds instead of a tensor: the tensor itself, or how to compute it."""
@@ -87,6 +82,13 @@ def recompute_in_backward(lm: nn.Module) -> Iterator[None]:
         _kept.reset(before)
 
 
+def _recomputable(result: Tensor, recipe: _Recipe) -> Tensor:
+    kept = _kept.get()
+    if kept is not None and result.requires_grad:
+        kept.add(result, recipe)
+    return result
+
+
 # -- the two operations -----------------------------------------------------------------------------------------------
 
 
@@ -102,7 +104,7 @@ class Norm(nn.Module):
             return _scaled(x, _inverse_rms(x, epsilon), self.weight)
         result, inverse = _RMSNorm.apply(x, self.weight, epsilon)
         x, weight = x.detach(), self.weight.detach()
-        return _Kept.add(result, lambda: _scaled(x, inverse, weight))
+        return _recomputable(result, lambda: _scaled(x, inverse, weight))
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -118,7 +120,7 @@ class GatedFeedForward(nn.Module):
             return cast(Tensor, down(_gated(gate_F, up_F)))
         result = _SiluTimes.apply(gate_F, up_F)
         gate_F, up_F = gate_F.detach(), up_F.detach()
-        return cast(Tensor, down(_Kept.add(result, lambda: _gated(gate_F, up_F))))
+        return cast(Tensor, down(_recomputable(result, lambda: _gated(gate_F, up_F))))
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
