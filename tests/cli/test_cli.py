@@ -68,8 +68,8 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.
     overrides = request.getfixturevalue("lfm") if name.startswith("lfm") else {}
     if name in FAMILY_OF:
         model = {"model.init_args.policy.path": save_family(tmp_path / "model", FAMILY_OF[name])}
-        rows = {"path": request.getfixturevalue("gsm8k_folder"), "limit": 20, "val_size": 4, "shots": 1}
-        # A tiny tokenizer has a token per byte, so prompts are long.
+        rows = {"path": request.getfixturevalue("gsm8k_folder"), "limit": 20, "val_size": 4}
+        # A tiny tokenizer has a token per byte.
         overrides = {f"data.task.init_args.{key}": value for key, value in rows.items()}
         overrides |= model | {"data.max_prompt_tokens": "null"}
     text = (ROOT / "configs" / name).read_text()
