@@ -3,7 +3,7 @@
     python benchmarks/ppo_vs_grpo.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data openai/gsm8k
 
 Both train a LoRA adapter on GSM8K rows; PPO runs with a shared and with an adapter critic. Each turn is a separate
-process that makes one step to warm up and then the steps that count; the algorithms alternate. The learning rate is so
+process, which makes a step to warm up and then the steps that count; the algorithms alternate. The learning rate is so
 small that the model stays what it is, so all algorithms sample the same completions. With ``signal`` the reward is the
 share of vowels, which differs within every group; without it every reward is 0. Time is process time on the CPU and
 wall time on CUDA; validation is off.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from meters import machine, now
@@ -39,7 +40,7 @@ CASES: dict[str, tuple[float, bool]] = {
 PHASES = ("rollout", "reference", "value", "update", "step")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub name of the policy")
     parser.add_argument("--data", default="openai/gsm8k", help="folder or hub name of GSM8K")
@@ -50,12 +51,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lora", type=int, default=16, help="rank of the adapter")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the weights")
     parser.add_argument("--updates", type=int, help="updates_per_rollout of PPO (default: its own)")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps per turn that do not count")
     parser.add_argument("--steps", type=int, default=2, help="steps per turn that count")
     parser.add_argument("--repeats", type=int, default=2, help="turns per algorithm")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--turn", choices=ALGORITHMS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def vowels(sample: Any) -> float:
@@ -117,17 +119,17 @@ def run_turn(args: argparse.Namespace) -> list[dict[str, float]]:
         **options,
     )
     data = RolloutDataModule(
-        GSM8K(args.data), prompts_per_step=args.prompts, group_size=args.group_size, seed=1,
+        GSM8K(args.data, val_size=1), prompts_per_step=args.prompts, group_size=args.group_size, seed=1,
         sampling=SamplingParams(max_new_tokens=args.cap),
     )  # fmt: skip
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         pl.Trainer(
-            default_root_dir=folder, max_epochs=1, limit_train_batches=1 + args.steps, accelerator=args.device,
-            devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            num_sanity_val_steps=0, limit_val_batches=0, callbacks=[clock],
+            default_root_dir=folder, max_epochs=1, limit_train_batches=args.warm_up + args.steps,
+            accelerator=args.device, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[clock],
         ).fit(module, datamodule=data)  # fmt: skip
-    return clock.seconds[1 : 1 + args.steps]
+    return clock.seconds[args.warm_up : args.warm_up + args.steps]
 
 
 def compare(case: str, args: argparse.Namespace) -> None:
@@ -141,6 +143,7 @@ def compare(case: str, args: argparse.Namespace) -> None:
             if done.returncode:
                 raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
             steps[name] += json.loads(done.stdout.splitlines()[-1])
+            print(f"{case}: {name}: {steps[name][-1]['step']:.2f} s", file=sys.stderr, flush=True)
     same = {tuple(step["rollouts"] for step in found) for found in steps.values()}
     assert len(same) == 1, "the algorithms did not learn from the same rollouts"
     print(f"\n{case}\n{'seconds per step':<16}" + "".join(f"{phase:>11}" for phase in PHASES) + "  step / GRPO's")

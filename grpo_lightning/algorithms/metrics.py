@@ -114,7 +114,7 @@ class MeasuredModule(pl.LightningModule):
         with self.phases(phase, self.device) as timed:
             yield
         metrics.add(f"time/{phase}_s", timed.seconds, 1)
-        if phase == "update":
+        if phase in ("update", "value"):  # a critic learns in both
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
 

@@ -50,9 +50,9 @@ class PPOModule(CriticModule):
     ``L = - E_t[ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) ] + value_coef * 1/2 E_t[ (V - R)^2 ]``, the second
     part clipped too, with the advantages ``A`` of GAE (arXiv 1506.02438), ``R = A + V``, and token rewards made of the
     verifier's, on the last token, and ``- beta * KL`` to the reference, on each (Ziegler et al. 2019, arXiv
-    1909.08593). The equations are in :mod:`grpo_lightning.functional.gae`. The options that it shares with GRPO are
-    those of :class:`OnlineModule`; ``beta`` is the (first) coefficient of the KL, which is in the rewards here, not in
-    the loss.
+    1909.08593). The equations are in :mod:`grpo_lightning.functional.gae`. The options of the critic are those of
+    :class:`CriticModule`, and those that it shares with GRPO, one pass over the rollouts by default, those of
+    :class:`OnlineModule`; ``beta`` is the (first) coefficient of the KL, which is in the rewards here, not in the loss.
 
     Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead), and the
     entropy bonus. A group has no meaning here: ``group_size`` completions per prompt are as many episodes. Under

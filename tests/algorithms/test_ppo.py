@@ -507,7 +507,7 @@ def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: P
                 "minibatches_per_update": 2,
                 "value_lr": 1e-3,
                 "scheduler": True,
-            },  # fmt: skip
+            },
         ),
         (
             "lfm2",
