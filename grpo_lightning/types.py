@@ -283,6 +283,12 @@ class TokenRows:
         width = int(chosen.lengths_N.max()) if len(chosen) else 0
         return replace(chosen, ids_NL=chosen.ids_NL[:, :width])
 
+    def with_end(self) -> TokenRows:
+        """The rows with a placeholder after each completion: a pass then has the state after the last token too."""
+        ids_NL = self.ids_NL.new_zeros(len(self), self.ids_NL.shape[1] + 1)
+        ids_NL[:, :-1] = self.ids_NL
+        return replace(self, ids_NL=ids_NL, completion_lengths_N=self.completion_lengths_N + 1, sharing=None)
+
     def to(self, device: torch.device) -> TokenRows:
         return self._map(lambda tensor: tensor.to(device))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,16 @@ def test_lengths_are_about_as_asked_for(benchmark_module: Any, tmp_path: Path) -
     step = our_side.OurSide(capped, shapes.build(capped, tmp_path / "cap"), torch.device("cpu")).step(1)
     assert set(step.lengths) == {40}
     assert step.seconds["step"] >= step.seconds["rollout"] + step.seconds["update"] > 0
+
+
+def test_ppo_and_grpo_take_their_turns_on_the_same_rollouts(tmp_path: Path, tiny_model: Callable[[str], str]) -> None:
+    for split in ("train", "test"):
+        rows = [json.dumps({"question": f"{row} + 1?", "answer": f"#### {row + 1}"}) for row in range(8)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    arguments = ["--model", tiny_model("llama"), "--data", str(tmp_path), "--cap", "4", "--lora", "2"]
+    arguments += ["--steps", "1", "--warm-up", "0", "--case", "signal, beta 0.04"]
+    turns = [run("ppo_vs_grpo.py", *arguments, "--turn", name) for name in ("GRPO", "PPO adapter")]
+    ((grpo,), (ppo,)) = (json.loads(turn.splitlines()[-1]) for turn in turns)
+    assert grpo["rollouts"] == ppo["rollouts"]
+    assert ppo.keys() - grpo.keys() == {"value"}
+    assert all(step["step"] > step["rollout"] + step["reference"] + step["update"] > 0 for step in (grpo, ppo))

@@ -165,6 +165,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         losses: Losses,
         metrics: StepMetrics,
         attempts: Sequence[Attempt] = (),
+        keep_gradients: bool = False,
     ) -> None:
         """Make one optimizer step on some rows, in as many micro-batches as the token budget needs.
 
@@ -173,32 +174,38 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             rows: indices of the rows to learn from.
             losses: see :data:`~grpo_lightning.algorithms.update.Losses`.
             metrics: what is logged is added here.
-            attempts: one per row of the batch, or none; written to disk if the gradient is not finite.
+            attempts: those that the step learns from; written to disk if the gradient is not finite.
+            keep_gradients: whether gradients that are already there belong to this step.
 
         Raises:
             NonFiniteError: the gradient was not finite in two consecutive training steps.
         """
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        sides = self.trained_sides()
+        update = self.update_step()
         # The schedule changes the rates below.
         self._rates = {
-            f"optim/{side}lr": float(group["lr"]) for side, group in zip(sides, optimizer.param_groups, strict=False)
+            f"optim/{side}lr": float(group["lr"])
+            for side, group in zip(update.sides, update.optimizer.param_groups, strict=False)
         }
-        update = UpdateStep(
+        if not keep_gradients:
+            update.optimizer.zero_grad()
+        for name in self.loss_names:
+            metrics.add(name, 0, 1)
+        update.add_gradients(self.passes.cut(tokens, rows, self.shares_prompts), losses, metrics)
+        update.finish(metrics, self._step, attempts)
+
+    def update_step(self) -> UpdateStep:
+        """The optimizer step that comes next."""
+        return UpdateStep(
             trainer=self.trainer,
             backward=self.manual_backward,
             policy=self.policy,
-            optimizer=optimizer,
+            optimizer=cast(LightningOptimizer, self.optimizers()),
             scheduler=cast(LRScheduler | None, self.lr_schedulers()),
-            sides=sides,
+            sides=self.trained_sides(),
             resting=self.resting_parameters(),
             max_grad_norm=self.max_grad_norm,
             skipped=self.skipped,
         )
-        for name in self.loss_names:
-            metrics.add(name, 0, 1)
-        parts = self.passes.cut(tokens, rows, self.shares_prompts)
-        update.run(parts, losses, metrics, self._step, [attempts[row] for row in rows.tolist()] if attempts else [])
 
     def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> None:
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.

@@ -106,13 +106,18 @@ class MeasuredModule(pl.LightningModule):
         metrics.add(name, loss * self.trainer.world_size)
         return loss
 
+    def count_trained(self, metrics: StepMetrics, lengths_N: Tensor) -> None:
+        """Log the tokens of the rows that an optimizer step learns from."""
+        metrics.add("throughput/train_tokens_per_s", lengths_N.sum())
+        metrics.add("total/train_tokens", lengths_N.sum())
+
     @contextmanager
     def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:
         """Log the seconds spent inside as ``time/<phase>_s``."""
         with self.phases(phase, self.device) as timed:
             yield
         metrics.add(f"time/{phase}_s", timed.seconds, 1)
-        if phase == "update":
+        if phase in ("update", "value"):  # a critic learns in both
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
 
 

@@ -59,25 +59,33 @@ class UpdateStep:
     max_grad_norm: float | None
     skipped: SkippedSteps
 
-    def run(
-        self, parts: Sequence[Microbatch], losses: Losses, metrics: StepMetrics, step: int, attempts: Sequence[Attempt]
-    ) -> None:
-        """Make the step, or skip it if the gradient is not finite.
+    def add_gradients(self, parts: Sequence[Microbatch], losses: Losses, metrics: StepMetrics) -> None:
+        """Add up the gradients of some micro-batches.
 
         Args:
             parts: the micro-batches to learn from; may be empty.
             losses: see :data:`Losses`.
             metrics: what is logged is added here.
+        """
+        for part in parts:
+            with self._without_exchange(), self.policy.adding_gradients():
+                for loss in losses(part):
+                    # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                    self.backward(loss * self.trainer.world_size)
+            metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+
+    def finish(self, metrics: StepMetrics, step: int, attempts: Sequence[Attempt]) -> None:
+        """Apply what has been added up, or skip the step if the gradient is not finite.
+
+        Args:
+            metrics: what is logged is added here.
             step: number of the training step that this optimizer step belongs to.
-            attempts: what the parts were cut from, written to disk if the gradient is not finite.
+            attempts: those learned from, written to disk if the gradient is not finite.
 
         Raises:
             NonFiniteError: the gradient was not finite in two consecutive training steps.
         """
-        self.optimizer.zero_grad()
-        for part in parts:
-            self._add_gradient(part, losses, metrics)
-        if not parts or isinstance(self.trainer.strategy, ParallelStrategy):
+        if self._has_idle_side() or isinstance(self.trainer.strategy, ParallelStrategy):
             # This adds nothing. It makes the ranks exchange what they have added up, which takes all weights.
             trained = [parameter for side in self.sides.values() for parameter in side]
             self.backward(torch.stack([0.0 * parameter.sum() for parameter in trained]).sum())
@@ -95,14 +103,13 @@ class UpdateStep:
             file = Path(self.trainer.default_root_dir) / "nonfinite" / name
             self.skipped.skip(norms.max().item(), step, attempts, file)
 
-    def _add_gradient(self, part: Microbatch, losses: Losses, metrics: StepMetrics) -> None:
-        with self._without_exchange(), self.policy.adding_gradients():
-            for loss in losses(part):
-                # Strategies average gradients over ranks, and the loss has been divided by the count of all.
-                self.backward(loss * self.trainer.world_size)
-        metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
-        metrics.add("throughput/train_tokens_per_s", part.tokens.lengths_N.sum())
-        metrics.add("total/train_tokens", part.tokens.lengths_N.sum())
+    def _has_idle_side(self) -> bool:
+        """Whether nothing was propagated back to a side that this step changes: its gradient is 0 then, not missing."""
+        resting = set(self.resting)
+        return any(
+            all(parameter.grad is None and parameter not in resting for parameter in side)
+            for side in self.sides.values()
+        )
 
     def _without_exchange(self) -> AbstractContextManager[Any]:
         """Backward passes inside add up the gradients of this rank and do not exchange them."""

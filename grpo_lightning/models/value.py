@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import length_mask
-from grpo_lightning.models.adapters import VALUE, add_adapter
+from grpo_lightning.models.adapters import VALUE, adapters_off, add_adapter
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.policy import Policy, decoder_of
+from grpo_lightning.models.weightless import is_weightless
+from grpo_lightning.speed.shared_prompt import PredictingStates, SharedPrompts, predicting_states
 from grpo_lightning.types import TokenRows
+
+log = logging.getLogger(__name__)
 
 CriticForm = Literal["shared", "separate", "adapter"]
 
@@ -57,6 +61,8 @@ class Critic(nn.Module):
         self.form = form
         self._policy = (policy,)  # in a tuple, where torch does not look for submodules
         self.backbone: nn.Module | None = None
+        self.shares_prompts = policy.shares_prompts
+        """Whether what several rows have in common may run once."""
         if form == "separate":
             own = policy.config
             config = own if path is None else replace(own, path=path, revision=None)
@@ -84,24 +90,24 @@ class Critic(nn.Module):
             yield policy.lm if self.backbone is None else _lm_of(self.backbone)
 
     def state_values(self, lm: PreTrainedModel, tokens: TokenRows, train_trunk: bool = True) -> Tensor:
-        """Values of the states before each token, and of the one after the last.
+        """Values of the states before each token, by a pass of a trunk.
 
         Args:
             lm: what :meth:`trunk` gave.
-            tokens: right padded rows, as for :meth:`Policy.logprobs`.
+            tokens: rows as for :meth:`Policy.logprobs`; of :meth:`TokenRows.with_end`, the values of the states after
+                the last tokens are there too.
             train_trunk: whether gradients pass into the trunk.
 
         Returns:
-            ``values_NS`` with ``S = T + 1``, float32, 0 after each row's last state.
+            ``values_NT``, float32, 0 after each row's last token.
         """
-        ids_NL, mask_NS = tokens.ids_NL, length_mask(tokens.completion_lengths_N + 1)
-        # The state before the token at position p is the hidden state at p - 1.
-        position_NS = tokens.prompt_lengths_N[:, None] - 1 + torch.arange(mask_NS.shape[1], device=ids_NL.device)
-        row_NS = torch.arange(len(ids_NL), device=ids_NL.device)[:, None].expand_as(position_NS)
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk), self._policy[0].recomputing(lm):
-            hidden_NLD = decoder_of(lm)(input_ids=ids_NL, use_cache=False).last_hidden_state
-        values_M = self.head(hidden_NLD[row_NS[mask_NS], position_NS[mask_NS]])
-        return torch.zeros(mask_NS.shape, dtype=values_M.dtype, device=ids_NL.device).masked_scatter(mask_NS, values_M)
+            states = predicting_states(decoder_of(lm), tokens)
+        return self.values(states, tokens)
+
+    def values(self, states: PredictingStates, tokens: TokenRows) -> Tensor:
+        """``values_NT`` of hidden states that a pass over the tokens gave: of the state before each token."""
+        return states.spread(self.head(states.hidden_MD), tokens)
 
     # -- construction -----------------------------------------------------------------------------------------------
 
@@ -121,7 +127,20 @@ class Critic(nn.Module):
             head.requires_grad_(False)  # no value comes from it
         if config.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.train().to(policy.device)
+        model.eval().to(policy.device)
+        self.shares_prompts = policy.shares_prompts and _can_share_prompts(model)
+        return model.train()
+
+
+def _can_share_prompts(model: nn.Module) -> bool:
+    """Try it, as for the policy: the critic may have another architecture."""
+    if is_weightless():
+        return True
+    with adapters_off(model):
+        reason = SharedPrompts().why_not(_lm_of(model))
+    if reason is not None:
+        log.info(f"critic: shortcut {SharedPrompts.name}: not used: {reason}")
+    return reason is None
 
 
 def _lm_of(model: nn.Module) -> PreTrainedModel:

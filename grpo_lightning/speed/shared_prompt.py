@@ -72,8 +72,8 @@ def _shared_states(
         # A convolution continues from a cache by a kernel for decoding, without gradient, where the width is 1.
         width = max(2, tails[run[0]] - 1)
         first_R = sharing.prefix_lengths_N[rows_R]
-        # Pads repeat the last token: a position past the model's longest would be an error.
-        position_RT = torch.minimum(first_R[:, None] + torch.arange(width, device=device), lengths_N[rows_R, None] - 1)
+        # Pads repeat the last token that predicts one: a position past the model's longest would be an error.
+        position_RT = torch.minimum(first_R[:, None] + torch.arange(width, device=device), lengths_N[rows_R, None] - 2)
         inputs = {"use_cache": False} if prefixes is None else prefixes.continued(rows_R, position_RT)
         hidden_RTD = decoder(inputs_embeds=embedded(rows_R, position_RT), **inputs).last_hidden_state
         start_N[rows_R] = sum(map(len, states)) + width * torch.arange(len(run), device=device) - first_R

@@ -122,11 +122,14 @@ def test_critic_passes_keep_the_token_budget(tiny_model: Callable[[str], str], t
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             backbone = pl_module.critic.backbone.get_decoder()
             backbone.register_forward_pre_hook(
-                lambda module, args, kwargs: seen.append((torch.is_grad_enabled(), kwargs["input_ids"].numel())),
+                lambda module, args, kwargs: seen.append((torch.is_grad_enabled(), tokens_of(**kwargs))),
                 with_kwargs=True,
             )
 
-    module = ppo(tiny_model("llama"), critic="separate", max_tokens_per_microbatch=200)
+    def tokens_of(input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, **_: Any) -> int:
+        return input_ids.numel() if input_ids is not None else inputs_embeds[..., 0].numel()
+
+    module = ppo(tiny_model("llama"), critic="separate", minibatches_per_update=2, max_tokens_per_microbatch=200)
     fit(tmp_path, module, 2, callbacks=[Seeing()])
     assert {grad for grad, _ in seen} == {True, False}
     assert max(tokens for _, tokens in seen) <= 200
@@ -225,15 +228,19 @@ def test_values_are_those_of_the_text_before_each_token(model_path: str) -> None
     critic = Critic(policy, "shared")
     torch.nn.init.normal_(critic.head.weight)
     data = [([1, 9, 30], [40, 41, 7]), ([1, 9], [50])]
+    tokens = token_rows([p for p, _ in data], [c for _, c in data], 0)
     with torch.no_grad(), critic.trunk() as lm:
-        values_NS = critic.state_values(lm, token_rows([p for p, _ in data], [c for _, c in data], 0))
-    assert values_NS.shape == (2, 4)
+        values_NT, values_NS = critic.state_values(lm, tokens), critic.state_values(lm, tokens.with_end())
+    assert (values_NT.shape, values_NS.shape) == ((2, 3), (2, 4))
     for row, (prompt, completion) in enumerate(data):
-        for t in range(len(completion) + 1):
+        length = len(completion)
+        torch.testing.assert_close(values_NT[row, :length], values_NS[row, :length])
+        for t in range(length + 1):
             with torch.no_grad():
                 text = torch.tensor([prompt + completion[:t]])
                 hidden = policy.lm.get_decoder()(input_ids=text).last_hidden_state[0, -1]
                 torch.testing.assert_close(values_NS[row, t], critic.head(hidden), atol=1e-5, rtol=1e-4)
+    assert (values_NT[1, 1:] == 0).all()
     assert (values_NS[1, 2:] == 0).all()
 
 
@@ -512,7 +519,16 @@ def test_further_attempts_are_episodes_of_their_own(model_path: str, tmp_path: P
     ("kind", "options"),
     [
         ("llama", {}),
-        ("lfm2", {"critic": "separate", "minibatches_per_update": 2, "value_lr": 1e-3, "scheduler": True}),
+        (
+            "lfm2",
+            {
+                "critic": "separate",
+                "updates_per_rollout": 2,
+                "minibatches_per_update": 2,
+                "value_lr": 1e-3,
+                "scheduler": True,
+            },
+        ),
         (
             "lfm2",
             {"critic": "adapter", "lora": LORA, "beta": 0.1, "adaptive_kl": ADAPTIVE, "critic_warmup_steps": 3},
@@ -530,11 +546,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
     data = {"prompts_per_step": 5, "group_size": 3}
     run: dict[str, Any] = {"enable_checkpointing": True}
     whole, part = Watch(), Watch()
-    one = fit(tmp_path / "whole", ppo(model_path, **options), 20, rollouts(**data), callbacks=[whole])
-    fit(tmp_path / "part", ppo(model_path, **options), 12, rollouts(**data), callbacks=[RunCheckpoint()], **run)
+    steps = options.get("updates_per_rollout", 1) * options.get("minibatches_per_update", 1)
+    one = fit(tmp_path / "whole", ppo(model_path, **options), 7 * steps, rollouts(**data), callbacks=[whole])
+    fit(tmp_path / "part", ppo(model_path, **options), 4 * steps, rollouts(**data), callbacks=[RunCheckpoint()], **run)
     last = tmp_path / "part/checkpoints/last.ckpt"
     torch.load(last, weights_only=True)
-    two = fit(tmp_path / "part", ppo(model_path, **options), 20, rollouts(**data), ckpt_path=last, callbacks=[part])
+    module = ppo(model_path, **options)
+    two = fit(tmp_path / "part", module, 7 * steps, rollouts(**data), ckpt_path=last, callbacks=[part])
     assert same(one, two)
     timed = ("time/", "throughput/", "total/wall_s", "total/cpu_s")
     for name, value in whole.logged[-1].items():
@@ -555,7 +573,11 @@ def test_evaluation_needs_no_critic(tiny_model: Callable[[str], str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "options", [{"beta": 0.05}, {"critic": "adapter", "lora": LORA, "critic_warmup_steps": 2, "target_kl": 1e-7}]
+    "options",
+    [
+        {"beta": 0.05},
+        {"critic": "adapter", "lora": LORA, "critic_warmup_steps": 2, "updates_per_rollout": 2, "target_kl": 1e-7},
+    ],
 )
 def test_two_processes_train_what_one_does(
     tiny_model: Callable[[str], str], tmp_path: Path, options: dict[str, Any]

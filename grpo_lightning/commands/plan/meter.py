@@ -18,6 +18,7 @@ REAL_ELEMENTS = 2**20
 
 _PACKING = "mkldnn::_reorder_linear_weight"  # by its name: not every build of torch has the operator
 
+_ASKS = (torch.ops.aten.all.default, torch.ops.aten.any.default)
 _READ: dict[torch.dtype, int | bool] = {torch.bool: False, torch.int64: 0, torch.int32: 0}
 
 HOST = "host"
@@ -29,7 +30,8 @@ class MemoryMeter(TorchDispatchMode):
 
     Within the mode floating-point tensors are fakes (shapes and types, no storage), and so is what is computed from
     them; small integer tensors are real, so that masks and lengths steer the program as they would. A number read out
-    of a fake is 1.0, 0 or False. Every storage counts from the operation that made it until it is freed, and by the
+    of a fake is 1.0, 0 or False; a mask that is a fake selects everything, and where a program asks whether any or all
+    of a fake is true, it is. Every storage counts from the operation that made it until it is freed, and by the
     part it belongs to. What an operation takes inside, and gives back before it returns, is
     not seen, with one exception below.
 
@@ -91,7 +93,7 @@ class MemoryMeter(TorchDispatchMode):
             return out
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _READ.get(args[0].dtype, 1.0)
-        if func is torch.ops.aten.all.default and isinstance(args[0], FakeTensor):
+        if func in _ASKS and isinstance(args[0], FakeTensor):
             return torch.tensor(True)  # such as whether all gradients are finite
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], _without_masks(args[1]), *args[2:])
@@ -157,9 +159,12 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def _without_masks(indices: Any) -> list[Any]:
-    """Real masks as indices: how many elements a mask takes out of a fake must be known."""
+    """Masks as indices: how many elements a mask selects must be known."""
     found: list[Any] = []
     for index in indices:
-        is_mask = isinstance(index, Tensor) and index.dtype is torch.bool and not isinstance(index, FakeTensor)
-        found += index.nonzero().unbind(1) if is_mask else [index]
+        if isinstance(index, Tensor) and index.dtype is torch.bool:
+            mask = torch.ones(index.shape, dtype=torch.bool) if isinstance(index, FakeTensor) else index
+            found += mask.nonzero().unbind(1)
+        else:
+            found.append(index)
     return found
