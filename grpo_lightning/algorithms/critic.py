@@ -204,6 +204,7 @@ class CriticModule(OnlineModule, ABC):
         assert isinstance(experience, ValuedExperience)
         if not experience.is_first_step:
             return experience.learned_N
+        assert experience.advantages is not None
         has_signal_NT = experience.advantages != 0
         if not (self._one_pass and self._critic_apart):
             has_signal_NT = has_signal_NT | (experience.returns_NT != experience.values_NT)
