@@ -418,7 +418,9 @@ def test_a_command_of_ones_own_finds_the_longest_prompts(capsys: pytest.CaptureF
     own_command.main([*arguments, "--data.task.init_args.train_size", "50"])
     lines = capsys.readouterr().out.splitlines()
     printed = [(int(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in lines]
-    task = import_module("grpo_lightning.tasks").Arithmetic(max_value=60, max_steps=5, train_size=50)
+    task = import_module("grpo_lightning.tasks").Arithmetic(
+        prompt_template="{prompt}", max_value=60, max_steps=5, train_size=50
+    )
     tokenizer = AutoTokenizer.from_pretrained("configs/tiny_decoder")
     lengths = {
         prompt.messages[-1]["content"]: len(

@@ -14,6 +14,7 @@ import yaml
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli.grpo_cli import parse
+from grpo_lightning.tasks import GSM8K
 from grpo_lightning.types import Sample
 from tests.cli.test_cli import few, only_run
 
@@ -57,13 +58,16 @@ def test_the_verifier_example_judges(tmp_path: Path) -> None:
 
 
 def test_the_yaml_example_is_a_config(tiny_model: Callable[[str], str], gsm8k_folder: str, tmp_path: Path) -> None:
-    full, task = (yaml.safe_load(block) for block in blocks("yaml"))
+    full, task, prompts = (yaml.safe_load(block) for block in blocks("yaml"))
     file = tmp_path / "readme.yaml"
     file.write_text(yaml.safe_dump(full))
     swaps = {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": gsm8k_folder}
     main(["fit", "--config", str(file), *few(tmp_path / "runs", **swaps)])
     assert torch.load(only_run(tmp_path / "runs", "readme") / "checkpoints/last.ckpt", weights_only=True)
     assert task["data"]["task"]["class_path"] == "Tabular"
+    (prompt, *_) = GSM8K(gsm8k_folder, **prompts["data"]["task"]["init_args"]).prompts("test")
+    assert [message["role"] for message in prompt.messages] == ["user", "assistant"] * 4 + ["user"]
+    assert prompt.messages[-1]["content"].endswith("\n\nPut the final number in \\boxed{}.")
 
 
 @pytest.mark.parametrize(
