@@ -133,7 +133,7 @@ def test_tokens_and_log_probs_are_ours_after_every_push(
     # The same seed gives the same completion, and another one another.
     again = [engine.generate(requests[:2], SAMPLING) for _ in range(2)]
     assert [c.token_ids for c in again[0]] == [c.token_ids for c in again[1]]
-    assert again[0][0].token_ids != again[0][1].token_ids
+    assert len({tuple(completion.token_ids) for completion in completions}) > 8
     # A stop string ends a completion, and stays in its text.
     longest = max(completions, key=lambda completion: len(completion.text))
     text, request = longest.text, requests[completions.index(longest)]
