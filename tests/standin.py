@@ -5,6 +5,7 @@ It really samples: every adapter, and all weights that it is given, are loaded f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -59,6 +60,8 @@ class StandIn(PolicyServer):
         self.raw_logprobs = False
         self.fail_after: int | None = None
         """Completions until each further one is answered with 500."""
+        self.holds = False
+        """Whether completions wait until it is killed."""
         self.finish_as: str | None = None
         super().__init__({"base": self._loop(model)}, Limits(), key)
 
@@ -87,6 +90,8 @@ class StandIn(PolicyServer):
         return loop
 
     async def _complete(self, request: Request) -> Response:
+        while self.holds:
+            await asyncio.sleep(0.01)
         if self.fail_after is not None:
             self.fail_after -= 1
             if self.fail_after < 0:

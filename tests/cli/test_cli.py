@@ -20,14 +20,13 @@ from grpo_lightning.cli.environment import without_secrets
 from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.errors import ConfigError
-from tests.models.family_folders import save_family
+from tests.models.family_folders import FAMILY_OF, save_family
 
 ROOT = Path(__file__).parents[2]
 # Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them.
 CONFIGS = sorted(
     path.name for path in (ROOT / "configs").glob("*.yaml") if not {"json", "code", "mbpp"} & set(path.stem.split("_"))
 )
-FAMILY_OF = {"qwen3_gsm8k.yaml": "qwen3", "gemma3_gsm8k.yaml": "gemma3_base"}
 
 
 @pytest.fixture(autouse=True)

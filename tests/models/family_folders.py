@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 FOLDER = Path(__file__).parent / "families"
 FAMILIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+FAMILY_OF = {"qwen3_gsm8k.yaml": "qwen3", "gemma3_gsm8k.yaml": "gemma3_base"}
+"""The families that shipped configs train."""
 
 
 @cache

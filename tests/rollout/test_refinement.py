@@ -228,7 +228,7 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     def spy(*args: Any) -> Any:
         parts = original(*args)
         if torch.is_grad_enabled():  # of the update, and not of the passes before it
-            ran.append(sum(part.real_tokens for part in parts))
+            ran[-1] += sum(part.real_tokens for part in parts)
         return parts
 
     monkeypatch.setattr(passes, "microbatches", spy)
@@ -237,6 +237,7 @@ def test_an_attempt_that_another_follows_does_not_run_by_itself(
     )
     trained, batches = [], []
     for shares in (True, False):
+        ran.append(0)
         policy = PolicyConfig(path=model_path, without=[] if shares else ["shared_prompts"])
         module = algorithm(
             policy, [Parity(accept_truncated=True)], beta=0.1, max_grad_norm=None, updates_per_rollout=1, optimizer=sgd

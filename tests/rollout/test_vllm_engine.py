@@ -179,8 +179,8 @@ def test_a_run_takes_the_same_steps_as_in_process(
 def test_rows_of_a_server_that_dies_are_sampled_by_another(
     path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = policy_of(path)
-    with running(StandIn(path)) as second:
+    policy, stand_in = policy_of(path), StandIn(path)
+    with running(stand_in) as second:
         engine = started(engines(served, second, shared_dir=str(tmp_path)), policy)
         killed = []
 
@@ -190,6 +190,7 @@ def test_rows_of_a_server_that_dies_are_sampled_by_another(
             return []
 
         wanted = requests(groups=6, size=8)
+        stand_in.holds = True
         with caplog.at_level(logging.WARNING):
             found = engine.generate(wanted, SAMPLING, kill)
         assert agree(in_process(policy, wanted), found)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from code_cases import verifier_or_skip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
@@ -28,12 +29,15 @@ from grpo_lightning.verifiers import (
     JSONSchemaVerifier,
     LengthPenalty,
     MathVerifier,
+    ReasoningGymVerifier,
     RepetitionPenalty,
     Verifier,
     WeightedVerifier,
     judge,
 )
+from grpo_lightning.verifiers.reasoning_gym.datasets import source_of
 from tests.tiny import tiny_tokenizer
+from tests.verifiers.code.code_cases import verifier_or_skip
 
 # Attempts of all kinds; every verifier sees all of them.
 ATTEMPTS = [
@@ -103,6 +107,13 @@ def parts(code: CodeVerifier) -> dict[str, Verifier]:
     return {"math": MathVerifier(), "json": json_verifier(), "code": code}
 
 
+def row_of_gym(gold: int) -> Prompt:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is an extra: pip install -e '.[gym]'")
+    entry = base64.b64encode(pickle.dumps({"question": "?", "answer": str(gold), "metadata": {}})).decode()
+    row = {"name": "chain_sum", "source": source_of("chain_sum", None, {}), "entry": entry}
+    return Prompt([], str(gold), {"reasoning_gym": row})
+
+
 Case = tuple[type[Verifier], Callable[[CodeVerifier], Verifier], Callable[[int], Prompt]]
 CASES: dict[str, Case] = {
     "math": (MathVerifier, lambda code: MathVerifier(), row_of_math),
@@ -116,6 +127,7 @@ CASES: dict[str, Case] = {
     "pattern": (FormatVerifier, lambda code: FormatVerifier(pattern="[0-9]+"), row_of_math),
     "a function of samples": (FunctionVerifier, lambda code: FunctionVerifier(wrong), row_of_math),
     "a function of answers": (FunctionVerifier, lambda code: FunctionVerifier(low, "answer"), row_of_math),
+    "reasoning-gym": (ReasoningGymVerifier, lambda code: ReasoningGymVerifier(), row_of_gym),
     "sum": (WeightedVerifier, lambda code: WeightedVerifier(
         {"math": MathVerifier(), "length": LengthPenalty(5, 1, "characters")}), row_of_math),
     "all of": (AllOf, lambda code: AllOf([code, FormatVerifier(["answer"])]), row_of_asserts),
