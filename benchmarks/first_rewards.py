@@ -50,7 +50,7 @@ class Sampler(pl.Callback):
 
     Args:
         data: samples them.
-        temperatures: of the groups.
+        temperatures: sampling temperatures of the groups.
         group_size: completions per group.
     """
 

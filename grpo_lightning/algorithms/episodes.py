@@ -33,7 +33,7 @@ class Episodes:
         tokens: the rows that values are read from, see :attr:`states`.
         rewards_NT: token rewards, 0 where the mask is False.
         mask_NT: True where a token counts.
-        unfinished_N: episodes that were cut off, whose return goes on with the value of the state after the last
+        unfinished_N: episodes that were cut off, whose return continues with the value of the state after the last
             token; ``None`` where all have ended.
         lengths_N: tokens per completion.
         gamma: discount of a token.

@@ -181,7 +181,7 @@ def load_architecture(path: str, config: PolicyConfig, key: str = "model.policy.
     """What the ``config.json`` of a model says; no weights are read.
 
     Args:
-        path: of a model; for an adapter, of its base.
+        path: the model's path; for an adapter, that of its base.
         config: how the model is loaded.
         key: names the path in an error.
 

@@ -1,1 +1,1 @@
-"""``grpo serve``: a policy behind OpenAI's completions and chat completions."""
+"""``grpo serve``: serve a policy by OpenAI's completions and chat completions."""

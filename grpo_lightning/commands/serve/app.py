@@ -42,7 +42,7 @@ class PolicyServer:
 
     Args:
         models: the loops, running, by the names that requests give; the first one answers where none is given.
-        limits: of a request.
+        limits: the limits of a request.
         api_key: what clients must send as their bearer token; ``None``: nothing.
     """
 
@@ -63,7 +63,7 @@ class PolicyServer:
         return Starlette(routes=routes)
 
     def guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """A handler behind the key, whose errors have OpenAI's shape."""
+        """Wrap a handler: check the key first, and give its errors OpenAI's shape."""
 
         async def guarded(request: Request) -> Response:
             try:

@@ -1,4 +1,4 @@
-"""``grpo serve``: the policy of a config or checkpoint behind OpenAI's routes."""
+"""``grpo serve``: serve the policy of a config or checkpoint by OpenAI's routes."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def policy_of(cli: Any) -> Policy:
 
 def check_host(host: str, key: str | None) -> None:
     """Raises:
-    ConfigError: others can reach the address, and there is no key.
+    ConfigError: others can reach the address, and no key is set.
     """
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback

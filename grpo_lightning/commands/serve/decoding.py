@@ -44,7 +44,7 @@ class Row:
 
 
 class DecodingLoop:
-    """Decodes the rows that it is given, on a thread of its own, until it is stopped.
+    """Decodes the rows that it is given, on a separate thread, until it is stopped.
 
     Rows join those that decode, as in the in-process engine, up to a number of rows and of cache columns.
 

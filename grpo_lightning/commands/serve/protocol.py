@@ -81,7 +81,7 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
 
     Args:
         body: the request's JSON.
-        tokenizer: of the policy.
+        tokenizer: the policy's tokenizer.
         cap: tokens of a completion where the request does not say.
         longest: the most tokens of a prompt with its completion.
         most: the most rows of one request.

@@ -1,6 +1,6 @@
 """Generates rows: ``python -m grpo_lightning.tasks.reasoning_gym.rows``, with a request on standard input.
 
-A process of its own, in which sets have the same order every time and the random numbers of the libraries are seeded:
+A separate process, in which sets have the same order every time and the random numbers of the libraries are seeded:
 some data sets depend on both, and rows must be the same in every run and after a resume.
 """
 

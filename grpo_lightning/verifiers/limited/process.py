@@ -1,4 +1,4 @@
-"""The process behind a ``LimitedWorker``: ``python -m grpo_lightning.verifiers.limited.process SETTINGS``.
+"""The process of a ``LimitedWorker``: ``python -m grpo_lightning.verifiers.limited.process SETTINGS``.
 
 The settings are JSON. The process runs its setup once and reports. Then each line of standard input is a request,
 ``{"args": [...], "cpu_s": seconds}``, and each gets one line on standard output. A call runs in a child forked for it

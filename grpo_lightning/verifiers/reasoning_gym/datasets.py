@@ -1,4 +1,4 @@
-"""Builds the data sets of reasoning-gym. Runs in processes of their own: the import takes a second."""
+"""Builds the data sets of reasoning-gym. Runs in separate processes: the import takes a second."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_dataset(source: str, seed: int, size: int) -> Any:
         size: number of rows.
 
     Raises:
-        ValueError: there is no such data set, difficulty or option; the message says what there is.
+        ValueError: the data set, difficulty or option does not exist; the message says what does.
     """
     import reasoning_gym  # noqa: F401 - registers the data sets
     from reasoning_gym.factory import CURRICULA, DATASETS

@@ -1,4 +1,4 @@
-"""HTTP for callers that are not asynchronous: a pool of connections, on a thread with an event loop of its own."""
+"""HTTP for callers that are not asynchronous: a pool of connections, on a thread with a separate event loop."""
 
 from __future__ import annotations
 

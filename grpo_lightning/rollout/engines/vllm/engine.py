@@ -47,7 +47,7 @@ class VLLMEngine(Engine):
     Args:
         urls: addresses of the servers, such as ``[http://127.0.0.1:8000]``.
         shared_dir: a folder that this process and all servers see under the same path.
-        merge_lora: with LoRA, push full weights with the adapter merged in: larger files, faster decoding.
+        merge_lora: push full weights where LoRA is trained, with the adapter merged in: larger files, faster decoding.
         max_gap: the run does not start if the log-probs of a fixed text differ by more than this, in nats per token, on
             average, between a server and the policy. In bfloat16, 0.04 is normal.
         rows_in_flight: completions that are sampled at the same time, per process.

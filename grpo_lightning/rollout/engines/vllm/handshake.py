@@ -31,7 +31,7 @@ class Needs:
 
     Args:
         longest_row: tokens of the longest prompt with the longest completion.
-        rank: of the LoRA adapters that are pushed; ``None``: full weights are.
+        rank: rank of the LoRA adapters that are pushed; ``None`` if full weights are pushed.
         folder: the folder in which the weights will lie.
     """
 

@@ -60,7 +60,7 @@ class Servers:
         servers: at least one.
         retries: how often a completion is tried again, on another server if there is one.
         restart_wait_s: how long to wait for a server to come back where no other one is left.
-        timeout_s: of one completion.
+        timeout_s: seconds that one completion may take.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Weights:
                 policy.save_pretrained(aside, merged=True)
                 _write_tied_head(policy.lm, aside)
             aside.rename(self.folder)
-        except Exception as error:  # safetensors has exceptions of its own for a full disk
+        except Exception as error:  # safetensors raises its own exceptions for a full disk
             shutil.rmtree(aside, ignore_errors=True)
             raise RunError(
                 f"data.engine.shared_dir: the weights cannot be written to {self.folder}: "

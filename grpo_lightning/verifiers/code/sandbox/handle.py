@@ -194,7 +194,7 @@ def record_with_handle(handle: Handle, names: object, items: object) -> Any:
     """A named tuple of the program: it compares as a tuple, has its fields by name, and is asked for all else.
 
     Args:
-        handle: stands for the named tuple.
+        handle: the proxy of the named tuple.
         names: its fields; empty where a tuple has one of them itself, as ``count``.
         items: plain data, and objects of the program.
 
