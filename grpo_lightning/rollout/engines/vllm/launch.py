@@ -115,7 +115,7 @@ class ServerProcess:
         except OSError as error:
             raise ConfigError(f"data.engine.launch.log: {log} cannot be written: {error.strerror}") from error
         try:
-            # In a process group of the server's workers too: they outlive it, and are ended as a group.
+            # The server leads a process group: its workers outlive it, and are ended with the group.
             self._process = subprocess.Popen(
                 [*module, *command.args, *launch.args], env={**os.environ, **command.env, **launch.env},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
