@@ -20,6 +20,7 @@ from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import ReasoningGymVerifier
 from grpo_lightning.verifiers.reasoning_gym.datasets import source_of
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
+from tests.verifiers.code.code_cases import verifier_or_skip
 
 # Two depend on the order of sets or on the libraries' global random numbers; the last has few distinct questions.
 NAMES = ["isomorphic_strings", "list_functions", "polynomial_multiplication", "coin_flip"]
@@ -151,9 +152,11 @@ def test_a_mistake_found_while_generating_names_the_key() -> None:
         ReasoningGym("count_down").prompts("train")
 
 
+@pytest.mark.slow
 def test_every_data_set_passes_both_controls() -> None:
     from reasoning_gym.factory import DATASETS
 
+    verifier_or_skip().stop()
     names = sorted(set(DATASETS) - {"composite"})
     task = ReasoningGym(
         mixture=[GymDataset(name) for name in names], train_size=len(names), val_size=len(names), test_size=len(names)

@@ -75,14 +75,12 @@ def _lockdown(level: str, memory_bytes: int, readable: list[str]) -> Any:
 
     os.environ.clear()
     # Its own limit of CPU time is the kernel's last resort: ours comes first.
-    lockdown = Lockdown(level, _NO_LIMIT_S, memory_bytes // 2**20, readable)
+    lockdown = Lockdown(level, _NO_LIMIT_S, memory_bytes // 2**20, readable, has_scratch=False)
     lockdown.continue_inside()
     return lockdown
 
 
 def _in_a_child(function: Call, args: list[Any], limits: Limits, replies: int) -> bytes:
-    if limits.lockdown is not None:
-        limits.lockdown.renew()
     readable, writable = os.pipe()
     parent = os.getpid()
     child = os.fork()

@@ -15,8 +15,15 @@ from grpo_lightning.types import FinishReason, Prompt, Sample
 from grpo_lightning.verifiers import ReasoningGymVerifier
 from grpo_lightning.verifiers.base import judge
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN, _worker
+from tests.verifiers.code.code_cases import verifier_or_skip
 
 NAMES = ["countdown", "chain_sum", "spiral_matrix", "number_sorting"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sandbox() -> None:
+    """Skip where there is no sandbox."""
+    verifier_or_skip().stop()
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,15 @@ class Lockdown:
         timeout_s: CPU time of a child that runs a program.
         memory_mb: address space of such a child.
         readable: folders that children may read, besides Python's own.
+        has_scratch: whether children that run a program have a folder to write in, where the level offers one.
 
     Raises:
         Refused: this machine does not offer the level.
     """
 
-    def __init__(self, level: str, timeout_s: float, memory_mb: int, readable: Sequence[str] = ()) -> None:
+    def __init__(
+        self, level: str, timeout_s: float, memory_mb: int, readable: Sequence[str] = (), has_scratch: bool = True
+    ) -> None:
         self.level = level
         common = {
             resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
@@ -54,7 +57,7 @@ class Lockdown:
         paths = _readable_paths(readable)
         if level == "namespaces":
             namespaces.enter(machine(), paths)
-            self._scratch = namespaces.Scratch()
+            self._scratch = namespaces.Scratch() if has_scratch else None
         else:
             self._ruleset = Ruleset(machine(), paths)
             if os.geteuid() == 0 and all(_readable_by_all(path) for path in paths):
@@ -118,8 +121,6 @@ def _readable_paths(more: Sequence[str]) -> list[str]:
         if not any(Path(prefix).is_relative_to(path) for path in paths):
             paths.append(prefix)
     for folder in map(os.path.realpath, more):
-        if Path(folder).is_relative_to(namespaces.SCRATCH):
-            raise Refused(f"{folder} lies in {namespaces.SCRATCH}, where programs have a folder of their own")
         if not any(Path(folder).is_relative_to(path) for path in paths):
             paths.append(folder)
     return paths

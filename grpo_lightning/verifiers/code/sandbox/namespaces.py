@@ -96,7 +96,7 @@ def _build_root(machine: Machine, paths: Sequence[str]) -> None:
     for path in _DEVICES:
         os.close(os.open(_BUILD_AT + path, os.O_CREAT | os.O_WRONLY))
         mount(path, _BUILD_AT + path, flags=_BIND)
-    os.mkdir(_BUILD_AT + SCRATCH)
+    os.makedirs(_BUILD_AT + SCRATCH, exist_ok=True)
     os.chdir(_BUILD_AT)
     # The old root ends up stacked on the new one, and is taken off.
     syscall(machine.pivot_root, "pivot_root", b".", b".")
