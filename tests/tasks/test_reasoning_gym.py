@@ -156,7 +156,7 @@ def test_a_mistake_found_while_generating_names_the_key() -> None:
 def test_every_data_set_passes_both_controls() -> None:
     from reasoning_gym.factory import DATASETS
 
-    verifier_or_skip().stop()
+    verifier_or_skip("auto").stop()
     names = sorted(set(DATASETS) - {"composite"})
     task = ReasoningGym(
         mixture=[GymDataset(name) for name in names], train_size=len(names), val_size=len(names), test_size=len(names)

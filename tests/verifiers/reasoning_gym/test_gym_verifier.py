@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from grpo_lightning.types import FinishReason, Prompt, Sample
 from grpo_lightning.verifiers import ReasoningGymVerifier
 from grpo_lightning.verifiers.base import judge
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN, _worker
-from tests.verifiers.code.code_cases import verifier_or_skip
+from tests.verifiers.code.code_cases import ISOLATING, verifier_or_skip
 
 NAMES = ["countdown", "chain_sum", "spiral_matrix", "number_sorting"]
 
@@ -23,7 +24,7 @@ NAMES = ["countdown", "chain_sum", "spiral_matrix", "number_sorting"]
 @pytest.fixture(scope="module", autouse=True)
 def _sandbox() -> None:
     """Skip where there is no sandbox."""
-    verifier_or_skip().stop()
+    verifier_or_skip("auto").stop()
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def test_code_in_an_answer_earns_nothing(verifier: ReasoningGymVerifier, prompts
     assert "code" in verdict.feedback
 
 
+@pytest.mark.parametrize("level", ISOLATING)
 @pytest.mark.parametrize(
     "attack",
     [
@@ -108,15 +110,16 @@ def test_code_in_an_answer_earns_nothing(verifier: ReasoningGymVerifier, prompts
     ],
 )
 def test_the_sandbox_holds_even_where_code_runs(
-    prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+    prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str, level: Any
 ) -> None:
+    verifier_or_skip(level).stop()
     monkeypatch.setenv("GRPO_TEST_SECRET", "1")
     (tmp_path / "secret").write_text("1")
     path = tmp_path / "written"
     row = prompts["spiral_matrix"].metadata[COLUMN]
     # Straight to the scorer, which executes it. If the attack worked, the list would have one item, and no error.
     answer = "['it worked' if (" + attack.format(path=path, secret=tmp_path / "secret") + ", 1)[1] else 1]"
-    value = _worker("auto").call([row["source"], row["entry"], answer], 5.0)
+    value = _worker(level).call([row["source"], row["entry"], answer], 5.0)
     assert value in (None, 0.0)
     assert not path.exists()
 
