@@ -44,6 +44,7 @@ def overrides(tiny_model: Callable[[str], str], write_jsonl: WriteRows) -> dict[
         "quickstart_code_sft": {},
         "smollm2_json": real,
         "smollm2_json_sft": real,
+        "smollm2_gym": real | {f"data.task.init_args.{split}_size": "8" for split in SPLITS},
         "lfm_json": real,
         "lfm_mbpp": real | {"data.task.init_args.path": str(folder)},
     }
@@ -56,6 +57,7 @@ CONFIGS = [
     "quickstart_code_sft",
     "smollm2_json",
     "smollm2_json_sft",
+    "smollm2_gym",
     "lfm_json",
     "lfm_mbpp",
 ]
