@@ -197,7 +197,7 @@ CRITIC: dict[str, tuple[Curve, ...]] = {
               "as for `optim/grad_norm`; lower `value_lr`"),
         Curve("time/value_s", "s", MEAN, "Seconds per step",
               "the passes that give the critic's values. With one minibatch they are the update's too: an `adapter` or "
-              "`separate` critic learns in them, and of a `shared` one the update goes on from one of them",
+              "`separate` critic learns in them, and of a `shared` one the update continues from one of them",
               "up to `time/update_s`",
               "use `critic: shared` or `adapter`"),
     ),

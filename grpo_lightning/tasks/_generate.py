@@ -30,7 +30,7 @@ class Generated(Task, Generic[Row]):
         test_size: number of rows in the test split.
         system_prompt: the system message put before every prompt.
         chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
-        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the row's text. Default: the
+        prompt_template: the text of the user turn, in which ``{prompt}`` is the row's text. Default: the
             task's own.
         shots: number of worked examples before every prompt, as turns of the chat. They are the same for all rows, and
             in no split.

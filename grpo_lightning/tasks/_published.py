@@ -20,7 +20,7 @@ class Published(Tabular):
         seed: random seed that selects the held-out rows.
         limit: keep only the first ``limit`` rows of each split.
         chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
-        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the row's text. Default: the
+        prompt_template: the text of the user turn, in which ``{prompt}`` is the row's text. Default: the
             task's own.
         shots: number of worked examples before every prompt, as turns of the chat: the same train rows for every row.
             They are taken out of the train split.

@@ -27,7 +27,7 @@ class Task(ABC):
         system_prompt: the system message put before every prompt; ``None`` for none.
         chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models;
             ``None`` keeps the tokenizer's.
-        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the row's text. ``{{`` and ``}}``
+        prompt_template: the text of the user turn, in which ``{prompt}`` is the row's text. ``{{`` and ``}}``
             are literal braces. Default: the task's own, which says what to do and in which format to answer.
 
     Raises:
