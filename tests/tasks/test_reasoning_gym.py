@@ -119,9 +119,9 @@ def test_examples_are_of_the_rows_own_data_set_and_in_no_split() -> None:
         ({"mixture": []}, "at least one data set"),
         ({"mixture": [GymDataset("chain_sum")], "difficulty": 1}, "for each data set of the mixture"),
         ({"mixture": [GymDataset("chain_sum", weight=0)]}, "the weight of chain_sum must be above 0"),
-        ({"name": "chain_sum", "seed": -1}, "seed: must be from 0 to 1000"),
+        ({"name": "chain_sum", "seed": -1}, "seed: -1 must be from 0 to 1000"),
         ({"name": "chain_sum", "val_size": 0}, "val_size: 0 is below 1"),
-        ({"name": "chain_sum", "shots": -1}, "shots: must be at least 0"),
+        ({"name": "chain_sum", "shots": -1}, "shots: -1 must be at least 0"),
         ({"name": "chain_sum", "prompt_template": "Answer!"}, "does not contain {prompt}"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -12,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.tasks._generate import require
 from grpo_lightning.tasks.base import Split, Task, with_examples
 from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.limited import process_environment
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, source_of
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
 
 _ARGS = "data.task.init_args"
-_ROOT = Path(__file__).resolve().parents[3]
 _MAX_SEED = 1000
 _SHOTS = "shots"
 
@@ -80,7 +79,7 @@ class ReasoningGym(Task):
         test_size: number of rows in the test split.
         system_prompt: the system message put before every prompt.
         chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
-        prompt_template: the text of the user turn, in which ``{prompt}`` stands for the question. Default: the
+        prompt_template: the text of the user turn, in which ``{prompt}`` is the question. Default: the
             question, and that the answer belongs into the tag that the verifier reads.
         shots: number of worked examples before every prompt, as turns of the chat: of the row's own data set, the same
             for all of its rows, and in no split. There are none for a data set without gold answers.
@@ -125,16 +124,14 @@ class ReasoningGym(Task):
         for part in self.mixture:
             if not 0 < part.weight < math.inf:
                 raise ConfigError(f"{_ARGS}.mixture: the weight of {part.name} must be above 0, not {part.weight}")
-        if not 0 <= seed <= _MAX_SEED:
-            raise ConfigError(f"{_ARGS}.seed: must be from 0 to {_MAX_SEED}, not {seed}")
+        require(0 <= seed <= _MAX_SEED, "seed", seed, f"must be from 0 to {_MAX_SEED}")
         self.seed = seed
         # Train comes last, so that the other splits do not depend on its size.
         self.sizes: dict[Split, int] = {"test": test_size, "val": val_size, "train": train_size}
         for split, size in self.sizes.items():
-            if size < len(self.mixture):
-                raise ConfigError(f"{_ARGS}.{split}_size: {size} is below {len(self.mixture)}, one row per data set")
-        if shots < 0:
-            raise ConfigError(f"{_ARGS}.shots: must be at least 0, not {shots}")
+            rule = f"is below {len(self.mixture)}, one row per data set"
+            require(size >= len(self.mixture), f"{split}_size", size, rule)
+        require(shots >= 0, "shots", shots, "must be at least 0")
         self.shots = shots
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -199,13 +196,12 @@ def apportion(size: int, weights: Sequence[float]) -> list[int]:
 
 
 def _generated(request: dict[str, Any]) -> list[dict[str, list[dict[str, Any]]]]:
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "grpo_lightning.tasks.reasoning_gym.rows"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+        env=process_environment(),
     )
     if done.returncode:
         raise RuntimeError(f"data.task: generating the rows of reasoning-gym failed: {done.stderr.strip()[-2000:]}")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from typing import Any, get_args
 
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
@@ -15,7 +15,7 @@ from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.code.fences import program_blocks
 from grpo_lightning.verifiers.code.rows import read_row
 from grpo_lightning.verifiers.code.sandbox.client import Pool
-from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result
+from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result, SandboxOption
 from grpo_lightning.verifiers.code.sandbox.probe import choose
 
 _NO_PROGRAM = "No program was found. Write it in one block that starts with ```python."
@@ -82,7 +82,7 @@ class CodeVerifier(Verifier):
         self,
         timeout_s: float = 2.0,
         memory_mb: int = 512,
-        sandbox: Literal["auto", "namespaces", "landlock", "unsafe"] = "auto",
+        sandbox: SandboxOption = "auto",
         workers: int | None = None,
         max_chars: int = 200_000,
         reward_correct: float = 1.0,
@@ -97,7 +97,7 @@ class CodeVerifier(Verifier):
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
-        if sandbox not in ("auto", "namespaces", "landlock", "unsafe"):
+        if sandbox not in get_args(SandboxOption):
             raise ValueError(f"sandbox must be auto, namespaces, landlock or unsafe, not {sandbox!r}")
         if not 0 < timeout_s <= 3600 or max_chars <= 0:
             raise ValueError("timeout_s must be positive and at most 3600, and max_chars positive")

@@ -24,9 +24,6 @@ START_HANG_S = 300.0
 CALL_HANG_S = 120.0
 HANG_PER_CPU_SECOND = 100.0
 
-# Sets have the same order in every process, for libraries whose results depend on it. The process has one thread, so
-# that it can fork.
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -39,6 +36,17 @@ class OutOf(Enum):
 
 class WorkerDied(RuntimeError):
     """The process ended, or the child that ran the call was killed from outside."""
+
+
+def process_environment() -> dict[str, str]:
+    """Return the environment of a Python process that finds this package and gives the same results every time.
+
+    Sets have the same order in each such process, for libraries whose results depend on it. It has one thread, so that
+    it can fork.
+    """
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    fixed = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **fixed, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class LimitedWorker:
@@ -134,13 +142,12 @@ class LimitedWorker:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._stop()
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+            env=process_environment(),
             # An interrupt at the terminal is for the trainer: the process ends when its input does.
             start_new_session=True,
         )

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
+from grpo_lightning.verifiers.code.sandbox.messages import SandboxOption
 from grpo_lightning.verifiers.code.sandbox.probe import choose
 from grpo_lightning.verifiers.limited import LimitedWorker, OutOf
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL
 from grpo_lightning.verifiers.reasoning_gym.screen import is_code
 
 COLUMN = "reasoning_gym"
-"""The column of ``metadata`` with the row: ``{"source": ..., "entry": ...}``."""
+"""The column of ``metadata`` with the row: ``{"name": ..., "source": ..., "entry": ...}``."""
 
 _SCORER = "grpo_lightning.verifiers.reasoning_gym.scorer"
 _PACKAGES = ("reasoning_gym", "sympy", "numpy")
@@ -30,8 +31,6 @@ _CODE = "The answer contains code. Give a value or an expression."
 _UNREADABLE = "The answer cannot be read. Give it in the form that the question asks for."
 _TOO_SLOW = "Evaluating the answer takes too long. Give a simpler one."
 _WRONG = "The answer is wrong."
-
-Sandbox = Literal["auto", "namespaces", "landlock", "unsafe"]
 
 
 class ReasoningGymVerifier(Verifier):
@@ -68,7 +67,7 @@ class ReasoningGymVerifier(Verifier):
         thought_tags: Sequence[str] = ("think",),
         partial_credit: bool = False,
         timeout_s: float = 2.0,
-        sandbox: Sandbox = "auto",
+        sandbox: SandboxOption = "auto",
         reward_correct: float = 1.0,
         reward_format: float = 0.5,
         reward_wrong: float = 0.0,
@@ -77,12 +76,15 @@ class ReasoningGymVerifier(Verifier):
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         if not 0 < timeout_s <= 3600:
             raise ConfigError(f"ReasoningGymVerifier.timeout_s: must be above 0 and at most 3600, not {timeout_s}")
+        if sandbox not in get_args(SandboxOption):
+            options = ", ".join(get_args(SandboxOption))
+            raise ConfigError(f"ReasoningGymVerifier.sandbox: must be one of {options}, not {sandbox!r}")
         if find_spec("reasoning_gym") is None:
             raise ConfigError(f"ReasoningGymVerifier: {INSTALL}")
         self._reader = AnswerReader(thought_tags, answer_tag)
         self.partial_credit = partial_credit
         self.timeout_s = timeout_s
-        self.sandbox: Sandbox = sandbox
+        self.sandbox: SandboxOption = sandbox
         self.unsafe = sandbox == "unsafe"
 
     def start(self) -> None:
@@ -134,7 +136,7 @@ class ReasoningGymVerifier(Verifier):
 
 
 @lru_cache(maxsize=4)
-def _worker(sandbox: Sandbox) -> LimitedWorker:
+def _worker(sandbox: SandboxOption) -> LimitedWorker:
     probed = choose(sandbox, _PROBE_S, _MEMORY_MB)
     level = probed.settings.level
     probed.stop()

@@ -91,6 +91,14 @@ def test_a_truncated_answer_is_not_correct(verifier: ReasoningGymVerifier, promp
     assert verdict.correct_but_truncated
 
 
+def test_the_tags_can_be_chosen(prompts: dict[str, Prompt]) -> None:
+    prompt = prompts["chain_sum"]
+    verifier = ReasoningGymVerifier(answer_tag=None, thought_tags=["plan"])
+    assert verifier.verify(prompt.sample(f"<plan>7</plan>{prompt.answer}")).correct
+    assert not verifier.verify(prompt.sample(f"<think>7</think>{prompt.answer}")).correct
+    assert ReasoningGymVerifier(answer_tag="final").verify(prompt.sample(f"<final>{prompt.answer}</final>")).correct
+
+
 def test_code_in_an_answer_earns_nothing(verifier: ReasoningGymVerifier, prompts: dict[str, Prompt]) -> None:
     verdict = verifier.verify(answered(prompts["spiral_matrix"], "__import__('os').system('true')"))
     assert not verdict.format_valid
@@ -137,6 +145,11 @@ def test_each_answer_starts_from_the_same_state(prompts: dict[str, Prompt]) -> N
 def test_a_row_of_another_task_is_refused(verifier: ReasoningGymVerifier) -> None:
     with pytest.raises(ValueError, match="use the task ReasoningGym"):
         verifier.require(Prompt([{"role": "user", "content": "1 + 1"}], 2))
+
+
+def test_an_unknown_sandbox_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sandbox: must be one of auto, namespaces, landlock, unsafe, not 'jail'"):
+        ReasoningGymVerifier(sandbox="jail")
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])

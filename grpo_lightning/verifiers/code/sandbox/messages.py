@@ -8,6 +8,8 @@ from typing import Any, Literal
 from .clock import hang_limit_s
 
 Level = Literal["namespaces", "landlock", "unsafe"]
+SandboxOption = Literal["auto", "namespaces", "landlock", "unsafe"]
+"""What a verifier's option ``sandbox`` may be."""
 
 
 @dataclass(frozen=True)
