@@ -7,6 +7,7 @@ from grpo_lightning.functional.advantages import (
     leave_one_out_advantages,
     unscaled_advantages,
 )
+from grpo_lightning.functional.correction import masked_sequence_weights, truncated_weights
 from grpo_lightning.functional.gae import (
     ValueLossTerms,
     adapted_kl_coef,
@@ -54,6 +55,7 @@ __all__ = [
     "length_mask",
     "masked_max",
     "masked_mean",
+    "masked_sequence_weights",
     "masked_std",
     "masked_sum",
     "pass_at_k",
@@ -62,6 +64,7 @@ __all__ = [
     "token_logprobs",
     "token_ratio",
     "token_rewards",
+    "truncated_weights",
     "unscaled_advantages",
     "value_loss",
     "whiten",
