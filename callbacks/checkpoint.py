@@ -58,12 +58,20 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self._whole_at = 0  # optimizer steps after which a training step was over, and its curves written
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._whole_at = trainer.global_step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._whole_at = trainer.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""
@@ -73,6 +81,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
 
         The best needs a validation, the last does not.
         """
+        self._whole_at = trainer.global_step
         every = self.save_interval
         passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
         if passed and self.may_save(trainer):
@@ -86,8 +95,12 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             self.save_as_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing."""
-        if self.may_save_on_exception(trainer):
+        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing.
+
+        A step that broke off after its first update is not saved: its weights have learned from rollouts that a
+        resumed run would learn from again. The checkpoint before it stays the last.
+        """
+        if self.may_save_on_exception(trainer) and trainer.global_step == self._whole_at:
             self.save_as_last(trainer)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)

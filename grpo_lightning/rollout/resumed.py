@@ -103,7 +103,8 @@ def drop_rollouts(root: Path, step: int) -> None:
             elif found[3] == "jsonl":
                 last[found[1]] = file
         # Steps follow each other in the files of a rank, so only its last one can reach that far.
-        dropped |= sum(_cut_lines(file, step) for file in last.values()) > 0
+        for file in last.values():
+            dropped |= _cut_lines(file, step)
         if not any(folder.iterdir()):
             folder.rmdir()
     if dropped:

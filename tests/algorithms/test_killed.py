@@ -138,7 +138,7 @@ def _check_equal(whole: Path, killed: Path) -> None:
 
 
 def _soak(kind: str, path: str, root: Path, kills: int, seed: int) -> None:
-    """Kill runs and resume them until they end, again and again, until so many have been killed."""
+    """Kill runs and resume them until they end, until this many kills have been made."""
     whole, draw = root / "whole", random.Random(seed)
     assert _run(kind, path, whole, None) == 0
     seconds = float((whole / "seconds").read_text())
