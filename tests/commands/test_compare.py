@@ -99,6 +99,25 @@ def test_options_of_the_standard_callbacks_do_not_define_a_method() -> None:
     assert set(CALLBACKS.values()) <= set(PASSIVE_CALLBACKS)
 
 
+def test_a_model_that_was_only_tested_is_a_method_of_its_own(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"trained-{seed}", seed, correct="110")
+    untouched = write_run(tmp_path / "untouched", 1, curves={"test/accuracy": [(0, 1 / 3)]})
+    write_test(tmp_path / "results", "100")
+    (tmp_path / "results/test_results.jsonl").rename(untouched / "test_results.jsonl")
+    arguments = [str(tmp_path / "trained-*"), str(untouched)]
+    methods = find_methods(arguments)
+    assert [(method.name, len(method.runs), len(method.tested)) for method in methods] == [
+        ("GRPO", 2, 2), ("without training", 1, 1)
+    ]  # fmt: skip
+    run = methods[1].runs[0]
+    assert (run.is_trained, run.steps, methods[0].runs[0].steps) == (False, 0, 1)
+    main(["compare", *arguments, "--out", str(tmp_path / "out"), "--resamples", "200"])
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| without training | 1 | 33.3 % |" in text
+    assert "| without training vs GRPO | -33.3 |" in text
+
+
 def test_a_warm_start_from_the_best_policy_has_the_recipe_of_its_run(tmp_path: Path) -> None:
     for seed in (1, 2):
         warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")

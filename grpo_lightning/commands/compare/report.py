@@ -177,12 +177,11 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
     rows = []
     for method in methods:
         for run in method.runs:
-            steps = max(curve.steps[-1] for curve in run.curves.values())
             tested = NOT_MEASURED if run.test is None else share(float(np.mean(list(run.test.correct.values()))))
-            checkpoint = "" if run.test is None else Path(run.test.checkpoint).name
+            checkpoint = Path(run.test.checkpoint).name if run.test is not None and run.is_trained else ""
             rows.append(
                 [method.name, f"`{run.folder}`", str(run.environment.get("device", NOT_MEASURED)),
-                 checkpoint, str(run.seed), f"{steps:,.0f}", tested]
+                 checkpoint, str(run.seed), f"{run.steps:,}", tested]
             )  # fmt: skip
     caption = "All runs, with the checkpoint that was tested."
     versions: dict[str, None] = {}
