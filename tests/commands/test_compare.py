@@ -248,6 +248,18 @@ def test_the_report_has_the_right_numbers(report: Path) -> None:
     assert "Not tested: SFT" in text
 
 
+def test_the_cost_of_a_point_of_accuracy(tmp_path: Path) -> None:
+    for seed, usd in ((1, 2.0), (2, 4.0)):
+        write_run(tmp_path / f"grpo/{seed}", seed, curves=totals(1_000_000) | {"total/usd": [(0, 1.0), (2, usd)]})
+    write_run(tmp_path / "once", 1, "PPOModule", curves={"total/usd": [(0, 1.0)], "val/accuracy": [(0, 0.5)]})
+    write_run(tmp_path / "free", 1, "SFTModule", curves=totals(500_000))
+    main(["compare", str(tmp_path / "grpo"), str(tmp_path / "once"), str(tmp_path / "free"), "--out", str(tmp_path)])
+    grpo, free = table((tmp_path / "report.md").read_text(), "Cost")
+    # 50 points for 2 and for 4 USD, 3 million tokens generated, and three times as many trained.
+    assert list(grpo.values()) == ["GRPO", "+50.0", "3.00 USD", "+18.8", "+16.7", "+5.6"]
+    assert list(free.values()) == ["SFT", "+50.0", "not measured", "not measured", "+33.3", "+11.1"]
+
+
 def test_the_page_is_self_contained_and_has_light_and_dark_themes(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", page)

@@ -29,7 +29,7 @@ POLICY = "model.init_args.policy.path"
 CALLBACKS = "trainer.callbacks"
 PASSIVE_CALLBACKS = (
     "StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras", "RunSummary", "HealthCheck",
-    "PredictionWriter", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
+    "PredictionWriter", "Cost", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
 )  # fmt: skip
 """Callbacks that do not affect training."""
 

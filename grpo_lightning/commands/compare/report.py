@@ -11,6 +11,7 @@ import numpy as np
 
 from grpo_lightning.commands.compare.blocks import Block, Figure, Heading, Table, Text
 from grpo_lightning.commands.compare.cells import NOT_MEASURED, count, duration, over_seeds, share
+from grpo_lightning.commands.compare.cost import cost
 from grpo_lightning.commands.compare.differences import differences
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
@@ -46,6 +47,7 @@ def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
     return [
         *_results(methods, problems, options.out),
         *differences(methods, problems, options.resamples),
+        *cost(methods),
         *_dynamics(methods, options.out),
         *_record(methods, options.command),
     ]
