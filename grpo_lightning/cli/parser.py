@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -22,19 +21,6 @@ class SentenceParser(LightningArgumentParser):
         if not self.exit_on_error:  # a trial parse of jsonargparse's own, which catches what is raised
             super().error(message, ex)
         raise ConfigError(sentence(message, _names(), _concrete()))
-
-
-def list_classes(arguments: Sequence[str]) -> None:
-    """Answer ``--data.task.help`` and the like, without a class after it, with the classes there are.
-
-    Raises:
-        SystemExit: after the answer.
-    """
-    asked = {"--model.help": "PolicyModule", "--data.task.help": "Task", "--model.verifiers.help": "Verifier"}
-    if arguments and arguments[-1] in asked:
-        names = "\n  ".join(_concrete()[asked[arguments[-1]]])
-        print(f"{arguments[-1]} NAME prints the options of one of\n\n  {names}")
-        raise SystemExit(0)
 
 
 def _names() -> list[str]:
