@@ -30,19 +30,6 @@ class SentenceParser(LightningArgumentParser):
         raise ConfigError(sentence(message, _names(), _concrete()))
 
 
-def list_classes(arguments: Sequence[str]) -> None:
-    """Answer ``--data.task.help`` and the like, without a class after it, with the classes there are.
-
-    Raises:
-        SystemExit: after the answer.
-    """
-    asked = {"--model.help": "PolicyModule", "--data.task.help": "Task", "--model.verifiers.help": "Verifier"}
-    if arguments and arguments[-1] in asked:
-        names = "\n  ".join(_concrete()[asked[arguments[-1]]])
-        print(f"{arguments[-1]} NAME prints the options of one of\n\n  {names}")
-        raise SystemExit(0)
-
-
 def _names() -> list[str]:
     """Every class that a config can name, and every option of one."""
     from lightning.pytorch import Callback, Trainer

@@ -20,7 +20,7 @@ from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.objectives import CISPO, GSPO, Clip
+from grpo_lightning.objectives import CISPO, DPPO, GMPO, GSPO, SAPO, Clip
 from grpo_lightning.rollout import Experience, SamplingParams
 from grpo_lightning.types import TokenRows
 from grpo_lightning.verifiers import AllOf, Verdict, Verifier
@@ -134,6 +134,8 @@ def test_an_option_changes_the_first_step(
     [
         {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21}, {"ratio_level": "sequence"},
         {"objective": "cispo"},
+        {"objective": SAPO()}, {"objective": GMPO()},
+        {"objective": DPPO(threshold=1e-4)}, {"objective": DPPO("kl", 1e-6)},
         {"objective": "cispo", "cispo_epsilon_high": 1.0}, {"updates_per_rollout": 3}, {"minibatches_per_update": 3},
     ],
 )  # fmt: skip
