@@ -2,9 +2,12 @@
 
 from grpo_lightning.functional.advantages import (
     batch_std_advantages,
+    decoupled_scores,
     group_std_advantages,
     has_signal,
     leave_one_out_advantages,
+    maximum_likelihood_advantages,
+    pass_at_k_advantages,
     unscaled_advantages,
 )
 from grpo_lightning.functional.gae import (
@@ -53,6 +56,7 @@ __all__ = [
     "binary_divergence",
     "cispo_objective",
     "clipped_objective",
+    "decoupled_scores",
     "divergence_masked_objective",
     "explained_variance",
     "gae",
@@ -66,7 +70,9 @@ __all__ = [
     "masked_mean",
     "masked_std",
     "masked_sum",
+    "maximum_likelihood_advantages",
     "pass_at_k",
+    "pass_at_k_advantages",
     "sequence_ratio",
     "sequence_token_ratio",
     "shaped_objective",
