@@ -2,9 +2,12 @@
 
 from grpo_lightning.functional.advantages import (
     batch_std_advantages,
+    decoupled_scores,
     group_std_advantages,
     has_signal,
     leave_one_out_advantages,
+    maximum_likelihood_advantages,
+    pass_at_k_advantages,
     unscaled_advantages,
 )
 from grpo_lightning.functional.correction import masked_sequence_weights, truncated_weights
@@ -54,6 +57,7 @@ __all__ = [
     "binary_divergence",
     "cispo_objective",
     "clipped_objective",
+    "decoupled_scores",
     "divergence_masked_objective",
     "explained_variance",
     "gae",
@@ -68,7 +72,9 @@ __all__ = [
     "masked_sequence_weights",
     "masked_std",
     "masked_sum",
+    "maximum_likelihood_advantages",
     "pass_at_k",
+    "pass_at_k_advantages",
     "sequence_ratio",
     "sequence_token_ratio",
     "shaped_objective",
