@@ -3,6 +3,7 @@
 from .adaptive_kl import AdaptiveKL
 from .budget import TokenBudget
 from .checkpoint import RunCheckpoint
+from .cost import Cost
 from .ending import EndOnSignal
 from .export import PolicyExport
 from .health import HealthCheck
@@ -17,6 +18,7 @@ from .tensorboard import TensorBoardExtras
 
 __all__ = [
     "AdaptiveKL",
+    "Cost",
     "EndOnSignal",
     "HealthCheck",
     "PolicyExport",

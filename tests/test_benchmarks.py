@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.processes import run_script
 
@@ -80,6 +81,24 @@ def test_first_rewards_prints_a_line_per_task_and_temperature(
     found = [row[1:-1] for row in rows if row[1:2] == ["Arithmetic"]]
     assert [row[:3] + row[-1:] for row in found] == [["Arithmetic", "0", "6", ""], ["Arithmetic", "0.7", "6", "0 of 2"]]
     assert {(row[3], row[4], row[6]) for row in found} == {("0%", "0%", "0.00")}
+
+
+@pytest.mark.slow
+def test_learning_rates_trains_a_rate_once(
+    benchmark_module: Any, tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1"]
+    few += ["--data.val_batch_size", "2", "--data.sampling.max_new_tokens", "4", "--export.enabled", "false"]
+    arguments = ["--runs", str(tmp_path), "--full", "--lr", "1e-3", "--"]
+    arguments += ["--model.init_args.policy.path", tiny_model("llama"), *few]
+    for _ in range(2):
+        benchmark_module("learning_rates").main(arguments)
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    first, again = rows[2], rows[5]
+    assert [cell.strip() for cell in first[:3]] == ["1e-3", "1", "0.0% 0.0% 0.0%"]
+    assert first == again
+    (config,) = tmp_path.glob("*/config*.yaml")
+    assert yaml.safe_load(config.read_text())["model"]["init_args"]["policy"].get("lora") is None
 
 
 def test_refinement_prints_what_each_mode_costs() -> None:

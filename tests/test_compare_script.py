@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,14 +23,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts/compare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        yield importlib.import_module("compare")
 
 
 @llama_alone
@@ -65,8 +61,9 @@ def test_every_method_is_a_config_that_can_be_run(
     plan, jobs = script.parse(["--runs", str(tmp_path), "--tokens", "5000", *(["--smoke"] if smoke else [])])
     method = next(method for method in plan.methods if method.name == name)
     shutil.copytree(ROOT / "configs/tiny_decoder", plan.folder("sft", 2) / "policy")
-    subcommand, *arguments = plan.fit(method, 2)
+    (subcommand, *arguments), tested = plan.commands(method, 2)
     assert subcommand == "fit"
+    assert tested[:3] == ["test", "--config", str(tmp_path / name / "seed-2" / "config.yaml")]
     parsed = parse(arguments)
     assert parsed.config.seed_everything == 2
     assert parsed.config.run_dir == str(tmp_path / name / "seed-2")
@@ -87,7 +84,7 @@ def test_options_choose_what_is_run(script: ModuleType, tmp_path: Path) -> None:
     plan, jobs = script.parse(["--methods", "grpo", "--seeds", "4", "5", "--jobs", "3", "--out", str(tmp_path)])
     assert [method.name for method in plan.methods] == ["sft", "grpo"]
     assert (plan.seeds, jobs) == ((4, 5), 3)
-    assert plan.compare()[:3] == ["compare", "SFT (warm start)=runs/compare/sft", "GRPO=runs/compare/grpo"]
+    assert plan.compare()[:3] == ["compare", "SFT (warm start)=runs/quickstart/sft", "GRPO=runs/quickstart/grpo"]
     assert str(tmp_path) in plan.compare()
     whole, _ = script.parse([])
     assert len(whole.methods) == 8
@@ -97,7 +94,45 @@ def test_options_choose_what_is_run(script: ModuleType, tmp_path: Path) -> None:
 
 def test_the_warm_start_is_stopped_as_its_own_config_says(script: ModuleType) -> None:
     config = yaml.safe_load((ROOT / "configs/quickstart_sft.yaml").read_text())
-    assert config["trainer"]["callbacks"] == [yaml.safe_load(script.STOPS["sft"])]
+    assert config["trainer"]["callbacks"] == [yaml.safe_load(script.STUDIES["quickstart"].stops["sft"])]
+
+
+@pytest.mark.parametrize("name", ["untouched", "sft", "ppo", "grpo", "refine_distill", "sft_grpo"])
+def test_every_method_of_the_real_model_is_its_config_with_another_model_and_other_sizes(
+    script: ModuleType, name: str, tmp_path: Path, tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    few = ["--data.prompts_per_step", "3", "--trainer.devices", "1", "--trainer.accelerator", "cpu"]
+    options = ["--study", "lfm_gsm8k", "--runs", str(tmp_path), "--model", tiny_model("llama")]
+    plan, jobs = script.parse([*options, "--methods", name, "--", *few])
+    assert [method.name for method in plan.methods] == (["sft", "sft_grpo"] if name == "sft_grpo" else [name])
+    start = plan.folder("sft", 1) / "policy"
+    shutil.copytree(ROOT / "configs/tiny_decoder", start)
+    first, *rest = plan.commands(plan.methods[-1], 1)
+    assert [first[0], *(command[0] for command in rest)] == (["test"] if name == "untouched" else ["fit", "test"])
+    parsed = parse(first[1:])
+    assert parsed.config.model.init_args.policy.path == (str(start) if name == "sft_grpo" else tiny_model("llama"))
+    assert parsed.config.trainer.max_steps == 500
+    assert parsed.datamodule is not None
+    assert parsed.datamodule.prompts_per_step == 3
+    assert (parsed.datamodule.refinement is not None) is (name == "refine_distill")
+    assert jobs == 1
+
+
+def test_an_untrained_model_is_tested_once(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = script.parse(["--study", "lfm_gsm8k", "--methods", "untouched", "grpo", "--seeds", "1", "2"])
+    made: list[tuple[str, int]] = []
+    monkeypatch.setattr(script, "make", lambda plan, method, seed, start: made.append((method.name, seed)))
+    monkeypatch.setattr(script.Plan, "grpo", lambda *arguments: 0)
+    monkeypatch.chdir(ROOT)
+    script.run(plan, 1)
+    assert made == [("untouched", 1), ("grpo", 1), ("grpo", 2)]
+
+
+def test_a_method_that_the_study_lacks_is_refused(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.parse(["--study", "lfm_gsm8k", "--methods", "sft_converged"])
+    assert "lfm_gsm8k has untouched, sft, ppo, grpo, refine_distill, sft_grpo" in capsys.readouterr().err
 
 
 def test_it_runs_whole_and_does_nothing_twice(

@@ -106,10 +106,11 @@ class MeasuredModule(pl.LightningModule):
         metrics.add(name, loss * self.trainer.world_size)
         return loss
 
-    def count_trained(self, metrics: StepMetrics, lengths_N: Tensor) -> None:
-        """Log the tokens of the rows that an optimizer step learns from."""
+    def count_trained(self, metrics: StepMetrics, lengths_N: Tensor, completion_lengths_N: Tensor) -> None:
+        """Log the tokens of the rows that an optimizer step learns from: of all that it runs over, and of those with a
+        gradient."""
         metrics.add("throughput/train_tokens_per_s", lengths_N.sum())
-        metrics.add("total/train_tokens", lengths_N.sum())
+        metrics.add("total/train_tokens", completion_lengths_N.sum())
 
     @contextmanager
     def timed(self, metrics: StepMetrics, phase: str) -> Iterator[None]:

@@ -242,11 +242,12 @@ class OnlineModule(PolicyModule, ABC):
     def _optimizer_step(self, experience: Experience, rows_N: Tensor, metrics: StepMetrics, is_first: bool) -> None:
         experience = self.rollout_loss.counted(experience, rows_N, self, is_first)
         learned, passed = rows_N[experience.learned_N[rows_N]], rows_N[self.rows_to_learn(experience)[rows_N]]
-        self.count_trained(metrics, experience.tokens.lengths_N[learned])
+        tokens = experience.tokens
+        self.count_trained(metrics, tokens.lengths_N[learned], tokens.completion_lengths_N[learned])
         losses = partial(self.losses, experience, metrics=metrics)
         attempts = [experience.attempts[row] for row in learned.tolist()]
         # What `targets` has propagated back belongs to the first step.
-        self.optimizer_step_on(experience.tokens, passed, losses, metrics, attempts, keep_gradients=is_first)
+        self.optimizer_step_on(tokens, passed, losses, metrics, attempts, keep_gradients=is_first)
 
     def rows_to_learn(self, experience: Experience) -> Tensor:
         """True for the rows whose :meth:`losses` an optimizer step needs; ``experience.is_first_step`` tells which."""

@@ -56,6 +56,6 @@ class SFTModule(PolicyModule):
             yield self.add_loss(metrics, "policy/loss", -masked_sum(logprobs_NT, mask_NT) / tokens)
 
         with self.timed(metrics, "update"):
-            self.count_trained(metrics, rows.lengths_N)
+            self.count_trained(metrics, rows.lengths_N, rows.completion_lengths_N)
             self.optimizer_step_on(rows, arange(len(rows), device=self.device), losses, metrics)
         self.finish_step(batch, metrics)

@@ -13,8 +13,8 @@ class Totals:
     - ``cpu_s``: CPU seconds, user and system, of this process in that time, and of the processes that it started and
       that have ended.
     - ``rollout_tokens``: completion tokens sampled for training, further attempts included, over all ranks.
-    - ``train_tokens``: prompt and completion tokens, padding not, that the updates passed forward and backward, once
-      for each optimizer step that used them, over all ranks.
+    - ``train_tokens``: completion tokens that had a gradient, once for each optimizer step that learned from them,
+      over all ranks.
     """
 
     def __init__(self) -> None:

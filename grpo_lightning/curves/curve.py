@@ -8,7 +8,9 @@ from enum import Enum
 from functools import cached_property
 from typing import Literal
 
-Unit = Literal["", "reward", "share", "nats", "nats/token", "tokens", "tokens/s", "s", "GiB", "steps", "attempts"]
+Unit = Literal[
+    "", "reward", "share", "nats", "nats/token", "tokens", "tokens/s", "s", "GiB", "steps", "attempts", "USD"
+]
 
 
 class Reduction(Enum):

@@ -149,7 +149,9 @@ COSTS: dict[str, tuple[Curve, ...]] = {
         Curve("total/rollout_tokens", "tokens", TOTAL, "Totals",
               "tokens sampled to learn from, further attempts included, over all devices"),
         Curve("total/train_tokens", "tokens", TOTAL, "Totals",
-              "prompt and completion tokens that updates ran over, once per optimizer step, over all devices"),
+              "completion tokens with a gradient, once per optimizer step that learned from them, over all devices"),
+        Curve("total/usd", "USD", TOTAL, "Totals",
+              "`Cost`: the price of `total/wall_s`"),
     ),
     "Callbacks that steer": (
         Curve("policy/beta", "", STATE, "Weight of the KL",

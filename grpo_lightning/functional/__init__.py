@@ -2,9 +2,12 @@
 
 from grpo_lightning.functional.advantages import (
     batch_std_advantages,
+    decoupled_scores,
     group_std_advantages,
     has_signal,
     leave_one_out_advantages,
+    maximum_likelihood_advantages,
+    pass_at_k_advantages,
     unscaled_advantages,
 )
 from grpo_lightning.functional.gae import (
@@ -22,11 +25,17 @@ from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 from grpo_lightning.functional.losses import (
     MAX_LOG_RATIO,
     Aggregation,
+    BinaryDivergence,
     aggregate,
+    binary_divergence,
     cispo_objective,
     clipped_objective,
+    divergence_masked_objective,
+    geometric_mean_objective,
     sequence_ratio,
+    sequence_token_ratio,
     shaped_objective,
+    soft_gated_objective,
     token_ratio,
 )
 from grpo_lightning.functional.masking import length_mask, masked_max, masked_mean, masked_std, masked_sum
@@ -35,6 +44,7 @@ from grpo_lightning.functional.pass_at_k import pass_at_k
 __all__ = [
     "MAX_LOG_RATIO",
     "Aggregation",
+    "BinaryDivergence",
     "InPlaceEmbedding",
     "KLEstimator",
     "TokenLogprobs",
@@ -43,10 +53,14 @@ __all__ = [
     "adding_in_place",
     "aggregate",
     "batch_std_advantages",
+    "binary_divergence",
     "cispo_objective",
     "clipped_objective",
+    "decoupled_scores",
+    "divergence_masked_objective",
     "explained_variance",
     "gae",
+    "geometric_mean_objective",
     "group_std_advantages",
     "has_signal",
     "kl_divergence",
@@ -56,9 +70,13 @@ __all__ = [
     "masked_mean",
     "masked_std",
     "masked_sum",
+    "maximum_likelihood_advantages",
     "pass_at_k",
+    "pass_at_k_advantages",
     "sequence_ratio",
+    "sequence_token_ratio",
     "shaped_objective",
+    "soft_gated_objective",
     "token_logprobs",
     "token_ratio",
     "token_rewards",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grpo_lightning.algorithms import GRPOModule, PPOModule, SFTModule
-from grpo_lightning.callbacks import AdaptiveKL, ReferenceSync, VRAMProfiler
+from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
@@ -47,7 +47,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
     fit(folder, PPOModule(**common, beta=0.1), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
-    steered = [AdaptiveKL(), ReferenceSync(every_n_steps=1), watch]
+    steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)
     tester.test(grpo(path), datamodule=rollouts(), verbose=False)

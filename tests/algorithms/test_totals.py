@@ -24,7 +24,7 @@ def test_tokens_are_those_of_the_rollouts_and_of_the_updates(model_path: str, tm
     sampled = trained = 0
     for batch, logged in zip(watch.batches, watch.logged, strict=True):
         sampled += sum(len(rollout.completion.token_ids) for rollout in batch.attempts)
-        trained += 2 * int(batch.tokens.lengths_N.sum())
+        trained += 2 * int(batch.tokens.completion_lengths_N.sum())
         assert logged["total/rollout_tokens"] == sampled
         assert logged["total/train_tokens"] == trained
 
@@ -45,7 +45,9 @@ def test_sft_trains_tokens_and_samples_none(model_path: str, tmp_path: Path) -> 
     watch = Watch()
     fit(tmp_path, sft(model_path), 3, callbacks=[watch])
     assert watch.logged[-1]["total/rollout_tokens"] == 0
-    assert watch.logged[-1]["total/train_tokens"] == sum(int(one.tokens.lengths_N.sum()) for one in watch.batches)
+    assert watch.logged[-1]["total/train_tokens"] == sum(
+        int(one.tokens.completion_lengths_N.sum()) for one in watch.batches
+    )
 
 
 @llama_alone

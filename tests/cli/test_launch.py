@@ -121,6 +121,7 @@ def test_a_mistake_is_not_repeated_by_every_process(
 SHIPPED = [
     {"class_path": "ReferenceSync", "init_args": {"every_n_steps": 1}},
     {"class_path": "AdaptiveKL"},
+    {"class_path": "Cost", "init_args": {"price_per_hour": 2.0}},
     {"class_path": "VRAMProfiler"},
     {"class_path": "StopWhen", "init_args": {"max_kl": 100.0}},
     {"class_path": "TokenBudget", "init_args": {"tokens": 100_000}},

@@ -99,6 +99,25 @@ def test_options_of_the_standard_callbacks_do_not_define_a_method() -> None:
     assert set(CALLBACKS.values()) <= set(PASSIVE_CALLBACKS)
 
 
+def test_a_model_that_was_only_tested_is_a_method_of_its_own(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"trained-{seed}", seed, correct="110")
+    untouched = write_run(tmp_path / "untouched", 1, curves={"test/accuracy": [(0, 1 / 3)]})
+    write_test(tmp_path / "results", "100")
+    (tmp_path / "results/test_results.jsonl").rename(untouched / "test_results.jsonl")
+    arguments = [str(tmp_path / "trained-*"), str(untouched)]
+    methods = find_methods(arguments)
+    assert [(method.name, len(method.runs), len(method.tested)) for method in methods] == [
+        ("GRPO", 2, 2), ("without training", 1, 1)
+    ]  # fmt: skip
+    run = methods[1].runs[0]
+    assert (run.is_trained, run.steps, methods[0].runs[0].steps) == (False, 0, 1)
+    main(["compare", *arguments, "--out", str(tmp_path / "out"), "--resamples", "200"])
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| without training | 1 | 33.3 % |" in text
+    assert "| without training vs GRPO | -33.3 |" in text
+
+
 def test_a_warm_start_from_the_best_policy_has_the_recipe_of_its_run(tmp_path: Path) -> None:
     for seed in (1, 2):
         warm = write_run(tmp_path / f"warm/{seed}", seed, "SFTModule")
@@ -227,6 +246,18 @@ def test_the_report_has_the_right_numbers(report: Path) -> None:
     assert "python 3.11, torch 2.13.0" in text
     assert f"--out {report}" in text
     assert "Not tested: SFT" in text
+
+
+def test_the_cost_of_a_point_of_accuracy(tmp_path: Path) -> None:
+    for seed, usd in ((1, 2.0), (2, 4.0)):
+        write_run(tmp_path / f"grpo/{seed}", seed, curves=totals(1_000_000) | {"total/usd": [(0, 1.0), (2, usd)]})
+    write_run(tmp_path / "once", 1, "PPOModule", curves={"total/usd": [(0, 1.0)], "val/accuracy": [(0, 0.5)]})
+    write_run(tmp_path / "free", 1, "SFTModule", curves=totals(500_000))
+    main(["compare", str(tmp_path / "grpo"), str(tmp_path / "once"), str(tmp_path / "free"), "--out", str(tmp_path)])
+    grpo, free = table((tmp_path / "report.md").read_text(), "Cost")
+    # 50 points for 2 and for 4 USD, 3 million tokens generated, and three times as many trained.
+    assert list(grpo.values()) == ["GRPO", "+50.0", "3.00 USD", "+18.8", "+16.7", "+5.6"]
+    assert list(free.values()) == ["SFT", "+50.0", "not measured", "not measured", "+33.3", "+11.1"]
 
 
 def test_the_page_is_self_contained_and_has_light_and_dark_themes(report: Path) -> None:

@@ -29,7 +29,7 @@ POLICY = "model.init_args.policy.path"
 CALLBACKS = "trainer.callbacks"
 PASSIVE_CALLBACKS = (
     "StepProgressBar", "VRAMProfiler", "RolloutLogger", "TensorBoardExtras", "RunSummary", "HealthCheck",
-    "PredictionWriter", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
+    "PredictionWriter", "Cost", "PolicyExport", "RunCheckpoint", "LearningRateMonitor",
 )  # fmt: skip
 """Callbacks that do not affect training."""
 
@@ -77,7 +77,7 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
                     raise
                 skipped.append(error)
                 continue
-            key = f"name {name}" if name else str(sorted(recipe(run.config, run.folder).items()))
+            key = f"name {name}" if name else str((run.is_trained, sorted(recipe(run.config, run.folder).items())))
             groups.setdefault(key, []).append(run)
             if name:
                 names_given[key] = name
@@ -128,9 +128,11 @@ def recipe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return flat
 
 
-def label(config: dict[str, Any]) -> str:
+def label(run: Run) -> str:
     """Name a method by its algorithm and main options, such as ``GRPO + refinement (distill)``."""
-    flat = _flat(config)
+    if not run.is_trained:
+        return "without training"
+    flat = _flat(run.config)
     name = str(flat.get("model.class_path", "unknown")).rpartition(".")[2].removesuffix("Module")
     if flat.get("model.init_args.critic"):
         name += f" ({flat['model.init_args.critic']} critic)"
@@ -145,15 +147,13 @@ def _names(runs: dict[str, Run], taken: set[str]) -> dict[str, str]:
     for key, run in runs.items():
         own = recipe(run.config, run.folder)
         same_label = [
-            recipe(candidate.config, candidate.folder)
-            for candidate in runs.values()
-            if label(candidate.config) == label(run.config)
+            recipe(candidate.config, candidate.folder) for candidate in runs.values() if label(candidate) == label(run)
         ]
         differing = sorted(
             {option for other in same_label for option in {**other, **own} if other.get(option) != own.get(option)}
         )
         options = [f"{option.rpartition('.')[2]} {_short(own.get(option))}" for option in differing[:3]]
-        name = ", ".join([label(run.config), *options])
+        name = ", ".join([label(run), *options])
         while name in taken:
             name += "'"
         taken.add(name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from grpo_lightning.commands.compare.blocks import Block, Figure, Heading, Table, Text
 from grpo_lightning.commands.compare.cells import NOT_MEASURED, count, duration, over_seeds, share
+from grpo_lightning.commands.compare.cost import cost
 from grpo_lightning.commands.compare.differences import differences
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
@@ -46,6 +47,7 @@ def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
     return [
         *_results(methods, problems, options.out),
         *differences(methods, problems, options.resamples),
+        *cost(methods),
         *_dynamics(methods, options.out),
         *_record(methods, options.command),
     ]
@@ -177,12 +179,11 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
     rows = []
     for method in methods:
         for run in method.runs:
-            steps = max(curve.steps[-1] for curve in run.curves.values())
             tested = NOT_MEASURED if run.test is None else share(float(np.mean(list(run.test.correct.values()))))
-            checkpoint = "" if run.test is None else Path(run.test.checkpoint).name
+            checkpoint = Path(run.test.checkpoint).name if run.test is not None and run.is_trained else ""
             rows.append(
                 [method.name, f"`{run.folder}`", str(run.environment.get("device", NOT_MEASURED)),
-                 checkpoint, str(run.seed), f"{steps:,.0f}", tested]
+                 checkpoint, str(run.seed), f"{run.steps:,}", tested]
             )  # fmt: skip
     caption = "All runs, with the checkpoint that was tested."
     versions: dict[str, None] = {}

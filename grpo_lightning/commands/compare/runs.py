@@ -82,6 +82,16 @@ class Run:
     def seed(self) -> Any:
         return self.config.get("seed_everything")
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run took a training step; ``grpo test`` of a model as it is takes none."""
+        return not all(_is_evaluation(name) for name in self.curves)
+
+    @property
+    def steps(self) -> int:
+        """The number of training steps completed."""
+        return int(max(curve.steps[-1] for curve in self.curves.values())) if self.is_trained else 0
+
     def last(self, name: str) -> float | None:
         """Return the last value of a curve; ``None`` if the run does not have the curve."""
         return self.curves[name].last if name in self.curves else None
@@ -174,8 +184,9 @@ def _completed_steps(event: Any, training: Sequence[tuple[float, int]]) -> int:
 
 
 def read_test(folder: Path) -> TestResults | None:
-    """Read the newest test results in ``<run>/test``, merged over all ranks."""
-    results = sorted((folder / "test").rglob("test_results.jsonl"), key=lambda path: path.stat().st_mtime)
+    """Read the newest test results in ``<run>/test``, or of a run that only tests, merged over all ranks."""
+    found = [*folder.glob("test_results.jsonl"), *(folder / "test").rglob("test_results.jsonl")]
+    results = sorted(found, key=lambda path: path.stat().st_mtime)
     if not results:
         return None
     test_folder = results[-1].parent

@@ -1,0 +1,114 @@
+"""What ``scripts/compare.py`` compares: the methods of each study, and how they differ from the shipped configs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Args:
+        name: name of the folder of its runs.
+        title: name in the report.
+        config: name of the config that trains it.
+        options: options that override the config's.
+        start: the method whose policy it continues from; ``None``: the model of its config.
+        samples: whether it generates the completions it learns from, and so is limited by a token budget.
+        trains: whether it is trained at all, or only tested.
+    """
+
+    name: str
+    title: str
+    config: str
+    options: dict[str, str] = field(default_factory=dict)
+    start: str | None = None
+    samples: bool = True
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods that are compared on one task.
+
+    Args:
+        title: heading of the report.
+        methods: those to compare; a method comes after the one that it continues from.
+        tokens: budget of generated tokens per run that samples; ``None``: the steps of the configs.
+        out: default folder of the report.
+        jobs: default number of parallel runs.
+        stops: callbacks that end the runs without a budget, by method.
+        offline: nothing is downloaded.
+    """
+
+    title: str
+    methods: tuple[Method, ...]
+    tokens: int | None
+    out: str
+    jobs: int
+    stops: dict[str, str] = field(default_factory=dict)
+    offline: bool = False
+
+
+def _early_stopping(options: str) -> str:
+    return f"{{class_path: EarlyStopping, init_args: {{monitor: val/accuracy, mode: max, {options}}}}}"
+
+
+QUICKSTART = Study(
+    "The quickstart task",
+    (
+        Method("sft", "SFT (warm start)", "quickstart_sft", samples=False),
+        Method("sft_converged", "SFT (converged)", "quickstart_sft", {"trainer.max_steps": "3000"}, "sft", False),
+        Method("ppo", "PPO", "quickstart_ppo", start="sft"),
+        Method("grpo", "GRPO", "quickstart", start="sft"),
+        Method(
+            "grpo_no_std", "GRPO without the std", "quickstart", {"model.init_args.advantage": "none-scaled"}, "sft"
+        ),
+        # Two more samples per prompt, as many as refinement may add: does the feedback help, or the second chance?
+        Method("grpo_group10", "GRPO, 10 samples per prompt", "quickstart", {"data.group_size": "10"}, "sft"),
+        Method(
+            "refine_distill", "GRPO + refinement (distill)", "quickstart",
+            {"data.refinement": "{mode: distill, budget: 2}"}, "sft",
+        ),
+        Method(
+            "refine_in_context", "GRPO + refinement (in_context)", "quickstart",
+            {"data.refinement": "{mode: in_context, budget: 2}"}, "sft",
+        ),
+    ),
+    tokens=1_100_000,  # as many as 200 steps of configs/quickstart.yaml generate
+    out="docs/results",
+    jobs=2,
+    # The warm start stops as in its config, the other when accuracy no longer improves.
+    stops={
+        "sft": _early_stopping("stopping_threshold: 0.4, patience: 1000"),
+        "sft_converged": _early_stopping("patience: 10"),
+    },
+    offline=True,
+)  # fmt: skip
+
+LFM_GSM8K = Study(
+    "GSM8K",
+    (
+        Method("untouched", "untouched model", "lfm_gsm8k", trains=False),
+        Method("sft", "SFT", "lfm_gsm8k_sft", samples=False),
+        Method("ppo", "PPO", "lfm_gsm8k_ppo"),
+        Method("grpo", "GRPO", "lfm_gsm8k"),
+        Method(
+            "refine_distill", "GRPO + refinement (distill)", "lfm_gsm8k",
+            {"data.refinement": "{mode: distill, budget: 2}"},
+        ),
+        # SFT exports an adapter, whose training continues.
+        Method("sft_grpo", "SFT, then GRPO", "lfm_gsm8k", {"model.init_args.policy.lora": "null"}, start="sft"),
+    ),
+    tokens=None,
+    out="report",
+    jobs=1,
+)  # fmt: skip
+
+STUDIES = {"quickstart": QUICKSTART, "lfm_gsm8k": LFM_GSM8K}
+
+SMOKE = {
+    "trainer.max_steps": "2", "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1",
+    "data.prompts_per_step": "2", "data.val_batch_size": "4", "data.task.init_args.test_size": "8",
+}  # fmt: skip
