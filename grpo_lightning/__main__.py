@@ -22,6 +22,7 @@ subcommands:
 {_SUBCOMMANDS}
 
 examples:
+  grpo init my_task --task math                   a folder with a config, a verifier and data of your own to change
   grpo fit --config quickstart                    a shipped config by its name, or the path of your own
   grpo fit --config configs/lfm_gsm8k.yaml --model.policy.path LiquidAI/LFM2.5-1.2B-Instruct
   grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
