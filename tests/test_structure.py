@@ -104,7 +104,8 @@ def test_every_package_is_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers")]
+    "module",
+    ["grpo_lightning", *(f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers"))],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (
