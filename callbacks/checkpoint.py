@@ -6,11 +6,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from grpo_lightning.lightning_private import SavingCheckpoint
+from grpo_lightning.rollout import RunCallback
 
 
-class RunCheckpoint(SavingCheckpoint):
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint under another name in its folder and renames it: a file that is there is whole.
+
+    Lightning's own writes into the folder for temporary files, and a move to another file system may break off midway.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.part")
+        torch.save(checkpoint, part)
+        part.replace(file)
+
+
+class RunCheckpoint(SavingCheckpoint, RunCallback):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
@@ -38,18 +58,30 @@ class RunCheckpoint(SavingCheckpoint):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self._whole_at = 0  # optimizer steps after which a training step was over, and its curves written
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
         super().setup(trainer, pl_module, stage)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._whole_at = trainer.global_step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._whole_at = trainer.global_step
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""
+
+    def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save where ``every_n_train_steps`` have been made: a batch may make several, and pass over a multiple.
 
         The best needs a validation, the last does not.
         """
+        self._whole_at = trainer.global_step
         every = self.save_interval
         passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
         if passed and self.may_save(trainer):
@@ -63,8 +95,12 @@ class RunCheckpoint(SavingCheckpoint):
             self.save_as_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing."""
-        if self.may_save_on_exception(trainer):
+        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing.
+
+        A step that broke off after its first update is not saved: its weights have learned from rollouts that a
+        resumed run would learn from again. The checkpoint before it stays the last.
+        """
+        if self.may_save_on_exception(trainer) and trainer.global_step == self._whole_at:
             self.save_as_last(trainer)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)

@@ -11,9 +11,10 @@ import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.rollout import EvaluationBatch, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, RolloutDataModule, RunCallback, StepEnd
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
+from grpo_lightning.rollout.resumed import drop_rollouts
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,12 @@ SHARD_BYTES = 64 * 2**20
 class RolloutLogger(RunCallback):
     """Writes every rollout of ``fit``, ``test`` and ``validate`` into ``<run dir>/rollouts``, for ``grpo samples``.
 
-    Nothing is ever overwritten. Each start of the run writes into a separate folder, named by its first step, such as
-    ``002-from-step-000040``: readers ignore that step and later ones in earlier folders, since they were made again.
-    Each rank writes separate files. A record holds prompt, completion, verdict, reward,
-    advantage, finish reason, attempt, and what the policy thought of its tokens. In ``test`` and ``validate`` the step
-    is the number of the batch, and ``sampled_for`` says what the completion counts for. Validation inside ``fit`` is
-    not written.
+    Each start of the run writes into a separate folder, named by its first step, such as ``002-from-step-000040``, and
+    each rank into separate files. A resumed run first drops the rollouts of the steps that it makes again, so that each
+    step is there once; to keep them, start from the checkpoint in a new ``--run_dir``. A record holds prompt,
+    completion, verdict, reward, advantage, finish reason, attempt, and what the policy thought of its tokens. In
+    ``test`` and ``validate`` the step is the number of the batch, and ``sampled_for`` says what the completion counts
+    for. Validation inside ``fit`` is not written.
 
     Args:
         every_n_steps: write the rollouts of every this many training steps; those of an evaluation are all written.
@@ -68,8 +69,13 @@ class RolloutLogger(RunCallback):
         self._characters: TokenCharacters | None = None
         self._deleted = False
 
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        self._data = data
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._folder = self._shard = None
+        if trainer.training and trainer.ckpt_path is not None and trainer.is_global_zero:
+            drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self._data.steps_done)
         tokenizer = policy_module(pl_module, self).policy.tokenizer
         self._characters = TokenCharacters(tokenizer) if self.tokens else None
 

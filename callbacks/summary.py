@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from grpo_lightning.lightning_private import validate_now
-from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
+from grpo_lightning.lightning_private import set_logged_step, validate_now
+from grpo_lightning.rollout import EvaluationEnd, RolloutDataModule, RunCallback, StepEnd
 
 
 class RunSummary(RunCallback):
@@ -28,6 +28,9 @@ class RunSummary(RunCallback):
         self._last: dict[str, float] = {}
         self._evaluation: EvaluationEnd | None = None
 
+    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
+        self._data = data
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validate_first and trainer.global_step == 0:
             validate_now(trainer)
@@ -44,6 +47,8 @@ class RunSummary(RunCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the final policy, if the last validation was of an earlier one."""
         if self._validated_at != trainer.global_step:
+            # As all validations but the first: at the step before it, so that it belongs to the steps that were made.
+            set_logged_step(trainer, max(0, self._data.steps_done - 1))
             validate_now(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,10 +68,11 @@ class RunSummary(RunCallback):
             print("\n" + "\n".join(f"{name:<12}{text}" for name, text in self._lines(trainer)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": dict(self._first)}
+        return {"first": dict(self._first), "validated_at": self._validated_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first = dict(state_dict["first"])
+        self._validated_at = state_dict.get("validated_at")  # which older checkpoints do not have
 
     def _see(self, name: str, metrics: Mapping[str, float]) -> None:
         if name in metrics:

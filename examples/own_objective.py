@@ -16,7 +16,8 @@ from grpo_lightning.objectives import Objective, PolicyLossTerms
 class SoftGate(Objective):
     """``J = 4/tau * sigmoid(tau (rho - 1)) A``: the gradient fades with the distance of the ratio, without a clip.
 
-    At ``rho = 1`` its gradient is that of REINFORCE, ``A grad log pi``.
+    At ``rho = 1`` its gradient is that of REINFORCE, ``A grad log pi``. The shipped :class:`SAPO` has a ``tau`` for
+    each sign of the advantage.
 
     Args:
         tau: how quickly the gradient fades.

@@ -94,7 +94,7 @@ def test_the_wheel_is_what_it_says(wheel: Path) -> None:
         names = set(archive.namelist())
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
     assert {"grpo_lightning/configs/tiny_decoder/chat_template.jinja", "grpo_lightning/cli/options.json"} <= names
-    for file in (*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/tiny*/*")):
+    for file in (*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("configs/tiny*/*")):
         assert f"grpo_lightning/{file.relative_to(ROOT)}" in names
     assert {name.partition("/")[0] for name in names} == {"grpo_lightning", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     assert "Requires-Python: >=3.10" in metadata

@@ -31,6 +31,7 @@ from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
 from grpo_lightning.rollout.generate import Chat, generate_texts
+from grpo_lightning.rollout.resumed import keep_metrics
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
@@ -98,8 +99,12 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return False
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse what cannot work: this is Lightning's first hook, before any callback copies the module."""
+        """Refuse what cannot work, and keep the curves of earlier starts.
+
+        This is Lightning's first hook, before any callback copies the module, and before loggers start.
+        """
         refuse_unsupported(self.trainer)
+        keep_metrics(self.trainer)
         return []
 
     def setup(self, stage: str) -> None:

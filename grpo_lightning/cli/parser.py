@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -16,6 +18,11 @@ class SentenceParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        # jsonargparse 4.53 hands an option of a class to that class's parser as f"--{key}={value}": null becomes None.
+        nulls = args and [re.sub(r"\A(--[\w.]+)=None\Z", r"\1=null", arg) for arg in args]
+        return super().parse_args(nulls, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a trial parse of jsonargparse's own, which catches what is raised

@@ -12,6 +12,7 @@ from grpo_lightning.functional._checks import check_choice
 from grpo_lightning.functional.masking import masked_mean, masked_sum
 
 Aggregation = Literal["grpo", "dr_grpo", "bnpo", "dapo"]
+BinaryDivergence = Literal["tv", "kl"]
 
 # exp(20) is 5e8: far beyond every clip, yet finite in float32, where exp(89) overflows.
 MAX_LOG_RATIO = 20.0
@@ -32,14 +33,23 @@ def sequence_ratio(logprobs_NT: Tensor, old_logprobs_NT: Tensor, mask_NT: Tensor
     """``logprobs_NT``, ``old_logprobs_NT``, ``mask_NT`` -> each sequence's ratio ``[N, T]``, 1 at masked positions.
 
     ``s_i = (pi(y_i) / pi_old(y_i))^(1/|y_i|) = exp( 1/|y_i| sum_t log rho_it )``, the same at every token of the
-    sequence. GSPO, arXiv 2507.18071, eq. 7. Not implemented: GSPO-token (eq. 14), whose gradient differs only where
-    advantages differ within a sequence.
+    sequence. GSPO, arXiv 2507.18071, eq. 7. :func:`sequence_token_ratio` is its token-level form.
 
     Beyond the paper: the logarithm is clamped at ``MAX_LOG_RATIO`` before the exponential.
     """
     log_ratio_NT = torch.where(mask_NT, logprobs_NT - old_logprobs_NT, 0)
     mean_N1 = masked_mean(log_ratio_NT, mask_NT, dim=1).unsqueeze(1)
     return torch.where(mask_NT, mean_N1, 0).clamp(max=MAX_LOG_RATIO).exp()
+
+
+def sequence_token_ratio(logprobs_NT: Tensor, old_logprobs_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """``logprobs_NT``, ``old_logprobs_NT``, ``mask_NT`` -> each token's ratio ``[N, T]``, 1 at masked positions.
+
+    ``s_it = sg(s_i) pi(y_it) / sg(pi(y_it))``, with ``sg`` the stop-gradient: the value of :func:`sequence_ratio`, and
+    the gradient of the token's own log-prob times it. GSPO-token, arXiv 2507.18071, eq. 14.
+    """
+    own_NT = torch.where(mask_NT, logprobs_NT - logprobs_NT.detach(), 0).exp()  # 1, with a gradient
+    return sequence_ratio(logprobs_NT, old_logprobs_NT, mask_NT).detach() * own_NT
 
 
 def clipped_objective(
@@ -73,6 +83,80 @@ def cispo_objective(logprobs_NT: Tensor, ratio_NT: Tensor, advantages_NT: Tensor
     """
     weight_NT = ratio_NT.detach().clamp(max=cap)
     return weight_NT * advantages_NT * logprobs_NT, (ratio_NT > cap) & (advantages_NT != 0)
+
+
+def soft_gated_objective(ratio_NT: Tensor, advantages_NT: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
+    """``ratio_NT``, ``advantages_NT`` -> the objective to maximise ``[N, T]``.
+
+    ``J = 4/tau sigmoid(tau (rho - 1)) A``, with ``tau = tau_pos`` for ``A > 0``, else ``tau_neg``. The weight of
+    ``grad log pi`` is ``4 p (1 - p) rho A`` with ``p = sigmoid(tau (rho - 1))``: that of REINFORCE at ``rho = 1``, and
+    fading on both sides. SAPO, arXiv 2511.20347.
+    """
+    tau_NT = torch.where(advantages_NT > 0, tau_pos, tau_neg).to(ratio_NT.dtype)
+    return 4 / tau_NT * torch.sigmoid(tau_NT * (ratio_NT - 1)) * advantages_NT
+
+
+def geometric_mean_objective(
+    logprobs_NT: Tensor,
+    old_logprobs_NT: Tensor,
+    advantages_NT: Tensor,
+    mask_NT: Tensor,
+    epsilon: float,
+    epsilon_high: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs, advantages and mask -> the objective to maximise ``[N, T]``, and bool ``[N, T]``: gradient clipped.
+
+    ``J_i = ( prod_t c(rho_it) )^(1/|y_i|) A_i``, the same at every token of the sequence, with the ratio clipped on the
+    side that the advantage moves it to: ``c(rho) = min(rho, e^epsilon_high)`` for ``A > 0``, ``max(rho, e^-epsilon)``
+    for ``A < 0``. GMPO, arXiv 2507.20673.
+
+    Beyond the paper: where advantages differ within a sequence, each token takes the geometric mean that is clipped for
+    the sign of its own; and the logarithm of the mean is clamped at ``MAX_LOG_RATIO`` before the exponential.
+    """
+    log_ratio_NT = torch.where(mask_NT, logprobs_NT - old_logprobs_NT, 0)
+
+    def geometric_mean(clipped_NT: Tensor) -> Tensor:
+        return masked_mean(clipped_NT, mask_NT, dim=1).clamp(max=MAX_LOG_RATIO).exp().unsqueeze(1)
+
+    raised_N1 = geometric_mean(log_ratio_NT.clamp(max=epsilon_high))
+    lowered_N1 = geometric_mean(log_ratio_NT.clamp(min=-epsilon))
+    cut_above_NT = (advantages_NT > 0) & (log_ratio_NT > epsilon_high)
+    cut_below_NT = (advantages_NT < 0) & (log_ratio_NT < -epsilon)
+    return torch.where(advantages_NT > 0, raised_N1, lowered_N1) * advantages_NT, cut_above_NT | cut_below_NT
+
+
+def binary_divergence(logprobs_NT: Tensor, old_logprobs_NT: Tensor, divergence: BinaryDivergence) -> Tensor:
+    """``logprobs_NT``, ``old_logprobs_NT`` -> how far the policy has moved at each token ``[N, T]``, without gradient.
+
+    The divergence of two coins, whether the sampled token is drawn or another one, with ``p = pi(y_it)`` and
+    ``q = pi_old(y_it)``: a lower bound of that of the whole distributions. DPPO, arXiv 2602.04879.
+
+    - ``tv``: ``|q - p|``, eq. 13;
+    - ``kl``: ``q log(q / p) + (1 - q) log((1 - q) / (1 - p))``, eq. 14, in nats.
+
+    Beyond the paper: ``1 - p`` and ``1 - q`` are at least 1e-8 in the logarithm, as in the authors' code.
+    """
+    check_choice("divergence", divergence, BinaryDivergence)
+    dtype = torch.promote_types(logprobs_NT.dtype, torch.float32)
+    logprobs_NT, old_logprobs_NT = logprobs_NT.detach().to(dtype), old_logprobs_NT.detach().to(dtype)
+    other_NT, old_other_NT = -torch.expm1(logprobs_NT), -torch.expm1(old_logprobs_NT)
+    if divergence == "tv":
+        return (old_other_NT - other_NT).abs()
+    log_other_NT, log_old_other_NT = other_NT.clamp(min=1e-8).log(), old_other_NT.clamp(min=1e-8).log()
+    return (1 - old_other_NT) * (old_logprobs_NT - logprobs_NT) + old_other_NT * (log_old_other_NT - log_other_NT)
+
+
+def divergence_masked_objective(
+    ratio_NT: Tensor, advantages_NT: Tensor, divergence_NT: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """``ratio_NT``, ``advantages_NT``, ``divergence_NT`` -> the objective to maximise ``[N, T]``, and bool: masked.
+
+    ``J = M rho A``, with ``M = 0`` where the divergence is above the threshold and the step would raise it further
+    (``A > 0`` and ``rho > 1``, or ``A < 0`` and ``rho < 1``), else 1. DPPO, arXiv 2602.04879, eq. 11 and 12.
+    """
+    leaving_NT = ((advantages_NT > 0) & (ratio_NT > 1)) | ((advantages_NT < 0) & (ratio_NT < 1))
+    masked_NT = leaving_NT & (divergence_NT > threshold)
+    return torch.where(masked_NT, 0, ratio_NT * advantages_NT), masked_NT
 
 
 def shaped_objective(logprobs_NT: Tensor, advantages_NT: Tensor, shaping: float = 0.1) -> Tensor:

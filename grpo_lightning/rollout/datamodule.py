@@ -17,12 +17,13 @@ from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
-from grpo_lightning.rollout.events import RunCallback, StepEnd, run_callbacks
+from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.tasks.controls import check_sample
@@ -106,6 +107,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._learner: Learner
         self._collector: Collector
         self._evaluated_loader: EvalLoader
+        self._steps: StepCount
         self._validate()
 
     def _validate(self) -> None:
@@ -202,9 +204,10 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _StepCount)]
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, StepCount)]
             # It comes first, so that what the others save counts the step.
-            callbacks.insert(0, _StepCount(self))
+            self._steps = StepCount(lambda: self._train_loader)
+            callbacks.insert(0, self._steps)
 
     def train_dataloader(self) -> TrainLoader:
         self._train_loader = TrainLoader(
@@ -237,6 +240,13 @@ class RolloutDataModule(pl.LightningDataModule):
         return Recipe(purpose, 1, self.val_sampling, self.refinement, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
+        """The prompts of a step have come: what the step before logs is written by now, and it was validated."""
+        trainer = cast(pl.Trainer, self.trainer)
+        if trainer.training:
+            self._steps.next_step_begins(trainer)
+        return batch
 
     def on_after_batch_transfer(
         self, batch: PromptBatch, dataloader_idx: int
@@ -321,13 +331,3 @@ class RolloutDataModule(pl.LightningDataModule):
             return EvaluationBatch(single, None)
         recipe = replace(prompts.recipe, group_size=self.pass_samples, sampling=self.sampling, refinement=None)
         return EvaluationBatch(single, self.collect(replace(prompts, recipe=recipe)))
-
-
-class _StepCount(RunCallback):
-    """Counts a step as done when the module reports it: one that broke off before that is made again on resume."""
-
-    def __init__(self, data: RolloutDataModule) -> None:
-        self.data = data
-
-    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
-        self.data._train_loader.step = end.step + 1

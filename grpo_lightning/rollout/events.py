@@ -56,6 +56,12 @@ class RunCallback(pl.Callback):
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         """A training step ends: its updates have been made and its curves logged. Comes before any checkpoint."""
 
+    def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A training step is over: its curves are written, and a validation that was due has ended.
+
+        Comes before the next step's rollouts. The last step is followed by Lightning's ``on_train_end`` instead.
+        """
+
     def on_evaluation_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
     ) -> None:

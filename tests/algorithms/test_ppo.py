@@ -18,7 +18,7 @@ from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.value import VALUE
-from grpo_lightning.objectives import CISPO, Clip
+from grpo_lightning.objectives import CISPO, Clip, GSPOToken
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.types import FinishReason
@@ -303,7 +303,7 @@ def test_a_separate_critic_can_be_another_model_with_only_its_head_trained(
         {"whiten_advantages": False},
         {"value_epsilon": 0.01}, {"value_epsilon": None}, {"value_coef": 2.0}, {"value_lr": 1e-3},
         {"critic": "separate"}, {"critic_warmup_steps": 1},
-        {"objective": "cispo"}, {"ratio_level": "sequence"},
+        {"objective": "cispo"}, {"ratio_level": "sequence"}, {"objective": GSPOToken(0.2, None)},
     ],
     ids=str,
 )  # fmt: skip

@@ -259,6 +259,20 @@ def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_pa
     assert same(whole, fit(tmp_path / "part", grpo(model_path), 5, ckpt_path=last))
 
 
+@llama_alone
+def test_a_run_that_broke_off_between_two_updates_makes_the_step_again(model_path: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", grpo(model_path, updates_per_rollout=2), 8)
+    keep = RunCheckpoint(every_n_train_steps=2)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(
+            tmp_path / "part", grpo(model_path, updates_per_rollout=2), 8, callbacks=[Break(5), keep],
+            enable_checkpointing=True,
+        )  # fmt: skip
+    last = tmp_path / "part/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    assert same(whole, fit(tmp_path / "part", grpo(model_path, updates_per_rollout=2), 8, ckpt_path=last))
+
+
 @pytest.mark.parametrize(
     ("break_at", "every"), [(None, 3), (3, None)], ids=["ended with a validation", "broke off in an update"]
 )

@@ -117,25 +117,33 @@ def test_where_each_token_has_its_own_advantage_the_record_has_them_and_their_me
     assert all(one["advantage"] is None for one in records(batch))
 
 
-def test_a_resumed_run_overwrites_nothing_and_no_step_is_read_twice(path: str, tmp_path: Path) -> None:
+def test_a_resumed_run_stores_no_step_twice(path: str, tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="at{step}", every_n_train_steps=2, save_top_k=-1)
     options: dict[str, Any] = {"enable_checkpointing": True}
     fit(tmp_path, grpo(path), 3, callbacks=[RolloutLogger(), saving], **options)
     (first,) = (tmp_path / "rollouts").glob("*/*")
-    before = first.read_bytes()
+    before = first.read_text().splitlines()
     checkpoint = str(tmp_path / "atstep=2.ckpt")
     fit(tmp_path, grpo(path), 4, callbacks=[RolloutLogger()], ckpt_path=checkpoint)
-    assert first.read_bytes() == before
+    assert first.read_text().splitlines() == before[:24], "the rollouts of steps 0 and 1"
     folders = sorted(folder.name for folder in (tmp_path / "rollouts").iterdir())
     assert folders == ["001-from-step-000000", "002-from-step-000002"]
     rows = logged(tmp_path)
     assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(12)]
     assert len({row["id"] for row in rows}) == 48
-    # Mark the second start's rows, to see whose are read.
-    (second,) = (tmp_path / "rollouts/002-from-step-000002").iterdir()
-    second.write_text(second.read_text().replace('"rank": 0', '"rank": 7'))
+
+
+def test_a_step_that_is_stored_twice_is_read_once(path: str, tmp_path: Path) -> None:
+    """Older versions left the rollouts of steps that a resumed run made again."""
+    fit(tmp_path, grpo(path), 3, callbacks=[RolloutLogger()])
+    (first,) = (tmp_path / "rollouts").glob("*/*")
+    again = tmp_path / "rollouts/002-from-step-000002"
+    again.mkdir()
+    rows = [line for line in first.read_text().splitlines(keepends=True) if '"step": 2' in line]
+    (again / "rank0-step-000002.jsonl").write_text("".join(rows).replace('"rank": 0', '"rank": 7'))
     assert {row["rank"] for row in logged(tmp_path) if row["step"] >= 2} == {7}
     assert {row["rank"] for row in logged(tmp_path) if row["step"] < 2} == {0}
+    assert len(logged(tmp_path)) == 36
 
 
 def test_a_line_that_the_run_was_stopped_in_is_left_out_and_a_broken_one_is_named(path: str, tmp_path: Path) -> None:

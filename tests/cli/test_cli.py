@@ -21,7 +21,6 @@ from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.cli.subcommands import SUMMARIES
 from grpo_lightning.errors import ConfigError
-from tests.models.family_folders import FAMILY_OF, save_family
 
 ROOT = Path(__file__).parents[2]
 # Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them.
@@ -68,12 +67,6 @@ def lfm(tiny_model: Callable[[str], str], gsm8k_folder: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     overrides = request.getfixturevalue("lfm") if name.startswith("lfm") else {}
-    if name in FAMILY_OF:
-        model = {"model.init_args.policy.path": save_family(tmp_path / "model", FAMILY_OF[name])}
-        rows = {"path": request.getfixturevalue("gsm8k_folder"), "limit": 20, "val_size": 4}
-        # A tiny tokenizer has a token per byte.
-        overrides = {f"data.task.init_args.{key}": value for key, value in rows.items()}
-        overrides |= model | {"data.max_prompt_tokens": "null"}
     text = (ROOT / "configs" / name).read_text()
     if "warm_start:" in text:
         # The warm start is a config of its own, and in this list itself.

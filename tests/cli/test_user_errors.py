@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.verifiers import FormatVerifier
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
 
@@ -201,3 +202,13 @@ def test_help_says_where_the_options_of_a_class_are(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="0"):
         main(["verify", "--help"])
     assert "--samples FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--model.policy.lora", "--model.init_args.policy.lora", "--model.policy.revision"])
+def test_null_is_null_in_nested_options_too(option: str, gsm8k_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    given = ["--config", "configs/lfm_gsm8k.yaml", "--data.task.init_args.path", gsm8k_folder]
+    template = "{prompt} --x=None"
+    parsed = parse([*given, option, "null", "--data.task.prompt_template", template])
+    assert parsed.config.model.init_args.policy[option.rpartition(".")[2]] is None
+    assert parsed.config.data.task.init_args.prompt_template == template

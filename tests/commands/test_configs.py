@@ -27,6 +27,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["fit", "quickstart"], ["fit", "--config", QUICKSTART]),
         (["fit", "--config", "quickstart", "--model.beta", "0"], ["fit", "--config", QUICKSTART, "--model.beta", "0"]),
         (["fit", "-c", "configs/quickstart.yaml"], ["fit", "-c", QUICKSTART]),
+        (["fit", "-c", "models/qwen3_0.6b"], ["fit", "-c", str(CONFIGS / "models/qwen3_0.6b.yaml")]),
         (["fit", "--config=quickstart.yaml"], ["fit", f"--config={QUICKSTART}"]),
         (["fit", "--run_dir", "quickstart"], ["fit", "--run_dir", "quickstart"]),
         (["fit", "mine.yaml", "quickstart"], ["fit", "--config", "mine.yaml", "--config", QUICKSTART]),
@@ -50,7 +51,7 @@ def test_they_are_listed_with_their_titles(capsys: pytest.CaptureFixture[str]) -
     main(["configs"])
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line and not line.startswith("grpo ")}
-    assert set(listed) == {file.stem for file in CONFIGS.glob("*.yaml")}
+    assert set(listed) == {str(file.relative_to(CONFIGS))[: -len(".yaml")] for file in CONFIGS.rglob("*.yaml")}
     assert all(len(title) > 20 for title in listed.values())
 
 

@@ -31,8 +31,8 @@ class Case:
         def normal() -> torch.Tensor:
             return torch.randn(5, 6, generator=generator, dtype=torch.float64).to(dtype)
 
-        self.logprobs = (-2 + normal() * 0.5).requires_grad_()
-        self.old = self.logprobs.detach() + normal() * 0.5
+        self.logprobs = (-2 + normal() * 0.5).clamp(max=-0.01).requires_grad_()
+        self.old = (self.logprobs.detach() + normal() * 0.5).clamp(max=-0.01)
         self.advantages = torch.tensor([1.5, -1.0, 0.5, -2.0, 1.0], dtype=dtype)
         lengths = torch.tensor([6, 4, 1, 3, 0])
         self.mask = torch.arange(6) < lengths[:, None]

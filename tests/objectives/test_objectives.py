@@ -17,7 +17,7 @@ from grpo_lightning.functional import (
     sequence_ratio,
     token_ratio,
 )
-from grpo_lightning.objectives import CISPO, GSPO, Clip, ShortForm
+from grpo_lightning.objectives import CISPO, DPPO, GMPO, GSPO, SAPO, Clip, GSPOToken, ShortForm
 from grpo_lightning.objectives.short_form import OWNERS
 from tests.objectives.cases import OBJECTIVES, Case
 
@@ -27,6 +27,11 @@ VARIANTS = {
     "two-sided": Clip(delta=1.6),
     "gspo": GSPO(0.05, None),
     "cispo": CISPO(1.3),
+    "gspo-token": GSPOToken(0.05, None),
+    "sapo": SAPO(1.5, 3.0),
+    "gmpo": GMPO(0.2, 0.3),
+    "dppo-tv": DPPO("tv", 0.02),
+    "dppo-kl": DPPO("kl", 0.005),
 }
 
 # -- every variant against the formula of its paper, by loops over scalars --------------------------------------------
@@ -52,12 +57,42 @@ def geometric_mean_ratio(case: Case, i: int) -> float:
     return product ** (1 / length)
 
 
+def paper_soft_gate(rho: float, advantage: float, tau_pos: float, tau_neg: float) -> float:
+    tau = tau_pos if advantage > 0 else tau_neg
+    return 1 / (1 + math.exp(-tau * (rho - 1))) * 4 / tau * advantage
+
+
+def paper_geometric_mean(case: Case, i: int, low: float, high: float) -> float:
+    """GMPO writes both signs as one formula: (prod_t min(rho^s, clip(rho^s, low, high))^s)^(1/|y|) A, s = sgn A."""
+    advantage, length, product = case.advantages[i].item(), int(case.mask[i].sum()), 1.0
+    sign = 1 if advantage >= 0 else -1
+    for t in range(length):
+        rho = math.exp(case.logprobs[i, t].item()) / math.exp(case.old[i, t].item())
+        product *= min(rho**sign, clip(rho**sign, low, high)) ** sign
+    return product ** (1 / length) * advantage
+
+
+def paper_dppo(logprob: float, old: float, advantage: float, divergence: str, threshold: float) -> float:
+    p, q = math.exp(logprob), math.exp(old)
+    moved = abs(q - p) if divergence == "tv" else q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    leaves = (advantage > 0 and p / q > 1) or (advantage < 0 and p / q < 1)
+    return 0.0 if leaves and moved > threshold else p / q * advantage
+
+
 PAPERS = {
     "grpo": lambda case, i, rho, a, logprob: paper_ppo_clip(rho, a),
     "clip-higher": lambda case, i, rho, a, logprob: paper_ppo_clip(rho, a, 0.2, 0.5),
     "two-sided": lambda case, i, rho, a, logprob: paper_dual_clip(rho, a, 1.6),
     "gspo": lambda case, i, rho, a, logprob: paper_ppo_clip(geometric_mean_ratio(case, i), a, 0.05, 0.05),
     "cispo": lambda case, i, rho, a, logprob: min(rho, 1.3) * a * logprob,
+    "gspo-token": lambda case, i, rho, a, logprob: paper_ppo_clip(geometric_mean_ratio(case, i), a, 0.05, 0.05),
+    "sapo": lambda case, i, rho, a, logprob: paper_soft_gate(rho, a, 1.5, 3.0),
+    # One clip range for both signs in the paper: (e^-0.2, e^0.3) in rho is (e^-0.3, e^0.2) in 1 / rho.
+    "gmpo": lambda case, i, rho, a, logprob: paper_geometric_mean(
+        case, i, *((math.exp(-0.2), math.exp(0.3)) if a >= 0 else (math.exp(-0.3), math.exp(0.2)))
+    ),
+    "dppo-tv": lambda case, i, rho, a, logprob: paper_dppo(logprob, logprob - math.log(rho), a, "tv", 0.02),
+    "dppo-kl": lambda case, i, rho, a, logprob: paper_dppo(logprob, logprob - math.log(rho), a, "kl", 0.005),
 }
 
 
@@ -174,6 +209,18 @@ def test_cispo_is_its_function(level, ratio_of, seed):
         (8.0, 1.0, CISPO(), 5 * math.log(2), -5.0, True),
         (4.0, 1.0, CISPO(), 4 * math.log(2), -4.0, False),
         (0.1, -1.0, CISPO(), -0.1 * math.log(2), 0.1, False),
+        (2.0, 1.0, SAPO(), -4 / (1 + math.exp(-1)), -8 * math.exp(-1) / (1 + math.exp(-1)) ** 2, False),
+        (2.0, 1.0, GMPO(), -math.exp(0.4), 0.0, True),
+        (2.0, -1.0, GMPO(), 2.0, 2.0, False),
+        (0.5, -1.0, GMPO(), math.exp(-0.4), 0.0, True),
+        (1.4, 1.0, DPPO(), -1.4, -1.4, False),  # from 0.357 to 0.5: by 0.143
+        (1.5, 1.0, DPPO(), 0.0, 0.0, True),  # from 0.333 to 0.5: by 0.167
+        (1.5, -1.0, DPPO(), 1.5, 1.5, False),
+        (0.7, -1.0, DPPO(), 0.0, 0.0, True),  # from 0.714 to 0.5
+        (0.7, -1.0, DPPO("kl"), 0.0, 0.0, True),  # 5/7 log 10/7 + 2/7 log 4/7 = 0.095
+        (0.7, -1.0, DPPO("kl", 0.1), 0.7, 0.7, False),
+        (1.3, 1.0, GSPOToken(), -1.0004, 0.0, True),
+        (0.9, 1.0, GSPOToken(), -0.9, -0.9, False),
     ],
 )
 def test_one_token_by_hand(ratio, advantage, objective, loss, gradient, clipped):
@@ -188,7 +235,7 @@ def test_one_token_by_hand(ratio, advantage, objective, loss, gradient, clipped)
     assert terms.clipped_NT.item() is clipped
 
 
-@pytest.mark.parametrize("variant", ["grpo", "clip-higher", "two-sided"])
+@pytest.mark.parametrize("variant", ["grpo", "clip-higher", "two-sided", "gspo-token", "dppo-tv", "dppo-kl"])
 @pytest.mark.parametrize("seed", range(5))
 def test_clipped_is_where_the_gradient_is_cut(variant, seed):
     case = Case(seed)
@@ -225,6 +272,15 @@ def test_ratio_far_off_policy_is_cut():
         (Clip(), GSPO()),
         (Clip(), CISPO()),
         (GSPO(), CISPO()),
+        (SAPO(tau_pos=2.0), SAPO()),
+        (SAPO(tau_neg=2.0), SAPO()),
+        (GMPO(epsilon=0.1), GMPO(epsilon_high=0.4)),
+        (GMPO(epsilon_high=0.1), GMPO()),
+        (DPPO(threshold=0.01), DPPO()),
+        (DPPO("kl", 0.01), DPPO("tv", 0.01)),
+        (SAPO(), Clip()),
+        (GMPO(), GSPO(0.4, None)),
+        (DPPO(), Clip()),
     ],
 )
 def test_each_option_changes_the_gradient(changed, plain):
@@ -244,6 +300,13 @@ def test_each_option_changes_the_gradient(changed, plain):
         (lambda: Clip(delta=1.2), r"Clip: delta must be above 1 \+ epsilon_high = 1.2"),
         (lambda: GSPO(epsilon=-0.1), "GSPO: epsilon and epsilon_high must not be negative"),
         (lambda: CISPO(0.0), "CISPO: epsilon_high must be positive"),
+        (lambda: SAPO(tau_pos=0.0), "SAPO: tau_pos and tau_neg must be positive, but are 0.0 and 1.05"),
+        (lambda: SAPO(tau_neg=math.nan), "SAPO: tau_pos and tau_neg must be positive"),
+        (lambda: GMPO(epsilon=-0.1), "GMPO: epsilon and epsilon_high must not be negative"),
+        (lambda: GMPO(epsilon_high=-0.1), "GMPO: epsilon and epsilon_high must not be negative"),
+        (lambda: DPPO("js"), "DPPO: divergence must be 'tv' or 'kl', not 'js'"),
+        (lambda: DPPO(threshold=0.0), "DPPO: threshold must be positive"),
+        (lambda: GSPOToken(epsilon=-0.1), "GSPOToken: epsilon and epsilon_high must not be negative"),
         (lambda: CISPO(ratio_level="word"), "CISPO: ratio_level must be 'token' or 'sequence', not 'word'"),
     ],
 )

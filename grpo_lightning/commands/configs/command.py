@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.shipped import CONFIGS
+from grpo_lightning.shipped import CONFIGS, shipped_names
 
 HELP = """\
 usage: grpo configs [NAME ...] [--to FOLDER]
@@ -35,7 +35,7 @@ def main(args: Sequence[str]) -> None:
     if given.help:
         print(HELP)
         return
-    shipped = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    shipped = shipped_names()
     names = [name.removesuffix(".yaml") for name in given.names]
     if not names:
         width = max(map(len, shipped))
