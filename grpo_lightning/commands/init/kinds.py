@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Kind:
     max_new_tokens: int
     longest: int
     has_solutions: bool
-    files: Callable[[], Mapping[str, str]]
+    files: Callable[[], dict[str, str]]
 
 
 def _rows(task: Task, split: Split, row: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
