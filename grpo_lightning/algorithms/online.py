@@ -184,6 +184,8 @@ class OnlineModule(PolicyModule, ABC):
         super().on_data_ready(data, stage)
         if stage != "fit":
             return
+        if data.rollouts_ahead and not self._ratio_to_sampler:
+            self.correction.choose_for_older_weights()
         rows = data.prompts_per_step // self.trainer.world_size * data.group_size
         if self.minibatches_per_update > rows:
             raise ConfigError(
@@ -310,5 +312,5 @@ class OnlineModule(PolicyModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.correction.mode == "auto":
+        if self.correction.chosen is None:
             self.correction.chosen = checkpoint.get("sampler_correction")

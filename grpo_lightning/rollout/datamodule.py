@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.rollout.ahead import LookAhead, check_ahead
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -66,6 +67,8 @@ class RolloutDataModule(pl.LightningDataModule):
         overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
+        rollouts_ahead: 1 samples the next step while this one is learned, from weights that are one step old: a step
+            takes as long as the longer of the two. For engines outside of the process. Default: on-policy.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class RolloutDataModule(pl.LightningDataModule):
         overlong: Literal["drop", "truncate-left"] = "drop",
         seed: int | None = None,
         engine: Engine | None = None,
+        rollouts_ahead: int = 0,
     ) -> None:
         super().__init__()
         self.task = task
@@ -100,17 +104,20 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
+        self.rollouts_ahead = rollouts_ahead
         # The version of the engine's weights; "" once it has been checked, None before that.
         self._pushed: str | None = None
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
         self._collector: Collector
+        self._ahead: LookAhead | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
         self._validate()
 
     def _validate(self) -> None:
+        check_ahead(self.rollouts_ahead, self.engine)
         self.sampling.validate("data.sampling")
         self.val_sampling.validate("data.val_sampling")
         if self.refinement is not None:
@@ -196,6 +203,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
+        is_ahead = self.rollouts_ahead and stage == "fit"
+        self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
         learner.on_data_ready(self, stage)
         self._pushed = ""
         sampling = self.sampling if stage == "fit" else None
@@ -259,7 +268,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 f"{type(self._learner).__name__}.training_step did not report its end: call "
                 "grpo_lightning.rollout.step_ended(self, StepEnd(...)) as its last line"
             )
-        return self._learner.batch_from(batch, self.collect)
+        return self._learner.batch_from(batch, self.collect if self._ahead is None else self._collect_ahead)
 
     @property
     def steps_done(self) -> int:
@@ -292,19 +301,52 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
-        policy, version = self._learner.policy, f"step-{cast(pl.Trainer, self.trainer).global_step}"
+        self._push()
+        return self._collector(prompts)
+
+    def _collect_ahead(self, prompts: PromptBatch) -> Experience:
+        """Attempts made during the step before, and the beginning of those of the next step."""
+        assert self._ahead is not None
+        experience = self._ahead.take(prompts, self._weights)
+        if experience is None:
+            experience = self.collect(prompts)
+        self._push()
+        self._ahead.start(self._train_loader.batch(prompts.recipe.step + 1), self._weights)
+        return experience
+
+    @property
+    def _weights(self) -> int:
+        """Optimizer steps of the present weights."""
+        return int(cast(pl.Trainer, self.trainer).global_step)
+
+    def _push(self) -> None:
+        """Have the engine hold the present weights."""
+        policy, version = self._learner.policy, f"step-{self._weights}"
+        if self._ahead is not None:
+            self._ahead.settle(all_ranks=self._pushed != version)
         if not self._pushed:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
             self.engine.push(policy, version)
             self._pushed = version
-        return self._collector(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been sampled ahead. A run that is broken off does not wait for more of it."""
+        if self._ahead is None:
+            return {}
+        return {"ahead": self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._ahead is not None:
+            self._ahead.load(state_dict["ahead"])
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
         if self._pushed is not None:
             self._pushed = None
             self.engine.stop()
+        if self._ahead is not None:
+            self._ahead.join()
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the engine when a run breaks off."""
