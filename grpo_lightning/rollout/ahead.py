@@ -92,7 +92,8 @@ class LookAhead:
         """Wait until no row is in flight: the engine is needed for something else.
 
         Args:
-            all_ranks: wait for the rows of every rank, since weights are about to change. Every rank must call it then.
+            all_ranks: whether the rows of every rank are waited for, since weights are about to change. If so, every
+                rank must call it.
         """
         if self._pending is not None:
             self._pending.wait()
@@ -104,7 +105,8 @@ class LookAhead:
         """What a checkpoint holds: the completions sampled ahead, by rank, and by which weights.
 
         Args:
-            wait: for rows in flight; else they are sampled again after a resume. Every rank must call it then.
+            wait: whether rows in flight are waited for; else they are sampled again after a resume. If so, every rank
+                must call it.
         """
         mine = self._restored
         if self._pending is not None:
@@ -163,7 +165,7 @@ class _Pending:
         self._future: Future[Experience] = Future()
         self._waited = 0.0
         self._started = self._ended = time.monotonic()
-        # A daemon, so that a process that is told to end does not wait for rows in flight.
+        # A daemon thread: a process that is being terminated does not wait for rows in flight.
         Thread(target=self._run, name="rollouts-ahead", daemon=True).start()
 
     def _run(self) -> None:

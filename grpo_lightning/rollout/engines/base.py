@@ -46,7 +46,7 @@ class Engine(ABC):
     """Samples completions of a policy. The Trainer's data module starts it once, and pushes weights before rollouts."""
 
     remote: ClassVar[bool] = False
-    """Whether it samples outside of this process, from weights of its own: :meth:`generate` may then run on another
+    """Whether it samples outside of this process, from a copy of the weights: :meth:`generate` may then run on another
     thread while the policy learns (``data.rollouts_ahead``). Meanwhile only :meth:`stop` is called, after which
     :meth:`generate` returns, or raises :class:`RunError`, soon."""
 
