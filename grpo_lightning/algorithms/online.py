@@ -236,8 +236,8 @@ class OnlineModule(PolicyModule, ABC):
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
         if self.correction.chosen is None:
             # Over all ranks, so that all of them choose alike.
-            gap, tokens = self.all_ranks_sum(*self.passes.sampler_gap(batch))
-            self.correction.choose(gap / max(tokens, 1))
+            gap, compared = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(compared, 1))
         experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
