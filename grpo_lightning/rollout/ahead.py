@@ -13,7 +13,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from grpo_lightning.errors import ConfigError
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
@@ -23,21 +22,6 @@ from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.loader import PromptBatch
 
 log = logging.getLogger(__name__)
-
-
-def check_ahead(steps: int, engine: Engine) -> None:
-    """Check the option ``data.rollouts_ahead``.
-
-    Raises:
-        ConfigError: it is neither 0 nor 1, or the engine samples in this process.
-    """
-    if steps not in (0, 1):
-        raise ConfigError(f"data.rollouts_ahead: must be 0 or 1, not {steps}")
-    if steps and not engine.remote:
-        raise ConfigError(
-            f"data.rollouts_ahead: {type(engine).__name__} samples in the trainer's process, from the weights that are "
-            "being trained, so it cannot sample while a step is learned: set data.engine to VLLMEngine, or this to 0"
-        )
 
 
 class LookAhead:

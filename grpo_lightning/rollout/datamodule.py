@@ -14,7 +14,8 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
-from grpo_lightning.rollout.ahead import LookAhead, check_ahead
+from grpo_lightning.rollout.ahead import LookAhead
+from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -114,30 +115,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._ahead: LookAhead | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
-        self._validate()
-
-    def _validate(self) -> None:
-        check_ahead(self.rollouts_ahead, self.engine)
-        self.sampling.validate("data.sampling")
-        self.val_sampling.validate("data.val_sampling")
-        if self.refinement is not None:
-            self.refinement.validate(self.sampling.temperature)
-        counts = {
-            "prompts_per_step": self.prompts_per_step,
-            "group_size": self.group_size,
-            "val_batch_size": self.val_batch_size,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "rollout_rows_at_once": self.rollout_rows_at_once,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name}: must be at least 1, not {value}")
-        if self.pass_at_k and not 1 <= min(self.pass_at_k) <= max(self.pass_at_k) <= self.pass_samples:
-            raise ConfigError(
-                f"data.pass_at_k: every k must be from 1 to pass_samples ({self.pass_samples}), not {self.pass_at_k}"
-            )
-        if self.pass_at_k and self.sampling.temperature == 0:
-            raise ConfigError("data.pass_at_k: needs samples that differ: set data.sampling.temperature above 0")
+        check_options(self)
 
     def check_devices(self, devices: int) -> None:
         """Raises:
@@ -163,11 +141,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._ranks = trainer.global_rank, trainer.world_size
         learner = self._learner = learner_of(trainer)
         self.check_devices(trainer.world_size)
-        if trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise ConfigError(
-                "trainer.overfit_batches: does not limit the prompts that steps draw: make the task small instead, by "
-                "data.task.init_args.limit or train_size"
-            )
+        check_trainer(trainer)
         policy, verifiers = learner.policy_config, list(learner.verifiers.values())
         tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
         vocabulary = vocabulary_size(policy)
