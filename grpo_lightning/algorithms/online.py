@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.correction import CorrectionMode, SamplerCorrection
 from grpo_lightning.algorithms.entropy import EntropyBonus
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
@@ -66,6 +67,13 @@ class OnlineModule(PolicyModule, ABC):
             (:class:`ScheduledEntropy`, :class:`TargetEntropy`, or a class of your own); ``None`` adds none.
         top_entropy_share: learn only from this share of the step's tokens, those with the largest entropy before the
             update (arXiv 2506.01939); costs a forward pass. ``None`` learns from all.
+        sampler_correction: weights the objective of a token by its probability under the policy over that under the
+            sampler, which differs with half precision, with another engine, and with older weights. ``token`` caps the
+            weight of each token; ``sequence-mask`` gives all tokens of a completion their product, or 0 where that is
+            above the cap; ``none`` has no weights. ``auto`` is ``token`` if the first step measures more than 1e-3
+            nats per token, else ``none``. With several optimizer steps it needs ``old_logprobs: recompute``; with
+            ``sampler`` the ratio itself is taken to the sampler, and ``auto`` is ``none``.
+        sampler_cap: cap of that weight.
         mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
         max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
     """
@@ -73,8 +81,8 @@ class OnlineModule(PolicyModule, ABC):
     step_means: ClassVar[tuple[str, ...]] = (
         *PolicyModule.step_means, *ROLLOUT_MEANS,
         "advantage/std", "advantage/abs_mean",
-        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap", "policy/epochs",
-        "policy/entropy_coef",
+        "policy/kl", "policy/entropy_coef", "policy/clip_fraction", "policy/update_kl", "policy/epochs",
+        "policy/sampler_gap", "policy/sampler_kl", "policy/sampler_weight", "policy/sampler_cut",
         "time/reference_s",
     )  # fmt: skip
     step_maxima: ClassVar[tuple[str, ...]] = (*ROLLOUT_MAXIMA, "policy/ratio_max")
@@ -98,6 +106,8 @@ class OnlineModule(PolicyModule, ABC):
         old_logprobs: Literal["sampler", "recompute"] = "sampler",
         entropy_bonus: EntropyBonus | None = None,
         top_entropy_share: float | None = None,
+        sampler_correction: CorrectionMode = "auto",
+        sampler_cap: float = 2.0,
         mask_truncated: bool = False,
         max_error_rate: float = 0.1,
         **kwargs: Any,
@@ -107,7 +117,6 @@ class OnlineModule(PolicyModule, ABC):
         self.beta = beta
         self.kl_estimator = kl_estimator
         flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
-        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation)
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
         self.target_kl = target_kl
@@ -115,6 +124,10 @@ class OnlineModule(PolicyModule, ABC):
         self.entropy_bonus = entropy_bonus
         self.entropy_coef = 0.0
         self.top_entropy_share = top_entropy_share
+        if sampler_correction == "auto" and self._ratio_to_sampler:
+            sampler_correction = "none"
+        self.correction = SamplerCorrection(sampler_correction, sampler_cap)
+        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation, self.correction)
         self.mask_truncated = mask_truncated
         self.max_error_rate = max_error_rate
 
@@ -139,11 +152,20 @@ class OnlineModule(PolicyModule, ABC):
             "top_entropy_share": (
                 share is None or 0 < share <= 1, f"must be above 0 and at most 1, or null for all tokens, not {share}"
             ),
+            "sampler_correction": one_of(self.correction.mode, CorrectionMode),
+            "sampler_cap": (self.correction.cap > 0, f"must be above 0, not {self.correction.cap}"),
             "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
             "beta": (
                 beta == 0 or (beta > 0 and has_reference),
                 f"must not be negative, but is {beta}" if beta < 0
                 else "above 0 it needs a reference, but model.policy.reference is none",
+            ),
+        })  # fmt: skip
+        check_options({
+            "sampler_correction": (
+                self.correction.mode == "none" or not self._ratio_to_sampler,
+                f"{self.correction.mode} would correct twice, since several optimizer steps take their ratio to the "
+                "sampler: set model.old_logprobs to recompute, or sampler_correction to none"
             ),
         })  # fmt: skip
         try:
@@ -154,6 +176,16 @@ class OnlineModule(PolicyModule, ABC):
     @property
     def wants_reference(self) -> bool:
         return self.beta > 0
+
+    @property
+    def _one_step(self) -> bool:
+        """Whether a rollout is learned in one optimizer step, whose ratio is 1."""
+        return self.updates_per_rollout == self.minibatches_per_update == 1
+
+    @property
+    def _ratio_to_sampler(self) -> bool:
+        """Whether the denominator of the ratio is what the sampler said."""
+        return not self._one_step and self.old_logprobs == "sampler"
 
     @property
     def samples_to_learn(self) -> bool:
@@ -215,6 +247,10 @@ class OnlineModule(PolicyModule, ABC):
         if self.entropy_bonus is not None:
             self.entropy_coef = self.entropy_bonus.coefficient(batch.recipe.step)
             metrics.add("policy/entropy_coef", self.entropy_coef, 1)
+        if self.correction.chosen is None:
+            # Over all ranks, so that all of them choose alike.
+            gap, sampled = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(sampled, 1))
         experience = self.targets(batch, metrics)
         if self.top_entropy_share is not None:
             with self.timed(metrics, "reference"):
@@ -268,7 +304,7 @@ class OnlineModule(PolicyModule, ABC):
         with self.timed(metrics, "reference"):
             if self.beta > 0:
                 reference_NT = self.passes.logprobs(experience, experience.learned_N, reference=True)
-            if not self.updates_per_rollout == self.minibatches_per_update == 1:
+            if not self._one_step:
                 old_NT = experience.sampler_logprobs_NT
                 if self.old_logprobs == "recompute":
                     old_NT = self.passes.logprobs(experience, experience.learned_N)
@@ -278,11 +314,14 @@ class OnlineModule(PolicyModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        checkpoint["sampler_correction"] = self.correction.chosen
         if self.entropy_bonus is not None:
             checkpoint["entropy_bonus"] = self.entropy_bonus.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if self.correction.mode == "auto":
+            self.correction.chosen = checkpoint.get("sampler_correction")
         state = checkpoint.get("entropy_bonus")
         if self.entropy_bonus is not None and state:
             self.entropy_bonus.load(state)

@@ -10,6 +10,7 @@ from grpo_lightning.functional.advantages import (
     pass_at_k_advantages,
     unscaled_advantages,
 )
+from grpo_lightning.functional.correction import masked_sequence_weights, truncated_weights
 from grpo_lightning.functional.gae import (
     ValueLossTerms,
     adapted_kl_coef,
@@ -68,6 +69,7 @@ __all__ = [
     "length_mask",
     "masked_max",
     "masked_mean",
+    "masked_sequence_weights",
     "masked_std",
     "masked_sum",
     "maximum_likelihood_advantages",
@@ -80,6 +82,7 @@ __all__ = [
     "token_logprobs",
     "token_ratio",
     "token_rewards",
+    "truncated_weights",
     "unscaled_advantages",
     "value_loss",
     "whiten",
