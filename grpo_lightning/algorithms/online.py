@@ -196,6 +196,8 @@ class OnlineModule(PolicyModule, ABC):
         super().on_data_ready(data, stage)
         if stage != "fit":
             return
+        if data.rollouts_ahead and not self._ratio_to_sampler:
+            self.correction.choose_for_older_weights()
         rows = data.prompts_per_step // self.trainer.world_size * data.group_size
         if self.minibatches_per_update > rows:
             raise ConfigError(
@@ -249,8 +251,8 @@ class OnlineModule(PolicyModule, ABC):
             metrics.add("policy/entropy_coef", self.entropy_coef, 1)
         if self.correction.chosen is None:
             # Over all ranks, so that all of them choose alike.
-            gap, sampled = self.all_ranks_sum(*self.passes.sampler_gap(batch))
-            self.correction.choose(gap / max(sampled, 1))
+            gap, compared = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(compared, 1))
         experience = self.targets(batch, metrics)
         if self.top_entropy_share is not None:
             with self.timed(metrics, "reference"):
@@ -320,7 +322,7 @@ class OnlineModule(PolicyModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.correction.mode == "auto":
+        if self.correction.chosen is None:
             self.correction.chosen = checkpoint.get("sampler_correction")
         state = checkpoint.get("entropy_bonus")
         if self.entropy_bonus is not None and state:
