@@ -9,24 +9,17 @@ import time
 from collections.abc import Sequence
 
 import grpo_lightning
+from grpo_lightning.cli.subcommands import COMMANDS, LIGHTNING_SUBCOMMANDS, SUMMARIES, WITH_CONFIG, WITH_KEYS_ALONE
 
-HELP = """\
+_SUBCOMMANDS = "\n".join(f"  {name:13}  {summary}" for name, summary in SUMMARIES.items())
+
+HELP = f"""\
 usage: grpo SUBCOMMAND --config FILE [--KEY VALUE ...]     (--config may be omitted: grpo fit FILE.yaml)
 
 Reinforcement learning of small language models with verifiable rewards.
 
 subcommands:
-  fit        train a policy (GRPO, PPO or SFT, as the config says)
-  validate   accuracy on the validation split
-  test       accuracy on the test split, with every completion stored
-  predict    write completions of the test split with their verdicts to predictions.jsonl
-  check      see whether the task's own gold answers satisfy the verifiers
-  verify     score the completions of a JSONL file, to try a verifier before training with it
-  samples    show the rollouts of a run as one HTML file
-  compare    one report of several runs: accuracy, memory, time, curves, significance
-  plan       what memory each phase will take, whether it fits, and the largest settings that do
-  serve      answer OpenAI's completions and chat completions with a policy
-  serve-command  how to start a vLLM server for the rollouts of a config
+{_SUBCOMMANDS}
 
 examples:
   grpo fit --config configs/quickstart.yaml
@@ -48,17 +41,6 @@ examples:
 """
 
 
-LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = {
-    name: f"grpo_lightning.commands.{name.replace('-', '_')}.command"
-    for name in ("check", "verify", "plan", "samples", "compare", "serve", "serve-command")
-}
-"""The other subcommands: the module whose ``main(args)`` runs each, imported only then."""
-
-WITH_CONFIG = (*LIGHTNING_SUBCOMMANDS, "check", "plan", "serve", "serve-command")
-"""Subcommands that need a config; ``verify`` finds a run's own."""
-
-
 PATIENCE_S = 15.0
 """How much later than another one a process of the same launch may meet the same mistake: imports take seconds."""
 
@@ -72,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
+        _print(HELP)
         raise SystemExit(0)
     if args[0] == "--version":
         print(f"grpo-lightning {grpo_lightning.__version__}")
@@ -101,17 +83,32 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: list[str]) -> None:
     if args[0] in WITH_CONFIG:
-        from grpo_lightning.cli.config_files import check_config_files, require_config, with_config_options
+        from grpo_lightning.cli.config_files import read_config_files, require_config, with_config_options
+        from grpo_lightning.cli.help import help_asked_for
+        from grpo_lightning.cli.known_keys import check_keys
 
         args = with_config_options(args)
+        answer = help_asked_for(args)
+        if answer is not None:
+            _print(answer)
+            raise SystemExit(0)
         require_config(args)
-        check_config_files(args)
+        check_keys(read_config_files(args), args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
     if args[0] in COMMANDS:
         importlib.import_module(COMMANDS[args[0]]).main(args[1:])
         return
     from grpo_lightning.cli.grpo_cli import run
 
     run(args)
+
+
+def _print(text: str) -> None:
+    """Print a long text, which ``| head`` may cut short."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes again as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _repeats_another_process() -> bool:

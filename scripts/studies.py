@@ -98,7 +98,8 @@ LFM_GSM8K = Study(
             "refine_distill", "GRPO + refinement (distill)", "lfm_gsm8k",
             {"data.refinement": "{mode: distill, budget: 2}"},
         ),
-        Method("sft_grpo", "SFT, then GRPO", "lfm_gsm8k", start="sft"),
+        # SFT exports an adapter, whose training continues.
+        Method("sft_grpo", "SFT, then GRPO", "lfm_gsm8k", {"model.init_args.policy.lora": "null"}, start="sft"),
     ),
     tokens=None,
     out="report",

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +27,7 @@ from starlette.routing import Route
 from grpo_lightning.commands.serve.app import Limits, PolicyServer
 from grpo_lightning.commands.serve.decoding import DecodingLoop
 from grpo_lightning.models import Policy, PolicyConfig
+from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.speed.registry import NAMES
 
 _loading = threading.Lock()  # transformers does not load two models at a time
@@ -38,6 +42,7 @@ class StandIn(PolicyServer):
         max_model_len: tokens of a prompt with its completion.
         reloads: whether the routes for full weights exist.
         key: what clients must send.
+        raw_logprobs: whether its log-probs are not those of the distribution that it samples from.
     """
 
     def __init__(
@@ -47,7 +52,9 @@ class StandIn(PolicyServer):
         max_model_len: int = 512,
         reloads: bool = True,
         key: str | None = None,
+        raw_logprobs: bool = False,
     ) -> None:
+        self.model = model
         self.max_lora_rank = max_lora_rank
         self.max_model_len = max_model_len
         self.reloads = reloads
@@ -57,12 +64,13 @@ class StandIn(PolicyServer):
         self.peak_rows = 0
         self.blind = False
         """Whether it sees no folders."""
-        self.raw_logprobs = False
+        self.raw_logprobs = raw_logprobs
         self.fail_after: int | None = None
         """Completions until each further one is answered with 500."""
         self.holds = False
         """Whether completions wait until it is killed."""
         self.finish_as: str | None = None
+        """How completions end whose seed is not 0, that of the handshake."""
         super().__init__({"base": self._loop(model)}, Limits(), key)
 
     def app(self) -> Starlette:
@@ -96,15 +104,30 @@ class StandIn(PolicyServer):
             self.fail_after -= 1
             if self.fail_after < 0:
                 return _error(500, "EngineCore encountered an issue.")
+        sent = await request.json()
+        if "prompt_logprobs" in sent and sent["model"] in self.models:
+            return self._score(sent)
+        finish_as = self.finish_as if sent["seed"] != 0 else None
         response = await super()._complete(request)
-        if response.status_code == 200 and (self.raw_logprobs or self.finish_as):
+        if response.status_code == 200 and (self.raw_logprobs or finish_as):
             body = json.loads(response.body)
             for choice in body["choices"]:
-                choice["finish_reason"] = self.finish_as or choice["finish_reason"]
+                choice["finish_reason"] = finish_as or choice["finish_reason"]
                 if self.raw_logprobs:
                     choice["logprobs"]["token_logprobs"] = [-0.5 for _ in choice["token_ids"]]
             return JSONResponse(body)
         return response
+
+    def _score(self, sent: dict[str, Any]) -> Response:
+        policy, ids = self.models[sent["model"]].policy, sent["prompt"]
+        rows = token_rows([ids[:1]], [ids[1:]], policy.pad_token_id)
+        with torch.no_grad():
+            logprobs_NT, _ = policy.logprobs(rows)
+        scores = [
+            {str(token): {"logprob": score}} for token, score in zip(ids[1:], logprobs_NT[0].tolist(), strict=True)
+        ]
+        choice = {"finish_reason": "length", "prompt_logprobs": [None, *scores]}
+        return JSONResponse({"model": sent["model"], "choices": [choice]})
 
     async def _load(self, request: Request) -> Response:
         body = await request.json()
@@ -119,7 +142,12 @@ class StandIn(PolicyServer):
         if rank > self.max_lora_rank:
             return _error(500, f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}.")
         self.calls.append(f"load {name}")
-        self.models[name] = self._loop(folder)
+        with tempfile.TemporaryDirectory() as copy:
+            # An adapter is put on the server's own model, whichever it was made for.
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+            config = json.loads(file.read_text()) | {"base_model_name_or_path": self.model}
+            (Path(copy) / file.name).write_text(json.dumps(config))
+            self.models[name] = self._loop(copy)
         return Response("Success")
 
     async def _unload(self, request: Request) -> Response:

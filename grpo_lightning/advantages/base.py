@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +14,10 @@ from grpo_lightning.functional import masked_mean, masked_std
 
 
 class RewardMoments(NamedTuple):
-    """Mean and (Bessel-corrected) std of the rewards of a step: of first attempts, over all ranks. Scalars."""
+    """Mean and (Bessel-corrected) std of the rewards of a step: of first attempts, over all ranks. Scalars.
+
+    Of an advantage that takes several rewards, of its :meth:`Advantage.scores` instead.
+    """
 
     mean: Tensor
     std: Tensor
@@ -21,11 +25,14 @@ class RewardMoments(NamedTuple):
 
 class Advantage(ABC):
     """What a completion's reward is worth. A subclass writes :meth:`advantages`; its constructor's arguments are its
-    options in YAML."""
+    options in YAML.
+
+    One that takes the rewards of several verifiers separately also writes :meth:`rewards_taken` and :meth:`scores`.
+    """
 
     name: ClassVar[str]
     """What tables of runs call it; default: the name of the class."""
-    smallest_group: ClassVar[int] = 2
+    smallest_group: int = 2
     """Completions per prompt that it needs; 1 for one that does not compare them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -41,6 +48,42 @@ class Advantage(ABC):
                 returned there is ignored. The functions of :mod:`grpo_lightning.functional` skip NaN.
             moments: statistics beyond the group. The rewards of ``rewards_BG`` are those of this rank only.
         """
+
+    def rewards_taken(self, names: Sequence[str]) -> Sequence[str]:
+        """Names of the rewards that :meth:`scores` gets separately. Default: none, only their combination is used.
+
+        Args:
+            names: those that a run has: of its verifiers, and of their parts as ``verifier/part``; of a single
+                verifier those of its parts.
+
+        Raises:
+            ConfigError: a reward that it needs is missing.
+        """
+        return ()
+
+    def scores(self, rewards_BG: Tensor, separate_BG: Mapping[str, Tensor]) -> Tensor:
+        """One number ``[B, G]`` per completion, computed within its group, which takes the place of its reward in
+        :meth:`advantages`. Default: the reward.
+
+        Args:
+            rewards_BG: the combined rewards; NaN where one is missing.
+            separate_BG: the rewards of :meth:`rewards_taken` by name, ``[B, G]`` each; NaN where one is missing.
+        """
+        return rewards_BG
+
+    def checked_scores(self, rewards_BG: Tensor, separate_BG: Mapping[str, Tensor]) -> Tensor:
+        """:meth:`scores`, NaN where the combined reward is.
+
+        Raises:
+            ConfigError: :meth:`scores` returned something else than a finite number for each reward.
+        """
+        scores_BG = self.scores(rewards_BG, separate_BG)
+        place, is_missing_BG = f"{type(self).__name__}.scores", rewards_BG.isnan()
+        if not isinstance(scores_BG, Tensor) or scores_BG.shape != rewards_BG.shape:
+            raise ConfigError(f"{place} must return a tensor of shape {tuple(rewards_BG.shape)}")
+        if not (scores_BG.isfinite() | is_missing_BG).all():
+            raise ConfigError(f"{place} returned NaN or infinity for a finite reward")
+        return torch.where(is_missing_BG, torch.nan, scores_BG)
 
     def __call__(self, rewards_BG: Tensor, moments: RewardMoments | None = None) -> Tensor:
         """:meth:`advantages` in float32 (float64 for float64 rewards), and 0 where the reward is NaN.

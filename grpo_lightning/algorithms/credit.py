@@ -5,18 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lightning.advantages import Advantage, RewardMoments
 from grpo_lightning.rollout.experience import Experience
 
 
-def credited_rewards(experience: Experience) -> Tensor:
+def credited_rewards(experience: Experience, rewards_N: Tensor | None = None) -> Tensor:
     """``[N]``: rewards with what following attempts credit; NaN where there is nothing to learn from.
 
     In context an attempt is credited with ``max(r, gamma * r')``, where the attempt that follows it got ``r'`` (MURPHY,
     arXiv 2511.07833); one that could not be judged credits nothing. A distilled attempt credits nothing: it joins the
     group of the attempt that it follows.
+
+    Args:
+        experience: the rows of a step.
+        rewards_N: default: ``experience.reward_N``.
     """
-    rewards_N = torch.where(experience.scored_N, experience.reward_N, torch.nan)
+    rewards_N = experience.reward_N if rewards_N is None else rewards_N
+    rewards_N = torch.where(experience.scored_N, rewards_N, torch.nan)
     recipe = experience.recipe
     if recipe.refinement is None or recipe.distills:
         return rewards_N
@@ -31,16 +35,30 @@ def credited_rewards(experience: Experience) -> Tensor:
     return rewards_N
 
 
-def row_advantages(rewards_N: Tensor, group_N: Tensor, advantage: Advantage, moments: RewardMoments) -> Tensor:
-    """Advantages of rows in groups of any sizes: missing members are NaN to the :class:`Advantage`."""
-    places: list[int] = []
-    sizes: dict[int, int] = {}
-    for group in group_N.tolist():
-        places.append(sizes.setdefault(group, 0))
-        sizes[group] += 1
-    order = {group: index for index, group in enumerate(sizes)}
-    row_N = torch.tensor([order[group] for group in group_N.tolist()], device=rewards_N.device)
-    place_N = torch.tensor(places, device=rewards_N.device)
-    rewards_BG = rewards_N.new_full((len(sizes), max(sizes.values())), torch.nan)
-    rewards_BG[row_N, place_N] = rewards_N
-    return advantage(rewards_BG, moments)[row_N, place_N]
+class Groups:
+    """Rows in groups of any sizes, as the rows of a table.
+
+    Args:
+        group_N: rows with equal numbers are a group.
+    """
+
+    def __init__(self, group_N: Tensor) -> None:
+        places: list[int] = []
+        sizes: dict[int, int] = {}
+        for group in group_N.tolist():
+            places.append(sizes.setdefault(group, 0))
+            sizes[group] += 1
+        order = {group: index for index, group in enumerate(sizes)}
+        self._row_N = torch.tensor([order[group] for group in group_N.tolist()], device=group_N.device)
+        self._place_N = torch.tensor(places, device=group_N.device)
+        self._shape = (len(sizes), max(sizes.values()))
+
+    def table(self, values_N: Tensor) -> Tensor:
+        """``values_BG``: one group per row, NaN for missing members."""
+        values_BG = values_N.new_full(self._shape, torch.nan)
+        values_BG[self._row_N, self._place_N] = values_N
+        return values_BG
+
+    def rows(self, values_BG: Tensor) -> Tensor:
+        """The values ``[N]`` of a table, one per row."""
+        return values_BG[self._row_N, self._place_N]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
-from grpo_lightning.algorithms.credit import credited_rewards, row_advantages
+from grpo_lightning.algorithms.credit import Groups, credited_rewards
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
@@ -51,6 +51,7 @@ class GRPOModule(OnlineModule):
         super().validate_options()
         try:
             self.advantage.check()
+            self.advantage.rewards_taken(self.reward_names)
         except ConfigError as error:
             raise ConfigError(f"model.advantage: {error}") from error
 
@@ -65,13 +66,19 @@ class GRPOModule(OnlineModule):
 
     def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
         """Advantages within the groups. Distilled attempts are one group with the others, and take no std."""
-        first_N, scored_N = experience.reward_N[: experience.first], experience.scored_N
+        scored_N, groups = experience.scored_N, Groups(experience.group_N)
+        rewards_BG = groups.table(credited_rewards(experience))
+        separate_BG = {
+            name: groups.table(credited_rewards(experience, experience.rewards_by_name(name)))
+            for name in self.advantage.rewards_taken(self.reward_names)
+        }
+        scores_BG = self.advantage.checked_scores(rewards_BG, separate_BG)
+        first_N = (groups.rows(scores_BG) if separate_BG else experience.reward_N)[: experience.first]
         moments = RewardMoments(*self.all_ranks_moments(first_N[~first_N.isnan()]))
-        rewards_N, group_N = credited_rewards(experience), experience.group_N
-        centred_N = row_advantages(rewards_N, group_N, Unscaled(), moments)
+        centred_N = groups.rows(Unscaled()(rewards_BG, moments))
         advantages_N = centred_N
         if not experience.distilled_N.any():
-            advantages_N = row_advantages(rewards_N, group_N, self.advantage, moments)
+            advantages_N = groups.rows(self.advantage(scores_BG, moments))
         signal_B = has_signal(experience.of_groups(advantages_N))
         metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
         metrics.add_masked("advantage/abs_mean", advantages_N.abs(), scored_N)

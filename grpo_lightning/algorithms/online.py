@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.correction import CorrectionMode, SamplerCorrection
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
@@ -63,6 +64,13 @@ class OnlineModule(PolicyModule, ABC):
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
             keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
             is its own, and neither is needed.
+        sampler_correction: weights the objective of a token by its probability under the policy over that under the
+            sampler, which differs with half precision, with another engine, and with older weights. ``token`` caps the
+            weight of each token; ``sequence-mask`` gives all tokens of a completion their product, or 0 where that is
+            above the cap; ``none`` has no weights. ``auto`` is ``token`` if the first step measures more than 1e-3
+            nats per token, else ``none``. With several optimizer steps it needs ``old_logprobs: recompute``; with
+            ``sampler`` the ratio itself is taken to the sampler, and ``auto`` is ``none``.
+        sampler_cap: cap of that weight.
         mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
         max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
     """
@@ -70,7 +78,8 @@ class OnlineModule(PolicyModule, ABC):
     step_means: ClassVar[tuple[str, ...]] = (
         *PolicyModule.step_means, *ROLLOUT_MEANS,
         "advantage/std", "advantage/abs_mean",
-        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/sampler_gap", "policy/epochs",
+        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/epochs",
+        "policy/sampler_gap", "policy/sampler_kl", "policy/sampler_weight", "policy/sampler_cut",
         "time/reference_s",
     )  # fmt: skip
     step_maxima: ClassVar[tuple[str, ...]] = (*ROLLOUT_MAXIMA, "policy/ratio_max")
@@ -92,6 +101,8 @@ class OnlineModule(PolicyModule, ABC):
         minibatches_per_update: int = 1,
         target_kl: float | None = None,
         old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        sampler_correction: CorrectionMode = "auto",
+        sampler_cap: float = 2.0,
         mask_truncated: bool = False,
         max_error_rate: float = 0.1,
         **kwargs: Any,
@@ -101,11 +112,14 @@ class OnlineModule(PolicyModule, ABC):
         self.beta = beta
         self.kl_estimator = kl_estimator
         flat = ShortForm(epsilon, epsilon_high, delta, ratio_level, cispo_epsilon_high)
-        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation)
         self.updates_per_rollout = updates_per_rollout
         self.minibatches_per_update = minibatches_per_update
         self.target_kl = target_kl
         self.old_logprobs = old_logprobs
+        if sampler_correction == "auto" and self._ratio_to_sampler:
+            sampler_correction = "none"
+        self.correction = SamplerCorrection(sampler_correction, sampler_cap)
+        self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation, self.correction)
         self.mask_truncated = mask_truncated
         self.max_error_rate = max_error_rate
 
@@ -126,11 +140,20 @@ class OnlineModule(PolicyModule, ABC):
             "target_kl": (
                 target_kl is None or target_kl > 0, f"must be above 0, or null for no early stop, not {target_kl}"
             ),
+            "sampler_correction": one_of(self.correction.mode, CorrectionMode),
+            "sampler_cap": (self.correction.cap > 0, f"must be above 0, not {self.correction.cap}"),
             "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
             "beta": (
                 beta == 0 or (beta > 0 and has_reference),
                 f"must not be negative, but is {beta}" if beta < 0
                 else "above 0 it needs a reference, but model.policy.reference is none",
+            ),
+        })  # fmt: skip
+        check_options({
+            "sampler_correction": (
+                self.correction.mode == "none" or not self._ratio_to_sampler,
+                f"{self.correction.mode} would correct twice, since several optimizer steps take their ratio to the "
+                "sampler: set model.old_logprobs to recompute, or sampler_correction to none"
             ),
         })  # fmt: skip
         try:
@@ -141,6 +164,16 @@ class OnlineModule(PolicyModule, ABC):
     @property
     def wants_reference(self) -> bool:
         return self.beta > 0
+
+    @property
+    def _one_step(self) -> bool:
+        """Whether a rollout is learned in one optimizer step, whose ratio is 1."""
+        return self.updates_per_rollout == self.minibatches_per_update == 1
+
+    @property
+    def _ratio_to_sampler(self) -> bool:
+        """Whether the denominator of the ratio is what the sampler said."""
+        return not self._one_step and self.old_logprobs == "sampler"
 
     @property
     def samples_to_learn(self) -> bool:
@@ -199,6 +232,10 @@ class OnlineModule(PolicyModule, ABC):
         metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
         if self.mask_truncated:
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
+        if self.correction.chosen is None:
+            # Over all ranks, so that all of them choose alike.
+            gap, tokens = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(tokens, 1))
         experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
@@ -259,8 +296,19 @@ class OnlineModule(PolicyModule, ABC):
         with self.timed(metrics, "reference"):
             if self.beta > 0:
                 reference_NT = self.passes.logprobs(experience, experience.learned_N, reference=True)
-            if not self.updates_per_rollout == self.minibatches_per_update == 1:
+            if not self._one_step:
                 old_NT = experience.sampler_logprobs_NT
                 if self.old_logprobs == "recompute":
                     old_NT = self.passes.logprobs(experience, experience.learned_N)
         return replace(experience, old_NT=old_NT, reference_NT=reference_NT)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sampler_correction"] = self.correction.chosen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.correction.mode == "auto":
+            self.correction.chosen = checkpoint.get("sampler_correction")

@@ -15,7 +15,7 @@ def with_config_options(arguments: Sequence[str]) -> list[str]:
     """``fit base.yaml --key value`` as ``fit --config base.yaml --key value``."""
     subcommand, *others = arguments
     files = []
-    while others and others[0].endswith((".yaml", ".yml")):
+    while others and others[0].endswith((".yaml", ".yml")) and not others[0].startswith("-"):
         files += ["--config", others.pop(0)]
     return [subcommand, *files, *others]
 
@@ -35,22 +35,23 @@ def require_config(arguments: Sequence[str]) -> None:
         )
 
 
-def check_config_files(arguments: Sequence[str]) -> None:
-    """Read every file that is given as ``--config``.
+def read_config_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Read every file that is given as ``--config``, in order.
 
     Raises:
-        ConfigError: one cannot be read as YAML, holds no keys, or has options of a class beside its class_path.
+        ConfigError: one does not exist, cannot be read as YAML, holds no keys, or has options of a class beside its
+            class_path.
     """
+    contents = []
     for index, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option not in ("--config", "-c"):
             continue
-        file = Path(value if equals else "".join(arguments[index + 1 : index + 2]))
-        if file.is_file():
-            _check_yaml(file)
+        contents.append(_read(Path(value if equals else "".join(arguments[index + 1 : index + 2]))))
+    return contents
 
 
-def _check_yaml(file: Path) -> None:
+def _read(file: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -69,6 +70,7 @@ def _check_yaml(file: Path) -> None:
         raise ConfigError(
             f"{key}: put {' and '.join(options)} of {name} under init_args, beside class_path (in {file})"
         )
+    return found
 
 
 def _options_beside_class_path(found: Any, key: str = "") -> Iterator[tuple[str, str, list[str]]]:

@@ -28,8 +28,8 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
-from grpo_lightning.cli.config_files import check_config_files
-from grpo_lightning.cli.parser import SentenceParser, list_classes
+from grpo_lightning.cli.config_files import read_config_files
+from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
 from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
@@ -126,8 +126,7 @@ class GRPOCLI(FilteringCLI):
                 self.parser.add_argument(f"--{key}", type=Any, help=argparse.SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        check_config_files(args)
-        list_classes(args)
+        read_config_files(args)
         super().parse_arguments(parser, args)
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         user_errors.check_seed(config.seed_everything)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,23 +19,15 @@ class SentenceParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        # jsonargparse 4.53 hands an option of a class to that class's parser as f"--{key}={value}": null becomes None.
+        nulls = args and [re.sub(r"\A(--[\w.]+)=None\Z", r"\1=null", arg) for arg in args]
+        return super().parse_args(nulls, *rest, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a trial parse of jsonargparse's own, which catches what is raised
             super().error(message, ex)
         raise ConfigError(sentence(message, _names(), _concrete()))
-
-
-def list_classes(arguments: Sequence[str]) -> None:
-    """Answer ``--data.task.help`` and the like, without a class after it, with the classes there are.
-
-    Raises:
-        SystemExit: after the answer.
-    """
-    asked = {"--model.help": "PolicyModule", "--data.task.help": "Task", "--model.verifiers.help": "Verifier"}
-    if arguments and arguments[-1] in asked:
-        names = "\n  ".join(_concrete()[asked[arguments[-1]]])
-        print(f"{arguments[-1]} NAME prints the options of one of\n\n  {names}")
-        raise SystemExit(0)
 
 
 def _names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # What jsonargparse says about its own search through a type, beside what is wrong.
 _BESIDE = re.compile(
@@ -20,7 +20,7 @@ _CERTAIN = re.compile(
     r"the following arguments are required: |.* is abstract$"
 )
 _KEY = re.compile(r'^Parser key "(.*)":$')
-_TYPES = {
+TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
     "list": "a list, such as [a, b]", "dict": "keys with values",
 }  # fmt: skip
@@ -112,8 +112,8 @@ def _plain(reason: str, message: str) -> str:
         value = found["value"] or (given[0] if given else "")
         but = f", not {value}" if value else ""
         kind = re.fullmatch(r"<class '(\w+)'>", found["type"])
-        if kind and kind[1] in _TYPES:
-            return f"{found['key'] or ''}must be {_TYPES[kind[1]]}{but}"
+        if kind and kind[1] in TYPES:
+            return f"{found['key'] or ''}must be {TYPES[kind[1]]}{but}"
         choices = re.fullmatch(r"typing.Literal\[(.*)\]", found["type"])
         if choices:
             return f"{found['key'] or ''}must be one of {choices[1].replace(chr(39), '')}{but}"
@@ -134,14 +134,36 @@ def _plain(reason: str, message: str) -> str:
     return reason
 
 
+_UNKNOWN = re.compile(
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option '(?P<inside>[\w.]+)'|"
+    r"Option '(?P<option>[\w.]+)' is not accepted|does not accept option '(?P<top>[\w.]+)'|"
+    r"unrecognized arguments: --(?P<given>[\w.]+))"
+)
+
+
 def _with_hint(key: str, text: str, names: Sequence[str]) -> str:
-    """Add where an unknown key's setting is, or the name that was probably meant."""
-    wrong = re.search(r"(?:[Oo]ption|import path string:|arguments:) '?(?:--)?([\w.]+)", text)
-    unknown = [part for part in wrong[1].split(".") if part not in names] if wrong else []
-    if wrong and "required" not in text and not {"callbacks", "logger"} & set(key.split(".")):
-        last = wrong[1].rpartition(".")[2]
-        if last in ELSEWHERE and "import path" not in text:
-            place = wrong[1] if not key or wrong[1].startswith(key) else f"{key}.{wrong[1]}"
-            return f"{place}: there is no such key: {ELSEWHERE[last]}"
-    near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.7) if unknown else []
+    """Say of an unknown key where its setting is, and of an unknown class which one was probably meant."""
+    unknown = _UNKNOWN.search(text)
+    if unknown:
+        place = ".".join(part for part in unknown.groups() if part)
+        return no_such_key(place if not key or place.startswith(f"{key}.") else f"{key}.{place}", names)
+    wrong = re.search(r"import path string: '?([\w.]+)", text)
+    missing = [part for part in wrong[1].split(".") if part not in names] if wrong else []
+    near = difflib.get_close_matches(missing[0], names, n=1, cutoff=0.7) if missing else []
     return (f"{key}: " if key else "") + text + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def no_such_key(place: str, names: Iterable[str]) -> str:
+    """The sentence about a key that does not exist: where its setting is, or what was probably meant.
+
+    Args:
+        place: the key, with those above it.
+        names: keys that exist; the nearest one is suggested, if one is near.
+    """
+    *above, last = place.split(".")
+    if last in ELSEWHERE and not {"callbacks", "logger"} & set(above):
+        return f"{place}: there is no such key: {ELSEWHERE[last]}"
+    names = sorted(names)
+    missing = above[0] if above and above[0] not in names else last
+    near = difflib.get_close_matches(missing, names, n=1, cutoff=0.7)
+    return f"{place}: there is no such key" + (f" (did you mean {near[0]}?)" if near else "")

@@ -2,11 +2,15 @@
 
 from grpo_lightning.functional.advantages import (
     batch_std_advantages,
+    decoupled_scores,
     group_std_advantages,
     has_signal,
     leave_one_out_advantages,
+    maximum_likelihood_advantages,
+    pass_at_k_advantages,
     unscaled_advantages,
 )
+from grpo_lightning.functional.correction import masked_sequence_weights, truncated_weights
 from grpo_lightning.functional.gae import (
     ValueLossTerms,
     adapted_kl_coef,
@@ -53,6 +57,7 @@ __all__ = [
     "binary_divergence",
     "cispo_objective",
     "clipped_objective",
+    "decoupled_scores",
     "divergence_masked_objective",
     "explained_variance",
     "gae",
@@ -64,9 +69,12 @@ __all__ = [
     "length_mask",
     "masked_max",
     "masked_mean",
+    "masked_sequence_weights",
     "masked_std",
     "masked_sum",
+    "maximum_likelihood_advantages",
     "pass_at_k",
+    "pass_at_k_advantages",
     "sequence_ratio",
     "sequence_token_ratio",
     "shaped_objective",
@@ -74,6 +82,7 @@ __all__ = [
     "token_logprobs",
     "token_ratio",
     "token_rewards",
+    "truncated_weights",
     "unscaled_advantages",
     "value_loss",
     "whiten",

@@ -116,6 +116,11 @@ class Experience:
             last[root[row]] = row
         return [self.attempts[row] for row in last]
 
+    def rewards_by_name(self, name: str) -> Tensor:
+        """``[N]``: the reward of one verifier, or of one of its parts; NaN where there is none."""
+        rewards = [attempt.rewards_by_verifier.get(name, math.nan) for attempt in self.attempts]
+        return torch.tensor(rewards, dtype=self.reward_N.dtype, device=self.reward_N.device)
+
     def of_groups(self, values_N: Tensor) -> Tensor:
         """``values_BG`` of the first attempts, one group per row."""
         return values_N[: self.first].view(-1, self.recipe.group_size)

@@ -15,7 +15,17 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.advantages import Advantage, BatchStd, GroupStd, LeaveOneOut, RewardMoments, Unscaled
+from grpo_lightning.advantages import (
+    GDPO,
+    Advantage,
+    BatchStd,
+    GroupStd,
+    LeaveOneOut,
+    MaxRL,
+    PassAtK,
+    RewardMoments,
+    Unscaled,
+)
 from grpo_lightning.algorithms import GRPOModule, NonFiniteError, VerifierError
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.errors import ConfigError, RunError
@@ -113,7 +123,8 @@ def test_the_gradient_does_not_depend_on_the_split(model_path: str, tmp_path: Pa
     "options",
     [
         {"beta": 0.5}, {"beta": 0.5, "kl_estimator": "k2"}, {"advantage": "none-scaled"}, {"advantage": "batch-std"},
-        {"advantage": "leave_one_out"}, {"aggregation": "dr_grpo"}, {"aggregation": "dapo"}, {"mask_truncated": True},
+        {"advantage": "leave_one_out"}, {"advantage": MaxRL(0.4)}, {"advantage": PassAtK(2, 0.4)},
+        {"aggregation": "dr_grpo"}, {"aggregation": "dapo"}, {"mask_truncated": True},
         {"max_grad_norm": 0.1},
     ],
 )  # fmt: skip
@@ -456,6 +467,8 @@ class OnePerGroup(Advantage):
         ({"objective": GSPO(), "epsilon": 0.1}, {}, "model.epsilon: epsilon belongs to Clip, but .* class .GSPO"),
         ({"objective": MeanOfTheBatch()}, {}, "model.objective: MeanOfTheBatch: its loss of a completion is another"),
         ({"advantage": OnePerGroup()}, {}, "model.advantage: OnePerGroup.advantages must return a tensor of shape"),
+        ({"advantage": GDPO()}, {}, "model.advantage: GDPO: it normalises several rewards, and this run has none"),
+        ({"advantage": PassAtK(4)}, {"group_size": 4}, "data.group_size: .* at least 5 completions per prompt, not 4"),
         ({"updates_per_rollout": 0}, {}, "model.updates_per_rollout: must be at least 1"),
         ({"target_kl": -1.0}, {}, "model.target_kl: must be above 0, or null"),
         ({"max_error_rate": 2.0}, {}, "model.max_error_rate: must be from 0 to 1"),

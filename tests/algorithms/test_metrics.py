@@ -48,7 +48,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, PPOModule(**common, beta=0.1), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
-    fit(folder, grpo(path, beta=0.1), 2, **options | {"callbacks": steered})
+    fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)
     tester.test(grpo(path), datamodule=rollouts(), verbose=False)
     # Lightning adds the epoch to whatever is logged.

@@ -34,7 +34,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
             "--model.optimizer.lr 1e-5",
         ),
         (["--model_name_or_path", "x"], "model_name_or_path: there is no such key: set model.init_args.policy.path"),
-        (callback("ReferenceSync", lr=1), "trainer.callbacks: Option 'lr' is not accepted"),
+        (callback("ReferenceSync", lr=1), "trainer.callbacks.lr: there is no such key"),
         (
             ["--model.policy.lora", "true"],
             "model.policy.lora: give its options, such as {r: 16, alpha: 32}, or omit it",
@@ -95,7 +95,7 @@ def test_the_answer_names_the_key_and_the_fix_and_nothing_is_left(
         ("model: {init_args: {lr: 1}}", f"model.lr: there is no such key: {LR}"),
         ("learning_rate: 1", f"learning_rate: there is no such key: {LR}"),
         ("model_name_or_path: x", "model_name_or_path: there is no such key: set model.init_args.policy.path"),
-        ("modle: 3", "Subcommand 'fit' does not accept option 'modle' (did you mean model?)"),
+        ("modle: 3", "modle: there is no such key (did you mean model?)"),
         (
             "model: {class_path: GRPOModule, policy: {path: x}, verifiers: []}",
             "model: put policy and verifiers of GRPOModule under init_args, beside class_path (in FILE)",
@@ -166,7 +166,7 @@ def test_what_a_config_file_lacks_is_said_without_loading_torch(tmp_path: Path) 
 def test_help_of_a_kind_lists_its_classes(capsys: pytest.CaptureFixture[str], option: str, name: str) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", option])
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert name in lines
     assert not {"PolicyModule", "OnlineModule", "Task", "Verifier"} & set(lines)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.verifiers import FormatVerifier
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
 
@@ -58,7 +59,7 @@ def callback(name: str, **options: Any) -> list[str]:
             callback("EarlyStopping", monitor="accuracy"),
             "trainer.callbacks: EarlyStopping.monitor: nothing is logged as accuracy: use one of `val/accuracy`",
         ),
-        (["--trainer.max_step", "1"], "unrecognized arguments: --trainer.max_step 1 (did you mean max_steps?)"),
+        (["--trainer.max_step", "1"], "trainer.max_step: there is no such key (did you mean max_steps?)"),
     ],
 )  # fmt: skip
 def test_what_others_raise_is_one_sentence_with_the_key(
@@ -126,7 +127,7 @@ def test_a_mistake_in_the_config_of_the_warm_start_is_said_to_be_there(
     file = short_warm_start(tmp_path)
     sft = yaml.safe_load(file.read_text())
     for change, text in (
-        ({"modle": 3}, "Subcommand 'fit' does not accept option 'modle' (did you mean model?)"),
+        ({"modle": 3}, "modle: there is no such key (did you mean model?)"),
         ({"trainer": sft["trainer"] | {"accelerator": "dpu"}}, "trainer: You selected an invalid accelerator name"),
     ):
         file.write_text(yaml.safe_dump(sft | change))
@@ -201,3 +202,13 @@ def test_help_says_where_the_options_of_a_class_are(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="0"):
         main(["verify", "--help"])
     assert "--samples FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--model.policy.lora", "--model.init_args.policy.lora", "--model.policy.revision"])
+def test_null_is_null_in_nested_options_too(option: str, gsm8k_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    given = ["--config", "configs/lfm_gsm8k.yaml", "--data.task.init_args.path", gsm8k_folder]
+    template = "{prompt} --x=None"
+    parsed = parse([*given, option, "null", "--data.task.prompt_template", template])
+    assert parsed.config.model.init_args.policy[option.rpartition(".")[2]] is None
+    assert parsed.config.data.task.init_args.prompt_template == template

@@ -39,7 +39,6 @@ from grpo_lightning.speed import packed
 from grpo_lightning.speed.registry import NAMES
 from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
-from tests.models.family_folders import FAMILY_OF, save_family
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
 from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo
@@ -561,11 +560,9 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 @pytest.mark.usefixtures("_in_the_repository")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_can_be_planned(
-    name: str, tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith(("lfm", "smollm2")) else []
-    if name in FAMILY_OF:
-        path = ["--model.policy.path", save_family(tmp_path, FAMILY_OF[name])]
     code, out = run(capsys, "--config", f"configs/{name}", *path, "--memory", "64GiB", "--fast")
     assert ("ppo" in name) == (re.search(r"^value ", out, re.MULTILINE) is not None)
     assert code == 0

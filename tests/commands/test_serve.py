@@ -18,7 +18,7 @@ import torch
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli.grpo_cli import parse
-from grpo_lightning.commands.serve.command import ServeCLI, check_host, policy_of
+from grpo_lightning.commands.serve.command import check_host
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.tokenizer import encode_prompt
@@ -31,6 +31,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from grpo_lightning.commands.serve.app import Limits, PolicyServer
 from grpo_lightning.commands.serve.decoding import DecodingLoop, Row
+from grpo_lightning.commands.serve.policy import ServeCLI, policy_of
 from grpo_lightning.rollout.engines.decoder import Decoder
 from tests.standin import Running
 

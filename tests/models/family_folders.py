@@ -1,7 +1,7 @@
 """Tiny models of the families in ``families/*.yaml``: their architecture, special tokens and chat template.
 
-Each file has what is published of a family: the sizes of a model, its special tokens and their roles, a template that
-renders what the published one does of chats without tools, and how that must look.
+Each file has what is published of a family: the sizes of a model and of others (``other_sizes``), special tokens and
+their roles, a template that renders what the published one does of chats without tools, and how that must look.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 FOLDER = Path(__file__).parent / "families"
 FAMILIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-FAMILY_OF = {"qwen3_gsm8k.yaml": "qwen3", "gemma3_gsm8k.yaml": "gemma3_base"}
-"""The families that shipped configs train."""
 
 
 @cache
@@ -69,7 +67,19 @@ def save_family(folder: Path, name: str) -> str:
     return str(folder)
 
 
-def save_published_config(folder: Path, name: str) -> str:
-    """Save the family's published sizes alone, without weights or tokenizer, and return the folder."""
-    (folder / "config.json").write_text(json.dumps(facts_of(name)["config"]))
+def published(name: str) -> dict[str, dict[str, Any]]:
+    """The published configs of a family by the name of the model, each with its number of ``parameters``."""
+    facts = facts_of(name)
+    first = facts["config"] | {"parameters": facts["parameters"]}
+    return {facts["model"]: first} | {model: first | sizes for model, sizes in facts.get("other_sizes", {}).items()}
+
+
+MODELS = {model: name for name in FAMILIES for model in published(name)}
+"""The family of each model whose sizes are known."""
+
+
+def save_published_config(folder: Path, model: str) -> str:
+    """Save a model's published sizes alone, without weights or tokenizer, and return the folder."""
+    sizes = {key: value for key, value in published(MODELS[model])[model].items() if key != "parameters"}
+    (folder / "config.json").write_text(json.dumps(sizes))
     return str(folder)

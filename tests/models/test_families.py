@@ -17,7 +17,15 @@ from grpo_lightning.speed.caches import EarlyJoins
 from grpo_lightning.speed.direct import DirectDecoding
 from grpo_lightning.speed.shared_prompt import SharedPrompts
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
-from tests.models.family_folders import FAMILIES, facts_of, family_tokenizer, save_family, save_published_config
+from tests.models.family_folders import (
+    FAMILIES,
+    MODELS,
+    facts_of,
+    family_tokenizer,
+    published,
+    save_family,
+    save_published_config,
+)
 from tests.toy import LetterVerifier, ToyTask, Watch, adam, fit, rollouts
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
@@ -93,9 +101,9 @@ def test_a_tiny_model_of_the_family_trains(name: str, tmp_path: Path) -> None:
     assert TABLE[facts["family"]] == [facts["model"], "yes", *("yes" if used else "no" for used in uses)]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_published_sizes_load_without_weights(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_the_published_sizes_load_without_weights(model: str, tmp_path: Path) -> None:
     """As ``grpo plan`` loads them."""
     with weightless():
-        policy = Policy(PolicyConfig(path=save_published_config(tmp_path, name)))
-    assert policy.lm.num_parameters() == facts_of(name)["parameters"]
+        policy = Policy(PolicyConfig(path=save_published_config(tmp_path, model)))
+    assert policy.lm.num_parameters() == published(MODELS[model])[model]["parameters"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +30,7 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from tests.standin import Running, StandIn, running
+from tests.tiny import save_tiny_model
 
 SAMPLING = SamplingParams(max_new_tokens=24)
 
@@ -214,6 +219,41 @@ def test_a_server_that_was_restarted_gets_the_weights_again(
             assert len(second.server.calls) > 0
 
 
+@pytest.mark.parametrize(
+    ("rank", "seed", "changes", "message"),
+    [
+        (4, 1, {}, "it serves base, which does not sample from this policy: .*per token, more than max_gap=0.15"),
+        (4, 0, {"max_model_len": 32}, "the server takes 32 tokens, and a prompt with its completion has up to 64"),
+        (4, 0, {"raw_logprobs": True}, "the server returns raw log-probs, which leave the temperature out"),
+        (None, 0, {"reloads": False}, "the server cannot reload weights without VLLM_SERVER_DEV_MODE=1"),
+    ],
+)
+def test_a_server_that_was_restarted_as_another_one_is_not_used(
+    path: str,
+    served: Running,
+    engines: Callable[..., VLLMEngine],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rank: int | None,
+    seed: int,
+    changes: dict,
+    message: str,
+) -> None:
+    policy = policy_of(path, rank)
+    other = StandIn(save_tiny_model(tmp_path / "other", "llama", seed=seed), **changes)
+    with running(StandIn(path)) as first:
+        engine = started(engines(first, served, shared_dir=str(tmp_path), restart_wait_s=0.5), policy)
+        first.kill()
+        with running(other, first.port), caplog.at_level(logging.WARNING):
+            engine.push(policy, "step-1")
+            # The run continues without it, and stops where the right one is gone too.
+            assert agree(in_process(policy, requests()), engine.generate(requests(), SAMPLING))
+            assert re.search(f"{first.url} is not used .*: {message}: start it with\n  VLLM_", caplog.text)
+            served.kill()
+            with pytest.raises(RunError, match=rf"no server is left: {first.url}: {message}: start it with\n  VLLM_"):
+                engine.generate(requests(), SAMPLING)
+
+
 def test_failed_completions_are_errors_not_completions(
     path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path
 ) -> None:
@@ -222,12 +262,12 @@ def test_failed_completions_are_errors_not_completions(
     assert isinstance(server, StandIn)
     server.finish_as = "abort"
     with pytest.raises(RunError, match=r"3 attempts at a completion failed, .* ended a completion with 'abort'"):
-        engine.generate(requests(1), SAMPLING)
+        engine.generate(requests(1)[1:], SAMPLING)
     server.finish_as = None
     with pytest.raises(RunError, match=r"refused by .* exceed the 512 tokens of max_model_len"):
         engine.generate(requests(1), SamplingParams(max_new_tokens=512))
     server.fail_after = 2
-    with pytest.raises(RunError, match=rf"{served.url}: HTTP 500: EngineCore"):
+    with pytest.raises(RunError, match=r"no server is left: .* \(HTTP 500: EngineCore"):
         engine.generate(requests(1), SAMPLING)
     served.kill()
     with pytest.raises(RunError, match=rf"no server is left: {served.url}: "):
@@ -255,6 +295,32 @@ def test_a_disk_that_cannot_be_written_ends_the_run_with_a_sentence(
         engine.push(policy, "step-1")
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False)
+    if mount.returncode != 0:
+        pytest.skip(f"mounting a file system needs privileges: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(
+    path: str, served: Running, engines: Callable[..., VLLMEngine], small_disk: Path
+) -> None:
+    engine = engines(served, shared_dir=str(small_disk))
+    policy = policy_of(path, rank=None)
+    engine.check(policy.config, 64, SAMPLING)
+    engine.start(policy, 64)
+    with pytest.raises(RunError, match=r"weights cannot be written to .*: .*No space left on device.*: free space"):
+        engine.push(policy, "step-0")
+    (small_disk / "filler").write_bytes(bytes(64 * 1024))
+    with pytest.raises(ConfigError, match=r"shared_dir: .* cannot be written \(No space left on device\): free space"):
+        engine.check(PolicyConfig(path, lora=LoRAConfig(r=4)), 64, SAMPLING)
+
+
 # -- handshake --------------------------------------------------------------------------------------------------------
 
 COMMAND = r"start it with\n  VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.*--logprobs-mode processed_logprobs"
@@ -267,7 +333,7 @@ COMMAND = r"start it with\n  VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.*
         ({"max_lora_rank": 2}, {}, f"adapters up to rank 2, and the policy's has 4: {COMMAND}"),
         ({"max_lora_rank": None}, {}, f"cannot load adapters without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1: {COMMAND}"),
         ({}, {"blind": True}, "shared_dir: .* does not see the folder"),
-        ({}, {"raw_logprobs": True}, f"raw log-probs, which leave the temperature out: {COMMAND}"),
+        ({"raw_logprobs": True}, {}, f"raw log-probs, which leave the temperature out: {COMMAND}"),
         ({"key": "secret"}, {}, "set the environment variable VLLM_API_KEY"),
     ],
 )
@@ -368,6 +434,24 @@ def test_serve_command_prints_what_the_config_needs(
     assert first.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model ")
     assert "--host b --port 82 --dtype float32 --max-model-len 192" in second
     assert "--max-lora-rank 16 --max-loras 2 --max-cpu-loras 2" in second
+
+
+@pytest.mark.parametrize("written_by_code", [True, False])
+def test_the_command_for_lfm2(tiny_model: Callable[[str], str], tmp_path: Path, written_by_code: bool) -> None:
+    path = tiny_model("lfm2")
+    if not written_by_code:  # a published checkpoint says them
+        shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"conv_dim": 32, "block_dim": 32}))
+        path = str(tmp_path)
+    policy = PolicyConfig(path=path, lora=LoRAConfig(r=4))
+    command = str(server_command(policy, "http://127.0.0.1:8000", 64, merge_lora=False))
+    assert """--compilation-config '{"custom_ops": ["-rotary_embedding"]}'""" in command
+    assert ("""--hf-overrides '{"conv_dim": 32, "block_dim": 32}'""" in command) == written_by_code
+    # What is exported keeps keys that transformers does not know.
+    if not written_by_code:
+        Policy(policy).save_pretrained(tmp_path / "export", merged=True)
+        assert json.loads((tmp_path / "export" / "config.json").read_text())["conv_dim"] == 32
 
 
 def test_the_command_for_full_weights(path: str) -> None:

@@ -76,7 +76,7 @@ def _attempt(
         completion=Completion(_numbered(row, length), "", FinishReason.STOP, zeros, zeros),
         verdict=Verdict(correct=True, format_valid=True),
         reward=2.0**-member,
-        rewards_by_verifier=dict.fromkeys(names, 0.0),
+        rewards_by_verifier=dict.fromkeys(names, 2.0**-member),
     )
 
 

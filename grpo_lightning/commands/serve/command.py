@@ -5,18 +5,9 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
-from grpo_lightning.cli.grpo_cli import GRPOCLI, parse, run, set_up_output
-from grpo_lightning.cli.run_dirs import config_name
-from grpo_lightning.cli.warm_start import start_from_warm_policy
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.engines.vllm.client import allow_connections
 
 HELP = """\
 usage: grpo serve --config FILE [--ckpt_path P] [--KEY VALUE ...] [--host H] [--port P] [--rows N] [--max_model_len N]
@@ -34,22 +25,6 @@ Rows of concurrent requests decode together. Needs the extra "serve": pip instal
 
 KEY = "GRPO_API_KEY"
 LONGEST = 4096
-PREFIX = "policy."
-
-
-class ServeCLI(GRPOCLI):
-    """Reads a config for its policy. A warm start is that of the checkpoint's run."""
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config
-        files = [str(file) for file in config.config or []]
-        root = Path(config.trainer.default_root_dir or "runs")
-        if config.ckpt_path in NAMED:
-            config.ckpt_path = named_checkpoint(config.ckpt_path, root, config_name(files, "serve"))
-        elif config.ckpt_path is not None:
-            check_checkpoint(config.ckpt_path)
-        if config.warm_start is not None:
-            start_from_warm_policy(config, "serve", root, run)
 
 
 def main(args: list[str]) -> None:
@@ -73,13 +48,17 @@ def main(args: list[str]) -> None:
     key = os.environ.get(KEY) or None
     check_host(given.host, key)
     uvicorn = _uvicorn()
+    # Imported here: help and mistakes need no torch.
+    from grpo_lightning.cli.grpo_cli import parse, set_up_output
+    from grpo_lightning.commands.serve.app import Limits, PolicyServer
+    from grpo_lightning.commands.serve.decoding import DecodingLoop
+    from grpo_lightning.commands.serve.policy import ServeCLI, policy_of
+    from grpo_lightning.rollout.engines.vllm.client import allow_connections
+
     set_up_output()
     cli = cast(ServeCLI, parse(rest, ServeCLI))
     assert cli.datamodule is not None
     policy = policy_of(cli)
-
-    from grpo_lightning.commands.serve.app import Limits, PolicyServer
-    from grpo_lightning.commands.serve.decoding import DecodingLoop
 
     positions = getattr(policy.lm.config.get_text_config(), "max_position_embeddings", None) or longest
     loop = DecodingLoop(policy, rows, min(longest, positions), cli.trainer.precision_plugin.forward_context)
@@ -91,26 +70,6 @@ def main(args: list[str]) -> None:
         uvicorn.run(server.app(), host=given.host, port=port, log_level="warning", backlog=2048)
     finally:
         loop.stop()
-
-
-def policy_of(cli: Any) -> Policy:
-    """The policy of a config on its device, with the weights of the checkpoint that it names.
-
-    Raises:
-        ConfigError: the checkpoint is that of another policy.
-    """
-    policy = Policy(cli.model.policy_config, chat_template=cli.datamodule.task.chat_template)
-    if cli.config.ckpt_path is not None:
-        state = torch.load(cli.config.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
-        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-        shapes = {name: tensor.shape for name, tensor in policy.named_parameters() if name in trained}
-        if any(name not in weights or weights[name].shape != shape for name, shape in shapes.items()):
-            raise ConfigError(
-                f"ckpt_path: {cli.config.ckpt_path} is of another policy: give the run's own config.yaml as --config"
-            )
-        policy.load_state_dict({name: weights[name] for name in trained}, strict=False)
-    return policy.to(cli.trainer.strategy.root_device)
 
 
 def check_host(host: str, key: str | None) -> None:

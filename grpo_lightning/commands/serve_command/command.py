@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from grpo_lightning.cli.grpo_cli import parse, set_up_output
+from typing import TYPE_CHECKING
+
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import PolicyConfig
-from grpo_lightning.models.tokenizer import load_tokenizer
-from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.engines.vllm.engine import VLLMEngine
-from grpo_lightning.rollout.engines.vllm.launch import server_command
-from grpo_lightning.rollout.loader import EncodedPrompts
+
+if TYPE_CHECKING:
+    from grpo_lightning.models.loading import PolicyConfig
+    from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 HELP = """\
 usage: grpo serve-command --config FILE [--KEY VALUE ...]
@@ -30,6 +29,11 @@ def main(args: list[str]) -> None:
     if {"-h", "--help"} & set(args):
         print(HELP)
         raise SystemExit(0)
+    # Imported here: help needs no torch.
+    from grpo_lightning.cli.grpo_cli import parse, set_up_output
+    from grpo_lightning.rollout.engines.vllm.engine import VLLMEngine
+    from grpo_lightning.rollout.engines.vllm.launch import server_command
+
     set_up_output()
     cli = parse(args)
     assert cli.datamodule is not None
@@ -47,6 +51,9 @@ def main(args: list[str]) -> None:
 
 def _longest_row(data: RolloutDataModule, policy: PolicyConfig) -> int:
     """Tokens that the data module will ask of its engine in ``fit``."""
+    from grpo_lightning.models.tokenizer import load_tokenizer
+    from grpo_lightning.rollout.loader import EncodedPrompts
+
     tokenizer = load_tokenizer(policy.path, policy.revision, data.task.chat_template, policy.chat_template_kwargs)
     splits = [data.task.prompts("train"), data.task.prompts("val")]
     encoded = [EncodedPrompts(rows, tokenizer, data.max_prompt_tokens, data.overlong) for rows in splits if rows]

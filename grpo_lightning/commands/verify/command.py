@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.commands.verify.read import read_samples
 from grpo_lightning.commands.verify.rejudge import rejudge
 from grpo_lightning.commands.verify.report import report
@@ -24,32 +23,32 @@ it was judged so. For a run, judge its stored rollouts again, and print which ve
                    writes one); or the directory of a run, whose own config.yaml is then the default for --config
   --show N         of a run, how many of the changed rollouts are printed (default: 20)
 
-The keys of a config:
+grpo check --help prints the keys of a config.
 """
 
 
 def main(args: Sequence[str]) -> None:
     """Judge the completions of a JSONL file or of a run with the config's verifiers."""
-    set_up_output()
     parser = argparse.ArgumentParser("grpo verify", add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", nargs="?")
     parser.add_argument("--show", default="20")
     given, rest = parser.parse_known_args(args)
     if {"-h", "--help"} & set(rest):
         print(HELP)
-    elif given.samples is None:
+        raise SystemExit(0)
+    if given.samples is None:
         raise ConfigError(
             "--samples: give a JSONL file of completions, such as grpo predict writes, or the directory of a run"
         )
-    path = Path(given.samples or "")
+    path = Path(given.samples)
     if not given.show.isdecimal():
         raise ConfigError(f"--show: give a number of rollouts, not {given.show!r}")
-    if (
-        given.samples is not None
-        and path.is_dir()
-        and not any(argument.split("=")[0] == "--config" for argument in rest)
-    ):
+    if path.is_dir() and not any(argument.split("=")[0] == "--config" for argument in rest):
         rest = ["--config", str(path / "config.yaml"), *rest]
+    # Imported here: help and mistakes need no torch.
+    from grpo_lightning.cli.grpo_cli import parse, set_up_output
+
+    set_up_output()
     cli = parse(rest)
     for line in _lines(path, cli.model.verifiers, int(given.show)):
         print(line)

@@ -16,8 +16,9 @@ from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
-from grpo_lightning.rollout.engines.vllm.client import Client
-from grpo_lightning.rollout.engines.vllm.handshake import Needs, check_server, fixed_text, gap
+from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.comparison import ExpectedLogprobs, fixed_text, gap
+from grpo_lightning.rollout.engines.vllm.handshake import Needs, cannot_write, check_server
 from grpo_lightning.rollout.engines.vllm.launch import (
     Launch,
     ServerCommand,
@@ -84,7 +85,8 @@ class VLLMEngine(Engine):
         self._process: ServerProcess | None = None
         self._folder: Path | None = None
         self._longest_row = 0
-        self._command: ServerCommand
+        self._needs: Needs
+        self._expected: ExpectedLogprobs
         self._kept: list[Weights] = []
         self._pushes = 0
         self._first = 0
@@ -126,32 +128,34 @@ class VLLMEngine(Engine):
         if self._client is not None:
             self.stop()
         self._longest_row = longest_row
-        self._command = server_command(policy, self.urls[0], longest_row, self.merge_lora)
         folder = self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
         self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
-        servers = [Server(url) for url in self.urls]
-        self._servers = Servers(self._client, servers, self.retries, self.restart_wait_s, self.timeout_s)
+        servers = [Server(url, server_command(policy, url, longest_row, self.merge_lora)) for url in self.urls]
+        patience = self.retries, self.restart_wait_s, self.timeout_s
+        self._servers = Servers(self._client, servers, self._can_serve, self._is_policy, *patience)
         _, lora_rank = base_and_rank(policy)
-        needs = Needs(longest_row, None if self.merge_lora else lora_rank, folder)
+        self._needs = Needs(longest_row, None if self.merge_lora else lora_rank, folder)
 
         def handshake() -> list[str]:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"data.engine.shared_dir: {folder} cannot be made: {error.strerror}") from error
+                raise cannot_write(folder, error) from error
             if self.launch is not None:
-                self._start_server(self.launch)
+                self._start_server(self.launch, servers[0].command)
             for server in servers:
-                command = server_command(policy, server.url, longest_row, self.merge_lora)
-                self._wait(check_server(self._connected, server, needs, command))
+                self._wait(self._can_serve(server))
             return [server.model for server in servers]
 
         for server, model in zip(servers, on_first_rank(handshake), strict=True):
             server.model = model
 
-    def _start_server(self, launch: Launch) -> None:
+    async def _can_serve(self, server: Server) -> None:
+        await check_server(self._connected, server, self._needs)
+
+    def _start_server(self, launch: Launch, command: ServerCommand) -> None:
         file = Path(launch.log) if launch.log is not None else self.shared_dir / "vllm.log"
-        self._process = ServerProcess(launch, self._command, file)
+        self._process = ServerProcess(launch, command, file)
         log.info("data.engine.launch: waiting for the server; it prints to %s", file)
         self._process.await_answer(f"{self.urls[0]}/health", self._connected, launch.timeout_s)
 
@@ -187,10 +191,12 @@ class VLLMEngine(Engine):
         """Write the weights into the shared folder, once, and have every server load them."""
         self.policy = policy
         weights = self._version(policy, version)
+        expected = ExpectedLogprobs.of(policy, self._longest_row)
 
-        def push() -> list[str | None]:
+        def push() -> list[tuple[str | None, str]]:
             if self._pushes == 0 and weights.is_adapter:
                 self._try_adapter(policy)
+            self._expected = expected
             weights.write(policy)
             # The server has room for two adapters; of full weights it reads the folder only once.
             old = self._kept[:-1] if weights.is_adapter else self._kept
@@ -201,14 +207,14 @@ class VLLMEngine(Engine):
             # Rarely: servers that ignore a part of the weights drift away slowly.
             if (self._pushes + 1) & self._pushes == 0:
                 self._compare(policy)
-            return [server.holds for server in self._servers.all]
+            return [(server.holds, server.model) for server in self._servers.all]
 
         held = on_first_rank(push)
         self._pushes += 1
         self._kept = [*self._kept[-1:], weights] if weights.is_adapter else [weights]
-        self._servers.weights = weights
-        for server, holds in zip(self._servers.all, held, strict=True):
-            server.holds = holds
+        self._servers.weights, self._expected = weights, expected
+        for server, (holds, model) in zip(self._servers.all, held, strict=True):
+            server.holds, server.model, server.lost = holds, model, holds is None
 
     def _version(self, policy: Policy, version: str) -> Weights:
         assert self._folder is not None
@@ -220,6 +226,7 @@ class VLLMEngine(Engine):
         with noticeable_adapter(policy):
             probe = self._version(policy, "probe")
             probe.write(policy)
+            self._expected = ExpectedLogprobs.of(policy, self._longest_row)
             self._wait(self._servers.push(probe))
             self._compare(policy)
             self._forget([probe])
@@ -230,20 +237,30 @@ class VLLMEngine(Engine):
             self._wait(self._servers.forget(weights.version))
 
     def _compare(self, policy: Policy) -> None:
-        """Stop unless every server samples from the policy: another base model shows here."""
-        for number, server in enumerate(self._servers.all):
-            if server not in self._servers.holders:
-                continue
-            body = fixed_text(policy, self._longest_row)
-            choice = self._wait(self._servers.complete(body, number))
-            nats = gap(policy, body["prompt"], choice)
-            log.info("data.engine: %s differs from the policy by %.4f nats per token", server.url, nats)
-            if not nats <= self.max_gap:
-                raise ConfigError(
-                    f"data.engine: {server.url} serves {server.model}, which does not sample from this policy: its "
-                    f"log-probs of a fixed text differ by {nats:.3f} nats per token, more than max_gap={self.max_gap}: "
-                    f"start it with\n  {self._command}"
-                )
+        """Stop unless every server with the weights samples from the policy: another base model shows here."""
+        body = fixed_text(policy, self._longest_row)
+        for server in self._servers.holders:
+            try:
+                choice = self._wait(self._servers.complete_on(server, body))
+            except (NoAnswer, RunError) as error:
+                server.lose(str(error))
+            else:
+                self._require_small(gap(policy, body["prompt"], choice), server)
+        if not self._servers.holders:
+            raise RunError(f"data.engine: no server is left: {self._servers.problems()}")
+
+    async def _is_policy(self, server: Server) -> None:
+        choice = await self._servers.complete_on(server, self._expected.request())
+        self._require_small(self._expected.gap(choice), server)
+
+    def _require_small(self, nats: float, server: Server) -> None:
+        log.info("data.engine: %s differs from the policy by %.4f nats per token", server.url, nats)
+        if not nats <= self.max_gap:
+            raise ConfigError(
+                f"data.engine: {server.url}: it serves {server.model}, which does not sample from this policy: its "
+                f"log-probs of a fixed text differ by {nats:.3f} nats per token, more than max_gap={self.max_gap}: "
+                f"start it with\n  {server.command}"
+            )
 
     # -- completions ------------------------------------------------------------------------------------------------
 

@@ -1,28 +1,18 @@
-"""What a server must be able to do, checked before the model loads, and whether it samples from our policy."""
+"""What a server must be able to do, checked before the model loads."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.launch import ServerCommand
 from grpo_lightning.rollout.engines.vllm.servers import Server
-
-TEXT = 'The quick brown fox counts 3 + 4 = 7, and then {"name": "fox", "legs": 4}. '
-"""The text whose continuation is compared, repeated: longer than a block of any prefix cache."""
-PROMPT, SAMPLED = 200, 64
-"""Tokens of the compared prompt and of its continuation, where the model's context has room for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,15 @@ class Needs:
     folder: Path
 
 
-async def check_server(client: Client, server: Server, needs: Needs, command: ServerCommand) -> None:
+def cannot_write(folder: Path, error: OSError) -> ConfigError:
+    """The error of a shared folder that this process cannot write."""
+    return ConfigError(
+        f"data.engine.shared_dir: {folder} cannot be written ({error.strerror}): free space there, or name another "
+        "folder"
+    )
+
+
+async def check_server(client: Client, server: Server, needs: Needs) -> None:
     """Check a server, and learn the name of its model.
 
     Raises:
@@ -48,7 +46,7 @@ async def check_server(client: Client, server: Server, needs: Needs, command: Se
     """
 
     def wrong(what: str) -> ConfigError:
-        return ConfigError(f"data.engine: {server.url}: {what}: start it with\n  {command}")
+        return ConfigError(f"data.engine: {server.url}: {what}: start it with\n  {server.command}")
 
     try:
         health = await client.get(f"{server.url}/health")
@@ -97,13 +95,16 @@ async def _check_reload(client: Client, server: Server, needs: Needs, wrong: Any
 
 async def _check_lora(client: Client, server: Server, needs: Needs, wrong: Any) -> None:
     """Ask the server to load an adapter of an impossible rank: how it refuses says what it can do."""
-    probe = needs.folder / "probe"
-    probe.mkdir(parents=True, exist_ok=True)
+    # Every process of a run may check a server that was restarted, at the same time.
+    probe = needs.folder / f"probe-{secrets.token_hex(4)}"
     config = {"r": 2**20, "lora_alpha": 1, "target_modules": ["q_proj"], "peft_type": "LORA"}
-    (probe / "adapter_config.json").write_text(json.dumps(config))
     try:
-        body = {"lora_name": f"probe-{needs.folder.name}", "lora_path": str(probe)}
+        probe.mkdir(parents=True)
+        (probe / "adapter_config.json").write_text(json.dumps(config))
+        body = {"lora_name": f"{needs.folder.name}-{probe.name}", "lora_path": str(probe)}
         answer = await client.post(f"{server.url}/v1/load_lora_adapter", body)
+    except OSError as error:
+        raise cannot_write(needs.folder, error) from error
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     limit = re.search(r"max_lora_rank\D*(\d+)", answer.message)
@@ -136,20 +137,3 @@ def sampling_body(
         "return_token_ids": True, "stop_token_ids": stop_ids, "stop": stop or [],
         "include_stop_str_in_output": True, "stream": False,
     }  # fmt: skip
-
-
-def fixed_text(policy: Policy, longest_row: int) -> dict[str, Any]:
-    """The request for a completion whose log-probs are compared."""
-    ids = policy.tokenizer.encode(TEXT * 20, add_special_tokens=False)
-    sampled = min(SAMPLED, max(longest_row // 2, 1))
-    return sampling_body(ids[: max(1, min(PROMPT, longest_row - sampled))], sampled, 1.0, 0, policy.terminators)
-
-
-def gap(policy: Policy, prompt: list[int], choice: dict[str, Any]) -> float:
-    """How far the log-probs of a server's completion are from the policy's: the mean, in nats."""
-    tokens, theirs = choice["token_ids"], torch.tensor(choice["logprobs"]["token_logprobs"])
-    if max(tokens) >= policy.lm.get_output_embeddings().weight.shape[0]:
-        return math.inf  # of another vocabulary
-    with torch.no_grad():
-        ours_NT, _ = policy.logprobs(token_rows([prompt], [tokens], policy.pad_token_id).to(policy.device))
-    return float((ours_NT[0].cpu() - theirs).abs().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -15,11 +16,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.loading import PolicyConfig, load_architecture
 from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
 
 ROUND = 64
 """Lengths are rounded up to a multiple of this: the command stays the same when a prompt becomes a little longer."""
+
+LFM2_TYPES = ("lfm2", "lfm2_moe")
 
 
 @dataclass
@@ -73,7 +76,7 @@ def server_command(policy: PolicyConfig, url: str, longest_row: int, merge_lora:
     args += ["--host", address.hostname or "127.0.0.1", "--port", str(address.port or 80), "--dtype", policy.dtype]
     args += ["--max-model-len", str(-(-longest_row // ROUND) * ROUND), "--generation-config", "vllm"]
     # The default, raw log-probs, leaves the temperature out.
-    args += ["--logprobs-mode", "processed_logprobs"]
+    args += ["--logprobs-mode", "processed_logprobs", *_lfm2_args(path, policy)]
     if rank is None or merge_lora:
         return ServerCommand({"VLLM_SERVER_DEV_MODE": "1"}, args)
     supported = [size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank]
@@ -81,6 +84,24 @@ def server_command(policy: PolicyConfig, url: str, longest_row: int, merge_lora:
     args += ["--enable-lora", "--max-lora-rank", str(supported[0] if supported else rank)]
     args += ["--max-loras", "2", "--max-cpu-loras", "2"]
     return ServerCommand({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, args)
+
+
+def _lfm2_args(path: str, policy: PolicyConfig) -> list[str]:
+    """What an LFM2 needs in vLLM 0.32; docs/scaling.md says why.
+
+    Its CPU kernel turns the queries and keys of LFM2 by wrong angles. And it reads two keys of the config that
+    transformers 5 does not write for a config made in code.
+    """
+    try:
+        architecture = load_architecture(path, policy)
+    except (OSError, ValueError):
+        return []  # loading the model says what is wrong
+    if architecture.model_type not in LFM2_TYPES:
+        return []
+    missing = [key for key in ("conv_dim", "block_dim") if not hasattr(architecture, key)]
+    sizes = dict.fromkeys(missing, architecture.hidden_size)
+    overrides = ["--hf-overrides", json.dumps(sizes)] if sizes else []
+    return ["--compilation-config", json.dumps({"custom_ops": ["-rotary_embedding"]}), *overrides]
 
 
 def base_and_rank(policy: PolicyConfig) -> tuple[str, int | None]:

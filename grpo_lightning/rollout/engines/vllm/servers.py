@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_lightning.errors import RunError
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.launch import ServerCommand
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -25,16 +27,20 @@ class Server:
 
     Args:
         url: its address.
+        command: starts a server there that suits the policy.
         model: the name of the model that it was started with; empty until it has been asked.
         holds: the version of the weights that it is known to hold; ``None``: unknown.
         given: how often it was given weights.
+        lost: whether it failed since it was last checked: it may have been restarted in another way.
         problem: why it holds none, or the last failure.
     """
 
     url: str
+    command: ServerCommand
     model: str = ""
     holds: str | None = None
     given: int = 0
+    lost: bool = False
     problem: str = "it has no weights yet"
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -47,27 +53,45 @@ class Server:
         """
         if given not in (None, self.given):
             return
-        if self.holds is not None:
+        if self.holds is not None or problem != self.problem:
             log.warning("data.engine: %s is not used until it holds the weights again: %s", self.url, problem)
-        self.holds, self.problem = None, problem
+        self.holds, self.lost, self.problem = None, True, problem
+
+
+Check = Callable[[Server], Awaitable[None]]
+"""Raises :class:`~grpo_lightning.errors.ConfigError` where a server does not suit the run."""
 
 
 class Servers:
     """All servers of a run. Its methods run on the client's thread.
 
+    A server that was lost may come back as another one: it is checked again before and after it gets the weights.
+
     Args:
         client: the connections.
         servers: at least one.
+        can_serve: checks what a server can do.
+        is_policy: checks that a server with the current weights is the policy; it may not use the policy itself, which
+            may be learning meanwhile.
         retries: how often a completion is tried again, on another server if there is one.
         restart_wait_s: how long to wait for a server to come back where no other one is left.
         timeout_s: seconds that one completion may take.
     """
 
     def __init__(
-        self, client: Client, servers: list[Server], retries: int, restart_wait_s: float, timeout_s: float
+        self,
+        client: Client,
+        servers: list[Server],
+        can_serve: Check,
+        is_policy: Check,
+        retries: int,
+        restart_wait_s: float,
+        timeout_s: float,
     ) -> None:
         self.client = client
         self.all = servers
+        self.can_serve = can_serve
+        self.is_policy = is_policy
         self.retries = retries
         self.restart_wait_s = restart_wait_s
         self.timeout_s = timeout_s
@@ -81,6 +105,7 @@ class Servers:
         Raises:
             RunError: no server can.
         """
+        await self.check_versions()
         self.weights = weights
         await asyncio.gather(*(self._give(server, wait_s=0) for server in self.all))
         if not self.holders:
@@ -94,28 +119,39 @@ class Servers:
         return [server for server in self.all if self.weights is not None and server.holds == self.weights.version]
 
     def problems(self) -> str:
-        """Why servers are not used, in one sentence."""
-        return "; ".join(f"{server.url}: {server.problem}" for server in self.all if server not in self.holders)
+        """Why servers are not used, one line each, since a line may end with a command."""
+        return "\n".join(f"{server.url}: {server.problem}" for server in self.all if server not in self.holders)
 
     async def forget(self, version: str) -> None:
         """Unload an adapter from all servers that can be reached."""
         for server in self.all:
+            if server.holds == version:
+                server.holds = None
             try:
                 await self.client.post(f"{server.url}/v1/unload_lora_adapter", {"lora_name": version}, timeout_s=30)
             except NoAnswer:
                 continue
 
     async def check_versions(self) -> None:
-        """Find servers that were restarted, and serve other weights under the same name."""
-        if self.weights is None or self.weights.is_adapter:
-            return  # the name of an adapter is that of its version
-        for server in self.holders:
+        """Find servers that were restarted: they do not have the weights that they were given."""
+        for server in self.all:
+            if server.holds is None:
+                continue
             try:
-                answer = await self.client.get(f"{server.url}/weight_info")
-                if answer.body != {"weight_version": self.weights.version}:
-                    server.lose(f"it was restarted: its weights are {answer.body}")
+                restarted = not await self._still_holds(server, server.holds)
             except NoAnswer as error:
                 server.lose(str(error))
+            else:
+                if restarted:
+                    server.lose(f"it was restarted: it does not have {server.holds} any more")
+
+    async def _still_holds(self, server: Server, version: str) -> bool:
+        assert self.weights is not None
+        if self.weights.is_adapter:
+            answer = await self.client.get(f"{server.url}/v1/models")
+            return answer.status == 200 and version in (entry["id"] for entry in answer.body["data"])
+        answer = await self.client.get(f"{server.url}/weight_info")
+        return bool(answer.body == {"weight_version": version})
 
     async def _give(self, server: Server, wait_s: float) -> bool:
         """Bring a server to the current weights, once it answers."""
@@ -125,11 +161,15 @@ class Servers:
             assert self.weights is not None
             try:
                 await self._await_health(server, wait_s)
+                if server.lost:
+                    await self.can_serve(server)
                 await (self._load_adapter if self.weights.is_adapter else self._reload)(server, self.weights)
-            except (NoAnswer, RunError) as error:
-                server.lose(str(error))
+                if server.lost:
+                    await self.is_policy(server)
+            except (NoAnswer, RunError, ConfigError) as error:
+                server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
                 return False
-            server.holds = self.weights.version
+            server.holds, server.lost = self.weights.version, False
             server.given += 1
             return True
 
@@ -157,7 +197,10 @@ class Servers:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
         answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
         if answer.status != 200:
-            raise RunError(f"it did not load the weights {weights.folder}, and must be restarted ({answer.message})")
+            raise RunError(
+                f"it did not load the weights {weights.folder} ({answer.message}): if it sees this folder, it serves "
+                f"another model: start it again with\n  {server.command}"
+            )
         # Requests that were given up may still hold blocks of the cache for a moment.
         for _ in range(50):
             answer = await self.client.post(f"{server.url}/reset_prefix_cache", {})
@@ -186,14 +229,12 @@ class Servers:
         failure = ""
         for attempt in range(self.retries + 1):
             server = await self._holder(home)
-            given, name = server.given, self.weights.version if self.weights.is_adapter else server.model
-            busy = False
+            given, busy = server.given, False
             try:
-                answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+                choice, answer = await self._ask(server, body)
             except NoAnswer as error:
                 problem = str(error)
             else:
-                choice = _choice(answer, name)
                 if choice is not None:
                     return choice
                 problem = _problem(answer)
@@ -206,6 +247,25 @@ class Servers:
             else:
                 server.lose(problem, given)
         raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {failure}")
+
+    async def complete_on(self, server: Server, body: JSON) -> JSON:
+        """As :meth:`complete`, on a certain server, and without a second attempt.
+
+        Raises:
+            NoAnswer: it does not answer.
+            RunError: it gave no completion.
+        """
+        choice, answer = await self._ask(server, body)
+        if choice is None:
+            raise RunError(_problem(answer))
+        return choice
+
+    async def _ask(self, server: Server, body: JSON) -> tuple[JSON | None, Answer]:
+        """Ask a server for a completion with the current weights, which it holds."""
+        assert self.weights is not None
+        name = self.weights.version if self.weights.is_adapter else server.model
+        answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+        return _choice(answer, name), answer
 
     async def _holder(self, home: int) -> Server:
         """A server with the current weights, the one with the number ``home`` if it has them."""

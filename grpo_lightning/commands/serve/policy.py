@@ -1,0 +1,52 @@
+"""The policy that ``grpo serve`` serves: that of a config, with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
+from grpo_lightning.cli.grpo_cli import GRPOCLI, run
+from grpo_lightning.cli.run_dirs import config_name
+from grpo_lightning.cli.warm_start import start_from_warm_policy
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.policy import Policy
+
+PREFIX = "policy."
+
+
+class ServeCLI(GRPOCLI):
+    """Reads a config for its policy. A warm start is that of the checkpoint's run."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config
+        files = [str(file) for file in config.config or []]
+        root = Path(config.trainer.default_root_dir or "runs")
+        if config.ckpt_path in NAMED:
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, config_name(files, "serve"))
+        elif config.ckpt_path is not None:
+            check_checkpoint(config.ckpt_path)
+        if config.warm_start is not None:
+            start_from_warm_policy(config, "serve", root, run)
+
+
+def policy_of(cli: Any) -> Policy:
+    """The policy of a config on its device, with the weights of the checkpoint that it names.
+
+    Raises:
+        ConfigError: the checkpoint is that of another policy.
+    """
+    policy = Policy(cli.model.policy_config, chat_template=cli.datamodule.task.chat_template)
+    if cli.config.ckpt_path is not None:
+        state = torch.load(cli.config.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
+        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+        shapes = {name: tensor.shape for name, tensor in policy.named_parameters() if name in trained}
+        if any(name not in weights or weights[name].shape != shape for name, shape in shapes.items()):
+            raise ConfigError(
+                f"ckpt_path: {cli.config.ckpt_path} is of another policy: give the run's own config.yaml as --config"
+            )
+        policy.load_state_dict({name: weights[name] for name in trained}, strict=False)
+    return policy.to(cli.trainer.strategy.root_device)
