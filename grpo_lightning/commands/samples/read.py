@@ -18,8 +18,9 @@ JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier")
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the records of a run's ``rollouts`` folder, in no particular order.
 
-    Each start of a run has a folder, named after its number and its first step. If a later start repeated some steps (older versions left these),
-    their older records are omitted. So is an incomplete last line, which an interrupted run leaves.
+    Each start of a run has a folder, named after its number and its first step. If a later start repeated some steps,
+    as with older versions, their older records are omitted. So is an incomplete last line, which an interrupted run
+    leaves.
 
     Args:
         run_dir: the run directory.
