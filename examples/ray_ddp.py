@@ -16,7 +16,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 OF_RAY = [
-    "--trainer.strategy", "ray.train.lightning.RayDDPStrategy",
+    "--trainer.strategy", "{class_path: ray.train.lightning.RayDDPStrategy}",
     "--trainer.plugins", "[{class_path: ray.train.lightning.RayLightningEnvironment}]",
     "--trainer.devices", "auto",
 ]  # fmt: skip
