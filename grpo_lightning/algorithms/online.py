@@ -184,6 +184,8 @@ class OnlineModule(PolicyModule, ABC):
         super().on_data_ready(data, stage)
         if stage != "fit":
             return
+        if data.rollouts_ahead and not self._ratio_to_sampler:
+            self.correction.choose_for_older_weights()
         rows = data.prompts_per_step // self.trainer.world_size * data.group_size
         if self.minibatches_per_update > rows:
             raise ConfigError(
@@ -234,8 +236,8 @@ class OnlineModule(PolicyModule, ABC):
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
         if self.correction.chosen is None:
             # Over all ranks, so that all of them choose alike.
-            gap, tokens = self.all_ranks_sum(*self.passes.sampler_gap(batch))
-            self.correction.choose(gap / max(tokens, 1))
+            gap, compared = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(compared, 1))
         experience = self.targets(batch, metrics)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
@@ -310,5 +312,5 @@ class OnlineModule(PolicyModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.correction.mode == "auto":
+        if self.correction.chosen is None:
             self.correction.chosen = checkpoint.get("sampler_correction")

@@ -25,7 +25,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
     ),
     "Completions": ("Tokens", "Truncated", "Further attempts"),
     "Memory": ("Memory",),
-    "Time": ("Seconds per step", "Tokens per second", "Padding", "Totals"),
+    "Time": ("Seconds per step", "Tokens per second", "Waiting", "Padding", "Totals"),
     "Validation": ("Accuracy", "Format", "Completions", "Errors and truncated"),
 }  # fmt: skip
 """The order of TensorBoard's custom scalars: the titles of the charts in each category."""

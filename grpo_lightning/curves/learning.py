@@ -111,6 +111,9 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "below 1e-3 in float32, below 0.05 in bfloat16",
               "larger: sampling and training disagree; please report it. The preflight stops a run above "
               "`health_check.max_sampler_gap`"),
+        Curve("policy/rollout_age", "steps", MEAN, "Ratio",
+              "optimizer steps made since the weights that sampled; only with `data.rollouts_ahead`",
+              "the optimizer steps of one training step"),
         Curve("policy/sampler_kl", "nats/token", MEAN, "KL",
               "KL of the distribution that was sampled to the one that is trained, before the first update",
               "below 1e-6 in float32, about 2e-3 in bfloat16",
