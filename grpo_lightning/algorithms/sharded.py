@@ -22,7 +22,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     restores the step counts of fused optimizers to the wrong device.
 
     Args:
-        parameters: of the optimizer, as it takes them.
+        parameters: parameters, or groups of them with options, as ``make`` takes them.
         make: makes the optimizer of some parameters.
     """
 
