@@ -217,12 +217,15 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             skipped=self.skipped,
         )
 
-    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> None:
+    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> dict[str, float]:
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
 
         Args:
             batch: what was learned from; an experience with all that was computed for it.
             metrics: what the step has added up.
+
+        Returns:
+            What was logged, by name.
         """
         logged = metrics.reduce(self.trainer.strategy)
         logged |= self.totals.after(logged) | self._rates
@@ -233,6 +236,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             curve = CURVES.get(name)
             self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
+        return logged
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from grpo_lightning.algorithms import GRPOModule, SFTModule
+from grpo_lightning.algorithms import GRPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
@@ -349,8 +349,9 @@ def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: 
         {"aggregation": "dapo", "beta": 0.05},
         {"advantage": "batch-std"},
         {"minibatches_per_update": 2, "advantage": "batch-std"},
+        {"top_entropy_share": 0.3, "entropy_bonus": ScheduledEntropy(0.05)},
     ],
-    ids=["defaults", "dapo", "batch-std", "minibatches"],
+    ids=["defaults", "dapo", "batch-std", "minibatches", "entropy"],
 )
 def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
     # Five prompts for two processes: the shares differ, and no count is a multiple of another.
