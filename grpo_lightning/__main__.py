@@ -22,7 +22,8 @@ subcommands:
 {_SUBCOMMANDS}
 
 examples:
-  grpo fit --config configs/quickstart.yaml
+  grpo init my_task --task math                   a folder with a config, a verifier and data of your own to change
+  grpo fit --config quickstart                    a shipped config by its name, or the path of your own
   grpo fit --config configs/lfm_gsm8k.yaml --model.policy.path LiquidAI/LFM2.5-1.2B-Instruct
   grpo fit --config configs/lfm_gsm8k.yaml --ckpt_path last
   grpo test --config runs/lfm_gsm8k/RUN/config.yaml --ckpt_path runs/lfm_gsm8k/RUN/checkpoints/last.ckpt
@@ -94,6 +95,10 @@ def _run(args: list[str]) -> None:
             raise SystemExit(0)
         require_config(args)
         check_keys(read_config_files(args), args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
+    elif args[0] == "verify":
+        from grpo_lightning.cli.config_files import with_shipped_configs
+
+        args = with_shipped_configs(args)
     if args[0] in COMMANDS:
         importlib.import_module(COMMANDS[args[0]]).main(args[1:])
         return
