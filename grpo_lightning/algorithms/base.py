@@ -50,6 +50,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
             prompt that a group shares counts once. Sets the memory, not the result.
         max_grad_norm: the gradient is scaled down to this norm; ``None`` never.
+        shard_optimizer: under DDP, each process keeps the optimizer's state of a share of the parameters (ZeRO stage
+            1): less memory, the same weights. Checkpoints hold the whole state.
 
     Raises:
         ConfigError: a value out of its range, or no verifier.
@@ -65,6 +67,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_tokens_per_microbatch: int = 8192,
         max_grad_norm: float | None = 1.0,
+        shard_optimizer: bool = False,
     ) -> None:
         super().__init__()
         # One training step makes many optimizer steps over micro-batches of differing size.
@@ -82,7 +85,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         })  # fmt: skip
         self.policy: Policy
         self.verifiers = by_class_name(as_verifiers(verifiers))
-        self.optimization = Optimization(optimizer, lr_scheduler)
+        self.optimization = Optimization(optimizer, lr_scheduler, shard_optimizer)
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
         self.totals = Totals()
@@ -214,12 +217,15 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             skipped=self.skipped,
         )
 
-    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> None:
+    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> dict[str, float]:
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
 
         Args:
             batch: what was learned from; an experience with all that was computed for it.
             metrics: what the step has added up.
+
+        Returns:
+            What was logged, by name.
         """
         logged = metrics.reduce(self.trainer.strategy)
         logged |= self.totals.after(logged) | self._rates
@@ -230,6 +236,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             curve = CURVES.get(name)
             self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
+        return logged
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,10 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "collapses to 0 within tens of steps: exploration is over; lower the learning rate, raise `beta` or "
               "`epsilon_high`. Rises without end: the learning rate is too high",
               panel="entropy (nats per token)", final=True),
+        Curve("policy/entropy_coef", "", MEAN, "Weight of the entropy",
+              "the weight of the entropy in the objective; only with `entropy_bonus`",
+              "follows your schedule, or settles",
+              "stays at `max_coef`: the target is above what the policy reaches; lower it, or raise `max_coef`"),
         Curve("policy/kl", "nats/token", MEAN, "KL",
               "KL to the reference, estimated by `kl_estimator`; only with `beta` above 0",
               "grows slowly to 0.01 - 0.5",

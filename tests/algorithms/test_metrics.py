@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grpo_lightning.algorithms import GRPOModule, PPOModule, SFTModule
+from grpo_lightning.algorithms import GRPOModule, PPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.models import PolicyConfig
@@ -45,7 +45,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, SFTModule(PolicyConfig(path=path), [LetterVerifier()], adam), 2, **options)
     common: dict[str, Any] = {"policy": PolicyConfig(path=path), "verifiers": [LetterVerifier()], "optimizer": adam}
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
-    fit(folder, PPOModule(**common, beta=0.1), 2, **profiled)
+    fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
     fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
