@@ -4,6 +4,7 @@ from .adaptive_kl import AdaptiveKL
 from .budget import TokenBudget
 from .checkpoint import RunCheckpoint
 from .cost import Cost
+from .defaults import default_callbacks
 from .ending import EndOnSignal
 from .export import PolicyExport
 from .health import HealthCheck
@@ -32,4 +33,5 @@ __all__ = [
     "TensorBoardExtras",
     "TokenBudget",
     "VRAMProfiler",
+    "default_callbacks",
 ]

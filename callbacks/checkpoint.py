@@ -100,14 +100,19 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         A step that broke off after its first update is not saved: its weights have learned from rollouts that a
         resumed run would learn from again. The checkpoint before it stays the last.
         """
-        if self.may_save_on_exception(trainer) and trainer.global_step == self._whole_at:
+        if not self.may_save_on_exception(trainer):
+            return
+        place = f"at step {trainer.global_step}"
+        if trainer.global_step == self._whole_at:
             self.save_as_last(trainer)
-            if trainer.is_global_zero:
-                folder = Path(trainer.default_root_dir)
-                # A warm start is part of the run in whose directory it lies, and continues with it.
-                part = folder.name == "warm_start"
-                command = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
-                print(f"\ninterrupted at step {trainer.global_step}: continue with the same config and {command}")
+        else:
+            place = "within a step, which will be made again"
+        if trainer.is_global_zero and Path(self.last_model_path).is_file():
+            folder = Path(trainer.default_root_dir)
+            # A warm start is part of the run in whose directory it lies, and continues with it.
+            part = folder.name == "warm_start"
+            command = f"--run_dir {folder.parent}" if part else f"--ckpt_path {self.last_model_path}"
+            print(f"\ninterrupted {place}: continue with the same config and {command}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the run ended: Lightning's own hook does so only if nothing had been saved before."""

@@ -93,6 +93,8 @@ class RunSummary(RunCallback):
             "best policy": run_dir / "policy_best",
         }
         lines += [(label, str(path)) for label, path in places.items() if path.exists()]
+        if (run_dir / "rollouts").is_dir():
+            lines.append(("samples", f"grpo samples {run_dir} --open"))
         if any(run_dir.glob("events.out.tfevents.*")):
             lines.append(("curves", f"tensorboard --logdir {_runs_root(run_dir)}"))
         return lines

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from importlib import import_module
@@ -432,3 +434,26 @@ def test_a_command_of_ones_own_finds_the_longest_prompts(capsys: pytest.CaptureF
     assert all(lengths[text] == count for count, text in printed)
     with pytest.raises(ConfigError, match="max_stepz"):
         own_command.main([*arguments, "--data.task.init_args.max_stepz", "5"])
+
+
+# -- another launcher -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_starts_the_processes_of_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed, which the project does not need")
+    size = {"data.task.init_args.train_size": 200, "trainer.default_root_dir": tmp_path, "trainer.max_steps": 2}
+    options = [text for key, value in (FEW | size).items() for text in (f"--{key}", str(value))]
+    arguments = ["examples/ray_ddp.py", "2", "--config", "configs/quickstart.yaml", *REPETITION, *options]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (tmp_path / "quickstart").iterdir()
+    assert len(scalars(run, "reward/mean")) == 2
+    assert {file.name.split("-")[0] for file in (run / "rollouts").rglob("*.jsonl")} == {"rank0", "rank1"}
+    assert trained(run)["global_step"] == 2
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert (run / "policy/config.json").is_file()

@@ -33,7 +33,7 @@ def test_the_python_example_trains_and_saves(
     swaps = {
         '"LiquidAI/LFM2.5-1.2B-Instruct"': repr(tiny_model("lfm2")),
         "GSM8K()": f"GSM8K({gsm8k_folder!r}, limit=8)",
-        "max_steps=500": "max_steps=2, accelerator='cpu', limit_val_batches=1, num_sanity_val_steps=0, logger=False",
+        '"max_steps": 500': '"max_steps": 2, "accelerator": "cpu", "limit_val_batches": 1, "logger": False',
         "max_new_tokens=512": "max_new_tokens=8",
     }
     for old, new in swaps.items():

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "grpo_lightning"
 # A file imports only from packages named before its own.
 ORDER = [
     "errors",
+    "shipped",
     "types",
     "curves",
     "intervals",
@@ -99,11 +100,12 @@ def test_what_ci_tests_is_what_is_supported() -> None:
 def test_every_package_is_installed() -> None:
     listed = re.findall(r'^  "(grpo_lightning[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     folders = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
-    assert set(listed) == folders | {"grpo_lightning.callbacks"}
+    assert set(listed) == folders | {"grpo_lightning.callbacks", "grpo_lightning.configs"}
 
 
 @pytest.mark.parametrize(
-    "module", [f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers")]
+    "module",
+    ["grpo_lightning", *(f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers"))],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +14,11 @@ import pytest
 import torch
 
 from grpo_lightning.algorithms import GRPOModule
-from grpo_lightning.models import PolicyConfig
+from grpo_lightning.errors import RunError
+from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, Recipe, RolloutDataModule, SamplingParams
+from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import experience_of
 from grpo_lightning.tasks import Task
 from grpo_lightning.tasks.base import Split
@@ -113,6 +118,46 @@ def fit(
     ckpt_path = options.pop("ckpt_path", None)
     trainer(folder, steps, **options).fit(module, datamodule=data or rollouts(), ckpt_path=ckpt_path)
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+class CopyEngine(Engine):
+    """Samples from a copy of the weights, as a server does, and notes what it is asked for."""
+
+    remote = True
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.version = ""
+        self.break_at: str | None = None
+
+    def start(self, policy: Policy, longest_row: int) -> None:
+        self.copy = copy.deepcopy(policy)
+        self.inner = InProcessEngine()
+        self.inner.start(self.copy, longest_row)
+
+    def push(self, policy: Policy, version: str) -> None:
+        self.copy.load_state_dict(policy.state_dict())
+        self.log.append(f"push {version}")
+        self.version = version
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams, on_finish: OnFinish | None = None
+    ) -> list[Completion]:
+        place = "ahead" if current_thread() is not main_thread() else "now"
+        self.log.append(f"{place} {self.version}")
+        if place == "ahead":
+            self.wait()
+        if self.break_at == self.version:
+            raise RunError("the server is gone")
+        completions = self.inner.generate(requests, sampling, on_finish)
+        self.log.append("done")
+        return completions
+
+    def wait(self) -> None:
+        """What makes it slow."""
+
+    def stop(self) -> None:
+        self.log.append("stop")
 
 
 class Watch(pl.Callback):

@@ -1,14 +1,17 @@
 """Algorithms, as LightningModules over one base."""
 
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.algorithms.entropy import EntropyBonus, ScheduledEntropy, TargetEntropy
 from grpo_lightning.algorithms.grpo import GRPOModule
 from grpo_lightning.algorithms.nonfinite import NonFiniteError
-from grpo_lightning.algorithms.online import OnlineModule, VerifierError
+from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 from grpo_lightning.algorithms.used_with import policy_module
+from grpo_lightning.algorithms.verifier_errors import VerifierError
 
 __all__ = [
+    "EntropyBonus",
     "GRPOModule",
     "KLController",
     "NonFiniteError",
@@ -16,6 +19,8 @@ __all__ = [
     "PPOModule",
     "PolicyModule",
     "SFTModule",
+    "ScheduledEntropy",
+    "TargetEntropy",
     "VerifierError",
     "policy_module",
 ]

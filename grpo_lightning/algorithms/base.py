@@ -30,7 +30,9 @@ from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
+from grpo_lightning.rollout.generate import Chat, generate_texts
 from grpo_lightning.rollout.resumed import keep_metrics
+from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Attempt, TokenRows
 from grpo_lightning.verifiers.base import Verifier, by_class_name
 from grpo_lightning.verifiers.function import as_verifiers
@@ -48,6 +50,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
             prompt that a group shares counts once. Sets the memory, not the result.
         max_grad_norm: the gradient is scaled down to this norm; ``None`` never.
+        shard_optimizer: under DDP, each process keeps the optimizer's state of a share of the parameters (ZeRO stage
+            1): less memory, the same weights. Checkpoints hold the whole state.
 
     Raises:
         ConfigError: a value out of its range, or no verifier.
@@ -63,6 +67,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_tokens_per_microbatch: int = 8192,
         max_grad_norm: float | None = 1.0,
+        shard_optimizer: bool = False,
     ) -> None:
         super().__init__()
         # One training step makes many optimizer steps over micro-batches of differing size.
@@ -80,7 +85,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         })  # fmt: skip
         self.policy: Policy
         self.verifiers = by_class_name(as_verifiers(verifiers))
-        self.optimization = Optimization(optimizer, lr_scheduler)
+        self.optimization = Optimization(optimizer, lr_scheduler, shard_optimizer)
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_grad_norm = max_grad_norm
         self.totals = Totals()
@@ -212,12 +217,15 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             skipped=self.skipped,
         )
 
-    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> None:
+    def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> dict[str, float]:
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
 
         Args:
             batch: what was learned from; an experience with all that was computed for it.
             metrics: what the step has added up.
+
+        Returns:
+            What was logged, by name.
         """
         logged = metrics.reduce(self.trainer.strategy)
         logged |= self.totals.after(logged) | self._rates
@@ -228,16 +236,52 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             curve = CURVES.get(name)
             self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
+        return logged
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> Any:
-        """Refused: a checkpoint holds what is trained, and neither the frozen base nor the module's options."""
-        raise ConfigError(
-            f"load_from_checkpoint: {checkpoint_path} cannot build a module: load the run's policy/ folder with "
-            "transformers or peft, or give the checkpoint as ckpt_path (--ckpt_path) to fit, test or predict"
-        )
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **options: Any) -> Any:
+        """Build a module from its options, with the weights of a checkpoint of a run with the same policy.
+
+        Args:
+            checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
+            options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
+
+        Raises:
+            ConfigError: the options are missing, or the checkpoint is of another policy.
+        """
+        if not {"policy", "verifiers"} <= set(options):
+            raise ConfigError(
+                f"load_from_checkpoint: {checkpoint_path} holds the trained weights, and neither the base nor the "
+                "options: give the module's policy=... and verifiers=..., or load the run's policy/ folder with "
+                "transformers or peft"
+            )
+        module = cls(**options)
+        module.configure_model()
+        checkpoint = torch.load(checkpoint_path, weights_only=True, map_location="cpu")
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module
+
+    def generate(
+        self, prompts: str | Sequence[str | Chat], sampling: SamplingParams | None = None, seed: int = 0
+    ) -> Any:
+        """Complete prompts with the policy, on its device; loads the policy if that has not been done.
+
+        Args:
+            prompts: a text, or a list of texts and chats. A text becomes a user's turn of the chat template.
+            sampling: how to sample. Default: greedily.
+            seed: seeds the first completion; each further one has the next seed.
+
+        Returns:
+            The completion of a text; of a list, a list of completions.
+        """
+        if not hasattr(self, "policy"):
+            self.configure_model()
+        given = [prompts] if isinstance(prompts, str) else prompts
+        texts = generate_texts(self.policy, given, sampling or SamplingParams(temperature=0.0), seed)
+        return texts[0] if isinstance(prompts, str) else texts
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: under LoRA a checkpoint does not hold the frozen base."""

@@ -41,6 +41,16 @@ class SamplerCorrection:
             gap, self.chosen, AUTO_GAP,
         )  # fmt: skip
 
+    def choose_for_older_weights(self) -> None:
+        """Choose for a run whose rollouts come from older weights: these are off-policy whatever the first gap is."""
+        if self.mode == "auto":
+            self.chosen = "token"
+        elif self.mode == "none":
+            log.warning(
+                "model.sampler_correction: none learns from rollouts of older weights (data.rollouts_ahead) as if they "
+                "were the policy's own: set it to token, or leave it at auto"
+            )
+
     def weights(
         self, logprobs_NT: Tensor, sampler_logprobs_NT: Tensor, mask_NT: Tensor
     ) -> tuple[Tensor, Tensor] | None:

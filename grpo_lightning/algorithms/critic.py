@@ -27,6 +27,7 @@ class _PolicyPass(NamedTuple):
 
     rows: Tensor
     logprobs_NT: Tensor
+    entropy_NT: Tensor
     values_NT: Tensor
 
 
@@ -202,7 +203,7 @@ class CriticModule(OnlineModule, ABC):
     def rows_to_learn(self, experience: Experience) -> Tensor:
         """Without those whose gradient in the first optimizer step is 0. Before a later one, values have moved."""
         assert isinstance(experience, ValuedExperience)
-        if not experience.is_first_step:
+        if not experience.is_first_step or (self.entropy_coef and not self._warms_up):
             return experience.learned_N
         assert experience.advantages is not None
         has_signal_NT = experience.advantages != 0
@@ -226,12 +227,14 @@ class CriticModule(OnlineModule, ABC):
             kept, self._kept_pass = self._kept_pass, None
             if kept is None or not experience.is_first_step or not torch.equal(kept.rows, rows):
                 kept = self._policy_pass(experience, part, metrics)
-            policy_loss = self._policy_loss(experience, part, metrics, kept.logprobs_NT)
+            policy_loss = self._policy_loss(experience, part, metrics, kept.logprobs_NT, kept.entropy_NT)
             yield policy_loss + self._value_loss(experience, metrics, kept.values_NT, old_NT, returns_NT, mask_NT)
             return
-        if not self._warms_up and experience.advantages[rows].any():
-            logprobs_NT, _ = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
-            yield self._policy_loss(experience, part, metrics, logprobs_NT)
+        if not self._warms_up and (self.entropy_coef or experience.advantages[rows].any()):
+            entropies: list[Tensor] = []
+            temperature = experience.recipe.sampling.temperature
+            logprobs_NT, _ = self.passes.with_gradient(part, metrics, temperature, on_entropy=entropies.append)
+            yield self._policy_loss(experience, part, metrics, logprobs_NT, entropies[0])
         if not (self._one_pass and experience.is_first_step):
             with self.critic.trunk() as lm:
                 values_NT = self.critic.state_values(lm, part.tokens, self._trains_trunk)
@@ -239,16 +242,19 @@ class CriticModule(OnlineModule, ABC):
 
     def _policy_pass(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> _PolicyPass:
         states: list[PredictingStates] = []
+        entropies: list[Tensor] = []
         temperature = experience.recipe.sampling.temperature
-        logprobs_NT, _ = self.passes.with_gradient(part, metrics, temperature, states.append)
-        return _PolicyPass(part.rows, logprobs_NT, self.critic.values(states[0], part.tokens))
+        logprobs_NT, _ = self.passes.with_gradient(part, metrics, temperature, states.append, entropies.append)
+        return _PolicyPass(part.rows, logprobs_NT, entropies[0], self.critic.values(states[0], part.tokens))
 
     def _policy_loss(
-        self, experience: Experience, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor
+        self, experience: Experience, part: Microbatch, metrics: StepMetrics, logprobs_NT: Tensor, entropy_NT: Tensor
     ) -> Tensor:
         mask_NT = length_mask(part.tokens.completion_lengths_N)
-        terms = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT)
-        return self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, terms.loss_NT, mask_NT))
+        loss_NT = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
+        if self.entropy_coef:
+            loss_NT = loss_NT - self.entropy_coef * entropy_NT
+        return self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, loss_NT, mask_NT))
 
     def _value_loss(
         self,

@@ -85,26 +85,33 @@ class GRPOModule(OnlineModule):
         metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         learned_N = experience.counted_N
-        if self.beta == 0:
+        if self.beta == 0 and self.entropy_coef == 0:
             learned_N = learned_N & (advantages_N != 0)
         experience = replace(experience, advantages=advantages_N, learned_N=learned_N)
         return self.with_frozen_logprobs(experience, metrics)
 
     def losses(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> Iterator[Tensor]:
-        """The one loss of GRPO: the objective and the KL. Distilled attempts, which have no ratio, are shaped instead.
+        """The one loss of GRPO: the objective, the KL and the entropy. Distilled attempts, which have no ratio, are
+        shaped instead.
 
         The KL has no importance weight, as in the paper, although its tokens may come from an older policy.
         """
         rows = part.rows
-        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, experience.recipe.sampling.temperature)
+        entropies: list[Tensor] = []
+        temperature = experience.recipe.sampling.temperature
+        logprobs_NT, mask_NT = self.passes.with_gradient(part, metrics, temperature, on_entropy=entropies.append)
         logprobs_NT = torch.where(mask_NT, logprobs_NT, 0)
         loss_NT = self.rollout_loss.terms(experience, part, metrics, logprobs_NT, mask_NT).loss_NT
         if experience.recipe.distills and experience.advantages is not None:
-            shaped_NT = shaped_objective(logprobs_NT, experience.advantages[rows, None])
+            advantages = experience.advantages[rows]
+            advantages_NT = advantages[:, : mask_NT.shape[1]] if advantages.dim() == 2 else advantages[:, None]
+            shaped_NT = shaped_objective(logprobs_NT, advantages_NT)
             loss_NT = torch.where(experience.distilled_N[rows, None], -shaped_NT, loss_NT)
         if experience.reference_NT is not None:
             reference_NT = experience.reference_NT[rows, : logprobs_NT.shape[1]]
             kl_NT = kl_divergence(logprobs_NT, reference_NT, self.kl_estimator, mask_NT)
             metrics.add_masked("policy/kl", kl_NT.detach(), mask_NT)
             loss_NT = loss_NT + self.beta * kl_NT
+        if self.entropy_coef:
+            loss_NT = loss_NT - self.entropy_coef * entropies[0]
         yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, loss_NT, mask_NT))

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.correction import CorrectionMode, SamplerCorrection
+from grpo_lightning.algorithms.entropy import EntropyBonus
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
 from grpo_lightning.algorithms.rollout_loss import RolloutLoss
 from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
-from grpo_lightning.errors import ConfigError, RunError
+from grpo_lightning.algorithms.top_entropy import top_entropy_advantages
+from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import Aggregation, KLEstimator
 from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
 from grpo_lightning.rollout import Collect, Experience, PromptBatch, RolloutDataModule
@@ -27,10 +30,6 @@ from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import reward_names
 
 log = logging.getLogger(__name__)
-
-
-class VerifierError(RunError):
-    """A verifier broke on too many completions of one step."""
 
 
 class OnlineModule(PolicyModule, ABC):
@@ -64,6 +63,10 @@ class OnlineModule(PolicyModule, ABC):
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
             keeps the log-probs of the rollout, ``recompute`` makes a forward pass for them. With one step the policy
             is its own, and neither is needed.
+        entropy_bonus: adds the entropy to the objective, with a fixed, scheduled or adapted weight
+            (:class:`ScheduledEntropy`, :class:`TargetEntropy`, or a class of your own); ``None`` adds none.
+        top_entropy_share: learn only from this share of the step's tokens, those with the largest entropy before the
+            update (arXiv 2506.01939); costs a forward pass. ``None`` learns from all.
         sampler_correction: weights the objective of a token by its probability under the policy over that under the
             sampler, which differs with half precision, with another engine, and with older weights. ``token`` caps the
             weight of each token; ``sequence-mask`` gives all tokens of a completion their product, or 0 where that is
@@ -78,7 +81,7 @@ class OnlineModule(PolicyModule, ABC):
     step_means: ClassVar[tuple[str, ...]] = (
         *PolicyModule.step_means, *ROLLOUT_MEANS,
         "advantage/std", "advantage/abs_mean",
-        "policy/kl", "policy/clip_fraction", "policy/update_kl", "policy/epochs",
+        "policy/kl", "policy/entropy_coef", "policy/clip_fraction", "policy/update_kl", "policy/epochs",
         "policy/sampler_gap", "policy/sampler_kl", "policy/sampler_weight", "policy/sampler_cut",
         "time/reference_s",
     )  # fmt: skip
@@ -101,6 +104,8 @@ class OnlineModule(PolicyModule, ABC):
         minibatches_per_update: int = 1,
         target_kl: float | None = None,
         old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        entropy_bonus: EntropyBonus | None = None,
+        top_entropy_share: float | None = None,
         sampler_correction: CorrectionMode = "auto",
         sampler_cap: float = 2.0,
         mask_truncated: bool = False,
@@ -116,6 +121,9 @@ class OnlineModule(PolicyModule, ABC):
         self.minibatches_per_update = minibatches_per_update
         self.target_kl = target_kl
         self.old_logprobs = old_logprobs
+        self.entropy_bonus = entropy_bonus
+        self.entropy_coef = 0.0
+        self.top_entropy_share = top_entropy_share
         if sampler_correction == "auto" and self._ratio_to_sampler:
             sampler_correction = "none"
         self.correction = SamplerCorrection(sampler_correction, sampler_cap)
@@ -129,6 +137,7 @@ class OnlineModule(PolicyModule, ABC):
         Raises:
             ConfigError: the first invalid option, in one sentence.
         """
+        share = self.top_entropy_share
         beta, target_kl, max_error_rate = self.beta, self.target_kl, self.max_error_rate
         updates, minibatches = self.updates_per_rollout, self.minibatches_per_update
         has_reference = self.policy_config.reference != "none"
@@ -139,6 +148,9 @@ class OnlineModule(PolicyModule, ABC):
             "aggregation": one_of(self.rollout_loss.aggregation, Aggregation),
             "target_kl": (
                 target_kl is None or target_kl > 0, f"must be above 0, or null for no early stop, not {target_kl}"
+            ),
+            "top_entropy_share": (
+                share is None or 0 < share <= 1, f"must be above 0 and at most 1, or null for all tokens, not {share}"
             ),
             "sampler_correction": one_of(self.correction.mode, CorrectionMode),
             "sampler_cap": (self.correction.cap > 0, f"must be above 0, not {self.correction.cap}"),
@@ -184,6 +196,8 @@ class OnlineModule(PolicyModule, ABC):
         super().on_data_ready(data, stage)
         if stage != "fit":
             return
+        if data.rollouts_ahead and not self._ratio_to_sampler:
+            self.correction.choose_for_older_weights()
         rows = data.prompts_per_step // self.trainer.world_size * data.group_size
         if self.minibatches_per_update > rows:
             raise ConfigError(
@@ -228,32 +242,28 @@ class OnlineModule(PolicyModule, ABC):
     def training_step(self, batch: Experience, batch_idx: int) -> None:
         metrics = self.step_metrics(*(f"reward/{name}" for name in self.reward_names))
         add_rollouts(batch, metrics, self.reward_names)
-        self._check_verifier_errors(batch)
+        check_verifier_errors(batch, self, self.max_error_rate)
         metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
         if self.mask_truncated:
             batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
+        if self.entropy_bonus is not None:
+            self.entropy_coef = self.entropy_bonus.coefficient(batch.recipe.step)
+            metrics.add("policy/entropy_coef", self.entropy_coef, 1)
         if self.correction.chosen is None:
             # Over all ranks, so that all of them choose alike.
-            gap, tokens = self.all_ranks_sum(*self.passes.sampler_gap(batch))
-            self.correction.choose(gap / max(tokens, 1))
+            gap, compared = self.all_ranks_sum(*self.passes.sampler_gap(batch))
+            self.correction.choose(gap / max(compared, 1))
         experience = self.targets(batch, metrics)
+        if self.top_entropy_share is not None:
+            with self.timed(metrics, "reference"):
+                experience = top_entropy_advantages(experience, self.passes, self, self.top_entropy_share)
         with self.timed(metrics, "update"):
             measured = self._update(experience, metrics)
         kl, tokens = measured or self.passes.update_kl(experience)
         metrics.add("policy/update_kl", kl, tokens)
-        self.finish_step(experience, metrics)
-
-    def _check_verifier_errors(self, experience: Experience) -> None:
-        """Raises:
-        VerifierError: over all ranks, more attempts than ``max_error_rate`` allows have no verdict.
-        """
-        errors = [attempt.verdict.error for attempt in experience.attempts if attempt.verdict.error is not None]
-        broken, attempts = self.all_ranks_sum(len(errors), len(experience))
-        if broken > self.max_error_rate * attempts:
-            raise VerifierError(
-                f"a verifier broke on {broken:.0f} of {attempts:.0f} completions, more than model.max_error_rate="
-                f"{self.max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
-            )
+        logged = self.finish_step(experience, metrics)
+        if self.entropy_bonus is not None and "policy/entropy" in logged:
+            self.entropy_bonus.measured(logged["policy/entropy"])
 
     def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
         """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""
@@ -307,8 +317,13 @@ class OnlineModule(PolicyModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["sampler_correction"] = self.correction.chosen
+        if self.entropy_bonus is not None:
+            checkpoint["entropy_bonus"] = self.entropy_bonus.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.correction.mode == "auto":
+        if self.correction.chosen is None:
             self.correction.chosen = checkpoint.get("sampler_correction")
+        state = checkpoint.get("entropy_bonus")
+        if self.entropy_bonus is not None and state:
+            self.entropy_bonus.load(state)

@@ -7,10 +7,12 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
+from grpo_lightning.algorithms.sharded import ShardedOptimizer
 from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,13 @@ class Optimization:
     Args:
         make_optimizer: makes an optimizer of parameters.
         make_scheduler: makes a schedule of an optimizer; ``None`` keeps the learning rate.
+        shard: each of several ranks keeps the optimizer's state of a share of the parameters.
     """
 
-    def __init__(self, make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None) -> None:
+    def __init__(
+        self, make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None, shard: bool = False
+    ) -> None:
+        self.shard = shard
         self.make_optimizer = make_optimizer
         self.make_scheduler = make_scheduler
         self._rates: list[float] = []
@@ -48,7 +54,11 @@ class Optimization:
 
     def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
         try:
-            optimizer = self.make_optimizer(parameters)
+            optimizer: Optimizer
+            if self.shard and dist.is_initialized() and dist.get_world_size() > 1:
+                optimizer = ShardedOptimizer(parameters, self.make_optimizer)
+            else:
+                optimizer = self.make_optimizer(parameters)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.optimizer: {error}") from error
         if self.make_scheduler is None:

@@ -39,11 +39,22 @@ class Passes:
         metrics: StepMetrics,
         temperature: float = 1.0,
         on_states: Callable[[PredictingStates], None] | None = None,
+        on_entropy: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``logprobs_NT`` of the policy for a micro-batch, and ``mask_NT``; the entropy is logged."""
+        """``logprobs_NT`` of the policy for a micro-batch, and ``mask_NT``; the entropy is logged.
+
+        Args:
+            part: the rows.
+            metrics: what is logged is added here.
+            temperature: the sampling temperature.
+            on_states: is called with the hidden states that predict the completion tokens.
+            on_entropy: is called with ``entropy_NT``, which has a gradient too, and is 0 at masked positions.
+        """
         mask_NT = length_mask(part.tokens.completion_lengths_N)
         logprobs_NT, entropy_NT = self.policy.logprobs(part.tokens, temperature, on_states=on_states)
         metrics.add_masked("policy/entropy", entropy_NT, mask_NT)
+        if on_entropy is not None:
+            on_entropy(entropy_NT)
         return logprobs_NT, mask_NT
 
     def without_gradient(
@@ -79,6 +90,12 @@ class Passes:
         compute = partial(self.policy.logprobs, temperature=temperature, reference=reference)
         width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
         return self.without_gradient(experience, rows_N, lambda tokens: compute(tokens)[0], width, share)
+
+    def entropies(self, experience: Experience, rows_N: Tensor) -> Tensor:
+        """``entropy_NT`` of the policy for some rows, without gradient; 0 for the others."""
+        compute = partial(self.policy.logprobs, temperature=experience.recipe.sampling.temperature)
+        width, share = experience.sampler_logprobs_NT.shape[1], self.policy.shares_prompts
+        return self.without_gradient(experience, rows_N, lambda tokens: compute(tokens)[1], width, share)
 
     def sampler_gap(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """How far the log-probs of sampling and of training are apart, over all rows but distilled ones.

@@ -54,11 +54,10 @@ class PPOModule(CriticModule):
     :class:`CriticModule`, and those that it shares with GRPO, one pass over the rollouts by default, those of
     :class:`OnlineModule`; ``beta`` is the (first) coefficient of the KL, which is in the rewards here, not in the loss.
 
-    Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead), and the
-    entropy bonus. A group has no meaning here: ``group_size`` completions per prompt are as many episodes. Under
-    refinement (``in_context``) a further attempt is an episode that starts after the feedback, and the one before it
-    has the credited reward. ``distill`` is refused: its tokens were not sampled under the prompt that they are learned
-    under.
+    Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead). A group
+    has no meaning here: ``group_size`` completions per prompt are as many episodes. Under refinement (``in_context``) a
+    further attempt is an episode that starts after the feedback, and the one before it has the credited reward.
+    ``distill`` is refused: its tokens were not sampled under the prompt that they are learned under.
 
     Args:
         gamma: discount of a token.

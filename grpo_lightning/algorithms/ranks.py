@@ -19,6 +19,17 @@ class RankedModule(pl.LightningModule):
         device = self.trainer.strategy.root_device
         return cast(list[float], self.trainer.strategy.reduce(stacked(counts, device), reduce_op="sum").tolist())
 
+    def all_ranks_values(self, values_M: Tensor) -> Tensor:
+        """The values of all ranks, end to end; each rank may have another number of them."""
+        strategy = self.trainer.strategy
+        if self.trainer.world_size == 1:
+            return values_M
+        most = strategy.reduce(torch.tensor(len(values_M), device=values_M.device), reduce_op="max")
+        padded_M = values_M.new_full((int(most),), torch.nan)
+        padded_M[: len(values_M)] = values_M
+        gathered_M = strategy.all_gather(padded_M).flatten()
+        return gathered_M[~gathered_M.isnan()]
+
     def all_ranks_moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (Bessel-corrected) std of the values of all ranks."""
         wide = values.to(widest(values.device))

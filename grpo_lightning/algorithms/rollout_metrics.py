@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.functional import masked_std
-from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.rollout.experience import Ahead, Experience
 
 ROLLOUT_MEANS = (
     "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
@@ -16,6 +16,7 @@ ROLLOUT_MEANS = (
     "policy/truncation_gap",
     "time/rollout_s", "time/verify_s",
     "throughput/rollout_tokens_per_s",
+    "policy/rollout_age", "throughput/learner_waits", "throughput/engine_waits",
 )  # fmt: skip
 ROLLOUT_MAXIMA = ("completion/length_max",)
 
@@ -49,10 +50,20 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
     for phase, seconds in experience.seconds.items():
         metrics.add(f"time/{phase}_s", seconds, 1)
     metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), experience.seconds["rollout"])
+    if experience.ahead is not None:
+        add_ahead(experience.ahead, metrics)
     if len(experience) > count:
         add_refinement(experience, metrics)
     if experience.recipe.sampling.truncates:
         add_truncation(experience, metrics)
+
+
+def add_ahead(ahead: Ahead, metrics: StepMetrics) -> None:
+    """How old the rollouts are, and who waited for whom."""
+    metrics.add("policy/rollout_age", ahead.age, 1)
+    for name, share in (("learner_waits", ahead.learner_waits), ("engine_waits", ahead.engine_waits)):
+        if share is not None:
+            metrics.add(f"throughput/{name}", share, 1)
 
 
 def add_refinement(experience: Experience, metrics: StepMetrics) -> None:

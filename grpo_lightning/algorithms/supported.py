@@ -27,7 +27,8 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
         )
     if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
         raise ConfigError(
-            f"trainer.strategy: {type(strategy).__name__} shards the weights; rollouts need them whole: use ddp"
+            f"trainer.strategy: {type(strategy).__name__} shards the weights; rollouts need them whole: use ddp, with "
+            "model.shard_optimizer: true to shard the optimizer's state, or with model.policy.lora to have little of it"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, _AVERAGING):

@@ -9,15 +9,33 @@ from typing import Any
 import yaml
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.shipped import shipped_config
 
 
 def with_config_options(arguments: Sequence[str]) -> list[str]:
-    """``fit base.yaml --key value`` as ``fit --config base.yaml --key value``."""
+    """``fit base.yaml --key value`` as ``fit --config base.yaml --key value``, with the paths of shipped configs."""
     subcommand, *others = arguments
     files = []
-    while others and others[0].endswith((".yaml", ".yml")) and not others[0].startswith("-"):
+    while others and not others[0].startswith("-") and _is_config(others[0]):
         files += ["--config", others.pop(0)]
-    return [subcommand, *files, *others]
+    return [subcommand, *with_shipped_configs([*files, *others])]
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or shipped_config(name) != name
+
+
+def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """The same options, where ``--config quickstart`` has the path of the shipped config."""
+    found = list(arguments)
+    for index, argument in enumerate(found):
+        option, has_value, value = argument.partition("=")
+        if option in ("--config", "-c", "--warm_start"):
+            if has_value:
+                found[index] = f"{option}={shipped_config(value)}"
+            elif index + 1 < len(found):
+                found[index + 1] = shipped_config(found[index + 1])
+    return found
 
 
 def require_config(arguments: Sequence[str]) -> None:
@@ -56,6 +74,8 @@ def _read(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"config: {file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"config: there is no file {file}: grpo configs lists those that are shipped") from error
     except OSError as error:
         raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -14,6 +14,8 @@ SUMMARIES = {
     "plan": "what memory each phase will take, whether it fits, and the largest settings that do",
     "serve": "answer OpenAI's completions and chat completions with a policy",
     "serve-command": "how to start a vLLM server for the rollouts of a config",
+    "init": "start a project of your own: a config, a verifier and data that run as they are",
+    "configs": "list the shipped configs, and copy them",
     "completion": "a script with which bash or zsh completes subcommands, keys and values",
 }
 

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from grpo_lightning.cli.checkpoints import run_of_checkpoint
 from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.shipped import shipped_config
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _train(config: Any, policy: Path, run: Callable[[list[str]], Any]) -> None:
     one_device = ["--trainer.devices", device, "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
     options = ["--run_dir", str(folder), "--seed_everything", str(config.seed_everything), *one_device, *resume]
     try:
-        run(["fit", "--config", config.warm_start, *options])
+        run(["fit", "--config", shipped_config(config.warm_start), *options])
     except ConfigError as error:
         raise ConfigError(f"warm_start: in {config.warm_start}: {error}") from error
 

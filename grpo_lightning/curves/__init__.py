@@ -20,12 +20,12 @@ CURVES: dict[str, Curve] = {curve.name: curve for section in SECTIONS.values() f
 CHARTS: dict[str, tuple[str, ...]] = {
     "Reward": ("Reward", "Correct and well formed", "Errors, and groups without signal", "Each verifier"),
     "Policy": (
-        "KL", "KL per completion", "Weight of the KL", "Entropy", "Loss", "Ratio", "Passes over the rollouts",
-        "Gradient", "Learning rate", "Advantages", "Values",
+        "KL", "KL per completion", "Weight of the KL", "Entropy", "Weight of the entropy", "Loss", "Ratio",
+        "Passes over the rollouts", "Gradient", "Learning rate", "Advantages", "Values",
     ),
     "Completions": ("Tokens", "Truncated", "Further attempts"),
     "Memory": ("Memory",),
-    "Time": ("Seconds per step", "Tokens per second", "Padding", "Totals"),
+    "Time": ("Seconds per step", "Tokens per second", "Waiting", "Padding", "Totals"),
     "Validation": ("Accuracy", "Format", "Completions", "Errors and truncated"),
 }  # fmt: skip
 """The order of TensorBoard's custom scalars: the titles of the charts in each category."""

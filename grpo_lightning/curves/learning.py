@@ -82,6 +82,10 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "collapses to 0 within tens of steps: exploration is over; lower the learning rate, raise `beta` or "
               "`epsilon_high`. Rises without end: the learning rate is too high",
               panel="entropy (nats per token)", final=True),
+        Curve("policy/entropy_coef", "", MEAN, "Weight of the entropy",
+              "the weight of the entropy in the objective; only with `entropy_bonus`",
+              "follows your schedule, or settles",
+              "stays at `max_coef`: the target is above what the policy reaches; lower it, or raise `max_coef`"),
         Curve("policy/kl", "nats/token", MEAN, "KL",
               "KL to the reference, estimated by `kl_estimator`; only with `beta` above 0",
               "grows slowly to 0.01 - 0.5",
@@ -111,6 +115,9 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "below 1e-3 in float32, below 0.05 in bfloat16",
               "larger: sampling and training disagree; please report it. The preflight stops a run above "
               "`health_check.max_sampler_gap`"),
+        Curve("policy/rollout_age", "steps", MEAN, "Ratio",
+              "optimizer steps made since the weights that sampled; only with `data.rollouts_ahead`",
+              "the optimizer steps of one training step"),
         Curve("policy/sampler_kl", "nats/token", MEAN, "KL",
               "KL of the distribution that was sampled to the one that is trained, before the first update",
               "below 1e-6 in float32, about 2e-3 in bfloat16",

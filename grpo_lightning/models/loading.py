@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.weightless import is_weightless, remember
+from grpo_lightning.shipped import shipped_model
 from grpo_lightning.speed.registry import NAMES
 
 
@@ -74,9 +75,9 @@ class PolicyConfig:
             ConfigError: it is neither.
         """
         if isinstance(given, PolicyConfig):
-            return given
+            return replace(given, path=shipped_model(given.path))
         if isinstance(given, (str, Path)):
-            return cls(path=str(given))
+            return cls(path=shipped_model(str(given)))
         raise ConfigError(
             f"model.policy: give a path or PolicyConfig(path=...), not {type(given).__name__}: the module loads the "
             "model itself; save one that you have in hand with save_pretrained"

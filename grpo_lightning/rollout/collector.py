@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from grpo_lightning.models.tokenizer import prompt_end
-from grpo_lightning.rollout.engines.base import Engine, Request
+from grpo_lightning.phases import Phases
+from grpo_lightning.rollout.engines.base import Request, Sampler
 from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.loader import PromptBatch
@@ -28,19 +29,22 @@ class Collector:
         engine: samples the completions; it has been started, and has the policy's current weights.
         forward_context: the precision that forward passes run in.
         rows_at_once: the most completions that decode together, in whole groups; ``None`` for all.
+        phases: time ``rollout`` and ``verify``. Default: the learner's.
     """
 
     def __init__(
         self,
         learner: Learner,
-        engine: Engine,
+        engine: Sampler,
         forward_context: Callable[[], AbstractContextManager[object]],
         rows_at_once: int | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.learner = learner
         self.engine = engine
         self.forward_context = forward_context
         self.rows_at_once = rows_at_once
+        self.phases = phases
 
     def __call__(self, prompts: PromptBatch) -> Experience:
         """``group_size`` attempts at every prompt, and those that follow them, on the policy's device."""
@@ -60,7 +64,7 @@ class Collector:
         waiting = range(len(made.attempts), len(made.turns))
         if not waiting:
             return
-        policy, phases = self.learner.policy, self.learner.phases
+        policy, phases = self.learner.policy, self.phases or self.learner.phases
         at_once = max(1, (self.rows_at_once or len(waiting)) // group_size) * group_size
         with Scoring(self.learner.verifiers, made.turns) as scoring:
             made.scoring, made.judging_seconds = scoring, 0.0

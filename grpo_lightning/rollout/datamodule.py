@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,8 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.rollout.ahead import LookAhead
+from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -66,6 +68,8 @@ class RolloutDataModule(pl.LightningDataModule):
         overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
+        rollouts_ahead: 1 samples the next step while this one is learned, from weights that are one step old: a step
+            takes as long as the longer of the two. For engines outside of the process. Default: on-policy.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class RolloutDataModule(pl.LightningDataModule):
         overlong: Literal["drop", "truncate-left"] = "drop",
         seed: int | None = None,
         engine: Engine | None = None,
+        rollouts_ahead: int = 0,
     ) -> None:
         super().__init__()
         self.task = task
@@ -100,37 +105,17 @@ class RolloutDataModule(pl.LightningDataModule):
         self.overlong = overlong
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
+        self.rollouts_ahead = rollouts_ahead
         # The version of the engine's weights; "" once it has been checked, None before that.
         self._pushed: str | None = None
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
         self._collector: Collector
+        self._ahead: LookAhead | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
-        self._validate()
-
-    def _validate(self) -> None:
-        self.sampling.validate("data.sampling")
-        self.val_sampling.validate("data.val_sampling")
-        if self.refinement is not None:
-            self.refinement.validate(self.sampling.temperature)
-        counts = {
-            "prompts_per_step": self.prompts_per_step,
-            "group_size": self.group_size,
-            "val_batch_size": self.val_batch_size,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "rollout_rows_at_once": self.rollout_rows_at_once,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name}: must be at least 1, not {value}")
-        if self.pass_at_k and not 1 <= min(self.pass_at_k) <= max(self.pass_at_k) <= self.pass_samples:
-            raise ConfigError(
-                f"data.pass_at_k: every k must be from 1 to pass_samples ({self.pass_samples}), not {self.pass_at_k}"
-            )
-        if self.pass_at_k and self.sampling.temperature == 0:
-            raise ConfigError("data.pass_at_k: needs samples that differ: set data.sampling.temperature above 0")
+        check_options(self)
 
     def check_devices(self, devices: int) -> None:
         """Raises:
@@ -156,11 +141,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._ranks = trainer.global_rank, trainer.world_size
         learner = self._learner = learner_of(trainer)
         self.check_devices(trainer.world_size)
-        if trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise ConfigError(
-                "trainer.overfit_batches: does not limit the prompts that steps draw: make the task small instead, by "
-                "data.task.init_args.limit or train_size"
-            )
+        check_trainer(trainer)
         policy, verifiers = learner.policy_config, list(learner.verifiers.values())
         tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
         vocabulary = vocabulary_size(policy)
@@ -196,6 +177,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
+        is_ahead = self.rollouts_ahead and stage == "fit"
+        self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
         learner.on_data_ready(self, stage)
         self._pushed = ""
         sampling = self.sampling if stage == "fit" else None
@@ -259,7 +242,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 f"{type(self._learner).__name__}.training_step did not report its end: call "
                 "grpo_lightning.rollout.step_ended(self, StepEnd(...)) as its last line"
             )
-        return self._learner.batch_from(batch, self.collect)
+        return self._learner.batch_from(batch, self.collect if self._ahead is None else self._collect_ahead)
 
     @property
     def steps_done(self) -> int:
@@ -292,19 +275,52 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
-        policy, version = self._learner.policy, f"step-{cast(pl.Trainer, self.trainer).global_step}"
+        self._push()
+        return self._collector(prompts)
+
+    def _collect_ahead(self, prompts: PromptBatch) -> Experience:
+        """Attempts made during the step before, and the beginning of those of the next step."""
+        assert self._ahead is not None
+        experience = self._ahead.take(prompts, self._weights)
+        if experience is None:
+            experience = self.collect(prompts)
+        self._push()
+        self._ahead.start(self._train_loader.batch(prompts.recipe.step + 1), self._weights)
+        return experience
+
+    @property
+    def _weights(self) -> int:
+        """Optimizer steps of the present weights."""
+        return int(cast(pl.Trainer, self.trainer).global_step)
+
+    def _push(self) -> None:
+        """Have the engine hold the present weights."""
+        policy, version = self._learner.policy, f"step-{self._weights}"
+        if self._ahead is not None:
+            self._ahead.settle(all_ranks=self._pushed != version)
         if not self._pushed:
             self.engine.start(policy, self.longest_row(samples_to_learn=True))
         if self._pushed != version:
             self.engine.push(policy, version)
             self._pushed = version
-        return self._collector(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been sampled ahead. A run that is broken off does not wait for more of it."""
+        if self._ahead is None:
+            return {}
+        return {"ahead": self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._ahead is not None:
+            self._ahead.load(state_dict["ahead"])
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
         if self._pushed is not None:
             self._pushed = None
             self.engine.stop()
+        if self._ahead is not None:
+            self._ahead.join()
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the engine when a run breaks off."""

@@ -46,6 +46,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """How rollouts were made while the step before was learned.
+
+    Args:
+        age: optimizer steps that the policy has made since the weights that sampled.
+        learner_waits: share of the time, from their beginning to their use, in which the trainer waited for them;
+            ``None`` where something else came between, such as a validation.
+        engine_waits: share in which they were ready and the engine had nothing to do; ``None`` likewise.
+    """
+
+    age: int
+    learner_waits: float | None = None
+    engine_waits: float | None = None
+
+
+@dataclass(frozen=True)
 class Experience:
     """The attempts of a step as objects and as tensors: one row each.
 
@@ -74,7 +90,8 @@ class Experience:
         reference_NT: the reference's log-probs of the learned rows; ``None`` without KL.
         sequences: completions that the loss of the present optimizer step is divided by, over all ranks.
         sequence_tokens: their tokens; under ``bnpo`` those of this rank.
-        is_first_step: whether the policy is still the one that sampled.
+        is_first_step: whether the policy is still as it was when the step began.
+        ahead: how the rollouts were made, with ``data.rollouts_ahead``; ``None`` where the present policy sampled.
     """
 
     recipe: Recipe
@@ -96,6 +113,7 @@ class Experience:
     sequences: float = 1.0
     sequence_tokens: float = 1.0
     is_first_step: bool = True
+    ahead: Ahead | None = None
 
     def __len__(self) -> int:
         return len(self.attempts)

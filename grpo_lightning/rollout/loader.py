@@ -150,9 +150,13 @@ class TrainLoader:
     def __iter__(self) -> Iterator[PromptBatch]:
         """The steps left of the pass that :attr:`step`, the number of steps done, is in."""
         for step in range(self.step, (self.step // len(self) + 1) * len(self)):
-            places = range(self.rank, self.prompts_per_step, self.ranks)
-            rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
-            yield self.prompts.batch(rows, replace(self.recipe, step=step))
+            yield self.batch(step)
+
+    def batch(self, step: int) -> PromptBatch:
+        """This rank's prompts of a step."""
+        places = range(self.rank, self.prompts_per_step, self.ranks)
+        rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
+        return self.prompts.batch(rows, replace(self.recipe, step=step))
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}

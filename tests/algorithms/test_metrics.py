@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from grpo_lightning.algorithms import GRPOModule, PPOModule, SFTModule
+from grpo_lightning.algorithms import GRPOModule, PPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
+from tests.toy import BrokenVerifier, CopyEngine, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
 
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
 """tests/callbacks/test_profiler.py sees them logged on a GPU."""
@@ -45,8 +45,9 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, SFTModule(PolicyConfig(path=path), [LetterVerifier()], adam), 2, **options)
     common: dict[str, Any] = {"policy": PolicyConfig(path=path), "verifiers": [LetterVerifier()], "optimizer": adam}
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
-    fit(folder, PPOModule(**common, beta=0.1), 2, **profiled)
+    fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
+    fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from grpo_lightning.algorithms import GRPOModule, SFTModule
+from grpo_lightning.algorithms import GRPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
@@ -174,7 +174,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
 
 def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     refused = {
-        "ModelParallelStrategy shards the weights": ModelParallelStrategy(),
+        "ModelParallelStrategy shards the weights; .*: use ddp, with model.shard_optimizer": ModelParallelStrategy(),
         "static_graph": DDPStrategy(static_graph=True),
     }
     for text, strategy in refused.items():
@@ -260,7 +260,9 @@ def test_a_run_that_broke_off_in_an_update_loses_nothing(model_path: str, tmp_pa
 
 
 @llama_alone
-def test_a_run_that_broke_off_between_two_updates_makes_the_step_again(model_path: str, tmp_path: Path) -> None:
+def test_a_run_that_broke_off_between_two_updates_makes_the_step_again(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = fit(tmp_path / "whole", grpo(model_path, updates_per_rollout=2), 8)
     keep = RunCheckpoint(every_n_train_steps=2)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -269,6 +271,8 @@ def test_a_run_that_broke_off_between_two_updates_makes_the_step_again(model_pat
             enable_checkpointing=True,
         )  # fmt: skip
     last = tmp_path / "part/checkpoints/last.ckpt"
+    again = f"within a step, which will be made again: continue with the same config and --ckpt_path {last}\n"
+    assert again in capsys.readouterr().out
     assert torch.load(last, weights_only=True)["global_step"] == 4
     assert same(whole, fit(tmp_path / "part", grpo(model_path, updates_per_rollout=2), 8, ckpt_path=last))
 
@@ -345,8 +349,9 @@ def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: 
         {"aggregation": "dapo", "beta": 0.05},
         {"advantage": "batch-std"},
         {"minibatches_per_update": 2, "advantage": "batch-std"},
+        {"top_entropy_share": 0.3, "entropy_bonus": ScheduledEntropy(0.05)},
     ],
-    ids=["defaults", "dapo", "batch-std", "minibatches"],
+    ids=["defaults", "dapo", "batch-std", "minibatches", "entropy"],
 )
 def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
     # Five prompts for two processes: the shares differ, and no count is a multiple of another.

@@ -22,7 +22,7 @@ def test_a_module_without_a_rollout_datamodule_is_refused(tiny_model: Callable[[
 
 
 def test_a_checkpoint_alone_builds_no_module(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"last.ckpt cannot build a module: load the run's policy/ .* ckpt_path"):
+    with pytest.raises(ConfigError, match=r"last.ckpt holds the trained weights.* give the module's policy=\.\.\. and"):
         GRPOModule.load_from_checkpoint(tmp_path / "last.ckpt")
 
 

@@ -306,7 +306,10 @@ def test_the_config_that_a_run_saved_is_checked_tried_and_planned(
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
         (["--trainer.accumulate_grad_batches", "2"], "set model.max_tokens_per_microbatch instead"),
         (["--trainer.val_check_interval", "0.5"], "val_check_interval"),
-        (["--config", "configs/none.yaml"], "config: configs/none.yaml cannot be read: No such file or directory"),
+        (
+            ["--config", "configs/none.yaml"],
+            "config: there is no file configs/none.yaml: grpo configs lists those",
+        ),
         (["--ckpt_path", "none.ckpt"], "ckpt_path: there is no checkpoint none.ckpt"),
         (["--ckpt_path", "last"], "has a last checkpoint: give the path of one"),
         (

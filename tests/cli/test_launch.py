@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -128,8 +129,14 @@ SHIPPED = [
 ]
 
 
-def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
-    """The run that two processes make of the quickstart with its warm start and every shipped callback."""
+def launched(root: Path, launcher: list[str], tasks: Sequence[dict[str, str]] = ({},)) -> tuple[Path, str]:
+    """The run that two processes make of the quickstart with its warm start and every shipped callback.
+
+    Args:
+        root: where the run goes.
+        launcher: arguments of Python in front of the module.
+        tasks: environment variables of each command that is started.
+    """
     options: dict[str, Any] = {
         "warm_start": short_warm_start(root), "trainer.devices": 2, "trainer.strategy": "ddp", "model.beta": 0.1,
         "trainer.callbacks": json.dumps(SHIPPED), "export.best": "true", "rollouts.every_n_steps": 1,
@@ -139,12 +146,16 @@ def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
         "OMP_NUM_THREADS": "1"
     }
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments, *few(root / "runs", **options)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return only_run(root / "runs", "quickstart"), done.stdout + done.stderr
+    command = [sys.executable, *launcher, *arguments, *few(root / "runs", **options)]
+    logs = [root / f"task{number}.log" for number in range(len(tasks))]
+    started = []
+    for log, own in zip(logs, tasks, strict=True):
+        with log.open("w") as file:
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment | own, stdout=file, stderr=file))
+    codes = [process.wait(600) for process in started]
+    output = "".join(log.read_text() for log in logs)
+    assert not any(codes), output[-3000:]
+    return only_run(root / "runs", "quickstart"), output
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +198,29 @@ def test_lightnings_own_launcher_takes_the_steps_that_torchrun_does(
 ) -> None:
     run, output = launched(tmp_path, [])
     assert output.count("All distributed processes registered. Starting with 2 processes") == 1
-    checkpoints = [folder / "checkpoints/last.ckpt" for folder in (run, by_torchrun[0])]
+    assert_same_weights(run, by_torchrun[0])
+
+
+@pytest.mark.slow
+def test_the_tasks_of_srun_take_the_steps_that_torchrun_does(by_torchrun: tuple[Path, str], tmp_path: Path) -> None:
+    """The variables that srun sets, which Lightning's ``SLURMEnvironment`` reads, with two tasks on one node."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {
+        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "grpo",
+        "SLURM_STEP_ID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": port,
+    }  # fmt: skip
+    tasks = [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in (0, 1)]
+    run, output = launched(tmp_path, [], tasks)
+    assert run.name == "slurm-77-0"
+    assert output.count("All distributed processes registered. Starting with 2 processes") == 1
+    assert {file.name.split("-")[0] for file in (run / "rollouts").rglob("*.jsonl")} == {"rank0", "rank1"}
+    assert (run / "warm_start/policy/config.json").is_file()
+    assert_same_weights(run, by_torchrun[0])
+
+
+def assert_same_weights(run: Path, other_run: Path) -> None:
+    checkpoints = [folder / "checkpoints/last.ckpt" for folder in (run, other_run)]
     one, other = (torch.load(file, weights_only=True)["state_dict"] for file in checkpoints)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

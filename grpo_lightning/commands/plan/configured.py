@@ -62,6 +62,6 @@ def planner_of(args: list[str], prompt_tokens: int | None, memory: int | None) -
     elif memory is None:
         device = Device("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     tokens = prompt_tokens or cli.datamodule.max_prompt_tokens or 512
-    count = devices if isinstance(devices, int) and devices > 0 else 1
+    count = (devices if isinstance(devices, int) and devices > 0 else 1) * cli.wanted["num_nodes"]
     planner = Planner(cli.model, cli.datamodule, str(cli.wanted["precision"] or "32-true"), on_cuda, tokens, count)
     return planner, device

@@ -50,7 +50,7 @@ class Planner:
         precision: ``trainer.precision``.
         on_cuda: the run is on a GPU.
         prompt_tokens: length of the longest prompt.
-        devices: over which a step's prompts are dealt out.
+        devices: over which a step's prompts are dealt out, and the state of a sharded optimizer.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Planner:
         self.precision = precision
         self.on_cuda = on_cuda
         self.prompt_tokens = prompt_tokens
+        self.devices = devices
         self.prompts = ceil(data.prompts_per_step / devices)
         self.settings = Settings(
             module.max_tokens_per_microbatch, data.rollout_rows_at_once, module.policy_config.gradient_checkpointing
@@ -198,7 +199,9 @@ class Planner:
         checkpointing = settings.gradient_checkpointing
         if checkpointing not in self._rehearsals:
             policy = replace(self.module.policy_config, gradient_checkpointing=checkpointing)
-            self._rehearsals[checkpointing] = Rehearsal(self.module, self.data, policy, self.precision, self.on_cuda)
+            self._rehearsals[checkpointing] = Rehearsal(
+                self.module, self.data, policy, self.precision, self.on_cuda, self.devices
+            )
         return self._rehearsals[checkpointing]
 
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.algorithms.sharded import heaviest_share
 from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
@@ -56,13 +57,20 @@ class Rehearsal:
         policy: how to load the policy.
         precision: ``trainer.precision``.
         on_cuda: the run is on a GPU: host copies are not on the device, and the optimizer works on all tensors at once.
+        devices: over which the state of the optimizer is sharded, where the module shards it.
 
     Raises:
         ConfigError: the module's step cannot be rehearsed.
     """
 
     def __init__(
-        self, module: PolicyModule, data: RolloutDataModule, policy: PolicyConfig, precision: str, on_cuda: bool
+        self,
+        module: PolicyModule,
+        data: RolloutDataModule,
+        policy: PolicyConfig,
+        precision: str,
+        on_cuda: bool,
+        devices: int = 1,
     ) -> None:
         self.data = data
         self.precision = precision
@@ -88,6 +96,8 @@ class Rehearsal:
         for group in self.optimizer.param_groups:
             if on_cuda and group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on CUDA where nothing is said
+        if self.module.optimization.shard and devices > 1:
+            self._step_share_of(devices)
         self._count_scratch()
         self._make_optimizer_state()
 
@@ -167,6 +177,25 @@ class Rehearsal:
 
         def after(*_: Any) -> None:
             self.meter.part = parts.pop()
+
+        self.optimizer.register_step_pre_hook(before)
+        self.optimizer.register_step_post_hook(after)
+
+    def _step_share_of(self, devices: int) -> None:
+        """Let the optimizer see only the gradients of the rank that has the most parameters."""
+        share = {id(weight) for weight in heaviest_share(self.optimizer.param_groups, devices)}
+        hidden: list[tuple[Tensor, Tensor | None]] = []
+
+        def before(*_: Any) -> None:
+            for group in self.optimizer.param_groups:
+                hidden.extend((weight, weight.grad) for weight in group["params"] if id(weight) not in share)
+            for weight, _gradient in hidden:
+                weight.grad = None
+
+        def after(*_: Any) -> None:
+            while hidden:
+                weight, gradient = hidden.pop()
+                weight.grad = gradient
 
         self.optimizer.register_step_pre_hook(before)
         self.optimizer.register_step_post_hook(after)

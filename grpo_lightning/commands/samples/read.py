@@ -19,7 +19,8 @@ def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = No
     """Yield the records of a run's ``rollouts`` folder, in no particular order.
 
     Each start of a run has a folder, named after its number and its first step. If a later start repeated some steps,
-    their older records are omitted. So is an incomplete last line, which an interrupted run leaves.
+    as with older versions, their older records are omitted. So is an incomplete last line, which an interrupted run
+    leaves.
 
     Args:
         run_dir: the run directory.

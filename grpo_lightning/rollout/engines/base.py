@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
@@ -33,8 +33,22 @@ Requests are numbered in the order in which they are given; further ones continu
 """
 
 
+class Sampler(Protocol):
+    """What samples completions: an engine, or what records one or repeats what was recorded."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams, on_finish: OnFinish | None = None
+    ) -> list[Completion]:
+        """See :meth:`Engine.generate`."""
+
+
 class Engine(ABC):
     """Samples completions of a policy. The Trainer's data module starts it once, and pushes weights before rollouts."""
+
+    remote: ClassVar[bool] = False
+    """Whether it samples outside of this process, from a copy of the weights: :meth:`generate` may then run on another
+    thread while the policy learns (``data.rollouts_ahead``). Meanwhile only :meth:`stop` is called, after which
+    :meth:`generate` returns, or raises :class:`RunError`, soon."""
 
     def check(  # noqa: B027 - most engines have nothing to check
         self, policy: PolicyConfig, longest_row: int, sampling: SamplingParams | None

@@ -58,6 +58,8 @@ class VLLMEngine(Engine):
         launch: start the server, and end it with the run. Default: it runs already.
     """
 
+    remote = True
+
     def __init__(
         self,
         urls: list[str],

@@ -73,6 +73,10 @@ class ServedRollout:
         try:
             async with self.in_flight:
                 self._outcomes.put((number, await self.servers.complete(body, home)))
+        except asyncio.CancelledError:
+            # The engine was stopped, while another thread waits for this row.
+            self._outcomes.put((number, RunError("data.engine: it was stopped with rows in flight")))
+            raise
         except Exception as error:
             self._outcomes.put((number, error))
 

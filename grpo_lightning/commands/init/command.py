@@ -1,0 +1,75 @@
+"""``grpo init``: a folder with a config, a verifier and data, which run as they are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo_lightning.commands.init.config import ALGORITHMS, config_text
+from grpo_lightning.commands.init.kinds import KINDS
+from grpo_lightning.commands.init.verifier import verifier_text
+from grpo_lightning.errors import ConfigError
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HELP = f"""\
+usage: grpo init NAME [--task {"|".join(KINDS)}] [--model HUB_OR_FOLDER] [--algorithm {"|".join(ALGORITHMS)}]
+
+Write a folder NAME with a commented config, a verifier and a sample of data, which run as they are: replace them
+by yours.
+
+  --task T        what the data is like; default: math
+"""
+HELP += "".join(f"                    {name:5} {kind.summary}\n" for name, kind in KINDS.items())
+HELP += f"""\
+  --model M       a name on the hub, or a folder on disk; default: {MODEL}
+  --algorithm A   default: grpo
+"""
+
+
+def main(args: Sequence[str]) -> None:
+    """Write the folder.
+
+    Raises:
+        ConfigError: an option is wrong, or the folder is already there.
+    """
+    parser = argparse.ArgumentParser("grpo init", add_help=False, allow_abbrev=False)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--task", default="math")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--algorithm", default="grpo")
+    parser.add_argument("-h", "--help", action="store_true")
+    given = parser.parse_args(args)
+    if given.help:
+        print(HELP)
+        return
+    if given.name is None:
+        raise ConfigError("init: give a name for the new folder, such as grpo init my_task")
+    for option, value, choices in (("task", given.task, KINDS), ("algorithm", given.algorithm, ALGORITHMS)):
+        if value not in choices:
+            raise ConfigError(f"--{option}: must be one of {', '.join(choices)}, not {value}")
+    kind = KINDS[given.task]
+    if given.algorithm == "sft" and not kind.has_solutions:
+        raise ConfigError(
+            f"--algorithm: sft needs worked solutions, which the data of --task {given.task} does not have"
+        )
+    folder = Path(given.name)
+    name = folder.name
+    # Commands are given inside the folder.
+    model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
+    texts = {f"{name}.yaml": config_text(name, kind, model, given.algorithm), "verifier.py": verifier_text(kind)}
+    _write(folder, texts | kind.files())
+    print(f"\ncd {folder}\ngrpo check {name}.yaml    # is the verifier right about gold answers, and about wrong ones?")
+    print(f"grpo fit {name}.yaml")
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    try:
+        folder.mkdir(parents=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+            print(folder / name)
+    except FileExistsError as error:
+        raise ConfigError(f"init: {folder} exists: give another name, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"init: {folder} cannot be written: {error.strerror}") from error

@@ -1,0 +1,39 @@
+"""Completions of prompts that are in hand, without a task or a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_lightning.models.policy import Policy
+from grpo_lightning.models.tokenizer import encode_prompt
+from grpo_lightning.rollout.engines.base import Request
+from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.rollout.sampling import SamplingParams
+
+Chat = Sequence[Mapping[str, Any]]
+"""Messages, ``[{"role": ..., "content": ...}, ...]``."""
+
+
+def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: SamplingParams, seed: int) -> list[str]:
+    """Sample one completion per prompt, on the policy's device.
+
+    Args:
+        policy: the policy.
+        prompts: texts, each of which becomes a user's turn, or chats.
+        sampling: how to sample.
+        seed: seeds the first completion; each further one has the next seed.
+
+    Raises:
+        ConfigError: the chat template refuses a chat.
+    """
+    chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    requests = [
+        Request(encode_prompt(policy.tokenizer, [dict(message) for message in chat]), seed + number)
+        for number, chat in enumerate(chats)
+    ]
+    if not requests:
+        return []
+    engine = InProcessEngine()
+    engine.start(policy, max(len(request.prompt) for request in requests) + sampling.cap)
+    return [completion.text for completion in engine.generate(requests, sampling)]

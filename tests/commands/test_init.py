@@ -1,0 +1,90 @@
+"""What ``grpo init`` writes runs as it is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo_lightning.__main__ import main
+from grpo_lightning.cli.config_files import read_config_files
+from grpo_lightning.cli.known_keys import check_keys
+from grpo_lightning.commands.init.config import ALGORITHMS
+from grpo_lightning.commands.init.kinds import KINDS
+from grpo_lightning.tasks import Tabular
+from tests.cli.test_user_errors import error_of
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+    sys.modules.pop("verifier", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_config_is_one(kind: str, algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["mine", "--task", kind, "--algorithm", algorithm, "--model", "org/a model"]
+    if algorithm == "sft" and not KINDS[kind].has_solutions:
+        assert error_of(capsys, *arguments, command="init").startswith("--algorithm: sft needs worked solutions")
+        assert not Path("mine").exists()
+        return
+    main(["init", *arguments])
+    file = Path("mine/mine.yaml")
+    check_keys(read_config_files(["fit", "--config", str(file)]), [], "fit")
+    config = yaml.safe_load(file.read_text())
+    assert config["model"]["class_path"] == f"{algorithm.upper()}Module"
+    assert config["model"]["init_args"]["policy"]["path"] == "org/a model"
+    assert ast.get_docstring(ast.parse(Path("mine/verifier.py").read_text()))
+    assert max(map(len, file.read_text().splitlines())) <= 130
+
+
+@pytest.mark.parametrize("kind", ["math", "csv", "json"])
+def test_the_verifier_is_right_about_the_data(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["init", "mine", "--task", kind])
+    monkeypatch.chdir("mine")
+    main(["check", "mine.yaml"])
+    assert "correct to MyVerifier, and no certainly wrong one is" in capsys.readouterr().out
+
+
+def test_it_trains(
+    tiny_model: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["init", "mine", "--model", tiny_model("llama")])
+    printed = capsys.readouterr().out
+    assert "cd mine" in printed
+    monkeypatch.chdir("mine")
+    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.group_size", "2"]
+    main(["fit", "mine.yaml", *few, "--trainer.enable_progress_bar", "false", "--data.sampling.max_new_tokens", "4"])
+    (run,) = Path("runs/mine").iterdir()
+    assert (run / "policy/adapter_config.json").is_file()
+
+
+def test_the_rows_are_those_of_the_files() -> None:
+    main(["init", "mine"])
+    task = Tabular("mine", prompt_column="question", val_size=50)
+    assert [len(task.prompts(split)) for split in ("train", "val", "test")] == [350, 50, 100]
+    train, test = ({prompt.messages[-1]["content"] for prompt in task.prompts(split)} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init", "mine"])
+    assert error_of(capsys, "mine", command="init") == "init: mine exists: give another name, or remove it"
+    assert error_of(capsys, command="init").startswith("init: give a name")
+    assert error_of(capsys, "other", "--task", "maths", command="init") == (
+        "--task: must be one of math, json, code, csv, gym, not maths"
+    )
