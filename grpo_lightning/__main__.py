@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 import grpo_lightning
+from grpo_lightning.cli.answer import print_answer
 from grpo_lightning.cli.subcommands import COMMANDS, LIGHTNING_SUBCOMMANDS, SUMMARIES, WITH_CONFIG, WITH_KEYS_ALONE
 
 _SUBCOMMANDS = "\n".join(f"  {name:13}  {summary}" for name, summary in SUMMARIES.items())
@@ -55,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
-        _print(HELP)
+        print_answer(HELP)
         raise SystemExit(0)
     if args[0] == "--version":
         print(f"grpo-lightning {grpo_lightning.__version__}")
@@ -91,7 +92,7 @@ def _run(args: list[str]) -> None:
         args = with_config_options(args)
         answer = help_asked_for(args)
         if answer is not None:
-            _print(answer)
+            print_answer(answer)
             raise SystemExit(0)
         require_config(args)
         check_keys(read_config_files(args), args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
@@ -105,15 +106,6 @@ def _run(args: list[str]) -> None:
     from grpo_lightning.cli.grpo_cli import run
 
     run(args)
-
-
-def _print(text: str) -> None:
-    """Print a long text, which ``| head`` may cut short."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes again as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _repeats_another_process() -> bool:

@@ -161,6 +161,8 @@ class StandIn(PolicyServer):
         if "method" not in body:
             return _error(400, "Missing 'method' in request body")
         folder = body["kwargs"]["weights_path"]
+        if self.blind:
+            return _error(500, f"Worker failed with error 'Repo id must use alphanumeric chars, ...: '{folder}'.'")
         self.calls.append(f"reload {Path(folder).name}")
         self.models["base"].stop()
         self.models["base"] = self._loop(folder)

@@ -185,3 +185,12 @@ def test_ppo_and_grpo_take_their_turns_on_the_same_rollouts(tmp_path: Path, tiny
     assert grpo["rollouts"] == ppo["rollouts"]
     assert ppo.keys() - grpo.keys() == {"value"}
     assert all(step["step"] > step["rollout"] + step["reference"] + step["update"] > 0 for step in (grpo, ppo))
+
+
+@pytest.mark.slow
+def test_sampler_gap_prints_a_line_per_setting() -> None:
+    rows = [line.split(" | ") for line in run("sampler_gap.py", "--smoke").splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[:2]] == ["weights, arithmetic", "float32"]
+    assert len(rows) == 8
+    means = [float(row[1]) for row in rows[1:]]
+    assert means[0] < 1e-5 < means[-1], "only an adapter over bfloat16 makes a gap in so small a model"

@@ -24,7 +24,7 @@ def top_entropy_advantages(experience: Experience, passes: Passes, ranks: Ranked
     at the threshold all count. Every rank must call it.
 
     Args:
-        experience: with advantages.
+        experience: the rows of a step, with their advantages.
         passes: makes one pass without gradient over the rows with an advantage.
         ranks: knows the entropies of all ranks.
         share: from above 0 to 1.

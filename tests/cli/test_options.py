@@ -204,3 +204,10 @@ def test_the_shell_completes_subcommands_keys_and_values(tmp_path: Path, capsys:
     assert "Tabular" in completions(script, "grpo", "fit", "--data.task", "")
     for arguments in (["completion"], ["completion", "fish"]):
         assert error_of(capsys, *arguments[1:], command="completion").startswith("completion: name one of bash, zsh")
+
+
+@pytest.mark.parametrize("command", ["fit --help", "configs", "--help"])
+def test_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    pipe = f"set -o pipefail; {sys.executable} -m grpo_lightning {command} | true"
+    done = subprocess.run(["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -351,6 +351,16 @@ def test_full_weights_need_their_routes(path: str, engines: Callable[..., VLLMEn
         engines(served, shared_dir=str(tmp_path)).check(PolicyConfig(path), 64, SAMPLING)
 
 
+def test_full_weights_need_a_folder_that_the_server_sees(
+    path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path
+) -> None:
+    served.server.blind = True  # type: ignore[attr-defined]
+    with pytest.raises(
+        RunError, match=r"it does not see the folder .*step-0: .* start it again with\n  VLLM_SERVER_DEV"
+    ):
+        started(engines(served, shared_dir=str(tmp_path), restart_wait_s=0.1), policy_of(path, rank=None))
+
+
 def test_a_key_is_sent(
     path: str, engines: Callable[..., VLLMEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

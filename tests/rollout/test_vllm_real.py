@@ -29,7 +29,7 @@ from grpo_lightning.rollout.engines.vllm import Launch, VLLMEngine
 from grpo_lightning.rollout.engines.vllm.client import Client
 from grpo_lightning.rollout.engines.vllm.launch import ServerCommand, ServerProcess, server_command
 from grpo_lightning.types import Completion
-from tests.tiny import save_tiny_model
+from tests.tiny import save_tiny_model, tiny_tokenizer
 from tests.toy import Watch, fit, grpo, rollouts
 
 ROUNDING = 3e-4
@@ -101,9 +101,12 @@ def running(command: ServerCommand, url: str, folder: Path) -> Iterator[ServerPr
 
 
 def prompts(count: int = 4) -> list[list[int]]:
-    """Longer than a block of the prefix cache, so that a stale one would show."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(8, 264, (count, 200), generator=generator).tolist()
+    """Longer than a block of the prefix cache, so that a stale one would show.
+
+    They end in letters: vLLM matches stop strings with what a prompt's last bytes become, where these are not text.
+    """
+    generator, end = torch.Generator().manual_seed(0), tiny_tokenizer().encode("text", add_special_tokens=False)
+    return [[*ids, *end] for ids in torch.randint(8, 264, (count, 200 - len(end)), generator=generator).tolist()]
 
 
 def moved(policy: Policy, seed: int) -> None:

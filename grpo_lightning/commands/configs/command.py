@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.answer import print_answer
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.shipped import CONFIGS, shipped_names
 
@@ -39,9 +40,9 @@ def main(args: Sequence[str]) -> None:
     names = [name.removesuffix(".yaml") for name in given.names]
     if not names:
         width = max(map(len, shipped))
-        for name in shipped:
-            print(f"{name:{width}}  {_title(CONFIGS / f'{name}.yaml')}")
-        print("\ngrpo fit --config NAME runs one; grpo configs NAME copies it here, to be changed")
+        lines = [f"{name:{width}}  {_title(CONFIGS / f'{name}.yaml')}" for name in shipped]
+        lines += ["", "grpo fit --config NAME runs one; grpo configs NAME copies it here, to be changed"]
+        print_answer("\n".join(lines))
         return
     unknown = [name for name in names if name not in shipped]
     if unknown:

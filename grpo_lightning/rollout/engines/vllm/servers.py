@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
+NOT_A_FOLDER = "Repo id must use"
+"""How vLLM refuses a path that is not a folder on its machine: it takes it for the name of a model on the hub."""
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Server:
         model: the name of the model that it was started with; empty until it has been asked.
         holds: the version of the weights that it is known to hold; ``None``: unknown.
         given: how often it was given weights.
+        down: whether it did not answer when it was last given weights.
         lost: whether it failed since it was last checked: it may have been restarted in another way.
         problem: why it holds none, or the last failure.
     """
@@ -40,6 +43,7 @@ class Server:
     model: str = ""
     holds: str | None = None
     given: int = 0
+    down: bool = False
     lost: bool = False
     problem: str = "it has no weights yet"
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -109,7 +113,8 @@ class Servers:
         self.weights = weights
         await asyncio.gather(*(self._give(server, wait_s=0) for server in self.all))
         if not self.holders:
-            await asyncio.gather(*(self._give(server, self.restart_wait_s) for server in self.all))
+            down = [server for server in self.all if server.down]
+            await asyncio.gather(*(self._give(server, self.restart_wait_s) for server in down))
         if not self.holders:
             raise RunError(f"data.engine: no server could take the weights of {weights.version}: {self.problems()}")
 
@@ -167,6 +172,7 @@ class Servers:
                 if server.lost:
                     await self.is_policy(server)
             except (NoAnswer, RunError, ConfigError) as error:
+                server.down = isinstance(error, NoAnswer)
                 server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
                 return False
             server.holds, server.lost = self.weights.version, False
@@ -196,10 +202,15 @@ class Servers:
     async def _reload(self, server: Server, weights: Weights) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
         answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
+        if NOT_A_FOLDER in answer.message:
+            raise RunError(
+                f"it does not see the folder {weights.folder}: give a data.engine.shared_dir that this machine and the "
+                f"server's share, under the same path, and start it again with\n  {server.command}"
+            )
         if answer.status != 200:
             raise RunError(
-                f"it did not load the weights {weights.folder} ({answer.message}): if it sees this folder, it serves "
-                f"another model: start it again with\n  {server.command}"
+                f"it did not load the weights {weights.folder} ({answer.message}): start it again, with this model:\n"
+                f"  {server.command}"
             )
         # Requests that were given up may still hold blocks of the cache for a moment.
         for _ in range(50):
