@@ -101,6 +101,13 @@ def test_learning_rates_trains_a_rate_once(
     assert yaml.safe_load(config.read_text())["model"]["init_args"]["policy"].get("lora") is None
 
 
+def test_rollouts_ahead_prints_both_variants() -> None:
+    text = run("rollouts_ahead.py", "--seconds", "0.02", "0.01", "--steps", "4")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 0.02")]
+    assert [row[:3] for row in rows] == [["0.02", "0.01", "0"], ["0.02", "0.01", "1"]]
+    assert [bool(row[4]) for row in rows] == [False, True]
+
+
 def test_refinement_prints_what_each_mode_costs() -> None:
     text = run("refinement.py", "--smoke", "--config", "tiny", "--repeats", "1", "--beta", "0.1")
     rows = [line for line in text.splitlines() if line.startswith("|")]

@@ -305,7 +305,7 @@ def test_a_separate_critic_can_be_another_model_with_only_its_head_trained(
         {"critic": "separate"}, {"critic_warmup_steps": 1},
         {"objective": "cispo"}, {"ratio_level": "sequence"}, {"objective": GSPOToken(0.2, None)},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(f"{key}={getattr(value, 'name', value)}" for key, value in options.items()),
 )  # fmt: skip
 def test_an_option_changes_the_run(
     tiny_model: Callable[[str], str], tmp_path: Path, plain: dict[str, torch.Tensor], options: dict[str, Any]

@@ -364,7 +364,7 @@ def test_the_parsers_own_words_are_boiled_down() -> None:
         "    - Problem with given class_path 'a.B':\n        Option 'epsilonn' is not accepted\n"
         "    - Expected a <class 'NoneType'>\n  Given value type: <class 'dict'>\n  Given value: {}"
     )
-    assert sentence(message, ["epsilon"], {}) == "model.epsilonn: there is no such key (did you mean epsilon?)"
+    assert sentence(message, ["epsilon", "model"], {}) == "model.epsilonn: there is no such key (did you mean epsilon?)"
     assert sentence("something else", [], {}) == "something else"
 
 

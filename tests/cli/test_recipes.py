@@ -51,7 +51,7 @@ def test_a_tiny_model_of_the_family_trains_with_its_recipe(name: str, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["gemma3_270m", "lfm2_350m"])  # of few layers, which is what a plan's time grows with
 def test_a_recipe_is_planned_from_its_published_sizes(
     name: str, tmp_path: Path, gsm8k_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
