@@ -61,7 +61,8 @@ class StandIn(PolicyServer):
         self.version = "default"
         self.calls: list[str] = []
         """What was asked for, but for questions."""
-        self.peak_rows = 0
+        self.rows = 0
+        """Requests for completions that it has and has not answered."""
         self.blind = False
         """Whether it sees no folders."""
         self.raw_logprobs = raw_logprobs
@@ -98,6 +99,13 @@ class StandIn(PolicyServer):
         return loop
 
     async def _complete(self, request: Request) -> Response:
+        self.rows += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self.rows -= 1
+
+    async def _answer(self, request: Request) -> Response:
         while self.holds:
             await asyncio.sleep(0.01)
         if self.fail_after is not None:

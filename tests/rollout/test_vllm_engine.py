@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from tests.standin import Running, StandIn, running
 from tests.tiny import save_tiny_model
 
 SAMPLING = SamplingParams(max_new_tokens=24)
+LIMIT_S = 120.0
 
 
 @pytest.fixture
@@ -157,6 +159,23 @@ def test_stop_strings_temperatures_and_further_requests(
     assert [c.token_ids for c in engine.generate(wanted, greedy)] == [
         c.token_ids for c in in_process(policy, wanted, greedy)
     ]
+
+
+def test_a_thousand_rows_are_in_flight_at_once(
+    path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path
+) -> None:
+    engine = started(engines(served, shared_dir=str(tmp_path)), policy_of(path))
+    wanted = [Request([50, number % 90 + 4], number) for number in range(1100)]
+    served.server.holds = True
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(engine.generate, wanted, SamplingParams(max_new_tokens=2))
+        deadline = time.monotonic() + LIMIT_S
+        while served.server.rows < engine.rows_in_flight and time.monotonic() < deadline:
+            time.sleep(0.01)
+        rows = served.server.rows
+        served.server.holds = False
+    assert rows == engine.rows_in_flight == 1024
+    assert [len(completion.token_ids) <= 2 for completion in found.result()] == [True] * 1100
 
 
 def test_a_run_takes_the_same_steps_as_in_process(
