@@ -15,7 +15,7 @@ SECONDS_PER_HOUR = 3600
 class Cost(RunCallback):
     """Logs ``total/usd``: the price of the time since training began (``total/wall_s``), validation included.
 
-    A resumed run continues to count; the time between the two is left out. ``grpo compare`` shows what a point of
+    A resumed run continues to count; the time between the two does not count. ``grpo compare`` shows what a point of
     accuracy cost.
 
     Args:
