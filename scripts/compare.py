@@ -58,6 +58,11 @@ class Plan:
         """Return the folder of a run."""
         return self.runs / method / f"seed-{seed}"
 
+    def order(self) -> list[tuple[Method, int]]:
+        """Return the method and the seed of each run, which comes after the one that it continues from."""
+        # Without training, the seeds do not differ.
+        return [(method, seed) for method in self.methods for seed in self.seeds[: None if method.trains else 1]]
+
     def commands(self, method: Method, seed: int) -> list[list[str]]:
         """Return the arguments of `grpo` that train a run and test its last policy."""
         folder = self.folder(method.name, seed)
@@ -134,12 +139,10 @@ def run(plan: Plan, jobs: int) -> None:
     os.chdir(ROOT)
     runs: dict[tuple[str, int], Future[None]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        # In the order of the methods, so a run can only wait for one that is already running.
-        for method in plan.methods:
-            # Without training, the seeds do not differ.
-            for seed in plan.seeds if method.trains else plan.seeds[:1]:
-                start = runs[method.start, seed] if method.start is not None else None
-                runs[method.name, seed] = pool.submit(make, plan, method, seed, start)
+        # In order, so a run can only wait for one that is already running.
+        for method, seed in plan.order():
+            start = runs[method.start, seed] if method.start is not None else None
+            runs[method.name, seed] = pool.submit(make, plan, method, seed, start)
         for future in runs.values():
             try:
                 future.result()

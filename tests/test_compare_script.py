@@ -119,14 +119,10 @@ def test_every_method_of_the_real_model_is_its_config_with_another_model_and_oth
     assert jobs == 1
 
 
-def test_an_untrained_model_is_tested_once(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, _ = script.parse(["--study", "lfm_gsm8k", "--methods", "untouched", "grpo", "--seeds", "1", "2"])
-    made: list[tuple[str, int]] = []
-    monkeypatch.setattr(script, "make", lambda plan, method, seed, start: made.append((method.name, seed)))
-    monkeypatch.setattr(script.Plan, "grpo", lambda *arguments: 0)
-    monkeypatch.chdir(ROOT)
-    script.run(plan, 1)
-    assert made == [("untouched", 1), ("grpo", 1), ("grpo", 2)]
+def test_an_untrained_model_is_tested_once(script: ModuleType) -> None:
+    plan, _ = script.parse(["--study", "lfm_gsm8k", "--methods", "untouched", "sft_grpo", "--seeds", "1", "2"])
+    order = [(method.name, seed) for method, seed in plan.order()]
+    assert order == [("untouched", 1), ("sft", 1), ("sft", 2), ("sft_grpo", 1), ("sft_grpo", 2)]
 
 
 def test_a_method_that_the_study_lacks_is_refused(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
