@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = {
     "algorithms": ("GRPOModule", "PPOModule", "SFTModule"),
+    "environments": ("Environment", "GuessNumber", "Reply", "Step", "ToolEnvironment"),
     "models": ("LoRAConfig", "PolicyConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (

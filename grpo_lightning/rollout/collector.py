@@ -8,15 +8,17 @@ from functools import partial
 
 import torch
 
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.models.tokenizer import prompt_end
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.attempts import Attempts, Follower
 from grpo_lightning.rollout.engines.base import Sampler
+from grpo_lightning.rollout.episodes import Episodes
 from grpo_lightning.rollout.experience import Experience, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.loader import PromptBatch
 from grpo_lightning.rollout.rounds import Rounds
-from grpo_lightning.rollout.scoring import Scoring
+from grpo_lightning.rollout.scoring import Scoring, all_reward_names
 from grpo_lightning.types import Turn
 
 
@@ -48,6 +50,8 @@ class Collector:
     def __call__(self, prompts: PromptBatch) -> Experience:
         """``group_size`` attempts at every prompt, and those that follow them, on the policy's device."""
         recipe, policy = prompts.recipe, self.learner.policy
+        if recipe.environment is not None:
+            return self._episodes(prompts, recipe.environment)
         firsts = _first_turns(prompts, self.learner)
         refinement = recipe.refinement
         rounds = None if refinement is None else Rounds(refinement, policy, len(firsts), recipe.group_size)
@@ -57,6 +61,14 @@ class Collector:
         if rounds is not None and in_training is None and rounds.refinement.val_feedback != "none":
             made.append(rounds.follow_in_evaluation(made))
             self._sample(made, 1)
+        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+
+    def _episodes(self, prompts: PromptBatch, environment: Environment) -> Experience:
+        recipe, policy = prompts.recipe, self.learner.policy
+        names = all_reward_names(self.learner.verifiers)
+        episodes = Episodes(environment, policy, recipe.sampling.cap, names, recipe.seed)
+        made = Attempts(recipe, episodes.first_turns(prompts), episodes)
+        self._sample(made, recipe.group_size)
         return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
 
     def _sample(self, made: Attempts, group_size: int) -> None:
