@@ -3,6 +3,7 @@
 from grpo_lightning.environments.base import Environment, Message, Reply, Step
 from grpo_lightning.environments.calls import Call
 from grpo_lightning.environments.guessing import GuessNumber
+from grpo_lightning.environments.python import PythonEnvironment
 from grpo_lightning.environments.tools import ToolEnvironment, calculator
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Environment",
     "GuessNumber",
     "Message",
+    "PythonEnvironment",
     "Reply",
     "Step",
     "ToolEnvironment",

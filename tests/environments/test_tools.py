@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from grpo_lightning.environments import Call, GuessNumber, Reply, Step, ToolEnvironment, calculator
+from grpo_lightning.environments import Call, GuessNumber, PythonEnvironment, Reply, Step, ToolEnvironment, calculator
 from grpo_lightning.environments.base import checked
 from grpo_lightning.environments.calls import FORMATS, format_of
 from grpo_lightning.errors import ConfigError
@@ -129,3 +129,23 @@ def test_the_game_of_numbers() -> None:
 def test_what_is_not_a_step_is_an_error(step: object) -> None:
     with pytest.raises((TypeError, ValueError), match="Game"):
         checked(step, "Game")
+
+
+def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
+    environment = PythonEnvironment(max_output=60, workers=1)
+    environment.start()
+    said = []
+    environment.reset(Prompt([]))
+    for code in (
+        "x = 20\nprint('once')", "x + 1", "1 / 0", "x += 1; print(x)", "def f(", "open('/etc/passwd').read()",
+        "print('y' * 90)", "import sys; sys.exit(3)", "while True: pass",
+    ):  # fmt: skip
+        said.append(environment.run(Call("python", {"code": code})))
+    assert said[:4] == ["once\n", "21\n", "ZeroDivisionError: division by zero\n", "21\n"]
+    assert said[4].startswith("  File") or "SyntaxError" in said[4]
+    assert "Error" in said[5]
+    assert said[6] == "y" * 60 + " [...]"
+    assert said[7] == "SystemExit: 3\n"
+    assert "longer than the limit" in said[8]
+    environment.reset(Prompt([]))
+    assert "NameError" in environment.run(Call("python", {"code": "x"}))

@@ -158,7 +158,7 @@ def test_an_episode_ends_where_the_next_reply_might_not_fit(model_path: str, tmp
     assert max(outcome.turns for outcome in batch.outcomes) > 1
     assert max(len(attempt.conversation) for attempt in batch.attempts) + CAP <= 110
     text = (
-        r"data\.environment\.init_args\.max_tokens: the longest prompt has \d+ tokens, and a reply up to 12, more than"
+        r"max_tokens: the longest prompt has \d+ tokens, and a reply up to 20, more than 40 together"
     )
     with pytest.raises(ConfigError, match=text):
         collected(model_path, Chatty(max_tokens=40), tmp_path)
@@ -210,8 +210,8 @@ def test_calls_that_hang_do_not_hold_up_the_others() -> None:
         return number
 
     started = time.monotonic()
-    results = call_all([lambda number=number: call(number) for number in range(80)], 0.3)  # type: ignore[misc]
-    assert time.monotonic() - started < 10
+    results = call_all([lambda number=number: call(number) for number in range(40)], 1.0)  # type: ignore[misc]
+    assert time.monotonic() - started < 25
     kinds = [TimeoutError, ValueError, int, int]
     assert all(isinstance(result, kinds[number % 4]) for number, result in enumerate(results))
     assert call_all([], 1.0) == []
