@@ -157,9 +157,7 @@ def test_an_episode_ends_where_the_next_reply_might_not_fit(model_path: str, tmp
     batch, _ = collected(model_path, Chatty(max_tokens=110), tmp_path)
     assert max(outcome.turns for outcome in batch.outcomes) > 1
     assert max(len(attempt.conversation) for attempt in batch.attempts) + CAP <= 110
-    text = (
-        r"max_tokens: the longest prompt has \d+ tokens, and a reply up to 20, more than 40 together"
-    )
+    text = r"max_tokens: the longest prompt has \d+ tokens, and a reply up to 20, more than 40 together"
     with pytest.raises(ConfigError, match=text):
         collected(model_path, Chatty(max_tokens=40), tmp_path)
 
