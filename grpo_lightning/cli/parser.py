@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -25,7 +26,7 @@ def load_yaml(text: str) -> Any:
     return text if value is None and text.lstrip().startswith("#") else value
 
 
-set_loader("yaml", load_yaml)
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
 class SentenceParser(LightningArgumentParser):
