@@ -51,6 +51,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return linked(markdown, source) if (ROOT / source).is_file() else markdown
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Show roles of docstrings (``:class:`~a.b.C```) as the name alone."""
+    return re.sub(r":\w+:<code>~?(?:[\w.]*\.)?(\w+(?:\(\))?)</code>", r"<code>\1</code>", html)
+
+
 def linked(text: str, source: str) -> str:
     """A page's text with the links of the site; links inside code stay.
 

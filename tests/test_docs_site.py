@@ -24,6 +24,7 @@ from scripts import docs_site
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+MODULES = ("GRPOModule", "PPOModule", "SFTModule")
 WITH_EXAMPLES = [page for page in PAGES if "howto" in page.parts or page.name == "tutorial.md"]
 
 
@@ -38,13 +39,17 @@ def name(page: Path) -> str:
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def mistakes_of(content: Any) -> str | None:
-    """What is wrong with a config, or with a part of one: of the model, of its policy, of the data or of the trainer."""
-    module = {"class_path": "GRPOModule"}
-    wholes: list[Any] = [
-        content, {"model": module | {"init_args": content}}, {"data": content}, {"trainer": content},
-        {"model": module | {"init_args": {"policy": content}}},
-    ]  # fmt: skip
+def mistakes_of(content: dict[str, Any]) -> str | None:
+    """What is wrong with a config, or with the part of one that a page shows: of the model, its policy or the data."""
+    known = option_table().keys
+    if {key.split(".")[0].removesuffix("+") for key in content} & {key.split(".")[0] for key in known}:
+        wholes = [content]
+    elif all(f"trainer.{key}".removesuffix("+") in known for key in content):
+        return None
+    else:
+        parts = [content, {"policy": content}]
+        wholes = [{"model": {"class_path": cls, "init_args": part}} for cls in MODULES for part in parts]
+        wholes.append({"data": content})
     said = []
     for whole in wholes:
         try:
@@ -59,6 +64,8 @@ def mistakes_of(content: Any) -> str | None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_yaml_is_a_config_or_part_of_one(page: Path) -> None:
     for text in blocks(page, "yaml"):
+        if text.startswith("apiVersion:"):  # of Kubernetes
+            continue
         content = yaml.safe_load(text)
         assert isinstance(content, dict), text
         assert mistakes_of(content) is None, text
@@ -67,7 +74,9 @@ def test_every_yaml_is_a_config_or_part_of_one(page: Path) -> None:
 def test_a_wrong_key_is_seen() -> None:
     assert mistakes_of({"data": {"group_sise": 8}}) is not None
     assert mistakes_of({"beta_": 0.0}) is not None
+    assert mistakes_of({"trainer_": {"max_steps": 1}}) is not None
     assert mistakes_of({"beta": 0.0}) is None
+    assert mistakes_of({"max_steps": 1}) is None
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
@@ -120,6 +129,12 @@ def test_links_that_leave_the_folder_lead_to_pages() -> None:
     assert docs_site.linked("[a](docs/metrics.md)", "README.md") == "[a](metrics.md)"
     assert docs_site.linked("[a](own_task.py)", "examples/README.md") == "[a](source/examples/own_task.py.md)"
     assert set(docs_site.sources_of(text + code, "docs/howto.md")) == {"examples/own_task.py"}
+
+
+def test_roles_of_docstrings_are_names() -> None:
+    html = "in :mod:<code>grpo_lightning.functional</code> and :class:<code>~a.Clip</code>; <code>:a</code>"
+    shown = "in <code>functional</code> and <code>Clip</code>; <code>:a</code>"
+    assert docs_site.on_page_content(html, None, None, None) == shown
 
 
 def test_the_page_of_options_has_all_of_them() -> None:
