@@ -64,7 +64,7 @@ def mistakes_of(content: dict[str, Any]) -> str | None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_yaml_is_a_config_or_part_of_one(page: Path) -> None:
     for text in blocks(page, "yaml"):
-        if text.startswith("apiVersion:"):  # of Kubernetes
+        if re.search("^(apiVersion|resources):", text, flags=re.MULTILINE):  # of Kubernetes, of SkyPilot
             continue
         content = yaml.safe_load(text)
         assert isinstance(content, dict), text

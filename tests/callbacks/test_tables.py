@@ -20,7 +20,7 @@ from tests.toy import fit, grpo
 class Tables(WandbLogger):
     """Keeps the tables, where the original would need wandb."""
 
-    save_dir = name = version = None  # type: ignore[assignment]
+    save_dir = name = version = experiment = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.tables: list[tuple[Any, ...]] = []
