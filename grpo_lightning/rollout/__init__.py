@@ -4,7 +4,7 @@ from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.events import EvaluationEnd, RunCallback, StepEnd, step_ended
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Recipe
 from grpo_lightning.rollout.learner import Collect, Learner
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 

@@ -14,7 +14,7 @@ from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.engines.base import Request, Sampler
 from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
 from grpo_lightning.rollout.learner import Learner
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig, can_be_refined, choose, follow
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import Scoring

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -11,9 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import vocabulary_size
-from grpo_lightning.models.templates import STOPS, template_notes
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
 from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
@@ -22,16 +19,13 @@ from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
-from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
+from grpo_lightning.rollout.loader import EvalLoader, TrainLoader
+from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch, read_splits
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.tasks.columns import with_columns
-from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
-
-log = logging.getLogger(__name__)
 
 FEEDBACK_TOKENS = 256
 """Room for the turn between two attempts that an engine is asked for. Verifiers keep their feedback shorter."""
@@ -143,37 +137,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.check_devices(trainer.world_size)
         check_trainer(trainer)
         policy, verifiers = learner.policy_config, list(learner.verifiers.values())
-        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
-        vocabulary = vocabulary_size(policy)
-        for split in STAGE_SPLITS[stage]:
-            if split in self._prompts:
-                continue
-            rows = self.task.prompts(split)
-            if not rows:
-                raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
-            rows = with_columns(rows, verifiers)
-            self._prompts[split] = encoded = EncodedPrompts(
-                rows, tokenizer, self.max_prompt_tokens, self.overlong, vocabulary
-            )
-            if split != "train" and len(encoded) < self._ranks[1]:
-                raise ConfigError(
-                    f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
-                    f"({self._ranks[1]}): add rows, or use fewer devices"
-                )
-            if encoded.overlong:
-                done = "dropped" if self.overlong == "drop" else "truncated on the left"
-                log.warning(
-                    "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
-                    encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
-                )  # fmt: skip
-        for note in template_notes(
-            tokenizer, [p.messages for split in STAGE_SPLITS[stage] for p in self.prompts(split)]
-        ):
-            log.info(note)
-        for split in STAGE_SPLITS[stage]:
-            self._prompts[split].require_judgeable(split, verifiers)
-            for warning in check_sample(self.task, split, self.prompts(split), verifiers):
-                log.warning(warning)
+        self._prompts = read_splits(self, STAGE_SPLITS[stage], policy, verifiers, self._prompts, trainer.world_size)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
@@ -328,7 +292,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def prompts(self, split: Split) -> list[Prompt]:
         """The prompts of a split that fit, in order. The split must be one of the running stage."""
-        return [prompt for prompt, _ in self._prompts[split].rows]
+        return self._prompts[split].prompts
 
     def sample(self, count: int) -> Experience:
         """Attempts at a few training prompts, the same on every call, without moving on in the training set."""

@@ -1,0 +1,184 @@
+"""Prompts on their way to the engine: tokenised splits, and the batches that are taken from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import PolicyConfig, vocabulary_size
+from grpo_lightning.models.templates import template_notes
+from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
+from grpo_lightning.rollout.experience import Recipe
+from grpo_lightning.tasks.base import Split
+from grpo_lightning.tasks.columns import with_columns
+from grpo_lightning.tasks.controls import check_sample
+from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.base import Verifier
+
+if TYPE_CHECKING:
+    from grpo_lightning.rollout.datamodule import RolloutDataModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts on their way to the engine.
+
+    Args:
+        prompts: the rows.
+        prompt_ids: their token ids.
+        keys: what each prompt's random numbers are seeded from: its place in the run, the same on any rank.
+        recipe: how attempts at them are made.
+    """
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    keys: list[str]
+    recipe: Recipe
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """Nothing to move: Lightning asks every batch."""
+        return self
+
+
+class EncodedPrompts:
+    """The tokenised prompts of a split.
+
+    Args:
+        prompts: the rows of a split.
+        tokenizer: renders and encodes them.
+        max_tokens: the limit on a prompt's length; ``None`` for none.
+        overlong: what becomes of a longer one: ``drop`` it, or ``truncate-left``, which keeps its last tokens.
+        vocabulary: rows of the model's embedding; ``None`` if unknown.
+
+    Raises:
+        ConfigError: all prompts are too long, or one has a token that the model has no embedding for.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int | None = None,
+        overlong: Literal["drop", "truncate-left"] = "drop",
+        vocabulary: int | None = None,
+    ) -> None:
+        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts]
+        if vocabulary is not None:
+            _check_tokens(encoded, tokenizer, vocabulary)
+        long = [len(ids) for _, ids in encoded if max_tokens is not None and len(ids) > max_tokens]
+        self.overlong = len(long)
+        if long and overlong == "drop":
+            encoded = [(prompt, ids) for prompt, ids in encoded if len(ids) <= (max_tokens or 0)]
+            if not encoded:
+                raise ConfigError(
+                    f"data.max_prompt_tokens: all {len(long)} prompts are longer than {max_tokens} tokens (the "
+                    f"shortest has {min(long)}): raise it, or set data.overlong to truncate-left"
+                )
+        self.rows = [(prompt, ids[-max_tokens:] if max_tokens else ids) for prompt, ids in encoded]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts that fit, in order."""
+        return [prompt for prompt, _ in self.rows]
+
+    def require_judgeable(self, split: str, verifiers: Sequence[Verifier]) -> None:
+        """Check that each verifier can judge some row. A single row that lacks something is counted when it is judged.
+
+        Raises:
+            ConfigError: all rows of the split lack what a verifier needs.
+        """
+        for verifier in verifiers:
+            lacks = None
+            for prompt, _ in self.rows:
+                try:
+                    verifier.require(prompt)
+                    break
+                except ValueError as error:
+                    lacks = error
+            else:
+                raise ConfigError(
+                    f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; "
+                    "take another verifier, or give the rows what it needs (by answer_column and metadata_columns of "
+                    "Tabular)"
+                )
+
+    def batch(self, rows: Mapping[str, int], recipe: Recipe) -> PromptBatch:
+        """The named rows, as ``{key: row}``."""
+        chosen = [self.rows[row] for row in rows.values()]
+        return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows), recipe)
+
+
+def _check_tokens(
+    encoded: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
+    for prompt, ids in encoded:
+        last = max(ids, default=0)
+        if last >= vocabulary:
+            raise ConfigError(
+                f"data.task: the prompt {prompt.messages[-1]['content'][:80]!r} has the token "
+                f"{tokenizer.decode([last])!r} ({last}), but the embedding has {vocabulary} rows: remove it from the "
+                "prompts and the chat template, or enlarge the model with resize_token_embeddings and save it"
+            )
+
+
+def read_splits(
+    data: RolloutDataModule,
+    splits: Sequence[Split],
+    policy: PolicyConfig,
+    verifiers: Sequence[Verifier],
+    known: Mapping[Split, EncodedPrompts],
+    ranks: int,
+) -> dict[Split, EncodedPrompts]:
+    """Read and tokenise splits, and check that the verifiers can judge them.
+
+    Args:
+        data: its task has the rows.
+        splits: the splits of a stage.
+        policy: its tokenizer encodes them.
+        verifiers: they may need columns of the rows.
+        known: splits that have been read before.
+        ranks: number of processes that share each split.
+
+    Raises:
+        ConfigError: a split is empty, no prompt of it fits, or a verifier needs what the data or all rows lack.
+    """
+    task, read = data.task, dict(known)
+    tokenizer = load_tokenizer(policy.path, policy.revision, task.chat_template, policy.chat_template_kwargs)
+    vocabulary = vocabulary_size(policy)
+    for split in splits:
+        if split in read:
+            continue
+        rows = task.prompts(split)
+        if not rows:
+            raise ConfigError(f"data.task: the {split} split of {type(task).__name__} has no rows")
+        rows = with_columns(rows, verifiers)
+        read[split] = encoded = EncodedPrompts(rows, tokenizer, data.max_prompt_tokens, data.overlong, vocabulary)
+        if split != "train" and len(encoded) < ranks:
+            raise ConfigError(
+                f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices ({ranks}): add rows, "
+                "or use fewer devices"
+            )
+        if encoded.overlong:
+            done = "dropped" if data.overlong == "drop" else "truncated on the left"
+            log.warning(
+                "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
+                encoded.overlong, len(rows), split, data.max_prompt_tokens, done,
+            )  # fmt: skip
+    for note in template_notes(tokenizer, [prompt.messages for split in splits for prompt in read[split].prompts]):
+        log.info(note)
+    for split in splits:
+        read[split].require_judgeable(split, verifiers)
+        for warning in check_sample(task, split, read[split].prompts, verifiers):
+            log.warning(warning)
+    return read
