@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.functional import masked_std
 from grpo_lightning.rollout.experience import Ahead, Experience
+from grpo_lightning.rollout.resampling import is_silent
 
 ROLLOUT_MEANS = (
     "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
@@ -29,11 +32,11 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
         metrics: what is logged is added here.
         reward_names: rewards with curves ``reward/<name>`` of their own.
     """
-    attempts = experience.first_attempts
+    attempts = experience.sampled
     count = len(attempts)
     verdicts = [attempt.verdict for attempt in attempts]
     errors = sum(verdict.error is not None for verdict in verdicts)
-    reward_BG = experience.of_groups(experience.reward_N)
+    reward_BG = torch.tensor([attempt.reward for attempt in attempts]).view(-1, experience.recipe.group_size)
     metrics.add("reward/errors", errors, count)
     metrics.add_masked("reward/mean", reward_BG, ~reward_BG.isnan())
     metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), count - errors)
@@ -43,17 +46,19 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
         rewards = [attempt.rewards_by_verifier[name] for attempt in attempts]
         known = [reward for reward in rewards if math.isfinite(reward)]
         metrics.add(f"reward/{name}", sum(known), len(known))
-    lengths_N = experience.tokens.completion_lengths_N[:count]
-    metrics.add("completion/length_mean", lengths_N.sum(), count)
-    metrics.see("completion/length_max", lengths_N.max())
-    metrics.add("completion/truncated", experience.truncated_N[:count].sum(), count)
+    lengths = [len(attempt.completion.token_ids) for attempt in attempts]
+    metrics.add("completion/length_mean", sum(lengths), count)
+    metrics.see("completion/length_max", max(lengths))
+    metrics.add("completion/truncated", sum(attempt.is_truncated for attempt in attempts), count)
     for phase, seconds in experience.seconds.items():
         metrics.add(f"time/{phase}_s", seconds, 1)
-    metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), experience.seconds["rollout"])
+    metrics.add("throughput/rollout_tokens_per_s", sum(lengths), experience.seconds["rollout"])
     if experience.ahead is not None:
         add_ahead(experience.ahead, metrics)
-    if len(experience) > count:
+    if len(experience) > experience.first:
         add_refinement(experience, metrics)
+    if experience.recipe.resample is not None:
+        add_resampling(experience, metrics)
     if experience.recipe.sampling.truncates:
         add_truncation(experience, metrics)
 
@@ -76,8 +81,23 @@ def add_refinement(experience: Experience, metrics: StepMetrics) -> None:
     metrics.add("reward/correct_after_refinement", sum(solved), len(solved))
 
 
+def add_resampling(experience: Experience, metrics: StepMetrics) -> None:
+    """What replacing groups without a signal took, and what came of it."""
+    size, rows = experience.recipe.group_size, experience.first_attempts
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    useful = [group for group in groups if not is_silent(group)]
+    replaced = len(experience.replaced) // size
+    used, sampled = (
+        sum(len(attempt.completion.token_ids) for attempt in attempts)
+        for attempts in ([attempt for group in useful for attempt in group], experience.sampled)
+    )
+    metrics.add("resample/replaced", replaced, replaced + len(groups))
+    metrics.add("resample/silent", len(groups) - len(useful), len(groups))
+    metrics.add("resample/used_tokens", used, sampled)
+
+
 def add_truncation(experience: Experience, metrics: StepMetrics) -> None:
     """How far top-k, top-p and min-p moved the distribution drawn from, per token on average (nats)."""
-    for attempt in experience.first_attempts:
+    for attempt in experience.sampled:
         drawn, whole = attempt.completion.sampling_logprobs, attempt.completion.logprobs
         metrics.add("policy/truncation_gap", sum(drawn) - sum(whole), len(drawn))

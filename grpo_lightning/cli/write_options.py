@@ -67,6 +67,7 @@ def _classes() -> dict[str, dict[str, type]]:
     from grpo_lightning.models.loading import LoRAConfig
     from grpo_lightning.objectives import Objective
     from grpo_lightning.rollout.refinement import RefinementConfig
+    from grpo_lightning.rollout.resampling import ResampleConfig
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
@@ -74,7 +75,7 @@ def _classes() -> dict[str, dict[str, type]]:
     for kind in (PolicyModule, Task, Verifier, Objective, Advantage, Engine, Callback):
         classes = {cls.__name__: cls for cls in _subclasses(kind) if not inspect.isabstract(cls)}
         found[kind.__name__] = {name: classes[name] for name in sorted(classes)}
-    return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig)}
+    return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig, ResampleConfig)}
 
 
 def _subclasses(kind: type) -> list[type]:

@@ -6,6 +6,7 @@ from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, E
 from grpo_lightning.rollout.learner import Collect, Learner
 from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PromptBatch",
     "Recipe",
     "RefinementConfig",
+    "ResampleConfig",
     "RolloutDataModule",
     "RunCallback",
     "SamplingParams",

@@ -22,6 +22,13 @@ def check_options(data: RolloutDataModule) -> None:
     data.val_sampling.validate("data.val_sampling")
     if data.refinement is not None:
         data.refinement.validate(data.sampling.temperature)
+    if data.resample_silent is not None:
+        data.resample_silent.validate(data.group_size)
+        if data.refinement is not None:
+            raise ConfigError(
+                "data.resample_silent: replaces the groups that data.refinement gives further attempts first, those "
+                "without a success: remove one of the two"
+            )
     counts = {
         "prompts_per_step": data.prompts_per_step,
         "group_size": data.group_size,

@@ -16,6 +16,7 @@ from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig, can_be_refined, choose, follow
+from grpo_lightning.rollout.resampling import Places
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.rollout.scoring import Scoring
 from grpo_lightning.types import Attempt, Completion, Turn
@@ -47,17 +48,26 @@ class Collector:
         self.phases = phases
 
     def __call__(self, prompts: PromptBatch) -> Experience:
-        """``group_size`` attempts at every prompt, and those that follow them, on the policy's device."""
+        """``group_size`` attempts at every prompt, and those that follow or replace them, on the policy's device."""
         recipe, policy = prompts.recipe, self.learner.policy
         refinement = recipe.refinement
         following = refinement if recipe.purpose == "train" else None
-        made = _Attempts(self.learner, recipe, _first_turns(prompts, self.learner), following)
+        made = _Attempts(self.learner, prompts, following)
         self._sample(made, recipe.group_size)
         if refinement is not None and recipe.purpose != "train" and refinement.val_feedback != "none":
             made.follow_in_evaluation(refinement)
             self._sample(made, 1)
-        attempts = [made.attempts[row] for row in range(len(made.turns))]
-        return experience_of(attempts, recipe, made.seconds, policy.pad_token_id, policy.device)
+        places = made.places
+        rows = range(len(made.turns)) if places is None else places.kept
+        replaced = [] if places is None else places.replaced
+        return experience_of(
+            [made.attempts[row] for row in rows],
+            recipe,
+            made.seconds,
+            policy.pad_token_id,
+            policy.device,
+            [made.attempts[row] for row in replaced],
+        )
 
     def _sample(self, made: _Attempts, group_size: int) -> None:
         """Sample and score the turns that have no attempt yet, ``group_size`` of every conversation."""
@@ -76,7 +86,7 @@ class Collector:
                     rows = list(range(start, min(start + at_once, waiting.stop)))
                     requests = [made.request(row) for row in rows]
                     made.decoding = len(rows)
-                    on_finish = partial(made.finish, rows) if made.refinement or scoring.any_slow else None
+                    on_finish = partial(made.finish, rows) if made.may_grow or scoring.any_slow else None
                     completions = self.engine.generate(requests, made.recipe.sampling, on_finish)
                     if on_finish is None:
                         made.finished.update(zip(rows, completions, strict=True))
@@ -87,32 +97,34 @@ class Collector:
         made.seconds["verify"] += verify.seconds + inside
 
 
-def _first_turns(prompts: PromptBatch, learner: Learner) -> list[Turn]:
-    return [
-        Turn(prompt, ids, end, f"{key}/{member}", key)
-        for prompt, ids, key in zip(prompts.prompts, prompts.prompt_ids, prompts.keys, strict=True)
-        for end in [prompt_end(learner.policy.tokenizer, ids)]
-        for member in range(prompts.recipe.group_size)
-    ]
+def _group(prompts: PromptBatch, place: int, learner: Learner) -> list[Turn]:
+    """The first attempts at one of the prompts."""
+    prompt, ids, key = prompts.prompts[place], prompts.prompt_ids[place], prompts.keys[place]
+    end = prompt_end(learner.policy.tokenizer, ids)
+    return [Turn(prompt, ids, end, f"{key}/{member}", key) for member in range(prompts.recipe.group_size)]
 
 
 class _Attempts:
-    """The attempts at a batch of prompts in the making: sampled, judged, and some of them followed by another.
+    """The attempts at a batch of prompts in the making: sampled, judged, and some of them followed or replaced.
 
     Args:
         learner: whose policy samples them.
-        recipe: how.
-        turns: first attempts; the turns that follow are appended.
+        prompts: the prompts, with those that replace them.
         refinement: which failures are followed while others still decode; ``None``: none.
     """
 
-    def __init__(
-        self, learner: Learner, recipe: Recipe, turns: list[Turn], refinement: RefinementConfig | None
-    ) -> None:
+    def __init__(self, learner: Learner, prompts: PromptBatch, refinement: RefinementConfig | None) -> None:
         self.learner = learner
-        self.recipe = recipe
-        self.turns = turns
+        self.prompts = prompts
+        self.recipe: Recipe = prompts.recipe
+        groups, size = len(prompts.prompts), prompts.recipe.group_size
+        self.turns = [turn for place in range(groups) for turn in _group(prompts, place, learner)]
+        """First attempts; the turns that follow, or replace, are appended."""
         self.refinement = refinement
+        self.places: Places | None = None
+        if prompts.replacements:
+            first = [range(place * size, (place + 1) * size) for place in range(groups)]
+            self.places = Places(first, len(prompts.replacements))
         self.attempts: dict[int, Attempt] = {}
         """Judged, by row."""
         self.finished: dict[int, Completion] = {}
@@ -123,8 +135,8 @@ class _Attempts:
         self.seconds = {"rollout": 0.0, "verify": 0.0}
         self.judging_seconds = 0.0
         later_rounds = 0 if refinement is None else refinement.attempts
-        self.budget = 0 if refinement is None else refinement.budget * (len(turns) // recipe.group_size)
-        self.rounds = [list(range(len(turns))), *([] for _ in range(later_rounds))]
+        self.budget = 0 if refinement is None else refinement.budget * groups
+        self.rounds = [list(range(len(self.turns))), *([] for _ in range(later_rounds))]
         """Rows of the first attempts, of those that follow them, ..."""
         self.followed: list[set[int]] = [set() for _ in range(later_rounds)]
         """Places in each round but the last of those that another one follows."""
@@ -146,15 +158,26 @@ class _Attempts:
         self.finished.update(zip(done, completions, strict=True))
         self.decoding -= len(done)
         # Which failures are followed must not depend on how slow a verifier is: slow ones are queried last.
-        spent = all(len(places) == self.budget for places in self.followed)
-        if self.refinement is None or spent or (self.scoring.any_slow and self.decoding):
+        if not self.may_grow or (self.scoring.any_slow and self.decoding):
             return []
         self.judge()
-        following = self._follow(self.refinement)
-        self.decoding += len(following)
-        rows += following
-        temperature = self.refinement.temperature
-        return [self.request(row, temperature) for row in following]
+        count, temperature = len(self.turns), None
+        if self.refinement is not None:
+            self._follow(self.refinement)
+            temperature = self.refinement.temperature
+        if self.places is not None:
+            self._replace(self.places)
+        further = range(count, len(self.turns))
+        self.decoding += len(further)
+        rows += further
+        return [self.request(row, temperature) for row in further]
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether further turns may be appended while others decode."""
+        if self.places is not None and not self.places.settled:
+            return True
+        return self.refinement is not None and any(len(places) < self.budget for places in self.followed)
 
     def judge(self) -> None:
         """Judge what has finished."""
@@ -172,9 +195,15 @@ class _Attempts:
             if has_feedback and can_be_refined(attempt):
                 self._append(attempt, row, refinement)
 
-    def _follow(self, refinement: RefinementConfig) -> range:
-        """Append turns after the failures that get one, and return their rows."""
-        count = len(self.turns)
+    def _replace(self, places: Places) -> None:
+        """Append the groups that replace those without a signal."""
+        for place, number in places.silent(self.attempts):
+            start = len(self.turns)
+            self.turns += _group(self.prompts.replacements[number - 1], place, self.learner)
+            places.replace(place, number, range(start, len(self.turns)))
+
+    def _follow(self, refinement: RefinementConfig) -> None:
+        """Append turns after the failures that get one."""
         for number, followed in enumerate(self.followed):
             rows = self.rounds[number]
             groups = [self.turns[row].group for row in rows]
@@ -182,7 +211,6 @@ class _Attempts:
                 followed.add(place)
                 self.rounds[number + 1].append(len(self.turns))
                 self._append(self.attempts[rows[place]], rows[place], refinement)
-        return range(count, len(self.turns))
 
     def _append(self, attempt: Attempt, row: int, refinement: RefinementConfig) -> None:
         policy = self.learner.policy

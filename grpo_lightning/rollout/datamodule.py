@@ -22,6 +22,7 @@ from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import EvalLoader, TrainLoader
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch, read_splits
 from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
@@ -56,6 +57,7 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: n of pass@k. Default: the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
+        resample_silent: replaces groups whose completions all got the same reward, before the update. Default: none.
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
@@ -77,6 +79,7 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_at_k: list[int] | int | None = None,
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
+        resample_silent: ResampleConfig | None = None,
         max_prompt_tokens: int | None = None,
         rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
@@ -94,6 +97,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
+        self.resample_silent = resample_silent
         self.max_prompt_tokens = max_prompt_tokens
         self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
@@ -183,7 +187,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def recipe(self, purpose: Purpose) -> Recipe:
         """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""
         if purpose == "train":
-            return Recipe(purpose, self.group_size, self.sampling, self.refinement, self.seed)
+            options = (self.group_size, self.sampling, self.refinement, self.seed)
+            return Recipe(purpose, *options, resample=self.resample_silent)
         return Recipe(purpose, 1, self.val_sampling, self.refinement, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
@@ -302,7 +307,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """A few training prompts, the same on every call, without moving on in the training set."""
         prompts = self._prompts["train"]
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        recipe = replace(self.recipe("train"), refinement=None)
+        recipe = replace(self.recipe("train"), refinement=None, resample=None)
         return prompts.batch({f"sample/{row}": row for row in order[:count]}, recipe)
 
     def _evaluated(self, prompts: PromptBatch) -> EvaluationBatch:

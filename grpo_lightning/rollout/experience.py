@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_lightning.rollout.batch import right_padded, token_rows
 from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.resampling import ResampleConfig, is_silent
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Attempt, TokenRows
 
@@ -30,6 +31,7 @@ class Recipe:
         refinement: which failed attempts are followed by another; ``None``: none.
         seed: seeds the sampling, together with each attempt's key.
         step: training steps done before.
+        resample: how groups without a signal are replaced; ``None``: not at all.
     """
 
     purpose: Purpose = "train"
@@ -38,6 +40,7 @@ class Recipe:
     refinement: RefinementConfig | None = None
     seed: int = 0
     step: int = 0
+    resample: ResampleConfig | None = None
 
     @property
     def distills(self) -> bool:
@@ -92,6 +95,7 @@ class Experience:
         sequence_tokens: their tokens; under ``bnpo`` those of this rank.
         is_first_step: whether the policy is still as it was when the step began.
         ahead: how the rollouts were made, with ``data.rollouts_ahead``; ``None`` where the present policy sampled.
+        replaced: attempts of groups without a signal that others have replaced: they are no rows, and in no loss.
     """
 
     recipe: Recipe
@@ -114,6 +118,7 @@ class Experience:
     sequence_tokens: float = 1.0
     is_first_step: bool = True
     ahead: Ahead | None = None
+    replaced: Sequence[Attempt] = ()
 
     def __len__(self) -> int:
         return len(self.attempts)
@@ -121,6 +126,15 @@ class Experience:
     @property
     def first_attempts(self) -> list[Attempt]:
         return self.attempts[: self.first]
+
+    @property
+    def sampled(self) -> list[Attempt]:
+        """All first attempts of the step, one group after another, with those that were replaced.
+
+        Whether a group is replaced depends on its own rewards alone, and a prompt replaces another one unseen: means
+        over these are those of the policy at ordinary prompts (Wald's identity), which those over the rows are not.
+        """
+        return [*self.first_attempts, *self.replaced]
 
     @property
     def last_attempts(self) -> list[Attempt]:
@@ -178,7 +192,12 @@ class Demonstrations:
 
 
 def experience_of(
-    attempts: Sequence[Attempt], recipe: Recipe, seconds: Mapping[str, float], pad: int, device: torch.device
+    attempts: Sequence[Attempt],
+    recipe: Recipe,
+    seconds: Mapping[str, float],
+    pad: int,
+    device: torch.device,
+    replaced: Sequence[Attempt] = (),
 ) -> Experience:
     """Lay attempts out as rows.
 
@@ -191,6 +210,7 @@ def experience_of(
         seconds: how long the phases took.
         pad: token id for the unused places.
         device: where the tensors live.
+        replaced: attempts that others have replaced, one group after another.
     """
     rows = list(attempts) if recipe.refinement is None else _in_rounds(attempts)
     tokens = token_rows([attempt.context for attempt in rows], [attempt.completion.token_ids for attempt in rows], pad)
@@ -204,6 +224,11 @@ def experience_of(
         for attempt, is_distilled in zip(rows, distilled, strict=True)
     ]
     scored_N = tensor(scored)
+    counted_N = scored_N
+    if recipe.resample is not None and recipe.resample.keep == "signal":
+        size = recipe.group_size
+        silent = [is_silent(rows[start : start + size]) for start in range(0, len(rows), size)]
+        counted_N = scored_N & ~tensor(silent).repeat_interleave(size)
     return Experience(
         recipe=recipe,
         attempts=rows,
@@ -216,8 +241,9 @@ def experience_of(
         distilled_N=tensor(distilled),
         truncated_N=tensor([attempt.is_truncated for attempt in rows]),
         seconds=seconds,
-        counted_N=scored_N,
-        learned_N=scored_N,
+        counted_N=counted_N,
+        learned_N=counted_N,
+        replaced=replaced,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle, islice
 
 import torch
 
@@ -18,6 +19,9 @@ class TrainLoader:
     The rows are shuffled anew on every pass, the passes are laid end to end, and each step takes the next
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
     turn, so a step means the same on one device and on several.
+
+    Prompts that replace others (``data.resample_silent``) are drawn at random from the rows that a step does not have,
+    from (seed, step) too, one for each place and round.
 
     It is not a torch ``DataLoader``: workers have nothing to do here, and Lightning would replace the sampler.
 
@@ -48,16 +52,34 @@ class TrainLoader:
             yield self.batch(step)
 
     def batch(self, step: int) -> PromptBatch:
-        """This rank's prompts of a step."""
+        """This rank's prompts of a step, with those that would replace them."""
+        recipe, rounds = replace(self.recipe, step=step), self.recipe.resample.max_rounds if self.recipe.resample else 0
         places = range(self.rank, self.prompts_per_step, self.ranks)
-        rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
-        return self.prompts.batch(rows, replace(self.recipe, step=step))
+        first, *further = self._rows(step, rounds)
+        batch = self.prompts.batch({f"train/{step}/{place}": first[place] for place in places}, recipe)
+        replacements = [
+            self.prompts.batch({f"train/{step}/{place}.{number}": rows[place] for place in places}, recipe)
+            for number, rows in enumerate(further, start=1)
+        ]
+        return replace(batch, replacements=replacements)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.step = state["step"]
+
+    def _rows(self, step: int, rounds: int) -> list[list[int]]:
+        """The rows of a step by place, and of each round those that would replace them."""
+        size = self.prompts_per_step
+        rows = [[self._row(step * size + place) for place in range(size)]]
+        if rounds:
+            generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "replacements", step))
+            order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            others = list(islice((row for row in order if row not in rows[0]), rounds * size)) or order
+            further = list(islice(cycle(others), rounds * size))
+            rows += [further[start : start + size] for start in range(0, len(further), size)]
+        return rows
 
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))

@@ -36,12 +36,14 @@ class PromptBatch:
         prompt_ids: their token ids.
         keys: what each prompt's random numbers are seeded from: its place in the run, the same on any rank.
         recipe: how attempts at them are made.
+        replacements: for each round of ``data.resample_silent`` the prompts that would replace these, place by place.
     """
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
     keys: list[str]
     recipe: Recipe
+    replacements: Sequence[PromptBatch] = ()
 
     def to(self, device: torch.device) -> PromptBatch:
         """Nothing to move: Lightning asks every batch."""

@@ -11,7 +11,7 @@ from grpo_lightning.algorithms import GRPOModule, PPOModule, ScheduledEntropy, S
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
+from grpo_lightning.rollout import Experience, RefinementConfig, ResampleConfig, SamplingParams
 from tests.toy import BrokenVerifier, CopyEngine, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
 
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
@@ -47,7 +47,8 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
     fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
-    fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
+    ahead = rollouts(engine=CopyEngine(), rollouts_ahead=1, resample_silent=ResampleConfig())
+    fit(folder, grpo(path), 2, ahead, callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)
