@@ -1,5 +1,6 @@
 """Rollouts: sampling, the decoding engine, scoring, and the DataModule that feeds the trainer with them."""
 
+from grpo_lightning.rollout.curriculum import Curriculum, EasyToHard, Informative, UniformDraw
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.events import EvaluationEnd, RunCallback, StepEnd, step_ended
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Recipe
@@ -11,10 +12,13 @@ from grpo_lightning.rollout.sampling import SamplingParams
 
 __all__ = [
     "Collect",
+    "Curriculum",
     "Demonstrations",
+    "EasyToHard",
     "EvaluationBatch",
     "EvaluationEnd",
     "Experience",
+    "Informative",
     "Learner",
     "PromptBatch",
     "Recipe",
@@ -24,5 +28,6 @@ __all__ = [
     "RunCallback",
     "SamplingParams",
     "StepEnd",
+    "UniformDraw",
     "step_ended",
 ]

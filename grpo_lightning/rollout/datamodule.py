@@ -14,12 +14,14 @@ from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
 from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
+from grpo_lightning.rollout.curriculum import Curriculum, CurriculumName, named_curriculum
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
-from grpo_lightning.rollout.loader import EvalLoader, TrainLoader
+from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader
+from grpo_lightning.rollout.pass_rates import PassRateKeeper, PassRates
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch, read_splits
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.resampling import ResampleConfig
@@ -58,6 +60,9 @@ class RolloutDataModule(pl.LightningDataModule):
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
         resample_silent: replaces groups whose completions all got the same reward, before the update. Default: none.
+        curriculum: draws the prompts of each step by how often they have been solved: ``uniform``
+            (:class:`UniformDraw`), ``informative`` (:class:`Informative`), ``easy_to_hard`` (:class:`EasyToHard`), or a
+            class by its ``class_path``. Default: passes over all prompts.
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
@@ -80,6 +85,7 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
         resample_silent: ResampleConfig | None = None,
+        curriculum: Curriculum | CurriculumName | None = None,
         max_prompt_tokens: int | None = None,
         rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
@@ -98,6 +104,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
         self.resample_silent = resample_silent
+        self.curriculum = named_curriculum(curriculum)
         self.max_prompt_tokens = max_prompt_tokens
         self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
@@ -111,6 +118,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._learner: Learner
         self._collector: Collector
         self._ahead: LookAhead | None = None
+        self._rates: PassRates | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
         check_options(self)
@@ -145,6 +153,10 @@ class RolloutDataModule(pl.LightningDataModule):
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
+        if stage == "fit" and self.curriculum is not None:
+            self._rates = PassRates(self.prompts("train"))
+            if self.curriculum.pass_rates is not None:
+                self._rates.read(self.curriculum.pass_rates)
         is_ahead = self.rollouts_ahead and stage == "fit"
         self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
         learner.on_data_ready(self, stage)
@@ -155,16 +167,22 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, StepCount)]
-            # It comes first, so that what the others save counts the step.
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (StepCount, PassRateKeeper))]
+            # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
-            callbacks.insert(0, self._steps)
+            callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
 
     def train_dataloader(self) -> TrainLoader:
         self._train_loader = TrainLoader(
-            self._prompts["train"], self.prompts_per_step, self.recipe("train"), *self._ranks
+            self._prompts["train"], self.prompts_per_step, self.recipe("train"), *self._ranks, self._draw()
         )
         return self._train_loader
+
+    def _draw(self) -> Draw | None:
+        curriculum, rates = self.curriculum, self._rates
+        if curriculum is None or rates is None:
+            return None
+        return lambda step, count: curriculum.draw(rates, step, count, self.seed)
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val", "val")
@@ -274,14 +292,19 @@ class RolloutDataModule(pl.LightningDataModule):
             self._pushed = version
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been sampled ahead. A run that is broken off does not wait for more of it."""
-        if self._ahead is None:
-            return {}
-        return {"ahead": self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)}
+        """The pass rates, and what has been sampled ahead. A run that is broken off does not wait for more of it."""
+        state: dict[str, Any] = {}
+        if self._ahead is not None:
+            state["ahead"] = self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)
+        if self._rates is not None:
+            state["pass_rates"] = self._rates.state()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._ahead is not None:
+        if self._ahead is not None and "ahead" in state_dict:
             self._ahead.load(state_dict["ahead"])
+        if self._rates is not None and "pass_rates" in state_dict:
+            self._rates.load(state_dict["pass_rates"])
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""

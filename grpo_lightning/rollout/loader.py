@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 
 from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.sampling import row_seed
+
+Draw = Callable[[int, int], list[int]]
+"""Returns rows, from the number of steps done and how many are wanted."""
 
 
 class TrainLoader:
@@ -31,15 +35,26 @@ class TrainLoader:
         recipe: how every step is made; its seed also seeds the shuffling.
         rank: this process.
         ranks: number of processes.
+        draw: returns different rows for a step, given their number, in place of the next ones of a pass: a curriculum.
     """
 
-    def __init__(self, prompts: EncodedPrompts, prompts_per_step: int, recipe: Recipe, rank: int, ranks: int) -> None:
+    def __init__(
+        self,
+        prompts: EncodedPrompts,
+        prompts_per_step: int,
+        recipe: Recipe,
+        rank: int,
+        ranks: int,
+        draw: Draw | None = None,
+    ) -> None:
         self.prompts = prompts
         self.prompts_per_step = prompts_per_step
         self.recipe = recipe
         self.rank = rank
         self.ranks = ranks
         self.step = 0
+        self._draw = draw
+        self._drawn: tuple[int, list[int]] | None = None
         self._pass: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
@@ -63,23 +78,33 @@ class TrainLoader:
         ]
         return replace(batch, replacements=replacements)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps done, and what has been drawn for a step to come, which is sampled ahead."""
+        drawn = self._drawn
+        return {"step": self.step} | ({"drawn": drawn} if drawn is not None and drawn[0] >= self.step else {})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+        if self._draw is not None:
+            self._drawn = state.get("drawn")
 
     def _rows(self, step: int, rounds: int) -> list[list[int]]:
         """The rows of a step by place, and of each round those that would replace them."""
         size = self.prompts_per_step
-        rows = [[self._row(step * size + place) for place in range(size)]]
+        if self._draw is not None:
+            # What is drawn depends on how far training is, and must not change between two requests.
+            if self._drawn is None or self._drawn[0] != step:
+                self._drawn = step, self._draw(step, size * (1 + rounds))
+            rows = list(islice(cycle(self._drawn[1]), size * (1 + rounds)))
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        rows_of_round = [[self._row(step * size + place) for place in range(size)]]
         if rounds:
             generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "replacements", step))
             order = torch.randperm(len(self.prompts), generator=generator).tolist()
-            others = list(islice((row for row in order if row not in rows[0]), rounds * size)) or order
+            others = list(islice((row for row in order if row not in rows_of_round[0]), rounds * size)) or order
             further = list(islice(cycle(others), rounds * size))
-            rows += [further[start : start + size] for start in range(0, len(further), size)]
-        return rows
+            rows_of_round += [further[start : start + size] for start in range(0, len(further), size)]
+        return rows_of_round
 
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))
