@@ -47,10 +47,11 @@ def measure(module: PolicyModule, data: RolloutDataModule, file: Path) -> str:
             rates.see(count(collect(prompts.batch(rows, recipe)).sampled), 0)
     rates.write(file)
     shares = [record["passes"] / record["attempts"] for record in rates.records()]
-    solved, hopeless = shares.count(1.0), shares.count(0.0)
+    solved, hopeless, rest = shares.count(1.0), shares.count(0.0), sum(0 < share < 1 for share in shares)
+    correct = sum(shares) / max(1, len(shares))
     return (
-        f"{len(shares)} prompts, {recipe.group_size} completions each: "
-        f"{sum(shares) / max(1, len(shares)):.1%} correct; {solved} prompts always solved, {hopeless} never, {len(shares) - solved - hopeless} with a signal\n{file}"
+        f"{len(shares)} prompts, {recipe.group_size} completions each: {correct:.1%} correct; {solved} prompts always "
+        f"solved, {hopeless} never, {rest} with a signal\n{file}"
     )
 
 
