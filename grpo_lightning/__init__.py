@@ -14,7 +14,8 @@ _PACKAGES = {
     "models": ("LoRAConfig", "PolicyConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
-        "GSM8K", "MBPP", "Arithmetic", "Extraction", "HumanEval", "Programs", "ReasoningGym", "Tabular", "Task",
+        "GSM8K", "MBPP", "Arithmetic", "Extraction", "HumanEval", "Mixture", "Programs", "ReasoningGym", "Tabular",
+        "Task", "TaskShare",
     ),
     "verifiers": (
         "AllOf", "AnyOf", "ByColumn", "CodeVerifier", "FormatVerifier", "FunctionVerifier", "JSONSchemaVerifier",

@@ -31,10 +31,16 @@ class Evaluation:
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
         rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is omitted.
+        tasks: the tasks of a mixture, each with an ``<name>/accuracy``. One that no attempt is of is omitted.
     """
 
     def __init__(
-        self, ks: Sequence[int], device: torch.device, refined: str | None = None, rewards: Sequence[str] = ()
+        self,
+        ks: Sequence[int],
+        device: torch.device,
+        refined: str | None = None,
+        rewards: Sequence[str] = (),
+        tasks: Sequence[str] = (),
     ) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
@@ -43,6 +49,7 @@ class Evaluation:
             name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
+        self.accuracies = {task: MeanMetric(nan_strategy="error").to(device) for task in tasks}
         self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct")}
 
     def update(self, batch: EvaluationBatch) -> None:
@@ -58,6 +65,9 @@ class Evaluation:
                 self._see("accuracy", attempt.verdict.correct)
                 self._see("format_valid", attempt.verdict.format_valid)
                 self._see("reward", attempt.reward)
+            for task, mean in self.accuracies.items():
+                # Every rank adds up every name, as below.
+                mean.update(float(attempt.verdict.correct), float(judged and attempt.prompt.task == task))
             for name, mean in self.rewards.items():
                 reward = attempt.rewards_by_verifier[name]
                 # Every rank adds up every name, even if none of its rows had that reward.
@@ -72,9 +82,10 @@ class Evaluation:
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
-        rewards = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
-        rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
-        return {name: mean.compute() for name, mean in self.means.items()} | rewards
+        some = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
+        some |= {f"{task}/accuracy": mean.compute() for task, mean in self.accuracies.items()}
+        some = {name: mean for name, mean in some.items() if not mean.isnan()}
+        return {name: mean.compute() for name, mean in self.means.items()} | some
 
     def counted(self) -> tuple[int, Interval | None]:
         """The prompts, and the accuracy with its interval, over all ranks."""
@@ -108,13 +119,14 @@ class EvaluatedModule(RankedModule):
         """Take from the data what the policy is loaded with, and what an evaluation measures."""
         self.chat_template = data.task.chat_template
         self.longest_row = data.longest_row(self.samples_to_learn)
-        self._pass_at_k, self._refined = data.pass_at_k, None
+        self._pass_at_k, self._refined, self._tasks = data.pass_at_k, None, list(data.task.shares)
         if data.refinement is not None and data.refinement.val_feedback != "none":
             feedback = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
             self._refined = f"accuracy_after_{feedback}"
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, reward_names(self.verifiers))
+        names = reward_names(self.verifiers)
+        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, names, self._tasks)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         self._see("val", batch)
@@ -145,7 +157,7 @@ class EvaluatedModule(RankedModule):
     def _end_evaluation(self, purpose: Purpose) -> None:
         metrics = {f"{purpose}/{name}": float(value) for name, value in self._evaluation.compute().items()}
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name.endswith("/accuracy"))
+            self.log(name, value, prog_bar=name == f"{purpose}/accuracy")
         end = EvaluationEnd(purpose, metrics, *self._evaluation.counted())
         for callback in run_callbacks(self.trainer):
             callback.on_evaluation_end(self.trainer, self, end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -69,13 +70,25 @@ class Curriculum(ABC):
             out_N |= share_N <= self.hopeless
         return out_N & (attempts_N > 0) & (step - rates.step_N < self.return_after)
 
-    def draw(self, rates: PassRates, step: int, count: int, seed: int) -> list[int]:
-        """Different rows, from (seed, step) and the pass rates alone; fewer than ``count`` if there are fewer rows."""
+    def draw(
+        self, rates: PassRates, step: int, count: int, seed: int, parts: Sequence[tuple[list[int], float]] = ()
+    ) -> list[int]:
+        """Different rows, from (seed, step) and the pass rates alone; fewer than ``count`` if there are fewer rows.
+
+        Args:
+            rates: what is known of the rows.
+            step: training steps done.
+            count: how many.
+            seed: the run's.
+            parts: the rows of each task of a mixture, and its share of the weights.
+        """
         rate_N = (rates.passes_N + 1) / (rates.attempts_N + 2)
         weight_N = self.weights(rate_N, step).double()
         if weight_N.shape != rate_N.shape or not (weight_N.isfinite() & (weight_N >= 0)).all():
             raise ConfigError(f"data.curriculum: {type(self).__name__}.weights must return a number >= 0 for each row")
         weight_N = torch.where(self.excluded(rates, step), 0.0, weight_N)
+        for rows, share in parts:
+            weight_N[rows] *= share / weight_N[rows].sum().clamp(min=torch.finfo(weight_N.dtype).tiny)
         generator = torch.Generator().manual_seed(row_seed(seed, "curriculum", step))
         # The first arrivals of Poisson processes with these rates are a weighted draw without replacement.
         arrival_N = torch.empty_like(weight_N).exponential_(generator=generator) / weight_N

@@ -20,7 +20,7 @@ from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
-from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader
+from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader, parts_of
 from grpo_lightning.rollout.pass_rates import PassRateKeeper, PassRates
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch, read_splits
 from grpo_lightning.rollout.refinement import RefinementConfig
@@ -174,7 +174,12 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         self._train_loader = TrainLoader(
-            self._prompts["train"], self.prompts_per_step, self.recipe("train"), *self._ranks, self._draw()
+            self._prompts["train"],
+            self.prompts_per_step,
+            self.recipe("train"),
+            *self._ranks,
+            self.task.shares,
+            self._draw(),
         )
         return self._train_loader
 
@@ -182,7 +187,8 @@ class RolloutDataModule(pl.LightningDataModule):
         curriculum, rates = self.curriculum, self._rates
         if curriculum is None or rates is None:
             return None
-        return lambda step, count: curriculum.draw(rates, step, count, self.seed)
+        parts = [(part.rows, part.weight) for part in parts_of(self.prompts("train"), self.task.shares)]
+        return lambda step, count: curriculum.draw(rates, step, count, self.seed, parts)
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val", "val")

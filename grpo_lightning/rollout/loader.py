@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.sampling import row_seed
+from grpo_lightning.tasks.shares import apportion
+from grpo_lightning.types import Prompt
 
 Draw = Callable[[int, int], list[int]]
 """Returns rows, from the number of steps done and how many are wanted."""
 
 
+class Part(NamedTuple):
+    """A task of a mixture: its name, its rows, its weight."""
+
+    name: str
+    rows: list[int]
+    weight: float
+
+
+def parts_of(prompts: Sequence[Prompt], shares: Mapping[str, float]) -> list[Part]:
+    """The tasks of a mixture; none for a task that is not one.
+
+    Raises:
+        ConfigError: a task has no rows.
+    """
+    parts = [
+        Part(name, [row for row, prompt in enumerate(prompts) if prompt.task == name], weight)
+        for name, weight in shares.items()
+    ]
+    for part in parts:
+        if not part.rows:
+            raise ConfigError(f"data.task: no training prompt of {part.name} fits data.max_prompt_tokens: raise it")
+    return parts
+
+
 class TrainLoader:
     """The prompts of every training step, from (seed, step) alone; its place goes into checkpoints.
+
+    Tasks of a mixture share the places of a pass by weight; each has its own passes over its own rows.
 
     The rows are shuffled anew on every pass, the passes are laid end to end, and each step takes the next
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
@@ -35,6 +65,7 @@ class TrainLoader:
         recipe: how every step is made; its seed also seeds the shuffling.
         rank: this process.
         ranks: number of processes.
+        shares: weights of the tasks of a mixture, by ``Prompt.task``.
         draw: returns different rows for a step, given their number, in place of the next ones of a pass: a curriculum.
     """
 
@@ -45,6 +76,7 @@ class TrainLoader:
         recipe: Recipe,
         rank: int,
         ranks: int,
+        shares: Mapping[str, float] = MappingProxyType({}),
         draw: Draw | None = None,
     ) -> None:
         self.prompts = prompts
@@ -53,6 +85,7 @@ class TrainLoader:
         self.rank = rank
         self.ranks = ranks
         self.step = 0
+        self._parts = parts_of(prompts.prompts, shares)
         self._draw = draw
         self._drawn: tuple[int, list[int]] | None = None
         self._pass: tuple[int, list[int]] | None = None
@@ -99,8 +132,7 @@ class TrainLoader:
             return [rows[start : start + size] for start in range(0, len(rows), size)]
         rows_of_round = [[self._row(step * size + place) for place in range(size)]]
         if rounds:
-            generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "replacements", step))
-            order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            order = self._order("replacements", step)
             others = list(islice((row for row in order if row not in rows_of_round[0]), rounds * size)) or order
             further = list(islice(cycle(others), rounds * size))
             rows_of_round += [further[start : start + size] for start in range(0, len(further), size)]
@@ -109,9 +141,28 @@ class TrainLoader:
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))
         if self._pass is None or self._pass[0] != number:
-            generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "pass", number))
-            self._pass = number, torch.randperm(len(self.prompts), generator=generator).tolist()
+            self._pass = number, self._order("pass", number)
         return self._pass[1][within]
+
+    def _order(self, tag: str, number: int) -> list[int]:
+        """As many rows as there are, shuffled; those of the tasks of a mixture by weight."""
+        order = self._shuffled(len(self.prompts), tag, number)
+        if not self._parts:
+            return order
+        rows: list[int] = []
+        sizes = apportion(len(order), [part.weight for part in self._parts])
+        for (name, own, _), size in zip(self._parts, sizes, strict=True):
+            for place in range(number * size, (number + 1) * size):
+                turn, within = divmod(place, len(own))
+                if place == number * size or within == 0:
+                    shuffled = self._shuffled(len(own), tag, name, turn)
+                rows.append(own[shuffled[within]])
+        return [rows[place] for place in order]
+
+    def _shuffled(self, count: int, *tag: int | str) -> list[int]:
+        generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, *tag))
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        return order
 
 
 class EvalLoader:

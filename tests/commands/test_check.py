@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_pass_rates_are_measured_and_a_run_starts_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "rates.jsonl"
-    main(["check", *FEW, "--data.group_size", "4", "--data.rollout_rows_at_once", "8", "--pass-rates", str(file)])
+def test_pass_rates_are_measured_and_a_run_starts_from_them(
+    tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, few = tmp_path / "rates.jsonl", [*FEW, "--model.init_args.policy.path", tiny_model("llama")]
+    main(["check", *few, "--data.group_size", "4", "--data.rollout_rows_at_once", "8", "--pass-rates", str(file)])
     assert "9 prompts, 4 completions each:" in capsys.readouterr().out
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["attempts"] for line in lines] == [4] * 9
@@ -34,7 +37,7 @@ def test_pass_rates_are_measured_and_a_run_starts_from_them(tmp_path: Path, caps
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     curriculum = {"class_path": "EasyToHard", "init_args": {"pass_rates": str(file)}}
     main([
-        "fit", *FEW, "--warm_start", "null", "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "1",
+        "fit", *few, "--warm_start", "null", "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "1",
         "--data.prompts_per_step", "3", "--data.group_size", "2", "--data.curriculum", json.dumps(curriculum),
     ])  # fmt: skip
     after = [json.loads(line) for line in (tmp_path / "run" / "pass_rates.jsonl").read_text().splitlines()]
