@@ -113,7 +113,7 @@ class Informative(Curriculum):
 
 
 class EasyToHard(Curriculum):
-    """The easiest prompts first, and more of them as training goes on.
+    """The easiest prompts first, and more of them as training continues.
 
     At step ``t`` the easiest ``c(t) = min(1, sqrt(t / steps (1 - start^2) + start^2))`` of the prompts are drawn alike:
     the competence of Platanios et al. (arXiv 1903.09848), with pass rates as the difficulty. Equal rates are admitted

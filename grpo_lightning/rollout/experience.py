@@ -95,7 +95,7 @@ class Experience:
         sequence_tokens: their tokens; under ``bnpo`` those of this rank.
         is_first_step: whether the policy is still as it was when the step began.
         ahead: how the rollouts were made, with ``data.rollouts_ahead``; ``None`` where the present policy sampled.
-        replaced: attempts of groups without a signal that others have replaced: they are no rows, and in no loss.
+        replaced: attempts of groups without a signal that others have replaced; not rows, and not learned from.
     """
 
     recipe: Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -54,8 +54,8 @@ class TrainLoader:
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
     turn, so a step means the same on one device and on several.
 
-    Prompts that replace others (``data.resample_silent``) are drawn at random from the rows that a step does not have,
-    from (seed, step) too, one for each place and round.
+    Prompts that replace others (``data.resample_silent``) are drawn at random from the rows of the same task that a
+    step does not have, from (seed, step) too, one for each place and round.
 
     It is not a torch ``DataLoader``: workers have nothing to do here, and Lightning would replace the sampler.
 
@@ -66,7 +66,7 @@ class TrainLoader:
         rank: this process.
         ranks: number of processes.
         shares: weights of the tasks of a mixture, by ``Prompt.task``.
-        draw: returns different rows for a step, given their number, in place of the next ones of a pass: a curriculum.
+        draw: returns different rows for a step, given their number, instead of the next ones of a pass: a curriculum.
     """
 
     def __init__(
@@ -132,21 +132,26 @@ class TrainLoader:
             return [rows[start : start + size] for start in range(0, len(rows), size)]
         rows_of_round = [[self._row(step * size + place) for place in range(size)]]
         if rounds:
-            order = self._order("replacements", step)
-            others = list(islice((row for row in order if row not in rows_of_round[0]), rounds * size)) or order
-            further = list(islice(cycle(others), rounds * size))
-            rows_of_round += [further[start : start + size] for start in range(0, len(further), size)]
+            order = self._shuffled(len(self.prompts), "replacements", step)
+            tasks = [self.prompts.rows[row][0].task for row in rows_of_round[0]]
+            others = {task: self._others(task, order, {*rows_of_round[0]}) for task in tasks}
+            rows_of_round += [[next(others[task]) for task in tasks] for _ in range(rounds)]
         return rows_of_round
+
+    def _others(self, task: str, order: list[int], taken: set[int]) -> Iterator[int]:
+        """Rows of a task without end, in an order: first those that are not taken."""
+        own = [row for row in order if self.prompts.rows[row][0].task == task]
+        return chain((row for row in own if row not in taken), cycle(own))
 
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))
         if self._pass is None or self._pass[0] != number:
-            self._pass = number, self._order("pass", number)
+            self._pass = number, self._order(number)
         return self._pass[1][within]
 
-    def _order(self, tag: str, number: int) -> list[int]:
-        """As many rows as there are, shuffled; those of the tasks of a mixture by weight."""
-        order = self._shuffled(len(self.prompts), tag, number)
+    def _order(self, number: int) -> list[int]:
+        """The rows of a pass, as many as there are; those of the tasks of a mixture by weight."""
+        order = self._shuffled(len(self.prompts), "pass", number)
         if not self._parts:
             return order
         rows: list[int] = []
@@ -155,7 +160,7 @@ class TrainLoader:
             for place in range(number * size, (number + 1) * size):
                 turn, within = divmod(place, len(own))
                 if place == number * size or within == 0:
-                    shuffled = self._shuffled(len(own), tag, name, turn)
+                    shuffled = self._shuffled(len(own), "pass", name, turn)
                 rows.append(own[shuffled[within]])
         return [rows[place] for place in order]
 

@@ -73,7 +73,7 @@ class PassRates:
         return self._step_K[self._place_of_N]
 
     def see(self, counts: Counts, step: int) -> None:
-        """Take the visits of a step. Prompts that are no rows are ignored."""
+        """Take the visits of a step. Prompts that are not among the rows are ignored."""
         for prompt, (passes, attempts) in counts.items():
             place = self._place.get(prompt)
             if place is not None:

@@ -36,7 +36,7 @@ class PromptBatch:
         prompt_ids: their token ids.
         keys: what each prompt's random numbers are seeded from: its place in the run, the same on any rank.
         recipe: how attempts at them are made.
-        replacements: for each round of ``data.resample_silent`` the prompts that would replace these, place by place.
+        replacements: prompts that would replace these, place by place, for each round of ``data.resample_silent``.
     """
 
     prompts: list[Prompt]

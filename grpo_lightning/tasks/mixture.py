@@ -79,11 +79,9 @@ class Mixture(Task):
         for share in tasks:
             name = type(share.task).__name__ if share.name is None else share.name
             if name in self.tasks:
-                raise ConfigError(f"{_ARGS}.tasks: two tasks are called {name!r}: give each a name of its own")
+                raise ConfigError(f"{_ARGS}.tasks: two tasks are called {name!r}: give each a different name")
             if not name or "/" in name or name == "reward":
-                raise ConfigError(
-                    f"{_ARGS}.tasks: {name!r} cannot be the name of a task: val/{name}/accuracy is a curve"
-                )
+                raise ConfigError(f"{_ARGS}.tasks: {name!r} cannot be a name, for curves are called by it: rename it")
             if not 0 < share.weight < math.inf:
                 raise ConfigError(f"{_ARGS}.tasks: the weight of {name} must be above 0, not {share.weight}")
             if isinstance(share.task, Mixture):
