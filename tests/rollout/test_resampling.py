@@ -306,7 +306,9 @@ def test_what_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> No
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     def run(folder: Path, **options: Any) -> dict[str, Any]:
-        data = rollouts(resample_silent=ResampleConfig(), group_size=2, prompts_per_step=4, task=ToyTask(rows=9))
+        # What the second step draws depends on the pass rates of both processes.
+        shape: dict[str, Any] = {"group_size": 2, "prompts_per_step": 4, "task": ToyTask(rows=20)}
+        data = rollouts(resample_silent=ResampleConfig(), curriculum="informative", **shape)
         module = grpo(tiny_model("llama"), verifiers=[Even()])
         callbacks = [RunCheckpoint(monitor=None)]
         fit(folder, module, 2, data, callbacks=callbacks, enable_checkpointing=True, **options)
@@ -316,5 +318,7 @@ def test_two_processes_take_the_steps_of_one(tiny_model: Callable[[str], str], t
     one = run(tmp_path / "one")
     two = run(tmp_path / "two", devices=2, strategy="ddp_fork")
     assert one["totals"]["rollout_tokens"] == two["totals"]["rollout_tokens"]
+    rates, others = (state["RolloutDataModule"]["pass_rates"] for state in (one, two))
+    assert {name: column.tolist() for name, column in rates.items()} == {n: c.tolist() for n, c in others.items()}
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-3, atol=1e-4)
