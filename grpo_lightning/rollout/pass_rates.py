@@ -111,6 +111,7 @@ class PassRates:
 
     def write(self, file: Path) -> None:
         """Write one JSON object per line, under another name first: a file that is there is whole."""
+        file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.part")
         part.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in self.records()), "utf-8")
         part.replace(file)

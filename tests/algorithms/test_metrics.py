@@ -49,7 +49,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
     mixture = Mixture([TaskShare(ToyTask(), "toy")])
-    fit(folder, grpo(path), 1, rollouts(task=mixture), **options)
+    fit(folder, grpo(path), 2, rollouts(task=mixture), **options)
     ahead = rollouts(engine=CopyEngine(), rollouts_ahead=1, resample_silent=ResampleConfig())
     fit(folder, grpo(path), 2, ahead, callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
