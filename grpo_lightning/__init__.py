@@ -11,11 +11,12 @@ __version__ = "0.1.0"
 
 _PACKAGES = {
     "algorithms": ("GRPOModule", "PPOModule", "SFTModule"),
+    "environments": ("Environment", "GuessNumber", "PythonEnvironment", "Reply", "Step", "ToolEnvironment"),
     "models": ("LoRAConfig", "PolicyConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
-        "GSM8K", "MBPP", "Arithmetic", "Extraction", "HumanEval", "Mixture", "Programs", "ReasoningGym", "Tabular",
-        "Task", "TaskShare",
+        "GSM8K", "MBPP", "Arithmetic", "Calculations", "Extraction", "HumanEval", "Mixture", "Numbers", "Programs",
+        "ReasoningGym", "Tabular", "Task", "TaskShare",
     ),
     "verifiers": (
         "AllOf", "AnyOf", "ByColumn", "CodeVerifier", "FormatVerifier", "FunctionVerifier", "JSONSchemaVerifier",

@@ -15,7 +15,7 @@ from grpo_lightning.rollout.resampling import is_silent
 ROLLOUT_MEANS = (
     "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
     "reward/correct_after_refinement", "refinement/correct", "refinement/attempts",
-    "completion/length_mean", "completion/truncated",
+    "completion/length_mean", "completion/truncated", "episode/turns",
     "policy/truncation_gap",
     "time/rollout_s", "time/verify_s",
     "throughput/rollout_tokens_per_s",
@@ -32,30 +32,32 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
         metrics: what is logged is added here.
         reward_names: rewards with curves ``reward/<name>`` of their own.
     """
-    attempts = experience.sampled
-    count = len(attempts)
-    verdicts = [attempt.verdict for attempt in attempts]
+    outcomes = experience.outcomes
+    count = len(outcomes)
+    verdicts = [outcome.verdict for outcome in outcomes]
     errors = sum(verdict.error is not None for verdict in verdicts)
-    reward_BG = torch.tensor([attempt.reward for attempt in attempts]).view(-1, experience.recipe.group_size)
+    reward_BG = torch.tensor([outcome.reward for outcome in outcomes]).view(-1, experience.recipe.group_size)
     metrics.add("reward/errors", errors, count)
     metrics.add_masked("reward/mean", reward_BG, ~reward_BG.isnan())
     metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), count - errors)
     metrics.add("reward/format_valid", sum(verdict.format_valid for verdict in verdicts), count - errors)
     metrics.add("reward/std", masked_std(reward_BG, ~reward_BG.isnan(), dim=1).sum(), len(reward_BG))
     for name in reward_names:
-        rewards = [attempt.rewards_by_verifier[name] for attempt in attempts]
+        rewards = [outcome.rewards_by_verifier[name] for outcome in outcomes]
         known = [reward for reward in rewards if math.isfinite(reward)]
         metrics.add(f"reward/{name}", sum(known), len(known))
-    lengths = [len(attempt.completion.token_ids) for attempt in attempts]
-    metrics.add("completion/length_mean", sum(lengths), count)
-    metrics.see("completion/length_max", max(lengths))
-    metrics.add("completion/truncated", sum(attempt.is_truncated for attempt in attempts), count)
+    tokens = [outcome.tokens for outcome in outcomes]
+    metrics.add("completion/length_mean", sum(tokens), count)
+    metrics.see("completion/length_max", float(max(tokens)))
+    metrics.add("completion/truncated", sum(outcome.is_truncated for outcome in outcomes), count)
     for phase, seconds in experience.seconds.items():
         metrics.add(f"time/{phase}_s", seconds, 1)
-    metrics.add("throughput/rollout_tokens_per_s", sum(lengths), experience.seconds["rollout"])
+    metrics.add("throughput/rollout_tokens_per_s", sum(tokens), experience.seconds["rollout"])
     if experience.ahead is not None:
         add_ahead(experience.ahead, metrics)
-    if len(experience) > experience.first:
+    if experience.recipe.environment is not None:
+        metrics.add("episode/turns", len(experience), count)
+    elif len(experience) > experience.first:
         add_refinement(experience, metrics)
     if experience.recipe.resample is not None:
         add_resampling(experience, metrics)
@@ -98,6 +100,6 @@ def add_resampling(experience: Experience, metrics: StepMetrics) -> None:
 
 def add_truncation(experience: Experience, metrics: StepMetrics) -> None:
     """How far top-k, top-p and min-p moved the distribution drawn from, per token on average (nats)."""
-    for attempt in experience.sampled:
+    for attempt in experience.attempts if experience.recipe.environment is not None else experience.sampled:
         drawn, whole = attempt.completion.sampling_logprobs, attempt.completion.logprobs
         metrics.add("policy/truncation_gap", sum(drawn) - sum(whole), len(drawn))

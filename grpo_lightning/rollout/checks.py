@@ -22,8 +22,17 @@ def check_options(data: RolloutDataModule) -> None:
     data.val_sampling.validate("data.val_sampling")
     if data.refinement is not None:
         data.refinement.validate(data.sampling.temperature)
+        if data.environment is not None:
+            raise ConfigError(
+                "data.refinement: an environment gives its own feedback: remove data.refinement or data.environment"
+            )
     if data.resample_silent is not None:
         data.resample_silent.validate(data.group_size)
+        if data.environment is not None:
+            raise ConfigError(
+                "data.resample_silent: replaces attempts of one turn, not the episodes of data.environment: remove one "
+                "of the two"
+            )
         if data.refinement is not None:
             raise ConfigError(
                 "data.resample_silent: replaces the groups that data.refinement gives further attempts first, those "

@@ -1,25 +1,24 @@
-"""Collecting experience: sample, score, and give failed completions another attempt."""
+"""Collecting experience: sample, score, and sample what follows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
-from grpo_lightning.models.tokenizer import prompt_end
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.engines.base import Request, Sampler
-from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
+from grpo_lightning.rollout.attempts import Attempts, Follower
+from grpo_lightning.rollout.engines.base import Sampler
+from grpo_lightning.rollout.episodes import Episodes
+from grpo_lightning.rollout.experience import Experience, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import PromptBatch
-from grpo_lightning.rollout.refinement import RefinementConfig, can_be_refined, choose, follow
-from grpo_lightning.rollout.resampling import Places
-from grpo_lightning.rollout.sampling import row_seed
-from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Attempt, Completion, Turn
+from grpo_lightning.rollout.replacing import Replacing, group_turns
+from grpo_lightning.rollout.rounds import Rounds
+from grpo_lightning.rollout.scoring import Scoring, all_reward_names
 
 
 class Collector:
@@ -50,26 +49,31 @@ class Collector:
     def __call__(self, prompts: PromptBatch) -> Experience:
         """``group_size`` attempts at every prompt, and those that follow or replace them, on the policy's device."""
         recipe, policy = prompts.recipe, self.learner.policy
+        if recipe.environment is not None:
+            return self._episodes(prompts, recipe.environment)
+        places = range(len(prompts.prompts))
+        firsts = [turn for place in places for turn in group_turns(prompts, place, policy.tokenizer)]
         refinement = recipe.refinement
-        following = refinement if recipe.purpose == "train" else None
-        made = _Attempts(self.learner, prompts, following)
+        rounds = None if refinement is None else Rounds(refinement, policy, len(firsts), recipe.group_size)
+        in_training = rounds if recipe.purpose == "train" else None
+        replacing = Replacing(prompts, policy.tokenizer) if prompts.replacements else None
+        made = Attempts(recipe, firsts, in_training or replacing or Follower())
         self._sample(made, recipe.group_size)
-        if refinement is not None and recipe.purpose != "train" and refinement.val_feedback != "none":
-            made.follow_in_evaluation(refinement)
+        if rounds is not None and in_training is None and rounds.refinement.val_feedback != "none":
+            made.append(rounds.follow_in_evaluation(made))
             self._sample(made, 1)
-        places = made.places
-        rows = range(len(made.turns)) if places is None else places.kept
-        replaced = [] if places is None else places.replaced
-        return experience_of(
-            [made.attempts[row] for row in rows],
-            recipe,
-            made.seconds,
-            policy.pad_token_id,
-            policy.device,
-            [made.attempts[row] for row in replaced],
-        )
+        replaced = [] if replacing is None else replacing.replaced(made)
+        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device, replaced)
 
-    def _sample(self, made: _Attempts, group_size: int) -> None:
+    def _episodes(self, prompts: PromptBatch, environment: Environment) -> Experience:
+        recipe, policy = prompts.recipe, self.learner.policy
+        names = all_reward_names(self.learner.verifiers)
+        episodes = Episodes(environment, policy, recipe.sampling.cap, names, recipe.seed)
+        made = Attempts(recipe, episodes.first_turns(prompts), episodes)
+        self._sample(made, recipe.group_size)
+        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+
+    def _sample(self, made: Attempts, group_size: int) -> None:
         """Sample and score the turns that have no attempt yet, ``group_size`` of every conversation."""
         waiting = range(len(made.attempts), len(made.turns))
         if not waiting:
@@ -86,7 +90,7 @@ class Collector:
                     rows = list(range(start, min(start + at_once, waiting.stop)))
                     requests = [made.request(row) for row in rows]
                     made.decoding = len(rows)
-                    on_finish = partial(made.finish, rows) if made.may_grow or scoring.any_slow else None
+                    on_finish = partial(made.finish, rows) if made.follower.watches or scoring.any_slow else None
                     completions = self.engine.generate(requests, made.recipe.sampling, on_finish)
                     if on_finish is None:
                         made.finished.update(zip(rows, completions, strict=True))
@@ -95,123 +99,3 @@ class Collector:
                 made.judge()
         made.seconds["rollout"] += rollout.seconds - inside
         made.seconds["verify"] += verify.seconds + inside
-
-
-def _group(prompts: PromptBatch, place: int, learner: Learner) -> list[Turn]:
-    """The first attempts at one of the prompts."""
-    prompt, ids, key = prompts.prompts[place], prompts.prompt_ids[place], prompts.keys[place]
-    end = prompt_end(learner.policy.tokenizer, ids)
-    return [Turn(prompt, ids, end, f"{key}/{member}", key) for member in range(prompts.recipe.group_size)]
-
-
-class _Attempts:
-    """The attempts at a batch of prompts in the making: sampled, judged, and some of them followed or replaced.
-
-    Args:
-        learner: whose policy samples them.
-        prompts: the prompts, with those that replace them.
-        refinement: which failures are followed while others still decode; ``None``: none.
-    """
-
-    def __init__(self, learner: Learner, prompts: PromptBatch, refinement: RefinementConfig | None) -> None:
-        self.learner = learner
-        self.prompts = prompts
-        self.recipe: Recipe = prompts.recipe
-        groups, size = len(prompts.prompts), prompts.recipe.group_size
-        self.turns = [turn for place in range(groups) for turn in _group(prompts, place, learner)]
-        """First attempts; the turns that follow, or replace, are appended."""
-        self.refinement = refinement
-        self.places: Places | None = None
-        if prompts.replacements:
-            first = [range(place * size, (place + 1) * size) for place in range(groups)]
-            self.places = Places(first, len(prompts.replacements))
-        self.attempts: dict[int, Attempt] = {}
-        """Judged, by row."""
-        self.finished: dict[int, Completion] = {}
-        """What is not judged yet, by row."""
-        self.decoding = 0
-        """Rows that the engine has not handed over yet."""
-        self.scoring: Scoring
-        self.seconds = {"rollout": 0.0, "verify": 0.0}
-        self.judging_seconds = 0.0
-        later_rounds = 0 if refinement is None else refinement.attempts
-        self.budget = 0 if refinement is None else refinement.budget * groups
-        self.rounds = [list(range(len(self.turns))), *([] for _ in range(later_rounds))]
-        """Rows of the first attempts, of those that follow them, ..."""
-        self.followed: list[set[int]] = [set() for _ in range(later_rounds)]
-        """Places in each round but the last of those that another one follows."""
-
-    def request(self, row: int, temperature: float | None = None) -> Request:
-        turn = self.turns[row]
-        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature)
-
-    def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
-        """Take completions from the engine, and return what to sample next.
-
-        Args:
-            rows: the rows of the turns by the engine's numbers; those of further ones are appended.
-            numbers: the engine's numbers of the completions.
-            completions: one per number.
-        """
-        done = [rows[number] for number in numbers]
-        self.scoring.hand_over(done, completions)
-        self.finished.update(zip(done, completions, strict=True))
-        self.decoding -= len(done)
-        # Which failures are followed must not depend on how slow a verifier is: slow ones are queried last.
-        if not self.may_grow or (self.scoring.any_slow and self.decoding):
-            return []
-        self.judge()
-        count, temperature = len(self.turns), None
-        if self.refinement is not None:
-            self._follow(self.refinement)
-            temperature = self.refinement.temperature
-        if self.places is not None:
-            self._replace(self.places)
-        further = range(count, len(self.turns))
-        self.decoding += len(further)
-        rows += further
-        return [self.request(row, temperature) for row in further]
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether further turns may be appended while others decode."""
-        if self.places is not None and not self.places.settled:
-            return True
-        return self.refinement is not None and any(len(places) < self.budget for places in self.followed)
-
-    def judge(self) -> None:
-        """Judge what has finished."""
-        started = time.perf_counter()
-        rows = sorted(self.finished)
-        completions = [self.finished[row] for row in rows]
-        self.attempts.update(zip(rows, self.scoring.attempts(rows, completions), strict=True))
-        self.finished.clear()
-        self.judging_seconds += time.perf_counter() - started
-
-    def follow_in_evaluation(self, refinement: RefinementConfig) -> None:
-        """Append a turn after each failure that ``val_feedback`` has feedback for."""
-        for row, attempt in list(self.attempts.items()):
-            has_feedback = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
-            if has_feedback and can_be_refined(attempt):
-                self._append(attempt, row, refinement)
-
-    def _replace(self, places: Places) -> None:
-        """Append the groups that replace those without a signal."""
-        for place, number in places.silent(self.attempts):
-            start = len(self.turns)
-            self.turns += _group(self.prompts.replacements[number - 1], place, self.learner)
-            places.replace(place, number, range(start, len(self.turns)))
-
-    def _follow(self, refinement: RefinementConfig) -> None:
-        """Append turns after the failures that get one."""
-        for number, followed in enumerate(self.followed):
-            rows = self.rounds[number]
-            groups = [self.turns[row].group for row in rows]
-            for place in choose([self.attempts.get(row) for row in rows], groups, self.budget, followed):
-                followed.add(place)
-                self.rounds[number + 1].append(len(self.turns))
-                self._append(self.attempts[rows[place]], rows[place], refinement)
-
-    def _append(self, attempt: Attempt, row: int, refinement: RefinementConfig) -> None:
-        policy = self.learner.policy
-        self.turns.append(follow(policy.tokenizer, attempt, row, refinement, policy.terminators))

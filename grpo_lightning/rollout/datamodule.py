@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
@@ -22,10 +23,11 @@ from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, E
 from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader, parts_of
 from grpo_lightning.rollout.pass_rates import PassRateKeeper, PassRates
-from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch, read_splits
+from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.rollout.splits import load_splits, longest_prompt
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import Prompt
@@ -60,9 +62,10 @@ class RolloutDataModule(pl.LightningDataModule):
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
         resample_silent: replaces groups whose completions all got the same reward, before the update. Default: none.
-        curriculum: draws the prompts of each step by how often they have been solved: ``uniform``
-            (:class:`UniformDraw`), ``informative`` (:class:`Informative`), ``easy_to_hard`` (:class:`EasyToHard`), or a
-            class by its ``class_path``. Default: passes over all prompts.
+        curriculum: draws prompts by their pass rates: ``uniform`` (:class:`UniformDraw`), ``informative``
+            (:class:`Informative`), ``easy_to_hard`` (:class:`EasyToHard`), or a class. Default: passes over all.
+        environment: replies to the policy, turn by turn, in training and in evaluations. Default: every completion is
+            judged at once.
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
@@ -86,6 +89,7 @@ class RolloutDataModule(pl.LightningDataModule):
         refinement: RefinementConfig | None = None,
         resample_silent: ResampleConfig | None = None,
         curriculum: Curriculum | CurriculumName | None = None,
+        environment: Environment | None = None,
         max_prompt_tokens: int | None = None,
         rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
@@ -105,6 +109,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.refinement = refinement
         self.resample_silent = resample_silent
         self.curriculum = named_curriculum(curriculum)
+        self.environment = environment
         self.max_prompt_tokens = max_prompt_tokens
         self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
@@ -148,15 +153,13 @@ class RolloutDataModule(pl.LightningDataModule):
         learner = self._learner = learner_of(trainer)
         self.check_devices(trainer.world_size)
         check_trainer(trainer)
-        policy, verifiers = learner.policy_config, list(learner.verifiers.values())
-        self._prompts = read_splits(self, STAGE_SPLITS[stage], policy, verifiers, self._prompts, trainer.world_size)
+        policy = learner.policy_config
+        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
         if stage == "fit" and self.curriculum is not None:
-            self._rates = PassRates(self.prompts("train"))
-            if self.curriculum.pass_rates is not None:
-                self._rates.read(self.curriculum.pass_rates)
+            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         is_ahead = self.rollouts_ahead and stage == "fit"
         self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
         learner.on_data_ready(self, stage)
@@ -173,14 +176,8 @@ class RolloutDataModule(pl.LightningDataModule):
             callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
 
     def train_dataloader(self) -> TrainLoader:
-        self._train_loader = TrainLoader(
-            self._prompts["train"],
-            self.prompts_per_step,
-            self.recipe("train"),
-            *self._ranks,
-            self.task.shares,
-            self._draw(),
-        )
+        shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
+        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw())
         return self._train_loader
 
     def _draw(self) -> Draw | None:
@@ -211,9 +208,9 @@ class RolloutDataModule(pl.LightningDataModule):
     def recipe(self, purpose: Purpose) -> Recipe:
         """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""
         if purpose == "train":
-            options = (self.group_size, self.sampling, self.refinement, self.seed)
+            options = (self.group_size, self.sampling, self.refinement, self.environment, self.seed)
             return Recipe(purpose, *options, resample=self.resample_silent)
-        return Recipe(purpose, 1, self.val_sampling, self.refinement, self.seed)
+        return Recipe(purpose, 1, self.val_sampling, self.refinement, self.environment, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -248,16 +245,20 @@ class RolloutDataModule(pl.LightningDataModule):
         Args:
             samples_to_learn: whether training samples; else only evaluation does.
         """
+        if self.environment is not None:
+            return self.environment.max_tokens
         return self._longest_prompt + self._room_for_completions(samples_to_learn and "train" in self._prompts)
 
     def asked_of_engine(self, longest_prompt: int) -> int:
         """Tokens of the longest row that an engine is asked for, given the longest prompt."""
+        if self.environment is not None:
+            return self.environment.max_tokens
         turns = 0 if self.refinement is None else self.refinement.attempts * FEEDBACK_TOKENS
         return longest_prompt + self._room_for_completions(samples_to_learn=True) + turns
 
     @property
     def _longest_prompt(self) -> int:
-        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows)
+        return longest_prompt(self._prompts)
 
     def _room_for_completions(self, samples_to_learn: bool) -> int:
         """Tokens of the longest completions at one prompt."""

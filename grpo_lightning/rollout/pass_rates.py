@@ -46,9 +46,10 @@ class PassRates:
 
     Args:
         prompts: the rows. Equal ones share their counts.
+        file: what to start from, see :meth:`read`; ``None``: nothing.
     """
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Prompt], file: str | None = None) -> None:
         ids = [prompt_id(prompt) for prompt in prompts]
         self._place = {prompt: place for place, prompt in enumerate(dict.fromkeys(ids))}
         self._texts = dict(zip(ids, (prompt.messages[-1]["content"] for prompt in prompts), strict=True))
@@ -57,6 +58,8 @@ class PassRates:
         self._passes_K = torch.zeros(count, dtype=torch.long)
         self._attempts_K = torch.zeros(count, dtype=torch.long)
         self._step_K = torch.zeros(count, dtype=torch.long)
+        if file is not None:
+            self.read(file)
 
     @property
     def passes_N(self) -> torch.Tensor:

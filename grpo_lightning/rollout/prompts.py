@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import PolicyConfig, vocabulary_size
-from grpo_lightning.models.templates import template_notes
-from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
+from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout.experience import Recipe
-from grpo_lightning.tasks.base import Split
-from grpo_lightning.tasks.columns import with_columns
-from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.base import Verifier
-
-if TYPE_CHECKING:
-    from grpo_lightning.rollout.datamodule import RolloutDataModule
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,7 @@ class EncodedPrompts:
         max_tokens: the limit on a prompt's length; ``None`` for none.
         overlong: what becomes of a longer one: ``drop`` it, or ``truncate-left``, which keeps its last tokens.
         vocabulary: rows of the model's embedding; ``None`` if unknown.
+        tools: JSON schemas of the tools that the chat template shows.
 
     Raises:
         ConfigError: all prompts are too long, or one has a token that the model has no embedding for.
@@ -71,8 +61,9 @@ class EncodedPrompts:
         max_tokens: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
         vocabulary: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> None:
-        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts]
+        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages, tools)) for prompt in prompts]
         if vocabulary is not None:
             _check_tokens(encoded, tokenizer, vocabulary)
         long = [len(ids) for _, ids in encoded if max_tokens is not None and len(ids) > max_tokens]
@@ -132,55 +123,3 @@ def _check_tokens(
                 f"{tokenizer.decode([last])!r} ({last}), but the embedding has {vocabulary} rows: remove it from the "
                 "prompts and the chat template, or enlarge the model with resize_token_embeddings and save it"
             )
-
-
-def read_splits(
-    data: RolloutDataModule,
-    splits: Sequence[Split],
-    policy: PolicyConfig,
-    verifiers: Sequence[Verifier],
-    known: Mapping[Split, EncodedPrompts],
-    ranks: int,
-) -> dict[Split, EncodedPrompts]:
-    """Read and tokenise splits, and check that the verifiers can judge them.
-
-    Args:
-        data: its task has the rows.
-        splits: the splits of a stage.
-        policy: its tokenizer encodes them.
-        verifiers: they may need columns of the rows.
-        known: splits that have been read before.
-        ranks: number of processes that share each split.
-
-    Raises:
-        ConfigError: a split is empty, no prompt of it fits, or a verifier needs what the data or all rows lack.
-    """
-    task, read = data.task, dict(known)
-    tokenizer = load_tokenizer(policy.path, policy.revision, task.chat_template, policy.chat_template_kwargs)
-    vocabulary = vocabulary_size(policy)
-    for split in splits:
-        if split in read:
-            continue
-        rows = task.prompts(split)
-        if not rows:
-            raise ConfigError(f"data.task: the {split} split of {type(task).__name__} has no rows")
-        rows = with_columns(rows, verifiers)
-        read[split] = encoded = EncodedPrompts(rows, tokenizer, data.max_prompt_tokens, data.overlong, vocabulary)
-        if split != "train" and len(encoded) < ranks:
-            raise ConfigError(
-                f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices ({ranks}): add rows, "
-                "or use fewer devices"
-            )
-        if encoded.overlong:
-            done = "dropped" if data.overlong == "drop" else "truncated on the left"
-            log.warning(
-                "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
-                encoded.overlong, len(rows), split, data.max_prompt_tokens, done,
-            )  # fmt: skip
-    for note in template_notes(tokenizer, [prompt.messages for split in splits for prompt in read[split].prompts]):
-        log.info(note)
-    for split in splits:
-        read[split].require_judgeable(split, verifiers)
-        for warning in check_sample(task, split, read[split].prompts, verifiers):
-            log.warning(warning)
-    return read

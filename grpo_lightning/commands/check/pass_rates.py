@@ -11,11 +11,14 @@ import torch
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.positions import check_length
+from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.pass_rates import PassRates, count
-from grpo_lightning.rollout.prompts import EncodedPrompts, read_splits
+from grpo_lightning.rollout.prompts import EncodedPrompts
+from grpo_lightning.rollout.splits import load_split
 
 ROWS_AT_ONCE = 256
 """Completions that decode together, unless ``data.rollout_rows_at_once`` says otherwise."""
@@ -37,7 +40,10 @@ def measure(module: PolicyModule, data: RolloutDataModule, file: Path) -> str:
     except OSError as error:
         raise ConfigError(f"--pass-rates: cannot write {file}: {error.strerror}") from error
     verifiers = list(module.verifiers.values())
-    prompts = read_splits(data, ["train"], module.policy_config, verifiers, {}, ranks=1)["train"]
+    policy = module.policy_config
+    template = data.task.chat_template
+    tokenizer = load_tokenizer(policy.path, policy.revision, template, policy.chat_template_kwargs)
+    prompts = load_split(data, "train", tokenizer, verifiers, vocabulary_size(policy), ranks=1)
     rates = PassRates(prompts.prompts)
     recipe = replace(data.recipe("train"), refinement=None, resample=None)
     with _collector(module, data, prompts) as collect:
