@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -57,7 +58,23 @@ class Collector:
             made.follow_in_evaluation(refinement)
             self._sample(made, 1)
         attempts = [made.attempts[row] for row in range(len(made.turns))]
-        return experience_of(attempts, recipe, made.seconds, policy.pad_token_id, policy.device)
+        experience = experience_of(attempts, recipe, made.seconds, policy.pad_token_id, policy.device)
+        return self._with_allowed(experience) if recipe.purpose == "train" else experience
+
+    def _with_allowed(self, experience: Experience) -> Experience:
+        """The experience with the tokens that its constraint allowed, found anew from the completions."""
+        constraint = experience.recipe.sampling.constraint
+        if constraint is None:
+            return experience
+        policy, phases = self.learner.policy, self.phases or self.learner.phases
+        with phases("rollout", policy.device) as replay:
+            completions = [
+                (constraint.grammar(attempt.prompt), attempt.completion.token_ids) for attempt in experience.attempts
+            ]
+            tokens = replace(experience.tokens, allowed=policy.grammars.replay(completions)).to(policy.device)
+        seconds = dict(experience.seconds)
+        seconds["rollout"] += replay.seconds
+        return replace(experience, tokens=tokens, seconds=seconds)
 
     def _sample(self, made: _Attempts, group_size: int) -> None:
         """Sample and score the turns that have no attempt yet, ``group_size`` of every conversation."""
@@ -130,8 +147,9 @@ class _Attempts:
         """Places in each round but the last of those that another one follows."""
 
     def request(self, row: int, temperature: float | None = None) -> Request:
-        turn = self.turns[row]
-        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature)
+        turn, constraint = self.turns[row], self.recipe.sampling.constraint
+        grammar = None if constraint is None else constraint.grammar(turn.prompt)
+        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature, grammar)
 
     def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
         """Take completions from the engine, and return what to sample next.
