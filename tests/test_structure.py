@@ -29,6 +29,7 @@ ORDER = [
     "verifiers",
     "tasks",
     "constraints",
+    "environments",
     "speed",
     "models",
     "rollout",
@@ -106,7 +107,10 @@ def test_every_package_is_installed() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["grpo_lightning", *(f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers"))],
+    [
+        "grpo_lightning",
+        *(f"grpo_lightning.{name}" for name in ("curves", "environments", "intervals", "tasks", "types", "verifiers")),
+    ],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (

@@ -25,6 +25,10 @@ def check_options(data: RolloutDataModule) -> None:
     data.val_sampling.validate("data.val_sampling")
     if data.refinement is not None:
         data.refinement.validate(data.sampling.temperature)
+        if data.environment is not None:
+            raise ConfigError(
+                "data.refinement: an environment gives its own feedback: remove data.refinement or data.environment"
+            )
     counts = {
         "prompts_per_step": data.prompts_per_step,
         "group_size": data.group_size,
@@ -45,6 +49,11 @@ def check_options(data: RolloutDataModule) -> None:
     for key, sampling in (("sampling", data.sampling), ("val_sampling", data.val_sampling)):
         if sampling.constraint is None:
             continue
+        if data.environment is not None:
+            raise ConfigError(
+                f"data.{key}.constraint: the turns of an environment cannot be constrained: remove the constraint, or "
+                "data.environment"
+            )
         if not data.engine.constrains:
             raise ConfigError(
                 f"data.{key}.constraint: {type(data.engine).__name__} does not keep completions to a grammar with "

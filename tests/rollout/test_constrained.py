@@ -18,6 +18,7 @@ pytest.importorskip("llguidance", reason="llguidance is an extra: pip install -e
 
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.constraints import Constraint, Regex, RowSchema
+from grpo_lightning.environments import GuessNumber
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout.batch import token_rows
@@ -220,6 +221,11 @@ def test_an_engine_that_does_not_constrain_is_refused(key: str) -> None:
     options: dict[str, Any] = {key: SamplingParams(constraint=Regex("a"))}
     with pytest.raises(ConfigError, match=rf"data.{key}.constraint: CopyEngine does not keep completions to a grammar"):
         rollouts(engine=CopyEngine(), **options)
+
+
+def test_the_turns_of_an_environment_are_not_constrained() -> None:
+    with pytest.raises(ConfigError, match=r"data.sampling.constraint: the turns of an environment cannot be"):
+        rollouts(environment=GuessNumber(), sampling=SamplingParams(constraint=Regex("a")))
 
 
 def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
