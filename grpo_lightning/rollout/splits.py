@@ -14,6 +14,7 @@ from grpo_lightning.models.dialogue import Dialogue
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.rollout.checks import check_constraints
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import EncodedPrompts
 from grpo_lightning.tasks.base import Split
@@ -53,6 +54,7 @@ def load_splits(
         loaded[split].require_judgeable(split, verifiers)
         for warning in check_sample(data.task, split, loaded[split].prompts, verifiers):
             log.warning(warning)
+        check_constraints(data, split, tokenizer, loaded[split].prompts)
     return loaded
 
 
