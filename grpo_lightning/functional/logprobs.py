@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from grpo_lightning.functional._chunked_head import ChunkedHead, softmax_dtype
 from grpo_lightning.functional.in_place import sum_in_place
+from grpo_lightning.functional.token_sets import TokenSets
 
 _CHUNK_BYTES = 64 * 2**20
 _BLOCK_BYTES = {"cpu": 2**20}  # logits per pass of softmax and sums, small enough to stay in a core's caches
@@ -31,11 +33,14 @@ def token_logprobs(
     chunk_size: int | None = None,
     softcap: float | None = None,
     keep_probabilities: bool = True,
+    allowed: TokenSets | None = None,
 ) -> TokenLogprobs:
     """``hidden_MD``, ``weight_VD``, ``targets_M`` -> log-probs ``[M]`` and entropies ``[M]``, float32, in nats.
 
     ``z = W h + b``, ``p = softmax(z / temperature)``, ``logprob = log p_y`` and ``H = - sum_v p_v log p_v``; with
     ``softcap``, ``z = softcap * tanh((W h + b) / softcap)`` (Gemma 2, arXiv 2408.00118).
+    With ``allowed``, the softmax, and so the log-prob, the entropy and their gradients, are over the tokens of each
+    row's set alone; the target must be one of them.
 
     The rows are processed in chunks of ``chunk_size`` (``None``: 64 MiB of logits), so that beyond the gradient of
     ``hidden_MD`` memory does not grow with ``M``. The gradients, with ``dL/d logprob = g`` and ``dL/dH = g_H``:
@@ -53,7 +58,7 @@ def token_logprobs(
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
     sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
-    _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
+    _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap, allowed)
     device_type = hidden_MD.device.type
     compute_dtype = hidden_MD.dtype
     if torch.is_autocast_enabled(device_type) and compute_dtype != torch.float64:
@@ -63,13 +68,13 @@ def token_logprobs(
             f"hidden_MD is {compute_dtype} and weight_VD {weight_VD.dtype}; outside autocast they must be the same."
         )
     if chunk_size is None:
-        softmax_bytes = torch.empty((), dtype=_softmax_dtype(compute_dtype)).element_size()
+        softmax_bytes = torch.empty((), dtype=softmax_dtype(compute_dtype)).element_size()
         chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
     # The slope of a soft cap follows from the logits, not from the probabilities.
     keeps_last = keep_probabilities and torch.is_grad_enabled() and not head_is_frozen and softcap is None
-    options = (temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
+    options = (allowed, temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
     logprobs_M, entropy_M = _ChunkedLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, *options)
     return TokenLogprobs(logprobs_M, entropy_M)
 
@@ -82,6 +87,7 @@ def _check_arguments(
     temperature: float,
     chunk_size: int | None,
     softcap: float | None,
+    allowed: TokenSets | None,
 ) -> None:
     if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
         raise ValueError(
@@ -102,84 +108,13 @@ def _check_arguments(
         raise ValueError(f"temperature must be positive, but is {temperature}.")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, but is {softcap}.")
+    if allowed is not None and allowed.set_M.shape != targets_M.shape:
+        raise ValueError(
+            f"allowed must hold one set for each row of hidden_MD {tuple(hidden_MD.shape)}, "
+            f"but holds {tuple(allowed.set_M.shape)}."
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, but is {chunk_size}.")
-
-
-def _softmax_dtype(compute_dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if compute_dtype == torch.float64 else torch.float32
-
-
-class _ChunkedHead:
-    """The output layer in its compute dtype, with buffers ``[C, V]`` shared by all chunks.
-
-    Sharing saves time as well: page faults on fresh memory cost more than the softmax.
-    """
-
-    def __init__(
-        self,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        temperature: float,
-        softcap: float | None,
-        chunk_size: int,
-        rows: int,
-        compute_dtype: torch.dtype,
-        buffer: Tensor | None = None,
-    ) -> None:
-        self.weight_VD = weight_VD.to(compute_dtype)
-        self.bias_V = None if bias_V is None else bias_V.to(compute_dtype)
-        self.temperature = temperature
-        self.softcap = softcap
-        self.chunk_size = chunk_size
-        self.rows = rows
-        self.softmax_dtype = _softmax_dtype(compute_dtype)
-        shape = (min(chunk_size, rows), weight_VD.shape[0])
-        if buffer is None:
-            self._logits_CV = torch.empty(shape, dtype=self.softmax_dtype, device=weight_VD.device)
-        else:
-            self._logits_CV = buffer
-        self._product_CV = self._logits_CV
-        if compute_dtype != self.softmax_dtype:
-            self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
-
-    def chunks(self) -> list[slice]:
-        """Split the rows into chunks; the first may be short, the last is full, for its probabilities may be kept."""
-        stops = range(self.rows, 0, -self.chunk_size)
-        return [slice(max(0, stop - self.chunk_size), stop) for stop in reversed(stops)]
-
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Compute ``z / temperature``, in a buffer that the next call overwrites."""
-        hidden_CD = hidden_CD.to(self.weight_VD.dtype)
-        product_CV = self._product_CV[: len(hidden_CD)]
-        if self.bias_V is None:
-            torch.mm(hidden_CD, self.weight_VD.T, out=product_CV)
-        else:
-            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=product_CV)
-        logits_CV = self._logits_CV[: len(hidden_CD)]
-        if logits_CV.dtype != product_CV.dtype:
-            logits_CV.copy_(product_CV)
-        if self.softcap is not None:
-            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
-        if self.temperature != 1:
-            logits_CV.div_(self.temperature)
-        return logits_CV
-
-    def softcap_slope(self, logits_CV: Tensor) -> Tensor | None:
-        """Compute ``1 - tanh^2`` from the logits; ``None`` (a slope of 1) without a soft cap."""
-        if self.softcap is None:
-            return None
-        return 1 - (logits_CV * (self.temperature / self.softcap)).square_()
-
-    def product_grad(self, logit_grad_CV: Tensor, slope_CV: Tensor | None) -> Tensor:
-        """Turn the gradient of ``z / temperature`` (overwritten) into that of ``W h + b``, in the compute dtype."""
-        if slope_CV is not None:
-            logit_grad_CV.mul_(slope_CV)
-        if self.temperature != 1:
-            logit_grad_CV.div_(self.temperature)
-        if logit_grad_CV.dtype == self._product_CV.dtype:
-            return logit_grad_CV
-        return self._product_CV[: len(logit_grad_CV)].copy_(logit_grad_CV)
 
 
 class _Softmax(NamedTuple):
@@ -227,6 +162,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_M: Tensor,
+        allowed: TokenSets | None,
         temperature: float,
         softcap: float | None,
         chunk_size: int,
@@ -236,14 +172,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.head_options = {
-            "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size, "rows": len(hidden_MD),
-            "compute_dtype": compute_dtype,
+            "allowed": allowed, "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size,
+            "rows": len(hidden_MD), "compute_dtype": compute_dtype,
         }  # fmt: skip
         # Its ``grad`` may be added to; saved-tensor hooks may return a different tensor.
         ctx.weight_VD = weight_VD
         ctx.last_probs_CV = None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options)
+            head = ChunkedHead(weight_VD, bias_V, **ctx.head_options)
             logprobs_M = hidden_MD.new_empty(len(hidden_MD), dtype=head.softmax_dtype)
             entropy_M = torch.empty_like(logprobs_M)
             normaliser_M = torch.empty_like(logprobs_M)
@@ -252,7 +188,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 logits_CV = head.logits(hidden_MD[chunk])
                 softcap_slope_CV = head.softcap_slope(logits_CV) if slope_MD is not None else None
                 kept = keeps_last and chunk.stop == len(hidden_MD)
-                result = _softmax(logits_CV, targets_M[chunk], probabilities=slope_MD is not None or kept)
+                result = _softmax(
+                    head.restrict(logits_CV, chunk), targets_M[chunk], probabilities=slope_MD is not None or kept
+                )
                 logprobs_M[chunk], entropy_M[chunk], normaliser_M[chunk] = result
                 if slope_MD is not None:
                     logit_grad_CV = _add_at(logits_CV.neg_(), targets_M[chunk], 1.0)
@@ -266,7 +204,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_M: Tensor | None, grad_entropy_M: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD = ctx.saved_tensors
-        no_grads = (None,) * 10
+        no_grads = (None,) * 11
         if grad_logprobs_M is None:
             if grad_entropy_M is None:
                 return no_grads
@@ -277,7 +215,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         # Overwritten below, so a second backward pass recomputes these logits too.
         last_probs_CV, ctx.last_probs_CV = ctx.last_probs_CV, None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
+            head = ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
             need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
             grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
             total_VD = sum_in_place(ctx.weight_VD) if need_weight and weight_VD.dtype == head.softmax_dtype else None
@@ -293,7 +231,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 else:
                     logprobs_CV = head.logits(hidden_MD[chunk])
                     softcap_slope_CV = head.softcap_slope(logprobs_CV)
-                    logprobs_CV.sub_(normaliser_M[chunk, None])
+                    head.restrict(logprobs_CV, chunk).sub_(normaliser_M[chunk, None])
                     if grad_entropy_M is None:
                         logit_grad_CV = logprobs_CV.exp_().mul_(-grad_C1)
                     else:
