@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from grpo_lightning.functional.in_place import sum_in_place
-
-_CHUNK_BYTES = 64 * 2**20
-_BLOCK_BYTES = {"cpu": 2**20}  # logits per pass of softmax and sums, small enough to stay in a core's caches
+from grpo_lightning.functional import chunked_head
+from grpo_lightning.functional.chunked_head import (
+    ChunkedHead,
+    HeadGradients,
+    compute_dtype_of,
+    rows_per_chunk,
+)
 
 
 class TokenLogprobs(NamedTuple):
@@ -54,17 +57,9 @@ def token_logprobs(
     sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
     _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
-    device_type = hidden_MD.device.type
-    compute_dtype = hidden_MD.dtype
-    if torch.is_autocast_enabled(device_type) and compute_dtype != torch.float64:
-        compute_dtype = torch.get_autocast_dtype(device_type)
-    elif weight_VD.dtype != compute_dtype:
-        raise ValueError(
-            f"hidden_MD is {compute_dtype} and weight_VD {weight_VD.dtype}; outside autocast they must be the same."
-        )
+    compute_dtype = compute_dtype_of(hidden_MD, weight_VD)
     if chunk_size is None:
-        softmax_bytes = torch.empty((), dtype=_softmax_dtype(compute_dtype)).element_size()
-        chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
+        chunk_size = rows_per_chunk(len(weight_VD), compute_dtype)
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
     # The slope of a soft cap follows from the logits, not from the probabilities.
@@ -106,82 +101,6 @@ def _check_arguments(
         raise ValueError(f"chunk_size must be at least 1, but is {chunk_size}.")
 
 
-def _softmax_dtype(compute_dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if compute_dtype == torch.float64 else torch.float32
-
-
-class _ChunkedHead:
-    """The output layer in its compute dtype, with buffers ``[C, V]`` shared by all chunks.
-
-    Sharing saves time as well: page faults on fresh memory cost more than the softmax.
-    """
-
-    def __init__(
-        self,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        temperature: float,
-        softcap: float | None,
-        chunk_size: int,
-        rows: int,
-        compute_dtype: torch.dtype,
-        buffer: Tensor | None = None,
-    ) -> None:
-        self.weight_VD = weight_VD.to(compute_dtype)
-        self.bias_V = None if bias_V is None else bias_V.to(compute_dtype)
-        self.temperature = temperature
-        self.softcap = softcap
-        self.chunk_size = chunk_size
-        self.rows = rows
-        self.softmax_dtype = _softmax_dtype(compute_dtype)
-        shape = (min(chunk_size, rows), weight_VD.shape[0])
-        if buffer is None:
-            self._logits_CV = torch.empty(shape, dtype=self.softmax_dtype, device=weight_VD.device)
-        else:
-            self._logits_CV = buffer
-        self._product_CV = self._logits_CV
-        if compute_dtype != self.softmax_dtype:
-            self._product_CV = torch.empty(shape, dtype=compute_dtype, device=weight_VD.device)
-
-    def chunks(self) -> list[slice]:
-        """Split the rows into chunks; the first may be short, the last is full, for its probabilities may be kept."""
-        stops = range(self.rows, 0, -self.chunk_size)
-        return [slice(max(0, stop - self.chunk_size), stop) for stop in reversed(stops)]
-
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Compute ``z / temperature``, in a buffer that the next call overwrites."""
-        hidden_CD = hidden_CD.to(self.weight_VD.dtype)
-        product_CV = self._product_CV[: len(hidden_CD)]
-        if self.bias_V is None:
-            torch.mm(hidden_CD, self.weight_VD.T, out=product_CV)
-        else:
-            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=product_CV)
-        logits_CV = self._logits_CV[: len(hidden_CD)]
-        if logits_CV.dtype != product_CV.dtype:
-            logits_CV.copy_(product_CV)
-        if self.softcap is not None:
-            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
-        if self.temperature != 1:
-            logits_CV.div_(self.temperature)
-        return logits_CV
-
-    def softcap_slope(self, logits_CV: Tensor) -> Tensor | None:
-        """Compute ``1 - tanh^2`` from the logits; ``None`` (a slope of 1) without a soft cap."""
-        if self.softcap is None:
-            return None
-        return 1 - (logits_CV * (self.temperature / self.softcap)).square_()
-
-    def product_grad(self, logit_grad_CV: Tensor, slope_CV: Tensor | None) -> Tensor:
-        """Turn the gradient of ``z / temperature`` (overwritten) into that of ``W h + b``, in the compute dtype."""
-        if slope_CV is not None:
-            logit_grad_CV.mul_(slope_CV)
-        if self.temperature != 1:
-            logit_grad_CV.div_(self.temperature)
-        if logit_grad_CV.dtype == self._product_CV.dtype:
-            return logit_grad_CV
-        return self._product_CV[: len(logit_grad_CV)].copy_(logit_grad_CV)
-
-
 class _Softmax(NamedTuple):
     """Per row: the target's log-prob, the entropy, and ``log sum_v exp z_v``."""
 
@@ -190,17 +109,10 @@ class _Softmax(NamedTuple):
     normaliser_C: Tensor
 
 
-def softmax_blocks(logits_CV: Tensor) -> list[slice]:
-    """Return the rows that softmax and sums pass over together: on a CPU what fits into a core's caches, else all."""
-    block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
-    block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
-    return [slice(start, start + block_size) for start in range(0, len(logits_CV), block_size)]
-
-
 def _softmax(logits_CV: Tensor, targets_C: Tensor, probabilities: bool) -> _Softmax:
     """Compute in place: ``logits_CV`` is overwritten, with the probabilities if ``probabilities`` is True."""
     result = _Softmax(*(logits_CV.new_empty(len(logits_CV)) for _ in range(3)))
-    blocks = softmax_blocks(logits_CV)
+    blocks = chunked_head.softmax_blocks(logits_CV)
     exp_BV = torch.empty_like(logits_CV[blocks[0]]) if blocks else logits_CV
     for block in blocks:
         logits_BV = logits_CV[block]
@@ -243,7 +155,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         ctx.weight_VD = weight_VD
         ctx.last_probs_CV = None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options)
+            head = ChunkedHead(weight_VD, bias_V, **ctx.head_options)
             logprobs_M = hidden_MD.new_empty(len(hidden_MD), dtype=head.softmax_dtype)
             entropy_M = torch.empty_like(logprobs_M)
             normaliser_M = torch.empty_like(logprobs_M)
@@ -277,14 +189,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         # Overwritten below, so a second backward pass recomputes these logits too.
         last_probs_CV, ctx.last_probs_CV = ctx.last_probs_CV, None
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            head = _ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
-            need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-            grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
-            total_VD = sum_in_place(ctx.weight_VD) if need_weight and weight_VD.dtype == head.softmax_dtype else None
-            grad_weight_VD = total_VD
-            if need_weight and total_VD is None:
-                grad_weight_VD = torch.zeros_like(weight_VD, dtype=head.softmax_dtype)
-            grad_bias_V = torch.zeros_like(bias_V, dtype=head.softmax_dtype) if need_bias else None
+            head = ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
+            gradients = HeadGradients(head, hidden_MD, ctx.weight_VD, weight_VD, bias_V, ctx.needs_input_grad[:3])
             for chunk in reversed(head.chunks()):
                 grad_C1 = grad_logprobs_M[chunk, None]
                 softcap_slope_CV = None
@@ -301,19 +207,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                         weights_CV = logprobs_CV.add_(entropy_M[chunk, None]).mul_(-grad_entropy_M[chunk, None])
                         logit_grad_CV = weights_CV.sub_(grad_C1).mul_(probs_CV)
                 _add_at(logit_grad_CV, targets_M[chunk], grad_C1[:, 0])
-                product_grad_CV = head.product_grad(logit_grad_CV, softcap_slope_CV)
-                if grad_hidden_MD is not None:
-                    grad_hidden_MD[chunk] = product_grad_CV @ head.weight_VD
-                if grad_weight_VD is not None:
-                    _add_product(grad_weight_VD, product_grad_CV, hidden_MD[chunk].to(head.weight_VD.dtype))
-                if grad_bias_V is not None:
-                    grad_bias_V += product_grad_CV.sum(0, dtype=head.softmax_dtype)
-        return (
-            grad_hidden_MD,
-            None if grad_weight_VD is None or total_VD is not None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *no_grads[3:],
-        )
+                gradients.add(chunk, head.product_grad(logit_grad_CV, softcap_slope_CV))
+        return (*gradients.totals(), *no_grads[3:])
 
 
 def _grad_from_probabilities(probs_CV: Tensor, grad_C1: Tensor) -> Tensor:
@@ -325,12 +220,3 @@ def _add_at(values_CV: Tensor, columns_C: Tensor, added: Tensor | float) -> Tens
     """Add to one column of each row."""
     values_CV[torch.arange(len(values_CV), device=values_CV.device), columns_C] += added
     return values_CV
-
-
-def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """``total_VD += grad_CV^T hidden_CD``; in slices of V for half precision, which avoids a second ``[V, D]``."""
-    if total_VD.dtype == grad_CV.dtype:
-        total_VD.addmm_(grad_CV.T, hidden_CD)
-        return
-    for total_SD, grad_CS in zip(total_VD.split(8192), grad_CV.split(8192, dim=1), strict=True):
-        total_SD += grad_CS.T @ hidden_CD
