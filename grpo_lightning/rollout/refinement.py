@@ -137,7 +137,7 @@ def next_turn(
     """
     said = attempt.completion.token_ids
     said = said[:-1] if said[-1] in terminators else said
-    feedback = _as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
+    feedback = as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
     text = template.replace("{feedback}", feedback)
     turns = [
         {"role": "user", "content": "x"},
@@ -149,7 +149,7 @@ def next_turn(
     return [*attempt.conversation, *said, *between]
 
 
-def _as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with a space inside whatever would be read as a special token.
 
     Feedback may quote the completion, as a JSON key: what the policy spelled out there must not end the user's turn.
