@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.commands.init.config import ALGORITHMS, config_text
+from grpo_lightning.commands.init.from_trl import translate
 from grpo_lightning.commands.init.kinds import KINDS
+from grpo_lightning.commands.init.trl_options import read_trl
 from grpo_lightning.commands.init.verifier import verifier_text
 from grpo_lightning.errors import ConfigError
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HELP = f"""\
 usage: grpo init NAME [--task {"|".join(KINDS)}] [--model HUB_OR_FOLDER] [--algorithm {"|".join(ALGORITHMS)}]
+       grpo init NAME --from-trl FILE.yaml [--model HUB_OR_FOLDER] [--data PATH_OR_HUB] [--rewards MODULE.FUNCTION,...]
 
 Write a folder NAME with a commented config, a verifier and a sample of data, which run as they are: replace them
-by yours.
+by yours. With --from-trl, write a config that asks for what a config of TRL's GRPO does, and say what it cannot keep.
 
   --task T        what the data is like; default: math
 """
@@ -24,6 +27,10 @@ HELP += "".join(f"                    {name:5} {kind.summary}\n" for name, kind 
 HELP += f"""\
   --model M       a name on the hub, or a folder on disk; default: {MODEL}
   --algorithm A   default: grpo
+
+  --from-trl F    a YAML with the options of GRPOConfig, as trl grpo --config takes it
+  --data D        with --from-trl: the data set, if the YAML names none; a file, a folder or a name on the hub
+  --rewards R     with --from-trl: the reward functions, if the YAML names none, such as my_module.reward
 """
 
 
@@ -36,8 +43,11 @@ def main(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("grpo init", add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?")
     parser.add_argument("--task", default="math")
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model")
     parser.add_argument("--algorithm", default="grpo")
+    parser.add_argument("--from-trl", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--rewards")
     parser.add_argument("-h", "--help", action="store_true")
     given = parser.parse_args(args)
     if given.help:
@@ -45,6 +55,16 @@ def main(args: Sequence[str]) -> None:
         return
     if given.name is None:
         raise ConfigError("init: give a name for the new folder, such as grpo init my_task")
+    folder = Path(given.name)
+    # Commands are given inside the folder.
+    model, data = (
+        str(Path(path).absolute()) if path and Path(path).exists() else path for path in (given.model, given.data)
+    )
+    if given.from_trl is not None:
+        _translate(given.from_trl, folder, model, data, given.rewards)
+        return
+    if given.data is not None or given.rewards is not None:
+        raise ConfigError("--data and --rewards: only with --from-trl; otherwise change them in the config")
     for option, value, choices in (("task", given.task, KINDS), ("algorithm", given.algorithm, ALGORITHMS)):
         if value not in choices:
             raise ConfigError(f"--{option}: must be one of {', '.join(choices)}, not {value}")
@@ -53,14 +73,28 @@ def main(args: Sequence[str]) -> None:
         raise ConfigError(
             f"--algorithm: sft needs worked solutions, which the data of --task {given.task} does not have"
         )
-    folder = Path(given.name)
     name = folder.name
-    # Commands are given inside the folder.
-    model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
-    texts = {f"{name}.yaml": config_text(name, kind, model, given.algorithm), "verifier.py": verifier_text(kind)}
+    texts = {
+        f"{name}.yaml": config_text(name, kind, model or MODEL, given.algorithm),
+        "verifier.py": verifier_text(kind),
+    }
     _write(folder, texts | kind.files())
     print(f"\ncd {folder}\ngrpo check {name}.yaml    # is the verifier right about gold answers, and about wrong ones?")
     print(f"grpo fit {name}.yaml")
+
+
+def _translate(file: Path, folder: Path, model: str | None, data: str | None, rewards: str | None) -> None:
+    options = read_trl(file)
+    options.set("model_name_or_path", model)
+    options.set("dataset_name", data)
+    options.set("reward_funcs", rewards.split(",") if rewards else None)
+    _write(folder, translate(options, folder.name))
+    if options.notes:
+        print("\nnot kept:")
+        for option, why in options.notes.items():
+            print(f"  {option}: {why}")
+    print(f"\nPut the module of your reward functions into {folder}, then:")
+    print(f"cd {folder}\ngrpo fit {folder.name}.yaml    # docs/coming-from-trl.md explains each option")
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
