@@ -44,10 +44,10 @@ class TeacherContext(ABC):
 class FeedbackContext(TeacherContext):
     """The prompt again, with hints from what the verifier said of failed first attempts.
 
-    As the self-teacher of SDPO (arXiv 2601.20802), which is the policy itself: ``teacher: self``. Attempts that are
-    correct, those that no verifier could judge, those for which there is no hint, and those that follow others are not
-    scored. A hint never holds the gold answer, unless ``gold_answer`` is set. Unlike the authors' code, the feedback is
-    shown where there is a solved sibling too, and a sibling's thoughts are not removed.
+    As the self-teacher of SDPO (arXiv 2601.20802), which is the policy itself: ``teacher: self``. The teacher does not
+    score attempts that are correct, could not be judged, have no hint, or follow another attempt. A hint never holds
+    the gold answer, unless ``gold_answer`` is set. Unlike the authors' code, the feedback is shown where there is a
+    solved sibling too, and a sibling's thoughts are not removed.
 
     Args:
         feedback: show the verifier's feedback on the attempt.

@@ -45,7 +45,7 @@ class WeightlessLinear(nn.Module):
 
     Args:
         linear: the layer to replace, on the meta device.
-        bits: of the weights.
+        bits: the bits of a weight.
     """
 
     def __init__(self, linear: nn.Linear, bits: Bits) -> None:

@@ -119,7 +119,7 @@ class Teacher(nn.Module, ABC):
 
 
 class OtherModel(Teacher):
-    """A frozen model of its own.
+    """A separate, frozen model.
 
     Args:
         config: how to load it.

@@ -172,7 +172,7 @@ def test_the_self_teacher_reads_the_feedback_of_failures(tiny_model: Callable[[s
 
 
 def test_the_reference_teaches_and_follows_as_an_average(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    """At first it is the policy, and teaches nothing; with a context, it is a self-teacher that lags behind."""
+    """At first it equals the policy and teaches nothing; with a context, it is a self-teacher that follows later."""
     path, context = tiny_model("llama"), FeedbackContext()
     nothing, _, logged = gradient(tmp_path, path, "reference")
     assert logged["policy/teacher_divergence"] == pytest.approx(0, abs=1e-6)

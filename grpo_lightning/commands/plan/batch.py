@@ -87,5 +87,5 @@ def _numbered(number: int, length: int) -> list[int]:
 
 
 def _words(count: int) -> str:
-    """A text of so many tokens: the weightless tokenizer has one per word."""
+    """A text of ``count`` tokens: the weightless tokenizer has one per word."""
     return " ".join(["word"] * count)
