@@ -37,7 +37,7 @@ class Hinting(LetterVerifier):
 def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another model of another shape, with the policy's tokenizer and a longer output head."""
     folder = tmp_path_factory.mktemp("teacher")
-    return save_tiny_model(folder, "llama", seed=7, hidden_size=48, head_dim=12, vocab_size=272)
+    return save_tiny_model(folder, "llama", seed=7, hidden_size=64, head_dim=16, vocab_size=272)
 
 
 def distillation(path: str, teacher: Any, **options: Any) -> DistillationModule:
