@@ -1,11 +1,11 @@
 """Train a config at several learning rates, one run per rate and seed, and print a table of what each learned.
 
     python benchmarks/learning_rates.py --runs RUNS --lr 1e-5 1e-4 4e-4 1e-3 -- --model.init_args.policy.path FOLDER
-    python benchmarks/learning_rates.py --runs RUNS_FULL --full --lr 1e-5 1e-4 -- --trainer.max_steps 20
+    python benchmarks/learning_rates.py --runs RUNS_FULL --lr 1e-5 1e-4 -- --model.init_args.policy.lora null
 
-What follows ``--`` goes to ``grpo fit``. ``--full`` trains all weights instead of the config's adapter. A run that has
-finished is not repeated. ``val accuracy`` lists all validations, the first before any training; the other columns are
-means over the last ``--last`` steps, and the CPU time is that of the steps.
+What follows ``--`` goes to ``grpo fit``; ``--model.init_args.policy.lora null`` trains all weights instead of the
+adapter. A run that has finished is not repeated. ``val accuracy`` lists all validations, the first before any training;
+the other columns are means over the last ``--last`` steps, and the CPU time is that of the steps.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import argparse
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from grpo_lightning.commands.compare.runs import Run, read_run
 
@@ -33,19 +31,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--lr", nargs="+", required=True, help="learning rates")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--last", type=int, default=5, help="steps at the end of a run that are averaged")
     parser.add_argument("options", nargs="*", help="after --: options of grpo fit")
     return parser.parse_args(argv)
-
-
-def without_adapter(config: Path, folder: Path) -> Path:
-    """Write the config without ``policy.lora``, which no option can remove."""
-    content = yaml.safe_load(config.read_text())
-    content["model"]["init_args"]["policy"].pop("lora", None)
-    path = folder / config.name
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def train(config: Path, folder: Path, lr: str, seed: int, options: Sequence[str]) -> Run:
@@ -78,12 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"`{shlex.join(['python', *sys.argv])}`\n")
     print("| lr | seed | val accuracy | " + " | ".join(f"`{name}`" for name in COLUMNS) + " | CPU min |")
     print("|---|" + "---:|" * (len(COLUMNS) + 3))
-    with tempfile.TemporaryDirectory() as scratch:
-        config = without_adapter(args.config, Path(scratch)) if args.full else args.config
-        for lr in args.lr:
-            for seed in args.seeds:
-                folder = args.runs / f"{lr}-seed{seed}"
-                print(line(lr, seed, train(config, folder, lr, seed, args.options), args.last), flush=True)
+    for lr in args.lr:
+        for seed in args.seeds:
+            folder = args.runs / f"{lr}-seed{seed}"
+            print(line(lr, seed, train(args.config, folder, lr, seed, args.options), args.last), flush=True)
 
 
 if __name__ == "__main__":

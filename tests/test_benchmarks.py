@@ -89,8 +89,8 @@ def test_learning_rates_trains_a_rate_once(
 ) -> None:
     few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1"]
     few += ["--data.val_batch_size", "2", "--data.sampling.max_new_tokens", "4", "--export.enabled", "false"]
-    arguments = ["--runs", str(tmp_path), "--full", "--lr", "1e-3", "--"]
-    arguments += ["--model.init_args.policy.path", tiny_model("llama"), *few]
+    arguments = ["--runs", str(tmp_path), "--lr", "1e-3", "--"]
+    arguments += ["--model.init_args.policy.lora", "null", "--model.init_args.policy.path", tiny_model("llama"), *few]
     for _ in range(2):
         benchmark_module("learning_rates").main(arguments)
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

@@ -7,10 +7,26 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.errors import ConfigError
+
+_load_yaml = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """Return what a text says in YAML; a text that is only a comment, such as the pattern ``#### .*``, is itself.
+
+    jsonargparse 4.53 reads a string from a config as YAML once more if its option may be null.
+    """
+    value = _load_yaml(text)
+    return text if value is None and text.lstrip().startswith("#") else value
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
 class SentenceParser(LightningArgumentParser):

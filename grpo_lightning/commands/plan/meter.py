@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from grpo_lightning.commands.plan.fakes import Fakes, tensors_in
 
 REAL_ELEMENTS = 2**20
 """Integers up to this many are computed: lengths, masks and positions decide what a program does next."""
 
 _PACKING = "mkldnn::_reorder_linear_weight"  # by its name: not every build of torch has the operator
+
+_DEVICE = torch.ops.prim.device.default
 
 _ASKS = (torch.ops.aten.all.default, torch.ops.aten.any.default)
 _READ: dict[torch.dtype, int | bool] = {torch.bool: False, torch.int64: 0, torch.int32: 0}
@@ -47,7 +50,7 @@ class MemoryMeter(TorchDispatchMode):
         self.part = "other"
         self.live: dict[str, int] = {}
         self.peak: dict[str, int] = {}
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fakes = Fakes()
         self._storages: dict[int, tuple[str, int]] = {}
         self._total = 0
         self._peak_total = 0
@@ -85,6 +88,8 @@ class MemoryMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # it is read as often as all operations together are run
         if func.name() == _PACKING:
             # It has no fake form: a copy, of as many bytes.
             out = torch.clone(args[0])
@@ -97,16 +102,18 @@ class MemoryMeter(TorchDispatchMode):
             return torch.tensor(True)  # such as whether all gradients are finite
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], _without_masks(args[1]), *args[2:])
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+        tensors = list(tensors_in((args, kwargs)))
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            out = self._fakes.run(func, args, kwargs)
+        elif tensors:
             out = func(*args, **kwargs)
         else:
-            with self._fake:
+            with self._fakes.mode:
                 out = func(*args, **kwargs)
             if isinstance(out, Tensor) and out.numel() <= (1 if out.is_floating_point() else REAL_ELEMENTS):
                 out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
+        for tensor in tensors_in(out):
+            self._see(tensor)
         if func is torch.ops.aten.bmm.default and self.expands_products:
             copies = [one for one in args if one.dtype is torch.bfloat16 and one.stride(0) == 0]
             taken = sum(one.numel() * one.element_size() for one in copies)
@@ -152,7 +159,7 @@ class MemoryMeter(TorchDispatchMode):
                             tensors[name] = adopted[tensor]  # type: ignore[assignment]
 
     def _like(self, tensor: Tensor) -> Tensor:
-        with self._fake:
+        with self._fakes.mode:
             fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
         self._see(fake)
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
