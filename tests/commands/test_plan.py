@@ -258,7 +258,10 @@ def test_a_distillation_is_planned_with_its_teacher(model_path: str, deep_model:
 
 def test_the_plan_of_a_teacher_follows_its_options(tiny_model: Callable[[str], str], deep_model: str) -> None:
     def update(teacher: TeacherConfig | str, **options: Any) -> dict[str, int]:
-        return phases(distilled(tiny_model("llama"), teacher, **options))["update"].parts
+        return update_in(distilled(tiny_model("llama"), teacher, **options)).parts
+
+    def update_in(plan: Planner) -> PhaseMemory:
+        return next(phase for phase in plan.learning(plan.settings) if phase.name == "update")
 
     full = update(TeacherConfig(deep_model))
     assert update(TeacherConfig(deep_model, dtype="bfloat16"))["teacher"] == full["teacher"] / 2
@@ -267,7 +270,7 @@ def test_the_plan_of_a_teacher_follows_its_options(tiny_model: Callable[[str], s
     own = update("self", context=FeedbackContext())
     assert "teacher" not in own
     # Its rows have the prompt, the feedback and the completion.
-    assert sum(own.values()) > sum(phases(planner(tiny_model("llama"), prompts_per_step=4))["update"].parts.values())
+    assert sum(own.values()) > update_in(planner(tiny_model("llama"), prompts_per_step=4)).total
 
 
 class LoadsByItself(Distillation):
