@@ -5,6 +5,7 @@
 # make test         set up, and run the whole test suite
 # make test-fast    the same without the tests that are marked slow, which CI runs
 # make check        what CI runs: lint, types, tests
+# make docs         build the documentation site into site/, with warnings as errors
 # make newest       the test suite with the newest transformers, in an environment of its own: for a scheduled job
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart real compare test test-fast lint types check newest clean
+.PHONY: quickstart real compare test test-fast lint types check docs newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
@@ -38,6 +39,9 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # pip says that the project wants an older transformers, and installs the newest all the same.
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -56,5 +60,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,26 +9,59 @@ from typing import Any
 import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
+
+from .hub import check_hub, push_folder
+from .model_card import model_card
 
 
 class PolicyExport(RunCallback):
     """Writes ``<run dir>/policy`` when training ends, for ``AutoModelForCausalLM`` or ``PeftModel`` to load.
 
+    Its ``README.md`` is a model card: base, data, verifiers, the accuracies of validation with their intervals,
+    settings, command and versions, without local paths and keys.
+
     Args:
         merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
             above all before. A folder is written aside and then put in place, so that none is ever half written.
+        push_to_hub: push ``policy`` to this repository of the Hugging Face hub when training ends, such as
+            ``me/my-policy``; it is made if it does not exist. Whether somebody is logged in is checked before the run.
+        private: whether a repository that is made is private.
         enabled: ``false`` writes nothing.
+
+    Raises:
+        ConfigError: ``push_to_hub`` without a valid name or a login, or with ``enabled: false``.
     """
 
-    def __init__(self, merged: bool = False, best: bool = False, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        merged: bool = False,
+        best: bool = False,
+        push_to_hub: str | None = None,
+        private: bool = True,
+        enabled: bool = True,
+    ) -> None:
         self.merged = merged
         self.best = best
+        self.push_to_hub = push_to_hub
+        self.private = private
         self.enabled = enabled
         self._best_accuracy = float("-inf")
+        self._results: dict[str, str] = {}
+        if push_to_hub is not None and not enabled:
+            raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.push_to_hub is not None:
+            check_hub(self.push_to_hub, "export.push_to_hub")
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
+        if trainer.state.fn == "fit" and end.accuracy is not None:
+            when = "before training" if trainer.global_step == 0 else "after training"
+            steps = f", after {trainer.global_step:,} optimizer steps" if trainer.global_step else ""
+            self._results[f"validation accuracy {when}"] = f"{end.accuracy}, {end.prompts} prompts{steps}"
         # As with the best checkpoint, the policy before the first step is not a candidate.
         if not self.best or trainer.state.fn != "fit" or trainer.global_step == 0:
             return
@@ -39,12 +72,16 @@ class PolicyExport(RunCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, "policy")
+        folder = Path(trainer.default_root_dir) / "policy"
+        if self.push_to_hub is not None and trainer.is_global_zero and folder.is_dir():
+            push_folder(folder, self.push_to_hub, self.private)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_accuracy": self._best_accuracy}
+        return {"best_accuracy": self._best_accuracy, "results": dict(self._results)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best_accuracy = state_dict["best_accuracy"]
+        self._results = dict(state_dict.get("results", {}))  # which older checkpoints do not have
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
         if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
@@ -55,7 +92,11 @@ class PolicyExport(RunCallback):
             old.rename(folder)  # A run that ended between the two renames below: this is all there is.
         for left_over in (new, old):
             shutil.rmtree(left_over, ignore_errors=True)
-        policy_module(pl_module, self).policy.save_pretrained(new, merged=self.merged)
+        policy = policy_module(pl_module, self).policy
+        policy.save_pretrained(new, merged=self.merged)
+        is_adapter = policy.has_lora and not self.merged
+        card = model_card(folder.parent, policy.config.path, list(self._results.items()), is_adapter)
+        (new / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -16,6 +16,8 @@ from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.resumed import drop_rollouts
 
+from .tables import log_tables
+
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
@@ -38,6 +40,8 @@ class RolloutLogger(RunCallback):
         tokens: also write each token's id and log-prob (and its reference log-prob and advantage, if it has them). This
             takes most of the space.
         max_gib: when a rank's files hold more than this, its oldest are deleted; ``None`` keeps all.
+        table_every_n_steps: with a ``WandbLogger`` or ``MLFlowLogger``, also log the step's rollouts of the first rank
+            as a table, every this many training steps; 0 logs none.
         enabled: ``false`` writes nothing.
 
     Raises:
@@ -50,6 +54,7 @@ class RolloutLogger(RunCallback):
         format: Literal["jsonl", "parquet"] = "jsonl",
         tokens: bool = True,
         max_gib: float | None = 1.0,
+        table_every_n_steps: int = 10,
         enabled: bool = True,
     ) -> None:
         if every_n_steps < 1:
@@ -58,7 +63,10 @@ class RolloutLogger(RunCallback):
             )
         if max_gib is not None and max_gib <= 0:
             raise ConfigError(f"rollouts.max_gib: must be above 0, or null for no limit, not {max_gib}")
+        if table_every_n_steps < 0:
+            raise ConfigError(f"rollouts.table_every_n_steps: must be 0 (none) or more, not {table_every_n_steps}")
         self.every_n_steps = every_n_steps
+        self.table_every_n_steps = table_every_n_steps
         self.format = format
         self.tokens = tokens
         self.max_bytes = None if max_gib is None else max_gib * 2**30
@@ -88,8 +96,12 @@ class RolloutLogger(RunCallback):
             self.on_test_start(trainer, pl_module)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
-        if self._writes(trainer) and end.experience is not None and end.step % self.every_n_steps == 0:
+        if not self._writes(trainer) or end.experience is None:
+            return
+        if end.step % self.every_n_steps == 0:
             self._write(trainer, end.step, records(end.experience, self._characters))
+        if self.table_every_n_steps and end.step % self.table_every_n_steps == 0 and trainer.is_global_zero:
+            log_tables(trainer.loggers, end.step, records(end.experience))
 
     def on_evaluation_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch

@@ -79,7 +79,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     used = {name.split(".")[0] for file in SOURCES for name in all_imports(file)}
     names = {"yaml": "pyyaml"}
     # A part of datasets, of transformers, of torch, and of math-verify.
-    known |= {"pyarrow", "tokenizers", "safetensors", "jinja2", "sympy", "latex2sympy2_extended"}
+    known |= {"pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jinja2", "sympy", "latex2sympy2_extended"}
     used -= known
     assert {names.get(name, name.replace("_", "-")) for name in used} - declared == set()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
-import re
+import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +14,10 @@ from typing import Any
 
 import torch
 
+import grpo_lightning
+from grpo_lightning.cli.confidential import without_secrets
+
 PACKAGES = ("grpo-lightning", "torch", "lightning", "transformers", "peft")
-
-
-SECRET = r"(?:[\w.-]*[_.-])?(?:api)?(?:key|token|password|secret)"
-"""Names of options whose values nobody else should read; ``max_tokens`` is none."""
 
 
 def environment(device: torch.device, world_size: int, arguments: Sequence[str]) -> dict[str, Any]:
@@ -34,22 +34,42 @@ def environment(device: torch.device, world_size: int, arguments: Sequence[str])
         "device": device_name(device),
         "world_size": world_size,
         "threads": torch.get_num_threads(),
+        **software(),
+    }
+
+
+def software() -> dict[str, Any]:
+    """Versions, commits and the platform of this process."""
+    places = {"grpo-lightning": Path(grpo_lightning.__file__), "working folder": Path.cwd()}
+    return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commits": {name: commit_of(path) for name, path in places.items()},
         "platform": platform.platform(),
     }
 
 
-def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Arguments with ``***`` for the values of keys, tokens and passwords, given as options or within YAML."""
-    shown = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        if re.fullmatch(SECRET, before, re.IGNORECASE) and before.startswith("--"):
-            shown.append("***")
-        else:
-            shown.append(
-                re.sub(rf"(?<![\w.])({SECRET}[\"']?\s*[:=]\s*)[^\s,}}]+", r"\1***", argument, flags=re.IGNORECASE)
-            )
-    return shown
+def commit_of(path: Path) -> str | None:
+    """The commit of the git checkout that a file or folder belongs to, with a hash of its uncommitted changes.
+
+    ``None`` without git, outside of a checkout, and for a file that git does not track, such as an installed wheel's.
+    Untracked files count as nothing.
+    """
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and _git(folder, "ls-files", "--error-unmatch", path.name) is None:
+        return None
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "diff", "HEAD")
+    if commit is None:
+        return None
+    return commit.strip() + (f" with changes {hashlib.sha256(changes.encode()).hexdigest()[:12]}" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; ``None`` where it fails or is not installed."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import SaveConfigCallback
 
+from grpo_lightning.cli.confidential import remove_secrets
 from grpo_lightning.cli.environment import environment
+
+log = logging.getLogger(__name__)
 
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved config into the run dir, with what the run was made with beside it.
 
     A resumed run adds files and overwrites none: ``config-2.yaml`` and ``environment-2.json``. The config does not say
-    where this run's files are: another run by the same config has a separate directory.
+    where this run's files are: another run by the same config has a separate directory. Keys, tokens and passwords are
+    null in it.
 
     Args:
         places: ``trainer.logger`` and ``trainer.default_root_dir`` as they were given.
@@ -41,7 +46,11 @@ class SaveRunConfig(SaveConfigCallback):
         config: Any = self.config.clone()
         config.run_dir = None
         config.trainer.logger, config.trainer.default_root_dir = self.places
-        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False)
+        secret = remove_secrets(config)
+        if secret:
+            log.info("%s is without %s: give them again where it is used", path, ", ".join(secret))
+        # A secret may have to be a text; whoever uses the config is told.
+        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False, skip_validation=bool(secret))
         made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
         record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
         record.write_text(json.dumps(made_with, indent=2) + "\n")

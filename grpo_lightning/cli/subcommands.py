@@ -11,6 +11,7 @@ SUMMARIES = {
     "verify": "score the completions of a JSONL file, to try a verifier before training with it",
     "samples": "show the rollouts of a run as one HTML file",
     "compare": "one report of several runs: accuracy, memory, time, curves, significance",
+    "reproduce": "a run once more: what differs from it, and whether the rollouts are the same",
     "plan": "what memory each phase will take, whether it fits, and the largest settings that do",
     "serve": "answer OpenAI's completions and chat completions with a policy",
     "serve-command": "how to start a vLLM server for the rollouts of a config",

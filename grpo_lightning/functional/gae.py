@@ -18,7 +18,7 @@ from grpo_lightning.functional.masking import masked_mean, masked_std
 class ValueLossTerms(NamedTuple):
     """The critic's loss per token; only ``loss_NT`` carries gradients.
 
-    Args:
+    Attributes:
         loss_NT: the loss to minimise; 0 at masked positions.
         clipped_NT: True where clipping removed the gradient.
     """

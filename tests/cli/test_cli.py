@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.cli.environment import without_secrets
+from grpo_lightning.cli.confidential import without_secrets
 from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.cli.subcommands import SUMMARIES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, HyperCLOVAXConfig, MambaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, HyperCLOVAXConfig, OpenAIGPTConfig, OPTConfig
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
@@ -193,10 +193,10 @@ def test_a_model_with_a_dropout_layer_for_attention_loads(tmp_path: Path) -> Non
 
 
 def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
-    config = MambaConfig(vocab_size=264, hidden_size=32, state_size=4, num_hidden_layers=1)
+    config = OpenAIGPTConfig(vocab_size=264, n_embd=32, n_layer=1, n_head=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"\(MambaForCausalLM\) has no transformers cache"):
+    with pytest.raises(ConfigError, match=r"\(OpenAIGPTLMHeadModel\) has no transformers cache"):
         Policy(PolicyConfig(path=str(tmp_path)))
 
 

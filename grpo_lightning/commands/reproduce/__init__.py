@@ -1,0 +1,1 @@
+"""``grpo reproduce``: a run once more, and whether it is the same."""

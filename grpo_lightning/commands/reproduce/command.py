@@ -1,0 +1,118 @@
+"""The command line of ``grpo reproduce``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_lightning.commands.samples.read import read_rollouts
+from grpo_lightning.errors import ConfigError, RunError
+
+HELP = """\
+usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]
+
+Run a config.yaml of a run once more, in a directory of its own, and compare the rollouts with the stored ones. First
+print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
+
+  --check          only print what differs; the exit status is 1 if something does
+  --KEY VALUE      change a key, such as --trainer.max_steps 10 to compare the first steps alone
+"""
+ORDINARY = ("versions", "commits", "platform")
+"""What can be compared before the run; the others are known when it has started."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Train by the config of a run, and compare.
+
+    Raises:
+        ConfigError: the directory holds no run.
+        RunError: something differs, with ``--check``; or the rollouts do.
+    """
+    parser = argparse.ArgumentParser("grpo reproduce", add_help=False, allow_abbrev=False)
+    parser.add_argument("run_dir", nargs="?", type=Path)
+    parser.add_argument("--check", action="store_true")
+    given, options = parser.parse_known_args(args)
+    if {"-h", "--help"} & set(args):
+        print(HELP)
+        return
+    if given.run_dir is None:
+        raise ConfigError("RUN_DIR: give the directory of a run, such as grpo reproduce runs/quickstart/RUN")
+    config, record = given.run_dir / "config.yaml", given.run_dir / "environment.json"
+    if not config.is_file() or not record.is_file():
+        raise ConfigError(f"RUN_DIR: {given.run_dir} is not a run, which has config.yaml and environment.json")
+    then = json.loads(record.read_text())
+    if given.run_dir.joinpath("config-2.yaml").is_file():
+        print("the run was resumed: its first config is repeated, without an interruption")
+    # Imported here: help and mistakes need no torch.
+    from grpo_lightning.cli.environment import software
+
+    found = [*differences({name: then.get(name) for name in ORDINARY}, software())]
+    print("\n".join(found) if found else "same commit, versions and platform as the run")
+    if given.check:
+        if found:
+            raise RunError(f"{len(found)} of the things that {given.run_dir} was made with differ")
+        return
+    from grpo_lightning.cli.grpo_cli import run
+
+    cli = run(["fit", "--config", str(config), *options])
+    assert cli.run_dir is not None
+    new = cli.run_dir.path
+    now = json.loads((new / "environment.json").read_text())
+    others = ("device", "world_size", "threads")
+    for line in differences({name: then.get(name) for name in others}, {name: now[name] for name in others}):
+        print(line)
+    print(compared(given.run_dir, new))
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two records, a line each; nested ones by their parts."""
+    for name, value in then.items():
+        if isinstance(value, Mapping):
+            yield from differences({f"{name}: {part}": one for part, one in value.items()}, _flat(name, now[name]))
+        elif value is None and isinstance(now[name], Mapping):
+            yield f"{name}: the run did not record them"
+        elif value != now[name]:
+            yield f"{name}: {_shown(value)} then, {_shown(now[name])} now"
+        elif " with changes " in str(value):
+            yield f"{name}: the run had uncommitted changes, as there are now; new files are not compared"
+
+
+def _flat(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}: {part}": value for part, value in parts.items()}
+
+
+def _shown(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def compared(old: Path, new: Path) -> str:
+    """Whether two runs made the same rollouts in the steps that both made.
+
+    Raises:
+        RunError: they did not; it names the first that differs.
+        ConfigError: one of them has stored no rollouts.
+    """
+    theirs = {record["id"]: _told(record) for record in read_rollouts(new)}
+    steps, count, different = set(), 0, None
+    for record in read_rollouts(old):
+        if record["id"] not in theirs:
+            continue
+        count += 1
+        steps.add(record["step"])
+        if _told(record) != theirs[record["id"]] and (different is None or record["step"] < different[0]):
+            different = record["step"], record["id"]
+    if not count:
+        raise RunError(f"{old} and {new} have no rollouts of the same steps")
+    if different is not None:
+        raise RunError(
+            f"not reproduced: the rollouts of {old} and {new} differ from step {different[0]} on, first "
+            f"{different[1]}: grpo samples shows both"
+        )
+    return f"reproduced: {count:,} rollouts of {len(steps):,} steps are the same, text and reward"
+
+
+def _told(record: Mapping[str, Any]) -> tuple[str, float | None]:
+    return record["completion"], record["reward"]
