@@ -10,8 +10,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PACKAGES = {
-    "algorithms": ("GRPOModule", "PPOModule", "SFTModule"),
-    "models": ("LoRAConfig", "PolicyConfig"),
+    "algorithms": ("DistillationModule", "FeedbackContext", "GRPOModule", "PPOModule", "SFTModule"),
+    "models": ("LoRAConfig", "PolicyConfig", "TeacherConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
         "GSM8K", "MBPP", "Arithmetic", "Extraction", "HumanEval", "Programs", "ReasoningGym", "Tabular", "Task",
