@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from grpo_lightning.rollout import EvaluationBatch, RunCallback
-from grpo_lightning.rollout.experience import Purpose
-from grpo_lightning.types import Attempt, Prompt
+from grpo_lightning.rollout.experience import Outcome, Purpose
+from grpo_lightning.types import FinishReason, Prompt
 
 
 class PredictionWriter(RunCallback, BasePredictionWriter):
@@ -60,7 +60,10 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
         self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
     ) -> None:
         if purpose == "test":
-            results = [problem_result(attempt) for attempt in batch.single.first_attempts]
+            results = [
+                problem_result(attempt.prompt, outcome)
+                for attempt, outcome in zip(batch.single.first_attempts, batch.single.outcomes, strict=True)
+            ]
             _write(self._path(trainer, self.test_filename), results, first=False)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,16 +83,16 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
         return path if trainer.is_global_zero else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
 
 
-def problem_result(attempt: Attempt) -> dict[str, Any]:
-    """What a test found on one problem; ``correct`` is null where a verifier broke."""
-    verdict = attempt.verdict
+def problem_result(prompt: Prompt, outcome: Outcome) -> dict[str, Any]:
+    """What a test found on one problem; ``correct`` is null where a verifier or the environment broke."""
+    verdict = outcome.verdict
     return {
-        "problem": problem_key(attempt.prompt),
+        "problem": problem_key(prompt),
         "correct": verdict.correct if verdict.error is None else None,
         "format_valid": verdict.format_valid if verdict.error is None else None,
-        "reward": None if math.isnan(attempt.reward) else attempt.reward,
-        "tokens": len(attempt.completion.token_ids),
-        "finish_reason": str(attempt.completion.finish_reason),
+        "reward": None if math.isnan(outcome.reward) else outcome.reward,
+        "tokens": outcome.tokens,
+        "finish_reason": str(FinishReason.LENGTH if outcome.is_truncated else FinishReason.STOP),
         "error": verdict.error,
     }
 

@@ -161,6 +161,9 @@ def _new_folder(trainer: pl.Trainer, step: int) -> Path:
     return root / f"{max(numbers, default=0) + 1:03d}-from-step-{step:06d}"
 
 
+_AS_JSON = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
+
+
 def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -174,7 +177,7 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         "answer": text, "metadata": text,
         "correct": flag, "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text,
         "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real,
-        "logprob_min": real, "kl": real,
+        "logprob_min": real, "kl": real, "info": text,
     }  # fmt: skip
     if "sampled_for" in records[0]:
         types["sampled_for"] = text
@@ -183,7 +186,7 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         kinds = ("token_logprobs", "token_reference_logprobs", "token_advantages")
         types |= {name: pyarrow.list_(pyarrow.float32()) for name in kinds}
     for record in records:
-        record |= {name: json.dumps(record[name]) for name in ("prompt", "answer", "metadata", "rewards_by_verifier")}
+        record |= {name: json.dumps(record[name]) for name in _AS_JSON}
     table = pyarrow.Table.from_pylist(records, schema=pyarrow.schema(list(types.items())))
     # Under another name first: a file that is there is whole.
     unfinished = path.with_suffix(".part")

@@ -158,10 +158,10 @@ def hyperparameters(trainer: pl.Trainer, module: PolicyModule, data: RolloutData
 
 
 def _write_histograms(writer: Any, experience: Experience, step: int) -> None:
-    count = experience.first
+    count, outcomes = experience.first, experience.outcomes
     values = {
-        "rollouts/reward": experience.reward_N[:count],
-        "rollouts/length": experience.tokens.completion_lengths_N[:count].float(),
+        "rollouts/reward": torch.tensor([outcome.reward for outcome in outcomes]),
+        "rollouts/length": torch.tensor([float(outcome.tokens) for outcome in outcomes]),
     }
     advantages = [own for row in range(count) if (own := experience.row_advantages(row)) is not None]
     if advantages:

@@ -11,10 +11,12 @@ __version__ = "0.1.0"
 
 _PACKAGES = {
     "algorithms": ("DistillationModule", "FeedbackContext", "GRPOModule", "PPOModule", "SFTModule"),
+    "environments": ("Environment", "GuessNumber", "PythonEnvironment", "Reply", "Step", "ToolEnvironment"),
     "models": ("LoRAConfig", "PolicyConfig", "TeacherConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
-        "GSM8K", "MBPP", "Arithmetic", "Extraction", "HumanEval", "Programs", "ReasoningGym", "Tabular", "Task",
+        "GSM8K", "MBPP", "Arithmetic", "Calculations", "Extraction", "HumanEval", "Numbers", "Programs", "ReasoningGym",
+        "Tabular", "Task",
     ),
     "verifiers": (
         "AllOf", "AnyOf", "ByColumn", "CodeVerifier", "FormatVerifier", "FunctionVerifier", "JSONSchemaVerifier",

@@ -191,12 +191,12 @@ class Turn:
     """A turn of a conversation that the policy is to take: a first attempt at a prompt, or one that follows another.
 
     Args:
-        prompt: the row of the task.
+        prompt: the row of the task. In an episode its messages are all that has been said so far.
         conversation: token ids that the turn is sampled under.
         prompt_end: the last characters of the conversation as text, the chat template included.
         key: its place in the run, such as ``train/12/3/0``; its random numbers are seeded from it.
         group: the place of its prompt in the run, such as ``train/12/3``.
-        number: 1 for a first attempt, 2 for the one that follows it.
+        number: 1 for a first attempt or the first turn of an episode, 2 for the one that follows it.
         parent: the row of the attempt that it follows; ``None`` for a first attempt.
         trained_under: token ids that it is learned under; ``None``: the conversation, exactly on-policy.
     """
@@ -226,12 +226,16 @@ class Attempt(Turn):
         reward: the combined reward of all verifiers; NaN where a verifier broke.
         rewards_by_verifier: rewards by the names of verifiers and their parts, NaN where one gave none. The names are
             the same for every attempt of a run.
+        info: what an environment noted of the turn.
+
+    The turns of an episode all have its verdict; the reward is that of the turn.
     """
 
     completion: Completion
     verdict: Verdict
     reward: float
     rewards_by_verifier: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_truncated(self) -> bool:

@@ -3,6 +3,7 @@
     python scripts/make_tiny_decoder.py
     python scripts/make_tiny_decoder.py --task extraction --out configs/tiny_decoder_json
     python scripts/make_tiny_decoder.py --task programs --out configs/tiny_decoder_code
+    python scripts/make_tiny_decoder.py --task turns --out configs/tiny_decoder_turns
 
 The tokenizer is a byte-level BPE trained on the train split of a generated task. The same input gives the same folder,
 byte for byte.
@@ -18,14 +19,16 @@ from statistics import mean
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from grpo_lightning.tasks import Arithmetic, Extraction, Programs
+from grpo_lightning.tasks import Arithmetic, Calculations, Extraction, Numbers, Programs
+from grpo_lightning.tasks.base import Task
 from grpo_lightning.types import Prompt
 
 # With the short prompts of the quickstarts.
-TASKS = {
-    "arithmetic": Arithmetic(prompt_template="{prompt}"),
-    "extraction": Extraction(prompt_template="{prompt}", shots=0),
-    "programs": Programs(prompt_template="Write f(x): {prompt}."),
+TASKS: dict[str, list[Task]] = {
+    "arithmetic": [Arithmetic(prompt_template="{prompt}")],
+    "extraction": [Extraction(prompt_template="{prompt}", shots=0)],
+    "programs": [Programs(prompt_template="Write f(x): {prompt}.")],
+    "turns": [Calculations(demonstrations=True), Numbers(demonstrations=2000)],
 }
 VOCABULARY = 430
 PAD, BOS, START, END = "<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"
@@ -39,6 +42,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# What a template with tools has on top: here their names and arguments, and where a call is written.
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\nTools by <tool_call>:' }}"
+    "{% for tool in tools %}{{ ' ' + tool['function']['name'] + ' ' + "
+    "tool['function']['parameters']['properties'] | join(' ') }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
+)
+
 
 def texts(prompts: list[Prompt]) -> Iterator[str]:
     """Yield the texts on which the tokenizer is trained."""
@@ -48,7 +58,7 @@ def texts(prompts: list[Prompt]) -> Iterator[str]:
         yield prompt.solution or ""
 
 
-def make_tokenizer(prompts: list[Prompt]) -> PreTrainedTokenizerFast:
+def make_tokenizer(prompts: list[Prompt], chat_template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """Train the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     # Split digits first: numbers are read and written digit by digit, so that arithmetic can be learned.
@@ -69,7 +79,7 @@ def make_tokenizer(prompts: list[Prompt]) -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=END,
         additional_special_tokens=[START],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         model_max_length=256,
         padding_side="left",
@@ -106,8 +116,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
 
-    prompts = list(TASKS[arguments.task].prompts("train"))
-    tokenizer = make_tokenizer(prompts)
+    prompts = [prompt for task in TASKS[arguments.task] for prompt in task.prompts("train")]
+    with_tools = CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}" + TOOLS)
+    tokenizer = make_tokenizer(prompts, with_tools if arguments.task == "turns" else CHAT_TEMPLATE)
     config = make_config(tokenizer)
     tokenizer.save_pretrained(out)
     config.save_pretrained(out)

@@ -23,11 +23,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples import model_family, own_command
 from examples.own_advantage import Neighbours
 from examples.own_algorithm import Distillation
+from examples.own_environment import HigherOrLower
 from examples.own_task import DigitSums
 from examples.own_verifier import Nearness
 from grpo_lightning.__main__ import main
 from grpo_lightning.advantages import GroupStd
 from grpo_lightning.curves import tensorboard_layout
+from grpo_lightning.environments import Reply
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.tasks.base import SPLITS
@@ -218,6 +220,21 @@ def test_a_task_of_ones_own_is_checked_and_learned(tmp_path: Path, capsys: pytes
 
 
 # -- an advantage -----------------------------------------------------------------------------------------------------
+
+
+def test_an_environment_of_ones_own_replies(tmp_path: Path) -> None:
+    game = HigherOrLower(discount=0.8)
+    game.reset(Prompt([], answer="14"))
+    steps = [game.step(Reply(text)) for text in ("12+7=19\n#### 19", "#### 3", "14", "#### 14")]
+    said = [step.messages[0]["content"] for step in steps[:-1]]
+    assert said == ["Lower.", "Higher.", "Write #### and a number."]
+    assert (steps[-1].done, steps[-1].reward) == (True, pytest.approx(0.8**3))
+    (arguments,) = commands("own_environment", "grpo fit")
+    # Random weights seldom end a turn: here a common letter does.
+    run = train(tmp_path, arguments, "--trainer.max_steps", "1", "--data.sampling.stop", "[e]")
+    turns = [record for groups in groups_of(run)[0] for record in groups]
+    assert {record["attempt"] for record in turns} == {1, 2, 3}
+    assert {record["prompt"][2]["content"] for record in turns if record["attempt"] > 1} == {said[-1]}
 
 
 def test_an_advantage_of_ones_own_gives_each_completion_that_of_its_neighbour(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ORDER = [
     "advantages",
     "verifiers",
     "tasks",
+    "environments",
     "speed",
     "models",
     "rollout",
@@ -105,7 +106,10 @@ def test_every_package_is_installed() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["grpo_lightning", *(f"grpo_lightning.{name}" for name in ("curves", "intervals", "tasks", "types", "verifiers"))],
+    [
+        "grpo_lightning",
+        *(f"grpo_lightning.{name}" for name in ("curves", "environments", "intervals", "tasks", "types", "verifiers")),
+    ],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -47,6 +48,13 @@ class ToyTask(Task):
 
     def gold_completion(self, prompt: Prompt) -> str:
         return str(prompt.answer) * 4
+
+
+class Secrets(ToyTask):
+    """The same, with a digit to guess."""
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return [replace(prompt, answer=str(row % 10)) for row, prompt in enumerate(super().prompts(split))]
 
 
 class LetterVerifier(Verifier):

@@ -44,7 +44,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
     Args:
         policy: how to load the policy.
-        verifiers: judge the completions: one, or a list; with several, the reward is the mean of theirs.
+        verifiers: judge the completions: one, or a list; with several, the reward is the mean of theirs. The list may
+            be empty where ``data.environment`` gives the rewards.
         optimizer: makes the optimizer of the trainable parameters.
         lr_scheduler: stepped once per optimizer step; ``None`` keeps the learning rate.
         max_tokens_per_microbatch: prompt and completion tokens, padding included, of one forward and backward pass; a
@@ -54,7 +55,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             1): less memory, the same weights. Checkpoints hold the whole state.
 
     Raises:
-        ConfigError: a value out of its range, or no verifier.
+        ConfigError: a value out of its range.
     """
 
     def __init__(
@@ -76,8 +77,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.strict_loading = False
         self.policy_config = PolicyConfig.of(policy)
         self.policy_config.validate()
-        if not verifiers:
-            raise ConfigError("model.verifiers: give at least one, such as [{class_path: MathVerifier}]")
         tokens, norm = max_tokens_per_microbatch, max_grad_norm
         check_options({
             "max_tokens_per_microbatch": (tokens >= 1, f"must be at least 1, not {tokens}"),

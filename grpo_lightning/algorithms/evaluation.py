@@ -10,6 +10,7 @@ import torch
 from torchmetrics import MeanMetric, SumMetric
 
 from grpo_lightning.algorithms.ranks import RankedModule
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.intervals import Interval, wilson
 from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
@@ -31,35 +32,45 @@ class Evaluation:
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
         rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is omitted.
+        has_turns: whether an environment replies, so that the turns of an episode are logged.
     """
 
     def __init__(
-        self, ks: Sequence[int], device: torch.device, refined: str | None = None, rewards: Sequence[str] = ()
+        self,
+        ks: Sequence[int],
+        device: torch.device,
+        refined: str | None = None,
+        rewards: Sequence[str] = (),
+        has_turns: bool = False,
     ) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
+        self.has_turns = has_turns
         self.refined = refined
         self.means = {
-            name: MeanMetric(nan_strategy="error").to(device) for name in [*names, *([refined] if refined else [])]
+            name: MeanMetric(nan_strategy="error").to(device)
+            for name in [*names, *([refined] if refined else []), *(["turns"] if has_turns else [])]
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
         self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct")}
 
     def update(self, batch: EvaluationBatch) -> None:
-        for attempt in batch.single.first_attempts:
-            judged = attempt.verdict.error is None
+        for outcome in batch.single.outcomes:
+            judged = outcome.verdict.error is None
             self.counts["prompts"].update(1)
             self.counts["judged"].update(judged)
-            self.counts["correct"].update(judged and attempt.verdict.correct)
+            self.counts["correct"].update(judged and outcome.verdict.correct)
             self._see("errors", not judged)
-            self._see("length_mean", len(attempt.completion.token_ids))
-            self._see("truncated", attempt.is_truncated)
+            self._see("length_mean", outcome.tokens)
+            self._see("truncated", outcome.is_truncated)
+            if self.has_turns:
+                self._see("turns", outcome.turns)
             if judged:
-                self._see("accuracy", attempt.verdict.correct)
-                self._see("format_valid", attempt.verdict.format_valid)
-                self._see("reward", attempt.reward)
+                self._see("accuracy", outcome.verdict.correct)
+                self._see("format_valid", outcome.verdict.format_valid)
+                self._see("reward", outcome.reward)
             for name, mean in self.rewards.items():
-                reward = attempt.rewards_by_verifier[name]
+                reward = outcome.rewards_by_verifier[name]
                 # Every rank adds up every name, even if none of its rows had that reward.
                 mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
         for attempt in batch.single.last_attempts if self.refined else []:
@@ -67,8 +78,9 @@ class Evaluation:
                 self._see(self.refined, attempt.verdict.correct)
         if batch.sampled is not None:
             size = batch.sampled.recipe.group_size
-            for start in range(0, len(batch.sampled), size):
-                self._see_group(batch.sampled.attempts[start : start + size])
+            answers = batch.sampled.answers
+            for start in range(0, len(answers), size):
+                self._see_group(answers[start : start + size])
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
@@ -106,15 +118,18 @@ class EvaluatedModule(RankedModule):
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Take from the data what the policy is loaded with, and what an evaluation measures."""
+        if not self.verifiers and data.environment is None:
+            raise ConfigError("model.verifiers: give at least one, such as [{class_path: MathVerifier}]")
         self.chat_template = data.task.chat_template
         self.longest_row = data.longest_row(self.samples_to_learn)
-        self._pass_at_k, self._refined = data.pass_at_k, None
+        self._pass_at_k, self._refined, self._has_turns = data.pass_at_k, None, data.environment is not None
         if data.refinement is not None and data.refinement.val_feedback != "none":
             feedback = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
             self._refined = f"accuracy_after_{feedback}"
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, reward_names(self.verifiers))
+        names = reward_names(self.verifiers)
+        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, names, self._has_turns)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         self._see("val", batch)
@@ -133,8 +148,8 @@ class EvaluatedModule(RankedModule):
 
     def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The completions of a batch with their verdicts, as plain records."""
-        single = [record(attempt) | {"sampled_for": "accuracy"} for attempt in batch.single.first_attempts]
-        sampled = [] if batch.sampled is None else batch.sampled.attempts
+        single = [record(attempt) | {"sampled_for": "accuracy"} for attempt in batch.single.answers]
+        sampled = [] if batch.sampled is None else batch.sampled.answers
         return single + [record(attempt) | {"sampled_for": "pass@k"} for attempt in sampled]
 
     def _see(self, purpose: Purpose, batch: EvaluationBatch) -> None:

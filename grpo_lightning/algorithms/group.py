@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
-from grpo_lightning.algorithms.credit import Groups, credited_rewards
+from grpo_lightning.algorithms.credit import groups_of
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
@@ -66,14 +66,14 @@ class GroupModule(OnlineModule, ABC):
 
     def group_advantages(self, experience: Experience, metrics: StepMetrics) -> Tensor:
         """Advantages within the groups, ``[N]``. Distilled attempts are one group with the others, and take no std."""
-        scored_N, groups = experience.scored_N, Groups(experience.group_N)
-        rewards_BG = groups.table(credited_rewards(experience))
+        scored_N, groups = experience.scored_N, groups_of(experience, self.episode_credit)
+        rewards_BG = groups.table(self.credited(experience))
         separate_BG = {
-            name: groups.table(credited_rewards(experience, experience.rewards_by_name(name)))
+            name: groups.table(self.credited(experience, experience.rewards_by_name(name)))
             for name in self.advantage.rewards_taken(self.reward_names)
         }
         scores_BG = self.advantage.checked_scores(rewards_BG, separate_BG)
-        first_N = (groups.rows(scores_BG) if separate_BG else experience.reward_N)[: experience.first]
+        first_N = (groups.rows(scores_BG) if separate_BG else self._own_rewards(experience))[: experience.first]
         moments = RewardMoments(*self.all_ranks_moments(first_N[~first_N.isnan()]))
         centred_N = groups.rows(Unscaled()(rewards_BG, moments))
         advantages_N = centred_N
@@ -85,6 +85,10 @@ class GroupModule(OnlineModule, ABC):
         metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         return advantages_N
+
+    def _own_rewards(self, experience: Experience) -> Tensor:
+        """``[N]``: rewards without what refinement credits; of an episode's first turn, its credit."""
+        return experience.reward_N if experience.recipe.environment is None else self.credited(experience)
 
     def token_losses(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.correction import CorrectionMode, SamplerCorrection
+from grpo_lightning.algorithms.credit import EpisodeCredit, credited_rewards
 from grpo_lightning.algorithms.entropy import EntropyBonus
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
@@ -75,7 +76,11 @@ class OnlineModule(PolicyModule, ABC):
             ``sampler`` the ratio itself is taken to the sampler, and ``auto`` is ``none``.
         sampler_cap: cap of that weight.
         mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
-        max_error_rate: the share of a step's completions that a verifier may break on before the run stops.
+        max_error_rate: the share of a step's completions that a verifier, or the environment, may break on before the
+            run stops.
+        episode_credit: what a turn of an episode learns from, with ``data.environment``: ``return``, that of the whole
+            episode; ``return_to_go``, from the turn on; ``turn``, the turn's own reward.
+        episode_discount: discount of the rewards of later turns, per turn.
     """
 
     step_means: ClassVar[tuple[str, ...]] = (
@@ -110,6 +115,8 @@ class OnlineModule(PolicyModule, ABC):
         sampler_cap: float = 2.0,
         mask_truncated: bool = False,
         max_error_rate: float = 0.1,
+        episode_credit: EpisodeCredit = "return",
+        episode_discount: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -130,6 +137,8 @@ class OnlineModule(PolicyModule, ABC):
         self.rollout_loss = RolloutLoss(flat.objective(objective), aggregation, self.correction)
         self.mask_truncated = mask_truncated
         self.max_error_rate = max_error_rate
+        self.episode_credit = episode_credit
+        self.episode_discount = episode_discount
 
     def validate_options(self) -> None:
         """Check the options before anything is loaded.
@@ -154,6 +163,10 @@ class OnlineModule(PolicyModule, ABC):
             ),
             "sampler_correction": one_of(self.correction.mode, CorrectionMode),
             "sampler_cap": (self.correction.cap > 0, f"must be above 0, not {self.correction.cap}"),
+            "episode_credit": one_of(self.episode_credit, EpisodeCredit),
+            "episode_discount": (
+                0 <= self.episode_discount <= 1, f"must be from 0 to 1, not {self.episode_discount}"
+            ),
             "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
             "beta": (
                 beta == 0 or (beta > 0 and has_reference),
@@ -211,6 +224,10 @@ class OnlineModule(PolicyModule, ABC):
                 "data.sampling: top_k, top_p and min_p make training samples off-policy: the loss takes the whole "
                 "distribution's log-probs; policy/truncation_gap shows the difference"
             )
+
+    def credited(self, experience: Experience, rewards_N: Tensor | None = None) -> Tensor:
+        """``[N]``: what each row learns from: its reward, and what following attempts or turns credit it with."""
+        return credited_rewards(experience, rewards_N, self.episode_credit, self.episode_discount)
 
     # -- what a subclass writes -------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.critic import CriticModule
 from grpo_lightning.algorithms.episodes import Episodes, ValuedExperience
 from grpo_lightning.algorithms.metrics import StepMetrics
@@ -56,7 +55,8 @@ class PPOModule(CriticModule):
 
     Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead). A group
     has no meaning here: ``group_size`` completions per prompt are as many episodes. Under refinement (``in_context``) a
-    further attempt is an episode that starts after the feedback, and the one before it has the credited reward.
+    further attempt is an episode that starts after the feedback, and the one before it has the credited reward; with
+    an environment, likewise, a turn starts after what has been said, and has its credit (``episode_credit``).
     ``distill`` is refused: its tokens were not sampled under the prompt that they are learned under.
 
     Args:
@@ -161,7 +161,7 @@ class PPOModule(CriticModule):
         """The completions that count, with the verifiers' rewards and the penalty."""
         lengths_N, width = experience.tokens.completion_lengths_N, experience.sampler_logprobs_NT.shape[1]
         mask_NT = length_mask(lengths_N, width) & experience.counted_N[:, None]
-        rewards_N = credited_rewards(experience).nan_to_num(0.0)
+        rewards_N = self.credited(experience).nan_to_num(0.0)
         unfinished_N = experience.truncated_N if self.bootstrap_truncated else None
         if unfinished_N is not None:
             rewards_N = torch.where(unfinished_N, 0, rewards_N)

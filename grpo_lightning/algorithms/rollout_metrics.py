@@ -12,7 +12,7 @@ from grpo_lightning.rollout.experience import Ahead, Experience
 ROLLOUT_MEANS = (
     "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
     "reward/correct_after_refinement", "refinement/correct", "refinement/attempts",
-    "completion/length_mean", "completion/truncated",
+    "completion/length_mean", "completion/truncated", "episode/turns",
     "policy/truncation_gap",
     "time/rollout_s", "time/verify_s",
     "throughput/rollout_tokens_per_s",
@@ -29,30 +29,32 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
         metrics: what is logged is added here.
         reward_names: rewards with curves ``reward/<name>`` of their own.
     """
-    attempts = experience.first_attempts
-    count = len(attempts)
-    verdicts = [attempt.verdict for attempt in attempts]
+    outcomes = experience.outcomes
+    count = len(outcomes)
+    verdicts = [outcome.verdict for outcome in outcomes]
     errors = sum(verdict.error is not None for verdict in verdicts)
-    reward_BG = experience.of_groups(experience.reward_N)
+    reward_BG = experience.of_groups(experience.reward_N.new_tensor([outcome.reward for outcome in outcomes]))
     metrics.add("reward/errors", errors, count)
     metrics.add_masked("reward/mean", reward_BG, ~reward_BG.isnan())
     metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), count - errors)
     metrics.add("reward/format_valid", sum(verdict.format_valid for verdict in verdicts), count - errors)
     metrics.add("reward/std", masked_std(reward_BG, ~reward_BG.isnan(), dim=1).sum(), len(reward_BG))
     for name in reward_names:
-        rewards = [attempt.rewards_by_verifier[name] for attempt in attempts]
+        rewards = [outcome.rewards_by_verifier[name] for outcome in outcomes]
         known = [reward for reward in rewards if math.isfinite(reward)]
         metrics.add(f"reward/{name}", sum(known), len(known))
-    lengths_N = experience.tokens.completion_lengths_N[:count]
-    metrics.add("completion/length_mean", lengths_N.sum(), count)
-    metrics.see("completion/length_max", lengths_N.max())
-    metrics.add("completion/truncated", experience.truncated_N[:count].sum(), count)
+    tokens = [outcome.tokens for outcome in outcomes]
+    metrics.add("completion/length_mean", sum(tokens), count)
+    metrics.see("completion/length_max", float(max(tokens)))
+    metrics.add("completion/truncated", sum(outcome.is_truncated for outcome in outcomes), count)
     for phase, seconds in experience.seconds.items():
         metrics.add(f"time/{phase}_s", seconds, 1)
-    metrics.add("throughput/rollout_tokens_per_s", lengths_N.sum(), experience.seconds["rollout"])
+    metrics.add("throughput/rollout_tokens_per_s", sum(tokens), experience.seconds["rollout"])
     if experience.ahead is not None:
         add_ahead(experience.ahead, metrics)
-    if len(experience) > count:
+    if experience.recipe.environment is not None:
+        metrics.add("episode/turns", len(experience), count)
+    elif len(experience) > count:
         add_refinement(experience, metrics)
     if experience.recipe.sampling.truncates:
         add_truncation(experience, metrics)
@@ -78,6 +80,6 @@ def add_refinement(experience: Experience, metrics: StepMetrics) -> None:
 
 def add_truncation(experience: Experience, metrics: StepMetrics) -> None:
     """How far top-k, top-p and min-p moved the distribution drawn from, per token on average (nats)."""
-    for attempt in experience.first_attempts:
+    for attempt in experience.attempts if experience.recipe.environment is not None else experience.first_attempts:
         drawn, whole = attempt.completion.sampling_logprobs, attempt.completion.logprobs
         metrics.add("policy/truncation_gap", sum(drawn) - sum(whole), len(drawn))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import encode_prompt
-from grpo_lightning.rollout.refinement import NO_FEEDBACK, as_plain_text
+from grpo_lightning.models.tokenizer import as_plain_text, encode_prompt
+from grpo_lightning.rollout.refinement import NO_FEEDBACK
 from grpo_lightning.types import Attempt
 
 FEEDBACK_TOKENS = 64

@@ -20,7 +20,8 @@ def check_verifier_errors(experience: Experience, ranks: RankedModule, max_error
     errors = [attempt.verdict.error for attempt in experience.attempts if attempt.verdict.error is not None]
     broken, attempts = ranks.all_ranks_sum(len(errors), len(experience))
     if broken > max_error_rate * attempts:
+        breaks = "a verifier" if experience.recipe.environment is None else "the environment or a verifier"
         raise VerifierError(
-            f"a verifier broke on {broken:.0f} of {attempts:.0f} completions, more than model.max_error_rate="
+            f"{breaks} broke on {broken:.0f} of {attempts:.0f} completions, more than model.max_error_rate="
             f"{max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
         )

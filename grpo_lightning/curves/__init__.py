@@ -23,7 +23,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
         "KL", "KL per completion", "Weight of the KL", "Entropy", "Weight of the entropy", "Loss", "Ratio",
         "Passes over the rollouts", "Gradient", "Learning rate", "Advantages", "Values",
     ),
-    "Completions": ("Tokens", "Truncated", "Further attempts"),
+    "Completions": ("Tokens", "Truncated", "Turns", "Further attempts"),
     "Memory": ("Memory",),
     "Time": ("Seconds per step", "Tokens per second", "Waiting", "Padding", "Totals"),
     "Validation": ("Accuracy", "Format", "Completions", "Errors and truncated"),

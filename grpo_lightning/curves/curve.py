@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 Unit = Literal[
-    "", "reward", "share", "nats", "nats/token", "tokens", "tokens/s", "s", "GiB", "steps", "attempts", "USD"
+    "", "reward", "share", "nats", "nats/token", "tokens", "tokens/s", "s", "GiB", "steps", "attempts", "turns", "USD"
 ]
 
 

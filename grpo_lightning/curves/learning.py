@@ -12,7 +12,7 @@ MEAN, ROOT, MAX, STATE = Reduction.MEAN, Reduction.ROOT, Reduction.MAX, Reductio
 LEARNING: dict[str, tuple[Curve, ...]] = {
     "Reward": (
         Curve("reward/mean", "reward", MEAN, "Reward",
-              "mean reward of the first attempts",
+              "mean reward of the first attempts, or of episodes: that of all their turns",
               "rises, with noise",
               "flat at 0: read the rollouts, and see `completion/truncated` and `reward/format_valid`. Flat elsewhere: "
               "see `reward/groups_without_signal`; then raise the learning rate",
@@ -34,7 +34,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "above 0.9 within the first tens of steps",
               "stays low: state the format in the prompt, or warm-start with `SFTModule`"),
         Curve("reward/errors", "share", MEAN, "Errors, and groups without signal",
-              "share of completions on which the verifier broke",
+              "share of completions on which a verifier, or the environment, broke",
               "0",
               "the warnings and `grpo samples` say why; above `max_error_rate` the run stops"),
         Curve("reward/groups_without_signal", "share", MEAN, "Errors, and groups without signal",
@@ -160,6 +160,10 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "share cut off at `max_new_tokens`",
               "below 0.1",
               "raise `data.sampling.max_new_tokens`, ask for shorter answers, or set `mask_truncated`"),
+        Curve("episode/turns", "turns", MEAN, "Turns",
+              "turns of the policy per episode; only with `data.environment`",
+              "settles where the task needs it",
+              "near 1: the policy does not use the environment; near `max_turns`: it never ends by itself"),
         Curve("refinement/correct", "share", MEAN, "Further attempts",
               "share of further attempts that are correct",
               "above 0",

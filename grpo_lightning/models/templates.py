@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -93,9 +93,18 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], chat_template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    chat_template: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """The text of a chat, up to the place where the assistant's answer begins.
+
+    Args:
+        tokenizer: has the chat template.
+        messages: the chat.
+        chat_template: a template to use instead.
+        tools: JSON schemas of the tools that the policy may call.
 
     Raises:
         ConfigError: the template refuses the chat.
@@ -103,7 +112,11 @@ def render(
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(map(dict, messages)), chat_template=chat_template, tokenize=False, add_generation_prompt=True
+                list(map(dict, messages)),
+                tools=cast(Any, tools),
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         )
     except TemplateError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,7 +60,9 @@ def load_tokenizer(
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
+) -> list[int]:
     """Token ids of a chat, up to the place where the assistant's answer begins.
 
     The template writes its own BOS, so no special tokens are added to what it renders.
@@ -68,7 +70,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     Raises:
         ConfigError: the chat template refuses the chat.
     """
-    return cast(list[int], tokenizer.encode(render(tokenizer, messages), add_special_tokens=False))
+    return cast(list[int], tokenizer.encode(render(tokenizer, messages, tools=tools), add_special_tokens=False))
+
+
+def between_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """What the chat template writes between two answers of the assistant: the end of a turn, the messages, the start.
+
+    Args:
+        tokenizer: has the chat template.
+        messages: what is said between the two answers.
+        tools: JSON schemas of the tools that the policy may call.
+    """
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\x01"}, *messages]
+    return render(tokenizer, turns, tools=tools).split("\x01", 1)[1]
+
+
+def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a space inside whatever would be read as a special token.
+
+    What is said to the policy may quote it, as a JSON key: what the policy spelled out must not end a turn.
+    """
+    for special in sorted(control_tokens(tokenizer), key=len, reverse=True):
+        text = text.replace(special, f"{special[0]} {special[1:]}")
+    return text
 
 
 def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:

@@ -22,6 +22,10 @@ def check_options(data: RolloutDataModule) -> None:
     data.val_sampling.validate("data.val_sampling")
     if data.refinement is not None:
         data.refinement.validate(data.sampling.temperature)
+        if data.environment is not None:
+            raise ConfigError(
+                "data.refinement: an environment gives its own feedback: remove data.refinement or data.environment"
+            )
     counts = {
         "prompts_per_step": data.prompts_per_step,
         "group_size": data.group_size,

@@ -1,24 +1,25 @@
-"""Collecting experience: sample, score, and give failed completions another attempt."""
+"""Collecting experience: sample, score, and sample what follows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.models.tokenizer import prompt_end
 from grpo_lightning.phases import Phases
-from grpo_lightning.rollout.engines.base import Request, Sampler
-from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
+from grpo_lightning.rollout.attempts import Attempts, Follower
+from grpo_lightning.rollout.engines.base import Sampler
+from grpo_lightning.rollout.episodes import Episodes
+from grpo_lightning.rollout.experience import Experience, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.loader import PromptBatch
-from grpo_lightning.rollout.refinement import RefinementConfig, can_be_refined, choose, follow
-from grpo_lightning.rollout.sampling import row_seed
-from grpo_lightning.rollout.scoring import Scoring
-from grpo_lightning.types import Attempt, Completion, Turn
+from grpo_lightning.rollout.rounds import Rounds
+from grpo_lightning.rollout.scoring import Scoring, all_reward_names
+from grpo_lightning.types import Turn
 
 
 class Collector:
@@ -49,17 +50,28 @@ class Collector:
     def __call__(self, prompts: PromptBatch) -> Experience:
         """``group_size`` attempts at every prompt, and those that follow them, on the policy's device."""
         recipe, policy = prompts.recipe, self.learner.policy
+        if recipe.environment is not None:
+            return self._episodes(prompts, recipe.environment)
+        firsts = _first_turns(prompts, self.learner)
         refinement = recipe.refinement
-        following = refinement if recipe.purpose == "train" else None
-        made = _Attempts(self.learner, recipe, _first_turns(prompts, self.learner), following)
+        rounds = None if refinement is None else Rounds(refinement, policy, len(firsts), recipe.group_size)
+        in_training = rounds if recipe.purpose == "train" else None
+        made = Attempts(recipe, firsts, in_training or Follower())
         self._sample(made, recipe.group_size)
-        if refinement is not None and recipe.purpose != "train" and refinement.val_feedback != "none":
-            made.follow_in_evaluation(refinement)
+        if rounds is not None and in_training is None and rounds.refinement.val_feedback != "none":
+            made.append(rounds.follow_in_evaluation(made))
             self._sample(made, 1)
-        attempts = [made.attempts[row] for row in range(len(made.turns))]
-        return experience_of(attempts, recipe, made.seconds, policy.pad_token_id, policy.device)
+        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
 
-    def _sample(self, made: _Attempts, group_size: int) -> None:
+    def _episodes(self, prompts: PromptBatch, environment: Environment) -> Experience:
+        recipe, policy = prompts.recipe, self.learner.policy
+        names = all_reward_names(self.learner.verifiers)
+        episodes = Episodes(environment, policy, recipe.sampling.cap, names, recipe.seed)
+        made = Attempts(recipe, episodes.first_turns(prompts), episodes)
+        self._sample(made, recipe.group_size)
+        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+
+    def _sample(self, made: Attempts, group_size: int) -> None:
         """Sample and score the turns that have no attempt yet, ``group_size`` of every conversation."""
         waiting = range(len(made.attempts), len(made.turns))
         if not waiting:
@@ -76,7 +88,7 @@ class Collector:
                     rows = list(range(start, min(start + at_once, waiting.stop)))
                     requests = [made.request(row) for row in rows]
                     made.decoding = len(rows)
-                    on_finish = partial(made.finish, rows) if made.refinement or scoring.any_slow else None
+                    on_finish = partial(made.finish, rows) if made.follower.watches or scoring.any_slow else None
                     completions = self.engine.generate(requests, made.recipe.sampling, on_finish)
                     if on_finish is None:
                         made.finished.update(zip(rows, completions, strict=True))
@@ -94,96 +106,3 @@ def _first_turns(prompts: PromptBatch, learner: Learner) -> list[Turn]:
         for end in [prompt_end(learner.policy.tokenizer, ids)]
         for member in range(prompts.recipe.group_size)
     ]
-
-
-class _Attempts:
-    """The attempts at a batch of prompts in the making: sampled, judged, and some of them followed by another.
-
-    Args:
-        learner: whose policy samples them.
-        recipe: how.
-        turns: first attempts; the turns that follow are appended.
-        refinement: which failures are followed while others still decode; ``None``: none.
-    """
-
-    def __init__(
-        self, learner: Learner, recipe: Recipe, turns: list[Turn], refinement: RefinementConfig | None
-    ) -> None:
-        self.learner = learner
-        self.recipe = recipe
-        self.turns = turns
-        self.refinement = refinement
-        self.attempts: dict[int, Attempt] = {}
-        """Judged, by row."""
-        self.finished: dict[int, Completion] = {}
-        """What is not judged yet, by row."""
-        self.decoding = 0
-        """Rows that the engine has not handed over yet."""
-        self.scoring: Scoring
-        self.seconds = {"rollout": 0.0, "verify": 0.0}
-        self.judging_seconds = 0.0
-        later_rounds = 0 if refinement is None else refinement.attempts
-        self.budget = 0 if refinement is None else refinement.budget * (len(turns) // recipe.group_size)
-        self.rounds = [list(range(len(turns))), *([] for _ in range(later_rounds))]
-        """Rows of the first attempts, of those that follow them, ..."""
-        self.followed: list[set[int]] = [set() for _ in range(later_rounds)]
-        """Places in each round but the last of those that another one follows."""
-
-    def request(self, row: int, temperature: float | None = None) -> Request:
-        turn = self.turns[row]
-        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature)
-
-    def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
-        """Take completions from the engine, and return what to sample next.
-
-        Args:
-            rows: the rows of the turns by the engine's numbers; those of further ones are appended.
-            numbers: the engine's numbers of the completions.
-            completions: one per number.
-        """
-        done = [rows[number] for number in numbers]
-        self.scoring.hand_over(done, completions)
-        self.finished.update(zip(done, completions, strict=True))
-        self.decoding -= len(done)
-        # Which failures are followed must not depend on how slow a verifier is: slow ones are queried last.
-        spent = all(len(places) == self.budget for places in self.followed)
-        if self.refinement is None or spent or (self.scoring.any_slow and self.decoding):
-            return []
-        self.judge()
-        following = self._follow(self.refinement)
-        self.decoding += len(following)
-        rows += following
-        temperature = self.refinement.temperature
-        return [self.request(row, temperature) for row in following]
-
-    def judge(self) -> None:
-        """Judge what has finished."""
-        started = time.perf_counter()
-        rows = sorted(self.finished)
-        completions = [self.finished[row] for row in rows]
-        self.attempts.update(zip(rows, self.scoring.attempts(rows, completions), strict=True))
-        self.finished.clear()
-        self.judging_seconds += time.perf_counter() - started
-
-    def follow_in_evaluation(self, refinement: RefinementConfig) -> None:
-        """Append a turn after each failure that ``val_feedback`` has feedback for."""
-        for row, attempt in list(self.attempts.items()):
-            has_feedback = refinement.val_feedback == "verdict" or not attempt.verdict.format_valid
-            if has_feedback and can_be_refined(attempt):
-                self._append(attempt, row, refinement)
-
-    def _follow(self, refinement: RefinementConfig) -> range:
-        """Append turns after the failures that get one, and return their rows."""
-        count = len(self.turns)
-        for number, followed in enumerate(self.followed):
-            rows = self.rounds[number]
-            groups = [self.turns[row].group for row in rows]
-            for place in choose([self.attempts.get(row) for row in rows], groups, self.budget, followed):
-                followed.add(place)
-                self.rounds[number + 1].append(len(self.turns))
-                self._append(self.attempts[rows[place]], rows[place], refinement)
-        return range(count, len(self.turns))
-
-    def _append(self, attempt: Attempt, row: int, refinement: RefinementConfig) -> None:
-        policy = self.learner.policy
-        self.turns.append(follow(policy.tokenizer, attempt, row, refinement, policy.terminators))

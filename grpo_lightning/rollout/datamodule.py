@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import STOPS, template_notes
@@ -25,9 +26,9 @@ from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.rollout.splits import load_split, start_environment
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.tasks.columns import with_columns
 from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
 
@@ -62,6 +63,8 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: n of pass@k. Default: the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
+        environment: replies to the policy, turn by turn, in training and in evaluations. Default: every completion is
+            judged at once.
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
@@ -83,6 +86,7 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_at_k: list[int] | int | None = None,
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
+        environment: Environment | None = None,
         max_prompt_tokens: int | None = None,
         rollout_rows_at_once: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
@@ -100,6 +104,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
+        self.environment = environment
         self.max_prompt_tokens = max_prompt_tokens
         self.rollout_rows_at_once = rollout_rows_at_once
         self.overlong = overlong
@@ -148,24 +153,8 @@ class RolloutDataModule(pl.LightningDataModule):
         for split in STAGE_SPLITS[stage]:
             if split in self._prompts:
                 continue
-            rows = self.task.prompts(split)
-            if not rows:
-                raise ConfigError(f"data.task: the {split} split of {type(self.task).__name__} has no rows")
-            rows = with_columns(rows, verifiers)
-            self._prompts[split] = encoded = EncodedPrompts(
-                rows, tokenizer, self.max_prompt_tokens, self.overlong, vocabulary
-            )
-            if split != "train" and len(encoded) < self._ranks[1]:
-                raise ConfigError(
-                    f"data.task: the {split} split has {len(encoded)} rows, fewer than the devices "
-                    f"({self._ranks[1]}): add rows, or use fewer devices"
-                )
-            if encoded.overlong:
-                done = "dropped" if self.overlong == "drop" else "truncated on the left"
-                log.warning(
-                    "%d of %d %s prompts are longer than max_prompt_tokens=%s and were %s",
-                    encoded.overlong, len(rows), split, self.max_prompt_tokens, done,
-                )  # fmt: skip
+            self._prompts[split] = load_split(self, split, tokenizer, verifiers, vocabulary, self._ranks[1])
+        start_environment(self, tokenizer, self._longest_prompt)
         for note in template_notes(
             tokenizer, [p.messages for split in STAGE_SPLITS[stage] for p in self.prompts(split)]
         ):
@@ -219,8 +208,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def recipe(self, purpose: Purpose) -> Recipe:
         """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""
         if purpose == "train":
-            return Recipe(purpose, self.group_size, self.sampling, self.refinement, self.seed)
-        return Recipe(purpose, 1, self.val_sampling, self.refinement, self.seed)
+            return Recipe(purpose, self.group_size, self.sampling, self.refinement, self.environment, self.seed)
+        return Recipe(purpose, 1, self.val_sampling, self.refinement, self.environment, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -255,10 +244,14 @@ class RolloutDataModule(pl.LightningDataModule):
         Args:
             samples_to_learn: whether training samples; else only evaluation does.
         """
+        if self.environment is not None:
+            return self.environment.max_tokens
         return self._longest_prompt + self._room_for_completions(samples_to_learn and "train" in self._prompts)
 
     def asked_of_engine(self, longest_prompt: int) -> int:
         """Tokens of the longest row that an engine is asked for, given the longest prompt."""
+        if self.environment is not None:
+            return self.environment.max_tokens
         turns = 0 if self.refinement is None else self.refinement.attempts * FEEDBACK_TOKENS
         return longest_prompt + self._room_for_completions(samples_to_learn=True) + turns
 

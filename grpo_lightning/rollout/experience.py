@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.rollout.batch import right_padded, token_rows
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.types import Attempt, TokenRows
+from grpo_lightning.types import Attempt, TokenRows, Verdict
 
 Purpose = Literal["train", "val", "test", "predict"]
 
@@ -28,6 +29,7 @@ class Recipe:
         group_size: first attempts per prompt.
         sampling: temperature, truncation, length.
         refinement: which failed attempts are followed by another; ``None``: none.
+        environment: replies to the policy, in episodes of several turns; ``None``: every attempt is one turn.
         seed: seeds the sampling, together with each attempt's key.
         step: training steps done before.
     """
@@ -36,6 +38,7 @@ class Recipe:
     group_size: int = 1
     sampling: SamplingParams = field(default_factory=SamplingParams)
     refinement: RefinementConfig | None = None
+    environment: Environment | None = None
     seed: int = 0
     step: int = 0
 
@@ -59,6 +62,26 @@ class Ahead:
     age: int
     learner_waits: float | None = None
     engine_waits: float | None = None
+
+
+class Outcome(NamedTuple):
+    """What came of a first attempt, or of the episode that it begins.
+
+    Args:
+        verdict: on the attempt, or the episode.
+        reward: of all turns together; NaN where a verifier or the environment broke.
+        rewards_by_verifier: of the last turn.
+        tokens: tokens that the policy sampled.
+        turns: turns that the policy took.
+        is_truncated: whether the last turn ran into the cap.
+    """
+
+    verdict: Verdict
+    reward: float
+    rewards_by_verifier: Mapping[str, float]
+    tokens: int
+    turns: int
+    is_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -123,16 +146,43 @@ class Experience:
         return self.attempts[: self.first]
 
     @property
-    def last_attempts(self) -> list[Attempt]:
-        """For each first attempt the last one of its conversation, which may be itself."""
-        last = list(range(self.first))
-        root = list(last)
+    def root_rows(self) -> list[int]:
+        """For each attempt the row of the first one of its conversation, which may be itself."""
+        root = list(range(self.first))
         for row in range(self.first, len(self)):
             parent = self.attempts[row].parent
             assert parent is not None
             root.append(root[parent])
-            last[root[row]] = row
-        return [self.attempts[row] for row in last]
+        return root
+
+    @property
+    def last_attempts(self) -> list[Attempt]:
+        """For each first attempt the last one of its conversation, which may be itself."""
+        return [self.attempts[row] for row in {root: row for row, root in enumerate(self.root_rows)}.values()]
+
+    @property
+    def answers(self) -> list[Attempt]:
+        """For each first attempt what was judged of it: the last turn of its episode, or the attempt itself."""
+        return self.first_attempts if self.recipe.environment is None else self.last_attempts
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What came of each first attempt, without those that follow it under refinement."""
+        turns: list[list[Attempt]] = [[] for _ in range(self.first)]
+        count = self.first if self.recipe.environment is None else len(self)
+        for attempt, root in zip(self.attempts[:count], self.root_rows, strict=False):
+            turns[root].append(attempt)
+        return [
+            Outcome(
+                verdict=taken[-1].verdict,
+                reward=sum(turn.reward for turn in taken),
+                rewards_by_verifier=taken[-1].rewards_by_verifier,
+                tokens=sum(len(turn.completion.token_ids) for turn in taken),
+                turns=len(taken),
+                is_truncated=taken[-1].is_truncated,
+            )
+            for taken in turns
+        ]
 
     def rewards_by_name(self, name: str) -> Tensor:
         """``[N]``: the reward of one verifier, or of one of its parts; NaN where there is none."""
@@ -183,7 +233,8 @@ def experience_of(
     """Lay attempts out as rows.
 
     Groups: first attempts at the same prompt. The attempts that follow others are a group per prompt and number, or
-    join the prompt's group where they are distilled.
+    join the prompt's group where they are distilled. How turns of episodes are compared:
+    :class:`grpo_lightning.algorithms.credit.EpisodeGroups`.
 
     Args:
         attempts: each comes after its parent; ``Attempt.parent`` is the parent's place.
@@ -192,7 +243,8 @@ def experience_of(
         pad: token id for the unused places.
         device: where the tensors live.
     """
-    rows = list(attempts) if recipe.refinement is None else _in_rounds(attempts)
+    is_followed = recipe.refinement is not None or recipe.environment is not None
+    rows = _in_rounds(attempts) if is_followed else list(attempts)
     tokens = token_rows([attempt.context for attempt in rows], [attempt.completion.token_ids for attempt in rows], pad)
     names = {attempt.group: None for attempt in rows}
     index = {name: place for place, name in enumerate(names)}

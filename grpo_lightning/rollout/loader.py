@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ class EncodedPrompts:
         max_tokens: the limit on a prompt's length; ``None`` for none.
         overlong: what becomes of a longer one: ``drop`` it, or ``truncate-left``, which keeps its last tokens.
         vocabulary: rows of the model's embedding; ``None`` if unknown.
+        tools: JSON schemas of the tools that the chat template shows.
 
     Raises:
         ConfigError: all prompts are too long, or one has a token that the model has no embedding for.
@@ -59,8 +60,9 @@ class EncodedPrompts:
         max_tokens: int | None = None,
         overlong: Literal["drop", "truncate-left"] = "drop",
         vocabulary: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> None:
-        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts]
+        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages, tools)) for prompt in prompts]
         if vocabulary is not None:
             _check_tokens(encoded, tokenizer, vocabulary)
         long = [len(ids) for _, ids in encoded if max_tokens is not None and len(ids) > max_tokens]

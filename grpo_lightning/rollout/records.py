@@ -31,6 +31,7 @@ def record(attempt: Attempt) -> dict[str, Any]:
         "error": verdict.error,
         "finish_reason": completion.finish_reason.value,
         "tokens": len(completion.token_ids),
+        "info": _plain(dict(attempt.info)),
     }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import control_tokens, prompt_end
+from grpo_lightning.models.tokenizer import as_plain_text, between_turns, prompt_end
 from grpo_lightning.types import Attempt, FinishReason, Turn
 
 NO_FEEDBACK = "This answer is not correct."
@@ -138,22 +138,6 @@ def next_turn(
     said = attempt.completion.token_ids
     said = said[:-1] if said[-1] in terminators else said
     feedback = as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
-    text = template.replace("{feedback}", feedback)
-    turns = [
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "\x01"},
-        {"role": "user", "content": text},
-    ]
-    rendered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    between = tokenizer.encode(rendered.split("\x01", 1)[1], add_special_tokens=False)
+    text = between_turns(tokenizer, [{"role": "user", "content": template.replace("{feedback}", feedback)}])
+    between = tokenizer.encode(text, add_special_tokens=False)
     return [*attempt.conversation, *said, *between]
-
-
-def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a space inside whatever would be read as a special token.
-
-    Feedback may quote the completion, as a JSON key: what the policy spelled out there must not end the user's turn.
-    """
-    for special in sorted(control_tokens(tokenizer), key=len, reverse=True):
-        text = text.replace(special, f"{special[0]} {special[1:]}")
-    return text

@@ -103,6 +103,11 @@ def reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:
     return [*(verifiers if len(verifiers) > 1 else ()), *part_curves(verifiers)]
 
 
+def all_reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:
+    """The names in ``Attempt.rewards_by_verifier``."""
+    return [*verifiers, *part_curves(verifiers)]
+
+
 def part_curves(verifiers: Mapping[str, Verifier]) -> dict[str, tuple[str, str]]:
     """The verifier and the part that each curve of a part belongs to; several verifiers have their names in it."""
     return {

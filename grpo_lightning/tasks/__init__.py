@@ -2,11 +2,13 @@
 
 from grpo_lightning.tasks.arithmetic import Arithmetic
 from grpo_lightning.tasks.base import MissingSplit, Task
+from grpo_lightning.tasks.calculations import Calculations
 from grpo_lightning.tasks.controls import ControlFailure, check_controls
 from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
 from grpo_lightning.tasks.mbpp import MBPP
+from grpo_lightning.tasks.numbers import Numbers
 from grpo_lightning.tasks.programs import Programs
 from grpo_lightning.tasks.reasoning_gym import ReasoningGym
 from grpo_lightning.tasks.tabular import Tabular
@@ -15,10 +17,12 @@ __all__ = [
     "GSM8K",
     "MBPP",
     "Arithmetic",
+    "Calculations",
     "ControlFailure",
     "Extraction",
     "HumanEval",
     "MissingSplit",
+    "Numbers",
     "Programs",
     "ReasoningGym",
     "Tabular",

@@ -10,9 +10,10 @@ import pytest
 from grpo_lightning.algorithms import DistillationModule, GRPOModule, PPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
+from grpo_lightning.environments import GuessNumber
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
-from tests.toy import BrokenVerifier, CopyEngine, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
+from tests.toy import BrokenVerifier, CopyEngine, LetterVerifier, Secrets, Watch, adam, fit, grpo, rollouts, trainer
 
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
 """tests/callbacks/test_profiler.py sees them logged on a GPU."""
@@ -48,6 +49,8 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
     fit(folder, DistillationModule(**common, teacher="reference"), 1, callbacks=[watch])
+    episodes = rollouts(environment=GuessNumber(max_turns=2, max_tokens=300), task=Secrets())
+    fit(folder, grpo(path, verifiers=[]), 1, episodes, **options)
     fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})

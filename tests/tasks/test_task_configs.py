@@ -115,9 +115,10 @@ def test_prompts_and_solutions_are_short(name: str) -> None:
     assert max(map(len, tokenizer([prompt.solution for prompt in prompts]).input_ids)) + 1 <= 32
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "turns"])
 def test_the_script_writes_the_committed_folder(name: str, tmp_path: Path) -> None:
-    script, folder = ROOT / "scripts/make_tiny_decoder.py", ROOT / "configs" / TINY[name][1]
+    folder = ROOT / "configs" / (TINY[name][1] if name in TINY else f"tiny_decoder_{name}")
+    script = ROOT / "scripts/make_tiny_decoder.py"
     run_script(script, "--task", name, "--out", str(tmp_path))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / file).read_text() == (folder / file).read_text(), f"run {script} again"

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from grpo_lightning.algorithms.base import PolicyModule
+from grpo_lightning.environments.base import Environment
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe, experience_of
 from grpo_lightning.rollout.loader import PromptBatch
@@ -60,7 +61,23 @@ def _attempts(names: Sequence[str], prompts: PromptBatch) -> Experience:
                 under = ids if recipe.distills else None
                 rows.append(replace(attempt, number=number, parent=parent, trained_under=under, verdict=solved))
             parents = list(range(start, len(rows)))
+    if recipe.environment is not None:
+        _add_turns(rows, recipe, names, recipe.environment)
     return experience_of(rows, recipe, {"rollout": 1.0, "verify": 1.0}, pad=0, device=torch.device("cpu"))
+
+
+def _add_turns(rows: list[Attempt], recipe: Recipe, names: Sequence[str], environment: Environment) -> None:
+    """Give every episode as many turns as it may have, the last of which is as long as it may be."""
+    cap, turns = recipe.sampling.cap, environment.max_turns
+    for root in range(len(rows)):
+        parent, start = root, len(rows[root].conversation)
+        room = max(environment.max_tokens - cap - start, 0)
+        for number in range(2, turns + 1):
+            # Nothing is taken to be shared, as for refinement.
+            conversation = _numbered(len(rows), start + room * (number - 1) // (turns - 1))
+            attempt = _attempt(recipe, names, len(rows), root % recipe.group_size, rows[root].group, conversation)
+            rows.append(replace(attempt, number=number, parent=parent))
+            parent = len(rows) - 1
 
 
 def _attempt(

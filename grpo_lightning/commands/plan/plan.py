@@ -163,6 +163,8 @@ class Planner:
 
     def _decodings(self) -> list[_Decoding]:
         data, width, cap = self.data, self.prompt_tokens, self.data.sampling.cap
+        if data.environment is not None:  # the last turn of every episode, at its longest
+            width = max(width, data.environment.max_tokens - cap)
         jobs = []
         if self.samples:
             jobs.append(_Decoding("rollout", self.prompts, data.group_size, width, data.sampling))

@@ -149,14 +149,28 @@ function drawRollout(rollout, rows, shade) {
   for (const [name, reward] of Object.entries(rollout.rewards || {}))
     facts.append(element("span", "", name + " " + digits(reward)));
   card.append(facts, words(rollout, shade));
-  if (rollout.feedback) card.append(element("div", "feedback words", rollout.feedback));
+  const continues = rollout.children.some((next) => saidBetween(rollout, next).length);
+  if (rollout.feedback && !continues) card.append(element("div", "feedback words", rollout.feedback));
   return card;
+}
+
+// In an episode the prompt of a turn is all that has been said: that of the turn before, its reply, and what followed.
+function saidBetween(rollout, next) {
+  return prompts[next.prompt][0].slice(prompts[rollout.prompt][0].length + 1);
+}
+
+function drawMessage(turn) {
+  const box = element("div", "prompt");
+  box.append(element("div", "faint", turn.role), element("div", "words", turn.content));
+  return box;
 }
 
 function drawColumn(rollout, rows, shade, column) {
   column.append(drawRollout(rollout, rows, shade));
   for (const next of rollout.children) {
-    column.append(element("div", "turn", "attempt " + next.attempt + ", after the feedback above:"));
+    const said = saidBetween(rollout, next);
+    if (!said.length) column.append(element("div", "turn", "attempt " + next.attempt + ", after the feedback above:"));
+    for (const message of said) column.append(drawMessage(message));
     drawColumn(next, rows, shade, column);
   }
   return column;
@@ -170,11 +184,7 @@ function drawGroup({ group, rows }, shade) {
   if (!group.signal) title.append(element("span", "faint", "no signal"));
   box.append(title);
   const [messages, answer, metadata] = prompts[group.prompt];
-  for (const turn of messages) {
-    const prompt = element("div", "prompt");
-    prompt.append(element("div", "faint", turn.role), element("div", "words", turn.content));
-    box.append(prompt);
-  }
+  for (const turn of messages) box.append(drawMessage(turn));
   if (answer !== null)
     box.append(element("div", "words faint", "answer: " + (typeof answer === "string" ? answer : JSON.stringify(answer))));
   if (Object.keys(metadata).length) {

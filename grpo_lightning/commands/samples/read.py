@@ -11,7 +11,7 @@ from typing import Any
 from grpo_lightning.errors import ConfigError
 
 FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
-JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier")
+JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""
 
 
@@ -53,7 +53,7 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
 
         for record in pyarrow.parquet.read_table(file).to_pylist():
-            yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS}
+            yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
     elif file.suffix == ".jsonl":
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):

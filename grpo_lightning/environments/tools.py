@@ -1,0 +1,113 @@
+"""An environment of tools: runs the policy's calls, and gives back what they return."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import operator
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from grpo_lightning.environments.base import Environment, Message, Reply, Step
+from grpo_lightning.environments.calls import Call
+from grpo_lightning.errors import ConfigError
+
+
+class ToolEnvironment(Environment):
+    """Runs the tools that the policy calls. A reply without a call ends the episode, and the verifiers judge it.
+
+    What a tool returns is the policy's next input, and so is why a call cannot be read, has wrong arguments, or raised
+    a ``ValueError``: that is the policy's fault. Any other exception of a tool is an error of the environment.
+
+    Args:
+        tools: functions by their import path, such as ``my_package.search``, or the functions. Their signatures need
+            types, and their docstrings (Google style) a line per argument: the chat template shows both.
+        call_reward: added to the reward of a turn for every call in it. Below 0, it is the price of a call.
+        options: options of :class:`Environment`.
+
+    Raises:
+        ConfigError: no tools, or one that cannot be imported.
+    """
+
+    def __init__(self, tools: Sequence[str | Callable[..., Any]], call_reward: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        key = "data.environment.init_args.tools"
+        if not tools:
+            raise ConfigError(f"{key}: give at least one, such as [grpo_lightning.environments.calculator]")
+        self.tools = [_imported(tool, key) if isinstance(tool, str) else tool for tool in tools]
+        self.call_reward = call_reward
+
+    def step(self, reply: Reply) -> Step:
+        if not reply.calls:
+            return Step(done=True)
+        messages = [self.message(call) for call in reply.calls]
+        return Step(messages, reward=self.call_reward * len(messages), info={"calls": len(messages)})
+
+    def message(self, call: Call) -> Message:
+        """What comes of a call, as the policy reads it."""
+        return {"role": "tool", "name": call.name, "content": self.run(call)}
+
+    def run(self, call: Call) -> str:
+        """What a call returns, as text: JSON, unless it is a text."""
+        if call.error is not None:
+            return call.error
+        by_name = {tool.__name__: tool for tool in self.tools}
+        tool = by_name.get(call.name)
+        if tool is None:
+            return f"There is no tool {call.name}. The tools are: {', '.join(by_name)}."
+        try:
+            inspect.signature(tool).bind(**call.arguments)
+        except TypeError as error:
+            return f"Wrong arguments for {call.name}: {error}."
+        result = self.returned(tool, call.arguments)
+        return result if isinstance(result, str) else json.dumps(result, default=str)
+
+    def returned(self, tool: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """Call a tool. A ``ValueError`` is told to the policy; any other exception is an error of the environment."""
+        try:
+            return tool(**arguments)
+        except ValueError as error:
+            return f"Error: {error}"
+
+
+def _imported(path: str, key: str) -> Callable[..., Any]:
+    try:
+        tool = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: {path} cannot be imported ({error}); give the path of a function") from error
+    if not callable(tool):
+        raise ConfigError(f"{key}: {path} is not a function")
+    return tool
+
+
+_OPERATIONS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.USub: operator.neg, ast.UAdd: operator.pos,
+}  # fmt: skip
+
+
+def calculator(expression: str) -> str:
+    """Compute an arithmetic expression.
+
+    Args:
+        expression: numbers with + - * / // % and parentheses, such as 12 * (3 + 4).
+    """
+    if not isinstance(expression, str) or len(expression) > 200:
+        raise ValueError("the expression must be a text of at most 200 characters")
+    try:
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{expression!r} cannot be computed: {error}") from None
+
+
+def _value(node: ast.expr) -> float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and type(node.value) is not bool:
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.operand))
+    raise ValueError("only numbers, + - * / // % and parentheses can be computed")

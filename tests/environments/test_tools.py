@@ -1,0 +1,151 @@
+"""Tool calls, tools, and the shipped environments, without a model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from grpo_lightning.environments import Call, GuessNumber, PythonEnvironment, Reply, Step, ToolEnvironment, calculator
+from grpo_lightning.environments.base import checked
+from grpo_lightning.environments.calls import FORMATS, format_of
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.types import Prompt
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_reads_its_example(name: str) -> None:
+    parser = FORMATS[name]
+    assert parser.calls(parser.example) == [Call("f", {"x": 1})]
+    assert parser.calls("No call here.") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "calls"),
+    [
+        (
+            "hermes",
+            'Thus <tool_call>{"name": "a", "arguments": {}}</tool_call>\n<tool_call>{"name": "b"}',
+            [Call("a"), Call("b")],
+        ),
+        ("hermes", "<tool_call>{oops</tool_call>", [Call("", error="The tool call is not valid JSON.")]),
+        ("hermes", "<tool_call>[1]</tool_call>", None),
+        (
+            "pythonic",
+            "<|tool_call_start|>[a(x='q', n=-1), b()]<|tool_call_end|>",
+            [Call("a", {"x": "q", "n": -1}), Call("b")],
+        ),
+        ("pythonic", "<|tool_call_start|>[a(open('f'))]<|tool_call_end|>", None),
+        ("pythonic", "<|tool_call_start|>[a(x=open('f'))]<|tool_call_end|>", None),
+        ("llama3", '<|python_tag|>{"name": "a", "parameters": {"x": [1]}}', [Call("a", {"x": [1]})]),
+        ("llama3", '{"name": 3}', None),
+    ],
+)
+def test_calls_are_read_or_say_what_is_wrong(name: str, text: str, calls: list[Call] | None) -> None:
+    found = FORMATS[name].calls(text)
+    if calls is None:
+        assert len(found) == 1
+        assert found[0].error
+    else:
+        assert found == calls
+
+
+def test_the_format_is_read_off_the_template() -> None:
+    assert format_of("... <tool_call>{...}</tool_call>") == "hermes"
+    assert format_of("List of tools: <|tool_list_start|> <|tool_call_start|>") == "pythonic"
+    assert format_of('Respond in the format {"name": function name, "parameters": dictionary}') == "llama3"
+    assert format_of("{{ messages }}") is None
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("12 * (3 + 4)", "84"), ("7/2", "3.5"), ("8/2", "4"), ("-3 % 5", "2"), ("2 // 3 - +1", "-1")],
+)
+def test_the_calculator_computes(expression: str, value: str) -> None:
+    assert calculator(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression", ["1/0", "2**99", "__import__('os')", "", "True", "'a' * 9", "9" * 300, "(" * 150]
+)
+def test_the_calculator_refuses_in_one_sentence(expression: str) -> None:
+    with pytest.raises(ValueError, match=r"comput|expression must"):
+        calculator(expression)
+
+
+def broken(x: int) -> int:
+    """Break.
+
+    Args:
+        x: anything.
+    """
+    raise OSError("the server is gone")
+
+
+def test_the_policys_mistakes_are_told_to_it_and_a_broken_tool_is_an_error() -> None:
+    environment = ToolEnvironment(["grpo_lightning.environments.calculator", broken], call_reward=-0.1)
+    calls = [
+        Call("calculator", {"expression": "2+2"}), Call("search", {}), Call("calculator", {"x": 1}),
+        Call("", error="Not JSON."), Call("calculator", {"expression": "1/0"}),
+    ]  # fmt: skip
+    step = environment.step(Reply("", calls))
+    said = [message["content"] for message in step.messages]
+    assert said[0] == "4"
+    assert said[1] == "There is no tool search. The tools are: calculator, broken."
+    assert said[2].startswith("Wrong arguments for calculator: missing a required argument")
+    assert said[3] == "Not JSON."
+    assert said[4].startswith("Error: '1/0' cannot be computed")
+    assert {message["role"] for message in step.messages} == {"tool"}
+    assert step.reward == pytest.approx(-0.5)
+    assert environment.step(Reply("#### 4")) == Step(done=True)
+    with pytest.raises(OSError, match="the server is gone"):
+        environment.step(Reply("", [Call("broken", {"x": 1})]))
+
+
+def test_tools_that_do_not_exist_are_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"init_args\.tools: give at least one"):
+        ToolEnvironment([])
+    with pytest.raises(ConfigError, match=r"init_args\.tools: math\.nothing cannot be imported"):
+        ToolEnvironment(["math.nothing"])
+    with pytest.raises(ConfigError, match=r"init_args\.max_turns: must be above 0, not 0"):
+        ToolEnvironment([calculator], max_turns=0)
+
+
+def test_the_game_of_numbers() -> None:
+    game = GuessNumber(max_turns=4)
+    game.random = random.Random(0)
+    game.reset(Prompt([{"role": "user", "content": "Guess."}], answer="5"))
+    said = [game.step(Reply(text)) for text in ("I say 3.", "9", "what?")]
+    assert [step.messages[0]["content"] for step in said] == ["higher", "lower", "no number"]
+    assert game.step(Reply("5")) == Step(done=True, reward=1.0, info={"guess": 5})
+    game.reset(Prompt([], answer="5"))
+    last = [game.step(Reply("4")) for _ in range(4)][-1]
+    assert (last.done, last.reward) == (True, 0.0)
+
+
+@pytest.mark.parametrize(
+    "step", [None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan"))]
+)
+def test_what_is_not_a_step_is_an_error(step: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="Game"):
+        checked(step, "Game")
+
+
+def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
+    environment = PythonEnvironment(max_output=60, workers=1)
+    environment.start()
+    said = []
+    environment.reset(Prompt([]))
+    for code in (
+        "x = 20\nprint('once')", "x + 1", "1 / 0", "x += 1; print(x)", "def f(", "open('/etc/passwd').read()",
+        "print('y' * 90)", "import sys; sys.exit(3)", "while True: pass",
+    ):  # fmt: skip
+        said.append(environment.run(Call("python", {"code": code})))
+    assert said[:4] == ["once\n", "21\n", "ZeroDivisionError: division by zero\n", "21\n"]
+    assert said[4].startswith("  File") or "SyntaxError" in said[4]
+    assert "Error" in said[5]
+    assert said[6] == "y" * 60 + " [...]"
+    assert said[7] == "SystemExit: 3\n"
+    assert "longer than the limit" in said[8]
+    environment.reset(Prompt([]))
+    assert "NameError" in environment.run(Call("python", {"code": "x"}))
