@@ -12,11 +12,13 @@ import transformers
 
 from grpo_lightning.algorithms import PolicyModule, policy_module
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, Experience, RolloutDataModule, RunCallback, StepEnd
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
+from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.types import Attempt
 
 from .hints import about_silence, about_truncation
+from .shown import example_text
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class HealthCheck(RunCallback):
         max_sampler_gap: stop before the first step if the log-probs of sampling and of training differ by more than
             this (nats per token, on average over the sampled prompts). Default: 0.05 in float32, where 1e-5 is normal,
             and 0.2 in half precision, where 0.04 is, or with an engine other than ``InProcessEngine``.
+        examples: show a prompt with its best and its worst completion in the preflight, and one with its completion in
+            each validation (with ``data.pass_at_k``, its best and its worst).
 
     Raises:
         ConfigError: an option is out of its range.
@@ -57,6 +61,7 @@ class HealthCheck(RunCallback):
         patience: int = 5,
         length_change: float = 4.0,
         max_sampler_gap: float | None = None,
+        examples: bool = True,
     ) -> None:
         checks = {
             "prompts": (prompts >= 0, f"must be at least 0, not {prompts}"),
@@ -76,6 +81,8 @@ class HealthCheck(RunCallback):
         self.patience = patience
         self.length_change = length_change
         self.max_sampler_gap = max_sampler_gap
+        self.examples = examples
+        self._shows_next = False
         self._first_lengths: list[float] = []
         self._changed_steps = 0
         self._truncated_steps = 0
@@ -91,7 +98,27 @@ class HealthCheck(RunCallback):
             if trainer.is_global_zero:
                 for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
+                self._show("preflight", experience)
             self._check_sampler(trainer, module, experience)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shows_next = trainer.state.fn == "fit" and trainer.is_global_zero
+
+    def on_evaluation_batch(
+        self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
+    ) -> None:
+        if self._shows_next:
+            self._shows_next = False
+            # The first prompt of the first batch, which is the same in every validation.
+            self._show(f"validation after {trainer.global_step} optimizer steps", batch.sampled or batch.single, 1)
+
+    def _show(self, when: str, experience: Experience, prompts: int | None = None) -> None:
+        if self.examples:
+            size, attempts = experience.recipe.group_size, experience.first_attempts
+            groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
+            text = example_text(groups[:prompts])
+            if text is not None:
+                log.info("%s: %s", when, text)
 
     def _check_sampler(self, trainer: pl.Trainer, module: PolicyModule, experience: Experience) -> None:
         """Stop a run that would learn from probabilities other than those it samples with.

@@ -96,6 +96,7 @@ class RunSummary(RunCallback):
         if (run_dir / "rollouts").is_dir():
             lines.append(("samples", f"grpo samples {run_dir} --open"))
         if any(run_dir.glob("events.out.tfevents.*")):
+            lines.append(("report", f"grpo compare {run_dir}"))
             lines.append(("curves", f"tensorboard --logdir {_runs_root(run_dir)}"))
         return lines
 

@@ -194,6 +194,19 @@ def test_filters_show_the_matching_rollouts(mixed: Path, view: str, wanted: set[
 
 
 @browser
+def test_an_episode_is_one_conversation(tmp_path: Path) -> None:
+    start = [{"role": "user", "content": "Guess."}]
+    first = row(text="thirteen", prompt=start)
+    said = [*start, {"role": "assistant", "content": "thirteen"}, {"role": "user", "content": "higher"}]
+    last = row(text="twenty", prompt=said, id=f"{first['id']}/turn2", attempt=2, parent=first["id"])
+    shown = dom(write(tmp_path, first, last))
+    words = [shown.index(text) for text in ("Guess.", "thirteen", "higher", "twenty")]
+    assert words == sorted(words)
+    assert shown.count("thirteen") == 1, "a reply is there once, not also as a message"
+    assert "after the feedback above" not in shown
+
+
+@browser
 def test_groups_can_be_sorted_and_paged(tmp_path: Path) -> None:
     rows = [row(step=step, member=member, text=f"s{step}m{member}", reward=float(step % 7), tokens=step)
             for step in range(40) for member in range(4)]  # fmt: skip

@@ -132,7 +132,7 @@ def test_what_is_not_a_step_is_an_error(step: object) -> None:
 
 
 def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
-    environment = PythonEnvironment(max_output=60, workers=1)
+    environment = PythonEnvironment(timeout_s=0.5, max_output=60, workers=1)
     environment.start()
     said = []
     environment.reset(Prompt([]))
