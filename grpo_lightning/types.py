@@ -15,6 +15,8 @@ Shape letters, used as suffixes of tensor names (``rewards_BG``, ``logprobs_NT``
 ``L``  tokens of a whole sequence, prompt and completion
 ``M``  completion tokens of several rollouts, laid end to end without padding
 ``V``  vocabulary
+``S``  distinct sets of tokens
+``W``  words of 32 bits, one bit per token of the vocabulary
 ``D``  hidden size
 ====== ==========================================================================
 
@@ -258,6 +260,18 @@ class Sharing(NamedTuple):
     prefix_lengths_N: Tensor
 
 
+class AllowedTokens(NamedTuple):
+    """The tokens that were allowed at each place of completions, whose log-probs are those among these alone.
+
+    Args:
+        bits_SW: distinct sets, as in :class:`grpo_lightning.functional.TokenSets`.
+        set_NT: the place of each completion token's set; any after a row's end.
+    """
+
+    bits_SW: Tensor
+    set_NT: Tensor
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Tokenised prompts with their completions, one per row: what log-probs are computed from.
@@ -267,12 +281,14 @@ class TokenRows:
         prompt_lengths_N: prompt tokens per row.
         completion_lengths_N: completion tokens per row.
         sharing: what is run once for several rows; ``None``: each row runs by itself.
+        allowed: the tokens that a constraint allowed; ``None``: all.
     """
 
     ids_NL: Tensor
     prompt_lengths_N: Tensor
     completion_lengths_N: Tensor
     sharing: Sharing | None = None
+    allowed: AllowedTokens | None = None
 
     def __len__(self) -> int:
         return len(self.ids_NL)
@@ -291,15 +307,21 @@ class TokenRows:
         """The rows with a placeholder after each completion: a pass then has the state after the last token too."""
         ids_NL = self.ids_NL.new_zeros(len(self), self.ids_NL.shape[1] + 1)
         ids_NL[:, :-1] = self.ids_NL
-        return replace(self, ids_NL=ids_NL, completion_lengths_N=self.completion_lengths_N + 1, sharing=None)
+        lengths_N = self.completion_lengths_N + 1
+        return replace(self, ids_NL=ids_NL, completion_lengths_N=lengths_N, sharing=None, allowed=None)
 
     def to(self, device: torch.device) -> TokenRows:
-        return self._map(lambda tensor: tensor.to(device))
+        moved = self._map(lambda tensor: tensor.to(device))
+        if moved.allowed is None:
+            return moved
+        return replace(moved, allowed=moved.allowed._replace(bits_SW=moved.allowed.bits_SW.to(device)))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenRows:
+        """Change what has one entry per row."""
         return TokenRows(
             change(self.ids_NL),
             change(self.prompt_lengths_N),
             change(self.completion_lengths_N),
             None if self.sharing is None else Sharing(*map(change, self.sharing)),
+            None if self.allowed is None else self.allowed._replace(set_NT=change(self.allowed.set_NT)),
         )

@@ -28,6 +28,7 @@ ORDER = [
     "advantages",
     "verifiers",
     "tasks",
+    "constraints",
     "environments",
     "speed",
     "models",

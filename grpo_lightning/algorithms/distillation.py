@@ -141,6 +141,11 @@ class DistillationModule(GroupModule):
                 "data.refinement.mode: distill learns tokens under a prompt that they were not sampled under, so they "
                 "are not the policy's own: use in_context with DistillationModule"
             )
+        if data.sampling.constraint is not None:
+            raise ConfigError(
+                "data.sampling.constraint: a teacher compares distributions over all tokens: remove it, or train with "
+                "another module than DistillationModule"
+            )
         if isinstance(self.teacher_source, TeacherConfig):
             policy = self.policy_config
             self.teacher_source.check_tokenizer(

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
 import grpo_lightning.advantages
 import grpo_lightning.algorithms
+import grpo_lightning.constraints
 import grpo_lightning.objectives
 import grpo_lightning.rollout.engines.vllm
 import grpo_lightning.tasks

@@ -53,6 +53,7 @@ def _names() -> list[str]:
 
     from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
+    from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
     from grpo_lightning.objectives import Objective
@@ -62,7 +63,7 @@ def _names() -> list[str]:
     from grpo_lightning.verifiers.base import Verifier
 
     classes: list[Any] = [PolicyConfig, LoRAConfig, SamplingParams, RolloutDataModule, PolicyModule, Trainer]
-    for base in (PolicyModule, Verifier, Task, Environment, Objective, Advantage):
+    for base in (PolicyModule, Verifier, Task, Environment, Objective, Advantage, Constraint):
         classes += _subclasses(base)
     options = {name for cls in classes for name in inspect.signature(cls).parameters}
     classes += _subclasses(Callback) + _subclasses(Logger)
@@ -73,6 +74,7 @@ def _concrete() -> dict[str, list[str]]:
     """The classes that can stand where one of the project's kinds is asked for, by name of that kind."""
     from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
+    from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.objectives import Objective
     from grpo_lightning.tasks.base import Task
@@ -80,7 +82,7 @@ def _concrete() -> dict[str, list[str]]:
 
     return {
         kind.__name__: sorted({cls.__name__ for cls in _subclasses(kind) if not inspect.isabstract(cls)})
-        for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage)
+        for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint)
     }
 
 

@@ -64,6 +64,7 @@ def _classes() -> dict[str, dict[str, type]]:
     """The project's classes that a config can name, by the kind that is asked for."""
     from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
+    from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.models.loading import LoRAConfig
     from grpo_lightning.objectives import Objective
@@ -72,7 +73,7 @@ def _classes() -> dict[str, dict[str, type]]:
     from grpo_lightning.verifiers.base import Verifier
 
     found: dict[str, dict[str, type]] = {}
-    for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Engine, Callback):
+    for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint, Engine, Callback):
         classes = {cls.__name__: cls for cls in _subclasses(kind) if not inspect.isabstract(cls)}
         found[kind.__name__] = {name: classes[name] for name in sorted(classes)}
     return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig)}

@@ -77,7 +77,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "do not judge a GRPO run by it. SFT: rising means that the learning rate is too high",
               bar="loss", final=True),
         Curve("policy/entropy", "nats/token", MEAN, "Entropy",
-              "mean entropy of the next token",
+              "mean entropy of the next token; with `data.sampling.constraint`, among the allowed tokens",
               "falls slowly",
               "collapses to 0 within tens of steps: exploration is over; lower the learning rate, raise `beta` or "
               "`epsilon_high`. Rises without end: the learning rate is too high",
@@ -87,7 +87,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "follows your schedule, or settles",
               "stays at `max_coef`: the target is above what the policy reaches; lower it, or raise `max_coef`"),
         Curve("policy/kl", "nats/token", MEAN, "KL",
-              "KL to the reference, estimated by `kl_estimator`; only with `beta` above 0",
+              "KL to the reference, estimated by `kl_estimator`; only with `beta` above 0. With "
+              "`data.sampling.constraint`, of both among the allowed tokens",
               "grows slowly to 0.01 - 0.5",
               "jumps: lower the learning rate. Above 1 with odd texts: raise `beta`",
               bar="kl", panel="KL to the reference (nats)", final=True),

@@ -48,6 +48,7 @@ from grpo_lightning.functional.losses import (
 )
 from grpo_lightning.functional.masking import length_mask, masked_max, masked_mean, masked_std, masked_sum
 from grpo_lightning.functional.pass_at_k import pass_at_k
+from grpo_lightning.functional.token_sets import TokenSets, excluded_tokens
 
 __all__ = [
     "MAX_LOG_RATIO",
@@ -58,6 +59,7 @@ __all__ = [
     "KLEstimator",
     "OutputHead",
     "TokenLogprobs",
+    "TokenSets",
     "ValueLossTerms",
     "adapted_kl_coef",
     "adding_in_place",
@@ -68,6 +70,7 @@ __all__ = [
     "clipped_objective",
     "decoupled_scores",
     "divergence_masked_objective",
+    "excluded_tokens",
     "explained_variance",
     "gae",
     "geometric_mean_objective",

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.functional.in_place import sum_in_place
+from grpo_lightning.functional.token_sets import TokenSets, excluded_tokens
 
 _CHUNK_BYTES = 64 * 2**20
 _BLOCK_BYTES = {"cpu": 2**20}  # logits per pass of softmax and sums, small enough to stay in a core's caches
+_EXCLUDED = -1e20  # the logit of a token that is not allowed: its probability is exactly 0, and 0 times this is 0
 
 
 def compute_dtype_of(hidden_MD: Tensor, weight_VD: Tensor) -> torch.dtype:
@@ -56,9 +58,11 @@ class ChunkedHead:
         rows: int,
         compute_dtype: torch.dtype,
         buffer: Tensor | None = None,
+        allowed: TokenSets | None = None,
     ) -> None:
         self.weight_VD = weight_VD.to(compute_dtype)
         self.bias_V = None if bias_V is None else bias_V.to(compute_dtype)
+        self.allowed = allowed
         self.temperature = temperature
         self.softcap = softcap
         self.chunk_size = chunk_size
@@ -93,6 +97,13 @@ class ChunkedHead:
             logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.temperature != 1:
             logits_CV.div_(self.temperature)
+        return logits_CV
+
+    def restrict(self, logits_CV: Tensor, chunk: slice) -> Tensor:
+        """Exclude the tokens that a chunk's rows may not have, in place."""
+        if self.allowed is not None:
+            bits_CW = self.allowed.bits_SW[self.allowed.set_M[chunk]]
+            logits_CV.masked_fill_(excluded_tokens(bits_CW, logits_CV.shape[1]), _EXCLUDED)
         return logits_CV
 
     def softcap_slope(self, logits_CV: Tensor) -> Tensor | None:

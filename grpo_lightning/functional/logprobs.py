@@ -15,6 +15,7 @@ from grpo_lightning.functional.chunked_head import (
     compute_dtype_of,
     rows_per_chunk,
 )
+from grpo_lightning.functional.token_sets import TokenSets
 
 
 class TokenLogprobs(NamedTuple):
@@ -34,11 +35,14 @@ def token_logprobs(
     chunk_size: int | None = None,
     softcap: float | None = None,
     keep_probabilities: bool = True,
+    allowed: TokenSets | None = None,
 ) -> TokenLogprobs:
     """``hidden_MD``, ``weight_VD``, ``targets_M`` -> log-probs ``[M]`` and entropies ``[M]``, float32, in nats.
 
     ``z = W h + b``, ``p = softmax(z / temperature)``, ``logprob = log p_y`` and ``H = - sum_v p_v log p_v``; with
     ``softcap``, ``z = softcap * tanh((W h + b) / softcap)`` (Gemma 2, arXiv 2408.00118).
+    With ``allowed``, the softmax, and so the log-prob, the entropy and their gradients, are over the tokens of each
+    row's set alone; the target must be one of them.
 
     The rows are processed in chunks of ``chunk_size`` (``None``: 64 MiB of logits), so that beyond the gradient of
     ``hidden_MD`` memory does not grow with ``M``. The gradients, with ``dL/d logprob = g`` and ``dL/dH = g_H``:
@@ -56,7 +60,7 @@ def token_logprobs(
     The matrix products run in the dtype of ``hidden_MD``, or in that of an enclosing ``torch.autocast``; softmax and
     sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
-    _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap)
+    _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap, allowed)
     compute_dtype = compute_dtype_of(hidden_MD, weight_VD)
     if chunk_size is None:
         chunk_size = rows_per_chunk(len(weight_VD), compute_dtype)
@@ -64,7 +68,7 @@ def token_logprobs(
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
     # The slope of a soft cap follows from the logits, not from the probabilities.
     keeps_last = keep_probabilities and torch.is_grad_enabled() and not head_is_frozen and softcap is None
-    options = (temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
+    options = (allowed, temperature, softcap, chunk_size, compute_dtype, gradient_in_forward, keeps_last)
     logprobs_M, entropy_M = _ChunkedLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, *options)
     return TokenLogprobs(logprobs_M, entropy_M)
 
@@ -77,6 +81,7 @@ def _check_arguments(
     temperature: float,
     chunk_size: int | None,
     softcap: float | None,
+    allowed: TokenSets | None,
 ) -> None:
     if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
         raise ValueError(
@@ -97,6 +102,11 @@ def _check_arguments(
         raise ValueError(f"temperature must be positive, but is {temperature}.")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, but is {softcap}.")
+    if allowed is not None and allowed.set_M.shape != targets_M.shape:
+        raise ValueError(
+            f"allowed must hold one set for each row of hidden_MD {tuple(hidden_MD.shape)}, "
+            f"but holds {tuple(allowed.set_M.shape)}."
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, but is {chunk_size}.")
 
@@ -139,6 +149,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_M: Tensor,
+        allowed: TokenSets | None,
         temperature: float,
         softcap: float | None,
         chunk_size: int,
@@ -148,8 +159,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.head_options = {
-            "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size, "rows": len(hidden_MD),
-            "compute_dtype": compute_dtype,
+            "allowed": allowed, "temperature": temperature, "softcap": softcap, "chunk_size": chunk_size,
+            "rows": len(hidden_MD), "compute_dtype": compute_dtype,
         }  # fmt: skip
         # Its ``grad`` may be added to; saved-tensor hooks may return a different tensor.
         ctx.weight_VD = weight_VD
@@ -164,7 +175,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 logits_CV = head.logits(hidden_MD[chunk])
                 softcap_slope_CV = head.softcap_slope(logits_CV) if slope_MD is not None else None
                 kept = keeps_last and chunk.stop == len(hidden_MD)
-                result = _softmax(logits_CV, targets_M[chunk], probabilities=slope_MD is not None or kept)
+                result = _softmax(
+                    head.restrict(logits_CV, chunk), targets_M[chunk], probabilities=slope_MD is not None or kept
+                )
                 logprobs_M[chunk], entropy_M[chunk], normaliser_M[chunk] = result
                 if slope_MD is not None:
                     logit_grad_CV = _add_at(logits_CV.neg_(), targets_M[chunk], 1.0)
@@ -178,7 +191,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_M: Tensor | None, grad_entropy_M: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, normaliser_M, entropy_M, slope_MD = ctx.saved_tensors
-        no_grads = (None,) * 10
+        no_grads = (None,) * 11
         if grad_logprobs_M is None:
             if grad_entropy_M is None:
                 return no_grads
@@ -199,7 +212,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 else:
                     logprobs_CV = head.logits(hidden_MD[chunk])
                     softcap_slope_CV = head.softcap_slope(logprobs_CV)
-                    logprobs_CV.sub_(normaliser_M[chunk, None])
+                    head.restrict(logprobs_CV, chunk).sub_(normaliser_M[chunk, None])
                     if grad_entropy_M is None:
                         logit_grad_CV = logprobs_CV.exp_().mul_(-grad_C1)
                     else:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_lightning.functional import adding_in_place, token_logprobs
+from grpo_lightning.constraints.grammar import Grammars
+from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
 from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
@@ -105,7 +107,8 @@ class Policy(nn.Module):
         """Log-probs of the completion tokens, and the entropy of the distribution each was drawn from.
 
         Args:
-            tokens: right padded rows; what several of them have in common runs once, as ``tokens.sharing`` says.
+            tokens: right padded rows; what several of them have in common runs once, as ``tokens.sharing`` says, and
+                the distributions are over ``tokens.allowed``.
             temperature: the sampling temperature; 0 (greedy) counts as 1.
             reference: use the frozen reference instead of the policy.
             on_states: is called with the hidden states that predict the completion tokens.
@@ -119,6 +122,10 @@ class Policy(nn.Module):
             if on_states is not None:
                 on_states(states)
             head = output_head(lm, temperature)
+            allowed = None
+            if tokens.allowed is not None:
+                bits_SW, set_NT = tokens.allowed
+                allowed = TokenSets(bits_SW, set_NT[states.row_M, states.place_M])
             logprobs_M, entropy_M = token_logprobs(
                 states.hidden_MD,
                 head.weight_VD,
@@ -127,6 +134,7 @@ class Policy(nn.Module):
                 temperature=head.temperature,
                 softcap=head.softcap,
                 keep_probabilities=self.shortcuts.uses(KeptProbabilities),
+                allowed=allowed,
             )
         return states.spread(logprobs_M, tokens), states.spread(entropy_M, tokens)
 
@@ -165,6 +173,16 @@ class Policy(nn.Module):
         self.reference = self.reference.loaded(state)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars over the policy's tokens, for constrained rollouts.
+
+        Raises:
+            ConfigError: llguidance is not installed, or cannot read the tokenizer.
+        """
+        vocabulary = self.lm.get_output_embeddings().weight.shape[0]
+        return Grammars(self.tokenizer, vocabulary, self.terminators)
 
     @contextmanager
     def rollout_mode(self) -> Iterator[PreTrainedModel]:

@@ -63,8 +63,9 @@ class Attempts:
         self.judging_seconds = 0.0
 
     def request(self, row: int, temperature: float | None = None) -> Request:
-        turn = self.turns[row]
-        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature)
+        turn, constraint = self.turns[row], self.recipe.sampling.constraint
+        grammar = None if constraint is None else constraint.grammar(turn.prompt)
+        return Request(turn.conversation, row_seed(self.recipe.seed, turn.key), temperature, grammar)
 
     def finish(self, rows: list[int], numbers: list[int], completions: list[Completion]) -> list[Request]:
         """Take completions from the engine, and return what to sample next.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+from transformers import PreTrainedTokenizerBase
 
+from grpo_lightning.constraints.grammar import check_tokenizer, library, problem_of
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.tasks.base import Split
 
 if TYPE_CHECKING:
     from grpo_lightning.rollout.datamodule import RolloutDataModule
@@ -43,6 +46,45 @@ def check_options(data: RolloutDataModule) -> None:
     if data.pass_at_k and data.sampling.temperature == 0:
         raise ConfigError("data.pass_at_k: needs samples that differ: set data.sampling.temperature above 0")
     _check_ahead(data)
+    for key, sampling in (("sampling", data.sampling), ("val_sampling", data.val_sampling)):
+        if sampling.constraint is None:
+            continue
+        if data.environment is not None:
+            raise ConfigError(
+                f"data.{key}.constraint: the turns of an environment cannot be constrained: remove the constraint, or "
+                "data.environment"
+            )
+        if not data.engine.constrains:
+            raise ConfigError(
+                f"data.{key}.constraint: {type(data.engine).__name__} does not keep completions to a grammar with "
+                "log-probs among the allowed tokens: remove the constraint, or set data.engine to InProcessEngine"
+            )
+        library()
+
+
+def check_constraints(data: RolloutDataModule, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the constraint of a split's completions has a grammar for each of its rows that can be used.
+
+    Raises:
+        ConfigError: the first row that has none, in one sentence.
+    """
+    used = {"sampling": data.sampling} if split == "train" or data.pass_at_k else {}
+    used |= {} if split == "train" else {"val_sampling": data.val_sampling}
+    for key, sampling in used.items():
+        constraint = sampling.constraint
+        if constraint is None:
+            continue
+        check_tokenizer(tokenizer)
+        for row, prompt in enumerate(data.prompts(split)):
+            try:
+                problem = problem_of(constraint.grammar(prompt))
+            except ValueError as error:
+                problem = str(error)
+            if problem is not None:
+                raise ConfigError(
+                    f"data.{key}.constraint: {type(constraint).__name__} cannot constrain row {row} of the {split} "
+                    f"split: {problem}; fix the row, or remove the constraint"
+                )
 
 
 def check_trainer(trainer: pl.Trainer) -> None:

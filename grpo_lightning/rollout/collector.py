@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -61,7 +62,23 @@ class Collector:
         if rounds is not None and in_training is None and rounds.refinement.val_feedback != "none":
             made.append(rounds.follow_in_evaluation(made))
             self._sample(made, 1)
-        return experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+        experience = experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+        return self._with_allowed(experience) if recipe.purpose == "train" else experience
+
+    def _with_allowed(self, experience: Experience) -> Experience:
+        """The experience with the tokens that its constraint allowed, found anew from the completions."""
+        constraint = experience.recipe.sampling.constraint
+        if constraint is None:
+            return experience
+        policy, phases = self.learner.policy, self.phases or self.learner.phases
+        with phases("rollout", policy.device) as replay:
+            completions = [
+                (constraint.grammar(attempt.prompt), attempt.completion.token_ids) for attempt in experience.attempts
+            ]
+            tokens = replace(experience.tokens, allowed=policy.grammars.replay(completions)).to(policy.device)
+        seconds = dict(experience.seconds)
+        seconds["rollout"] += replay.seconds
+        return replace(experience, tokens=tokens, seconds=seconds)
 
     def _episodes(self, prompts: PromptBatch, environment: Environment) -> Experience:
         recipe, policy = prompts.recipe, self.learner.policy

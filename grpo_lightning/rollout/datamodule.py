@@ -16,7 +16,7 @@ from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import STOPS, template_notes
 from grpo_lightning.models.tokenizer import load_tokenizer
 from grpo_lightning.rollout.ahead import LookAhead
-from grpo_lightning.rollout.checks import check_options, check_trainer
+from grpo_lightning.rollout.checks import check_constraints, check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -163,6 +163,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self._prompts[split].require_judgeable(split, verifiers)
             for warning in check_sample(self.task, split, self.prompts(split), verifiers):
                 log.warning(warning)
+            check_constraints(self, split, tokenizer)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.types import Prompt
 
 Chat = Sequence[Mapping[str, Any]]
 """Messages, ``[{"role": ..., "content": ...}, ...]``."""
@@ -25,11 +27,14 @@ def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: Samp
         seed: seeds the first completion; each further one has the next seed.
 
     Raises:
-        ConfigError: the chat template refuses a chat.
+        ConfigError: the chat template refuses a chat, or the sampling's constraint asks for more than messages.
     """
-    chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    chats = [
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+        for prompt in prompts
+    ]
     requests = [
-        Request(encode_prompt(policy.tokenizer, [dict(message) for message in chat]), seed + number)
+        Request(encode_prompt(policy.tokenizer, chat), seed + number, grammar=_grammar(sampling, chat))
         for number, chat in enumerate(chats)
     ]
     if not requests:
@@ -37,3 +42,12 @@ def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: Samp
     engine = InProcessEngine()
     engine.start(policy, max(len(request.prompt) for request in requests) + sampling.cap)
     return [completion.text for completion in engine.generate(requests, sampling)]
+
+
+def _grammar(sampling: SamplingParams, chat: list[dict[str, str]]) -> str | None:
+    if sampling.constraint is None:
+        return None
+    try:
+        return sampling.constraint.grammar(Prompt(chat))
+    except ValueError as error:
+        raise ConfigError(f"sampling.constraint: {type(sampling.constraint).__name__}: {error}") from error

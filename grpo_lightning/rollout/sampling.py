@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from grpo_lightning.constraints import Constraint
 from grpo_lightning.errors import ConfigError
 
 
@@ -27,6 +28,9 @@ class SamplingParams:
         max_new_tokens: a completion that is longer is truncated. Default: 512; in ``val_sampling``, ``sampling``'s.
         stop: strings that end a completion as soon as its text contains one; they stay in the text. Default: none, or
             the next question under ``chat_template: plain``; in ``val_sampling``, ``sampling``'s.
+        constraint: what completions may be at all, such as ``RowSchema``: JSON by the schema of their row. Log-probs,
+            entropy and KL are then those among the allowed tokens, in sampling and in training. Default: anything; in
+            ``val_sampling`` as well, whatever ``sampling`` says. Needs ``grpo-lightning[constraint]``.
     """
 
     temperature: float = 1.0
@@ -35,6 +39,7 @@ class SamplingParams:
     min_p: float = 0.0
     max_new_tokens: int | None = None
     stop: list[str] | None = None
+    constraint: Constraint | None = None
 
     @property
     def cap(self) -> int:
@@ -92,7 +97,13 @@ def uniforms(seeds: list[int], steps: int) -> Tensor:
     return torch.stack([torch.rand(steps, generator=generator.manual_seed(seed)) for seed in seeds])
 
 
-def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperature_N: Tensor | None = None) -> Draw:
+def draw(
+    logits_NV: Tensor,
+    uniforms_N: Tensor,
+    params: SamplingParams,
+    temperature_N: Tensor | None = None,
+    excluded_NV: Tensor | None = None,
+) -> Draw:
     """Draw one token per row by inverting the cumulative distribution at the row's uniform number.
 
     One random number per row instead of the ``V`` of a Gumbel draw; no global random state.
@@ -102,8 +113,11 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperat
         uniforms_N: random numbers in [0, 1).
         params: temperature and truncation.
         temperature_N: one temperature per row, all above 0, instead of that of ``params``.
+        excluded_NV: True for tokens that cannot be drawn, before anything else; all log-probs are those of the others.
     """
     logits_NV = logits_NV.float()
+    if excluded_NV is not None:
+        logits_NV = logits_NV.masked_fill(excluded_NV, -torch.inf)
     if params.temperature == 0 and temperature_N is None:
         tokens_N = logits_NV.argmax(-1)
         logprobs_N = _pick(logits_NV, tokens_N) - logits_NV.logsumexp(-1)
@@ -119,6 +133,8 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor, params: SamplingParams, temperat
     # (It does where logits are NaN: the engine detects that in the log-probs.)
     tokens_N = torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0].clamp_(max=probs_NV.shape[-1] - 1)
     # A cumulative sum in parallel may wobble, and hit a token whose probability rounds to 0: no log-prob is infinite.
+    if excluded_NV is not None:
+        tokens_N = torch.where(_pick(excluded_NV, tokens_N), logits_NV.argmax(-1), tokens_N)
     drawn_N = _pick(probs_NV, tokens_N).clamp(min=torch.finfo(torch.float32).tiny).log()
     if not params.truncates:
         return Draw(tokens_N, drawn_N, drawn_N)

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import DistillationModule, FeedbackContext, TeacherContext
 from grpo_lightning.callbacks import ReferenceSync
+from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, TeacherConfig
-from grpo_lightning.rollout import Experience, RefinementConfig
+from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
 from grpo_lightning.types import Sample, Verdict
 from tests.tiny import save_tiny_model
 from tests.toy import LetterVerifier, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
@@ -285,11 +286,19 @@ def test_mistakes_are_one_sentence(options: dict[str, Any], text: str) -> None:
         distillation("somewhere", **{"teacher": "elsewhere"} | options)
 
 
-def test_what_cannot_be_distilled_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+def test_what_cannot_be_distilled_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, context = tiny_model("llama"), FeedbackContext()
     data = rollouts(refinement=RefinementConfig(mode="distill"))
     with pytest.raises(ConfigError, match=r"data.refinement.mode: distill .* use in_context with DistillationModule"):
         fit(tmp_path, distillation(path, "self", context=context), 1, data)
+    constrained = rollouts(sampling=SamplingParams(max_new_tokens=8, constraint=Regex("a+")))
+    monkeypatch.setattr("grpo_lightning.rollout.datamodule.check_constraints", lambda *_: None)
+    with pytest.raises(
+        ConfigError, match=r"data.sampling.constraint: a teacher compares distributions over all tokens"
+    ):
+        fit(tmp_path, distillation(path, "self", context=context), 1, constrained)
     with pytest.raises(ConfigError, match=r"data.group_size: .* at least 2 completions per prompt, not 1"):
         fit(tmp_path, distillation(path, "self", context=context, reward_coef=1.0), 1, rollouts(group_size=1))
     fit(tmp_path, distillation(path, "self", context=context), 1, rollouts(group_size=1))

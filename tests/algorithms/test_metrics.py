@@ -50,7 +50,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, Dreaming(**common), 2, **profiled)
     fit(folder, DistillationModule(**common, teacher="reference"), 1, callbacks=[watch])
     episodes = rollouts(environment=GuessNumber(max_turns=2, max_tokens=300), task=Secrets())
-    fit(folder, grpo(path, verifiers=[]), 1, episodes, **options)
+    fit(folder, grpo(path, verifiers=[]), 2, episodes, **options)
     fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})

@@ -29,6 +29,7 @@ from grpo_lightning.commands.plan.meter import MemoryMeter
 from grpo_lightning.commands.plan.peaks import PhaseMemory
 from grpo_lightning.commands.plan.plan import Planner, largest, most
 from grpo_lightning.commands.plan.rehearsal import Rehearsal
+from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig, TeacherConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
@@ -474,6 +475,18 @@ def test_options_change_the_plan(tiny_model: Callable[[str], str], deep_model: s
     # A further attempt is sampled after the whole conversation, and trained with it as the prompt.
     assert refined["refinement"].total > refined["validation"].total
     assert refined["update"].total > plain["update"].total
+
+
+def test_the_sets_of_allowed_tokens_of_a_constraint_are_planned(tiny_model: Callable[[str], str]) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is an extra: pip install -e '.[constraint]'")
+    path, sampling = tiny_model("llama"), SamplingParams(max_new_tokens=16)
+    free = phases(planner(path, sampling=sampling))
+    constrained = phases(planner(path, sampling=replace(sampling, constraint=Regex("a"))))
+    # By hand: 12 completions of 16 tokens, each with a set of 9 words of 4 bytes for 264 tokens, and its number.
+    assert constrained["update"].parts["allowed tokens"] == 12 * 16 * (9 * 4 + 8)
+    assert "allowed tokens" not in free["update"].parts
+    assert constrained["update"].total > free["update"].total
+    assert constrained["rollout"].total >= free["rollout"].total + 12 * 264, "one byte per row and token at least"
 
 
 def test_a_gpu_keeps_the_copies_for_merging_in_host_memory(tiny_model: Callable[[str], str]) -> None:

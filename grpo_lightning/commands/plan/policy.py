@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_lightning.commands.plan.meter import HOST, MemoryMeter
+from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import InPlaceEmbedding
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.adapters import REFERENCE, VALUE
@@ -19,6 +20,33 @@ from grpo_lightning.models.weightless import weightless
 from grpo_lightning.speed.packed import PackedWeights
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.vocabulary import InPlaceGradients
+from grpo_lightning.types import AllowedTokens, TokenRows
+
+
+class AnyGrammars(Grammars):
+    """Stand for the grammars of rows that are not read: every token is allowed, and its masks take their memory.
+
+    Args:
+        vocabulary: rows of the output head.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self.words = -(-vocabulary // 32)
+
+    def start(self, grammar: str) -> Any:
+        return grammar
+
+    def allowed(self, matchers: Sequence[Any]) -> Tensor:
+        return torch.full((len(matchers), self.words), -1, dtype=torch.int32)
+
+    def advance(self, matchers: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Nothing to do: any token may follow any other."""
+
+    def any_sets(self, tokens: TokenRows) -> AllowedTokens:
+        """The tokens allowed at each place of some completions, at the most memory: every place has a separate set."""
+        rows, width = len(tokens), int(tokens.completion_lengths_N.max())
+        set_NT = torch.arange(rows * width).view(rows, width)
+        return AllowedTokens(torch.full((rows * width, self.words), -1, dtype=torch.int32), set_NT)
 
 
 class WeightlessPolicy(Policy):
@@ -30,13 +58,17 @@ class WeightlessPolicy(Policy):
         on_cuda: plan for a GPU, where weights that are kept in host memory do not count.
     """
 
+    grammars: AnyGrammars
+
     def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
         with weightless():
             super().__init__(config, with_reference=with_reference)
         if on_cuda:
             self.shortcuts.rule_out(PackedWeights, "it is for CPUs")
         self.on_cuda = on_cuda
-        self.meter = MemoryMeter(self.lm.get_output_embeddings().weight.shape[0], expands_products=not on_cuda)
+        vocabulary = self.lm.get_output_embeddings().weight.shape[0]
+        self.meter = MemoryMeter(vocabulary, expands_products=not on_cuda)
+        self.grammars = AnyGrammars(vocabulary)
         self._mark_passes()
 
     @property

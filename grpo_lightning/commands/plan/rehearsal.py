@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -124,6 +125,10 @@ class Rehearsal:
         self.module.phases.listeners.append(peaks)
         # As Lightning's precision plugin, which casts weights anew at every use.
         with self._refusing("training_step"), self.meter, _first_block_only(), self._autocast(cache_enabled=False):
+            if isinstance(batch, Experience) and batch.recipe.sampling.constraint is not None:
+                with self.meter.counting_as("allowed tokens"):
+                    allowed = self.policy.grammars.any_sets(batch.tokens)
+                batch = replace(batch, tokens=replace(batch.tokens, allowed=allowed))
             self.meter.reset_peak()
             with self.meter.counting_as("activations"):
                 self.module.training_step(batch, 0)
@@ -238,9 +243,10 @@ class Rehearsal:
 
         meter, engine = self.meter, RehearsedEngine()
         engine.start(self.policy, width + cap)
+        grammar = None if sampling.constraint is None else "any"
         # One prompt is shorter, as some always is: rows are padded, and take a mask. No two are equal.
         requests = [
-            Request([prompt] * max(1, width - (prompt == 0)), seed=prompt * group_size + member)
+            Request([prompt] * max(1, width - (prompt == 0)), prompt * group_size + member, grammar=grammar)
             for prompt in range(prompts)
             for member in range(group_size)
         ]

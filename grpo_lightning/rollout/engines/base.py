@@ -19,11 +19,14 @@ class Request(NamedTuple):
         prompt: token ids.
         seed: seeds the completion's random numbers, which depend on nothing else.
         temperature: overrides that of the sampling parameters; ``None`` keeps it.
+        grammar: what the completion may be, as of :meth:`grpo_lightning.constraints.Constraint.grammar`; ``None``:
+            anything. All requests of a call have one, or none has. Only for engines with :attr:`Engine.constrains`.
     """
 
     prompt: list[int]
     seed: int
     temperature: float | None = None
+    grammar: str | None = None
 
 
 OnFinish = Callable[[list[int], list[Completion]], Sequence[Request]]
@@ -49,6 +52,10 @@ class Engine(ABC):
     """Whether it samples outside of this process, from a copy of the weights: :meth:`generate` may then run on another
     thread while the policy learns (``data.rollouts_ahead``). Meanwhile only :meth:`stop` is called, after which
     :meth:`generate` returns, or raises :class:`RunError`, soon."""
+
+    constrains: ClassVar[bool] = False
+    """Whether it keeps completions to the grammars of requests, with log-probs among the allowed tokens alone
+    (``data.sampling.constraint``)."""
 
     def check(  # noqa: B027 - most engines have nothing to check
         self, policy: PolicyConfig, longest_row: int, sampling: SamplingParams | None

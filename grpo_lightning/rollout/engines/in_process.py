@@ -30,6 +30,7 @@ class InProcessEngine(Engine):
     more rows decode together than ``generate`` was called with.
     """
 
+    constrains = True
     policy: Policy
 
     def start(self, policy: Policy, longest_row: int) -> None:

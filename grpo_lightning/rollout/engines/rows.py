@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import RunError
+from grpo_lightning.functional import excluded_tokens
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams, draw, uniforms
 from grpo_lightning.types import Completion, FinishReason
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 CHECK_EVERY = {"cuda": 8}
 """Tokens between two checks for finished rows: on a GPU a check waits for the tokens, and extra ones cost less."""
@@ -25,11 +30,12 @@ class SampledRows:
 
     Args:
         sampling: temperature, truncation, length.
-        policy: provides the tokenizer, the terminators and the device.
+        policy: provides the tokenizer, the terminators, the device, and grammars where requests have one.
     """
 
     def __init__(self, sampling: SamplingParams, policy: Policy) -> None:
-        self.sampling, self.tokenizer, self.device = sampling, policy.tokenizer, policy.device
+        self.sampling, self.policy = sampling, policy
+        self.tokenizer, self.device = policy.tokenizer, policy.device
         self.step = 0
         integers, booleans = (torch.zeros(0, dtype=kind, device=self.device) for kind in (torch.long, torch.bool))
         numbers_NT = torch.zeros(0, sampling.cap, device=self.device)
@@ -44,6 +50,7 @@ class SampledRows:
         self.checked = 0  # the step of the last check
         self._caps: list[int] = []  # steps at which rows that entered together reach the cap
         self._one_temperature = True
+        self._matchers: list[LLMatcher] = []  # one per row, or none at all
 
     def add(self, requests: Sequence[Request]) -> range:
         """Make room for more rows, one per request, and return their numbers."""
@@ -59,6 +66,9 @@ class SampledRows:
             own = [usual if request.temperature is None else request.temperature for request in requests]
             self.temperature_N = torch.cat([self.temperature_N, torch.tensor(own, device=self.device)])
             self._one_temperature &= set(own) == {usual}
+            if grammars := [request.grammar for request in requests if request.grammar is not None]:
+                self._matchers += map(self.policy.grammars.start, grammars)
+                self.check_every = 1  # a grammar has to see each token before the next one
         return range(old, old + new)
 
     def enter(self, rows: list[int]) -> None:
@@ -72,7 +82,15 @@ class SampledRows:
         """One token of each active row."""
         column_R = self.step - self.begun_N[self.active_R]
         temperature_R = None if self._one_temperature else self.temperature_N[self.active_R]
-        drawn = draw(logits_RV, self.uniforms_NT[self.active_R, column_R], self.sampling, temperature_R)
+        uniforms_R = self.uniforms_NT[self.active_R, column_R]
+        matchers = [self._matchers[row] for row in self.active_R.tolist()] if self._matchers else []
+        excluded_RV = None
+        if matchers:
+            bits_RW = self.policy.grammars.allowed(matchers).to(self.device)
+            excluded_RV = excluded_tokens(bits_RW, logits_RV.shape[1])
+        drawn = draw(logits_RV, uniforms_R, self.sampling, temperature_R, excluded_RV)
+        if matchers:
+            self.policy.grammars.advance(matchers, drawn.tokens_N.tolist())
         self.tokens_NT[self.active_R, column_R] = drawn.tokens_N
         self.logprobs_NT[self.active_R, column_R] = drawn.logprobs_N
         self.sampling_logprobs_NT[self.active_R, column_R] = drawn.sampling_logprobs_N

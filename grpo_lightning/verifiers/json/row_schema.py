@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.verifiers.json.documents import Documents
-from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse
+from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse, write
 from grpo_lightning.verifiers.json.rules import Schema, compile_schema
 
 # Where vendors' requests hold a schema.
@@ -104,6 +106,35 @@ def read_row_schema(text: str, check_formats: bool, documents: Documents) -> Row
     if not takes_all:
         check_constrains(schema, check_formats)
     return RowSchema(compiled, takes_all)
+
+
+def json_text(value: object, what: str) -> str:
+    """A JSON text as it is, anything else written as one.
+
+    Raises:
+        ValueError: it cannot be written; the message calls it ``what``.
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        return write(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+
+
+def configured_schema(schema: dict | str, owner: str) -> str:
+    """The text of a schema that an option ``schema`` gives, as an object or the path of a file.
+
+    Raises:
+        ValueError: it is not JSON.
+        ConfigError: the file cannot be read; the message names ``owner``, the class that has the option.
+    """
+    if isinstance(schema, dict):
+        return json_text(schema, "the option 'schema'")
+    try:
+        return Path(schema).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{owner}: the option 'schema' names a file that cannot be read: {error}") from error
 
 
 def unwrap(schema: Json) -> Json:

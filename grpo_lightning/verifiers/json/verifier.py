@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
@@ -23,8 +21,8 @@ from grpo_lightning.verifiers.json.compare import (
 from grpo_lightning.verifiers.json.documents import read_documents
 from grpo_lightning.verifiers.json.extract import Document, find_documents, whole_document
 from grpo_lightning.verifiers.json.patterns import TooComplicated
-from grpo_lightning.verifiers.json.reader import Json, NotJSON, parse, write
-from grpo_lightning.verifiers.json.row_schema import read_row_schema
+from grpo_lightning.verifiers.json.reader import Json, NotJSON, parse
+from grpo_lightning.verifiers.json.row_schema import configured_schema, json_text, read_row_schema
 from grpo_lightning.verifiers.json.rules import Problem, Schema, spelled
 
 # None of these shows a value, neither of the gold document nor of the schema.
@@ -130,7 +128,7 @@ class JSONSchemaVerifier(Verifier):
         self.check_formats = check_formats
         self.max_chars = max_chars
         self._documents = () if schemas is None else read_documents(schemas)
-        self._schema_text = None if schema is None else _configured(schema)
+        self._schema_text = None if schema is None else configured_schema(schema, "JSONSchemaVerifier")
         if self._schema_text is not None:
             read_row_schema(self._schema_text, check_formats, self._documents)
 
@@ -208,7 +206,7 @@ class JSONSchemaVerifier(Verifier):
 
     def _schema(self, metadata: Mapping[str, Any], answer: object) -> Schema:
         schema = metadata.get("schema")
-        text = self._schema_text if schema is None else _json_text(schema, "the schema in metadata['schema']")
+        text = self._schema_text if schema is None else json_text(schema, "the schema in metadata['schema']")
         if text is None:
             raise ValueError("JSONSchemaVerifier needs a schema in metadata['schema'], or its option 'schema'")
         row = read_row_schema(text, self.check_formats, self._documents)
@@ -221,7 +219,7 @@ class JSONSchemaVerifier(Verifier):
 
     def _gold(self, answer: object, schema: Schema) -> _Gold:
         try:
-            gold = parse(_json_text(answer, "the gold document in 'answer'"))
+            gold = parse(json_text(answer, "the gold document in 'answer'"))
         except NotJSON as refusal:
             raise ValueError(f"the gold document in 'answer' is not valid JSON: {refusal}") from refusal
         try:
@@ -276,24 +274,3 @@ def _scalars(value: Json) -> Iterator[str]:
 
 def shortened(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-
-
-def _json_text(value: object, what: str) -> str:
-    """A JSON text as it is, anything else written as one."""
-    if isinstance(value, str):
-        return value
-    try:
-        return write(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
-
-
-def _configured(schema: dict | str) -> str:
-    if isinstance(schema, dict):
-        return _json_text(schema, "the option 'schema'")
-    try:
-        return Path(schema).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"JSONSchemaVerifier: the option 'schema' names a file that cannot be read: {error}"
-        ) from error
