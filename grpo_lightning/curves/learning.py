@@ -96,8 +96,7 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "divergence from the teacher on the completions that it scores: exact with `vocabulary: full`, else "
               "estimated from the sampled tokens; only with `DistillationModule`",
               "falls",
-              "flat: raise the learning rate. Near 0 at once with `teacher: self`: the context tells it nothing",
-              panel="divergence from the teacher (nats)"),
+              "flat: raise the learning rate. Near 0 at once with `teacher: self`: the context tells it nothing"),
         Curve("policy/taught", "share", MEAN, "Distillation",
               "share of the completions that count which the teacher scores",
               "1 without a `context`; with `FeedbackContext` the failures, so it falls",
