@@ -30,7 +30,7 @@ from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout import Experience, RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.experience import EvaluationBatch, Recipe
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.tasks import GSM8K, MBPP, Arithmetic, Extraction, HumanEval, Programs, Task
 from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerifier, Verifier
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.tokenizer import load_tokenizer
-from grpo_lightning.rollout.loader import EncodedPrompts
+from grpo_lightning.rollout.prompts import EncodedPrompts
 
 COUNT = 5
 

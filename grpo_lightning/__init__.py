@@ -15,8 +15,8 @@ _PACKAGES = {
     "models": ("LoRAConfig", "PolicyConfig", "TeacherConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
-        "GSM8K", "MBPP", "Arithmetic", "Calculations", "Extraction", "HumanEval", "Numbers", "Programs", "ReasoningGym",
-        "Tabular", "Task",
+        "GSM8K", "MBPP", "Arithmetic", "Calculations", "Extraction", "HumanEval", "Mixture", "Numbers", "Programs",
+        "ReasoningGym", "Tabular", "Task", "TaskShare",
     ),
     "verifiers": (
         "AllOf", "AnyOf", "ByColumn", "CodeVerifier", "FormatVerifier", "FunctionVerifier", "JSONSchemaVerifier",

@@ -58,6 +58,7 @@ class Prompt:
         is_chat: whether the row itself has a chat, rather than a text that the task put into one.
         shots: number of worked examples in the messages: one user turn and one answer each, before the row's own.
         columns: all columns of the row. Those that a verifier asks for are added to the metadata.
+        task: the name of its task in a mixture; empty without one.
     """
 
     messages: list[dict[str, str]]
@@ -67,6 +68,7 @@ class Prompt:
     is_chat: bool = False
     shots: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    task: str = ""
 
     @cached_property
     def is_text(self) -> bool:

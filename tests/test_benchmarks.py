@@ -118,6 +118,15 @@ def test_refinement_prints_what_each_mode_costs() -> None:
 
 
 @pytest.mark.slow
+def test_the_choice_of_prompts_prints_one_table() -> None:
+    arguments = "--tokens 300 --seeds 1 2 --warm-steps 1 --prompts 2 --group-size 2 --tasks quickstart"
+    rows = [line.split("|") for line in run("prompt_choice.py", *arguments.split()).splitlines() if line[:1] == "|"]
+    assert [row[2].strip() for row in rows[2:]] == ["warm start", "plain", "resampled", "curriculum"]
+    assert {len(row) for row in rows} == {11}
+    assert all(int(row[6]) >= 300 for row in rows[3:])
+
+
+@pytest.mark.slow
 def test_scaling_measures_a_point_and_prints_exponents(benchmark_module: Any) -> None:
     scaling = benchmark_module("scaling")
     args = scaling.parse_arguments(["--device", "cpu"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
+from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.generate import Chat, generate_texts
 from grpo_lightning.rollout.resumed import keep_metrics
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -57,6 +58,10 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     Raises:
         ConfigError: a value out of its range.
     """
+
+    compares_groups: ClassVar[bool] = False
+    """Whether a group of completions with equal rewards teaches nothing, so that ``data.resample_silent`` may replace
+    it."""
 
     def __init__(
         self,
@@ -99,6 +104,15 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     def wants_reference(self) -> bool:
         """Whether the loss has a KL to a frozen reference."""
         return False
+
+    def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
+        """Check that the data is made for this algorithm, before the model is loaded."""
+        super().on_data_ready(data, stage)
+        if data.resample_silent is not None and not self.compares_groups:
+            raise ConfigError(
+                f"data.resample_silent: {type(self).__name__} does not compare the completions of a prompt with each "
+                "other, so no group is without a signal: remove it"
+            )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what cannot work, and keep the curves of earlier starts.

@@ -33,6 +33,7 @@ class Evaluation:
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
         rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is omitted.
         has_turns: whether an environment replies, so that the turns of an episode are logged.
+        tasks: the tasks of a mixture, each with an ``<name>/accuracy``. One that no attempt is of is omitted.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Evaluation:
         refined: str | None = None,
         rewards: Sequence[str] = (),
         has_turns: bool = False,
+        tasks: Sequence[str] = (),
     ) -> None:
         names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
@@ -52,10 +54,11 @@ class Evaluation:
             for name in [*names, *([refined] if refined else []), *(["turns"] if has_turns else [])]
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
+        self.accuracies = {task: MeanMetric(nan_strategy="error").to(device) for task in tasks}
         self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct")}
 
     def update(self, batch: EvaluationBatch) -> None:
-        for outcome in batch.single.outcomes:
+        for attempt, outcome in zip(batch.single.answers, batch.single.outcomes, strict=True):
             judged = outcome.verdict.error is None
             self.counts["prompts"].update(1)
             self.counts["judged"].update(judged)
@@ -69,6 +72,9 @@ class Evaluation:
                 self._see("accuracy", outcome.verdict.correct)
                 self._see("format_valid", outcome.verdict.format_valid)
                 self._see("reward", outcome.reward)
+            for task, mean in self.accuracies.items():
+                # Every rank adds up every name, as below.
+                mean.update(float(outcome.verdict.correct), float(judged and attempt.prompt.task == task))
             for name, mean in self.rewards.items():
                 reward = outcome.rewards_by_verifier[name]
                 # Every rank adds up every name, even if none of its rows had that reward.
@@ -84,9 +90,10 @@ class Evaluation:
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
-        rewards = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
-        rewards = {name: mean for name, mean in rewards.items() if not mean.isnan()}
-        return {name: mean.compute() for name, mean in self.means.items()} | rewards
+        some = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
+        some |= {f"{task}/accuracy": mean.compute() for task, mean in self.accuracies.items()}
+        some = {name: mean for name, mean in some.items() if not mean.isnan()}
+        return {name: mean.compute() for name, mean in self.means.items()} | some
 
     def counted(self) -> tuple[int, Interval | None]:
         """The prompts, and the accuracy with its interval, over all ranks."""
@@ -123,13 +130,15 @@ class EvaluatedModule(RankedModule):
         self.chat_template = data.task.chat_template
         self.longest_row = data.longest_row(self.samples_to_learn)
         self._pass_at_k, self._refined, self._has_turns = data.pass_at_k, None, data.environment is not None
+        self._tasks = list(data.task.shares)
         if data.refinement is not None and data.refinement.val_feedback != "none":
             feedback = "gold_feedback" if data.refinement.val_feedback == "verdict" else "refinement"
             self._refined = f"accuracy_after_{feedback}"
 
     def on_validation_epoch_start(self) -> None:
         names = reward_names(self.verifiers)
-        self._evaluation = Evaluation(self._pass_at_k, self.device, self._refined, names, self._has_turns)
+        options = (self._refined, names, self._has_turns, self._tasks)
+        self._evaluation = Evaluation(self._pass_at_k, self.device, *options)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         self._see("val", batch)
@@ -160,7 +169,7 @@ class EvaluatedModule(RankedModule):
     def _end_evaluation(self, purpose: Purpose) -> None:
         metrics = {f"{purpose}/{name}": float(value) for name, value in self._evaluation.compute().items()}
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name.endswith("/accuracy"))
+            self.log(name, value, prog_bar=name == f"{purpose}/accuracy")
         end = EvaluationEnd(purpose, metrics, *self._evaluation.counted())
         for callback in run_callbacks(self.trainer):
             callback.on_evaluation_end(self.trainer, self, end)

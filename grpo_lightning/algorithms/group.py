@@ -58,6 +58,11 @@ class GroupModule(OnlineModule, ABC):
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check what the objective asks of the data, before the model is loaded."""
         super().on_data_ready(data, stage)
+        if data.resample_silent is not None and self.advantage.rewards_taken(self.reward_names):
+            raise ConfigError(
+                f"data.resample_silent: goes by the combined reward, and {type(self.advantage).__name__} also learns "
+                "where that is equal and its parts differ: remove it, or set model.advantage to another one"
+            )
         if stage == "fit" and self.compares_rewards and data.group_size < self.advantage.smallest_group:
             raise ConfigError(
                 f"data.group_size: an advantage relative to the group needs at least {self.advantage.smallest_group} "
@@ -80,7 +85,8 @@ class GroupModule(OnlineModule, ABC):
         if not experience.distilled_N.any():
             advantages_N = groups.rows(self.advantage(scores_BG, moments))
         signal_B = has_signal(experience.of_groups(advantages_N))
-        metrics.add("reward/groups_without_signal", (~signal_B).sum(), len(signal_B))
+        replaced = len(experience.replaced) // experience.recipe.group_size
+        metrics.add("reward/groups_without_signal", (~signal_B).sum() + replaced, len(signal_B) + replaced)
         metrics.add_masked("advantage/abs_mean", advantages_N.abs(), scored_N)
         metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())

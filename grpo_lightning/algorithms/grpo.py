@@ -25,6 +25,9 @@ class GRPOModule(GroupModule):
     :class:`OnlineModule`.
     """
 
+    compares_groups = True
+    step_means = (*GroupModule.step_means, "resample/replaced", "resample/silent", "resample/used_tokens")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.validate_options()

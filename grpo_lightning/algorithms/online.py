@@ -260,9 +260,10 @@ class OnlineModule(PolicyModule, ABC):
         metrics = self.step_metrics(*(f"reward/{name}" for name in self.reward_names))
         add_rollouts(batch, metrics, self.reward_names)
         check_verifier_errors(batch, self, self.max_error_rate)
-        metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum())
+        replaced = sum(len(attempt.completion.token_ids) for attempt in batch.replaced)
+        metrics.add("total/rollout_tokens", batch.tokens.completion_lengths_N.sum() + replaced)
         if self.mask_truncated:
-            batch = replace(batch, counted_N=batch.scored_N & ~batch.truncated_N)
+            batch = replace(batch, counted_N=batch.counted_N & ~batch.truncated_N)
         if self.entropy_bonus is not None:
             self.entropy_coef = self.entropy_bonus.coefficient(batch.recipe.step)
             metrics.add("policy/entropy_coef", self.entropy_coef, 1)

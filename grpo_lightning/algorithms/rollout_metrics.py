@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.functional import masked_std
 from grpo_lightning.rollout.experience import Ahead, Experience
+from grpo_lightning.rollout.resampling import is_silent
 
 ROLLOUT_MEANS = (
     "reward/mean", "reward/std", "reward/correct", "reward/format_valid", "reward/errors",
@@ -33,7 +36,7 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
     count = len(outcomes)
     verdicts = [outcome.verdict for outcome in outcomes]
     errors = sum(verdict.error is not None for verdict in verdicts)
-    reward_BG = experience.of_groups(experience.reward_N.new_tensor([outcome.reward for outcome in outcomes]))
+    reward_BG = torch.tensor([outcome.reward for outcome in outcomes]).view(-1, experience.recipe.group_size)
     metrics.add("reward/errors", errors, count)
     metrics.add_masked("reward/mean", reward_BG, ~reward_BG.isnan())
     metrics.add("reward/correct", sum(verdict.correct for verdict in verdicts), count - errors)
@@ -54,8 +57,10 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
         add_ahead(experience.ahead, metrics)
     if experience.recipe.environment is not None:
         metrics.add("episode/turns", len(experience), count)
-    elif len(experience) > count:
+    elif len(experience) > experience.first:
         add_refinement(experience, metrics)
+    if experience.recipe.resample is not None:
+        add_resampling(experience, metrics)
     if experience.recipe.sampling.truncates:
         add_truncation(experience, metrics)
 
@@ -78,8 +83,23 @@ def add_refinement(experience: Experience, metrics: StepMetrics) -> None:
     metrics.add("reward/correct_after_refinement", sum(solved), len(solved))
 
 
+def add_resampling(experience: Experience, metrics: StepMetrics) -> None:
+    """What replacing groups without a signal took, and what came of it."""
+    size, rows = experience.recipe.group_size, experience.first_attempts
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    useful = [group for group in groups if not is_silent(group)]
+    replaced = len(experience.replaced) // size
+    used, sampled = (
+        sum(len(attempt.completion.token_ids) for attempt in attempts)
+        for attempts in ([attempt for group in useful for attempt in group], experience.sampled)
+    )
+    metrics.add("resample/replaced", replaced, replaced + len(groups))
+    metrics.add("resample/silent", len(groups) - len(useful), len(groups))
+    metrics.add("resample/used_tokens", used, sampled)
+
+
 def add_truncation(experience: Experience, metrics: StepMetrics) -> None:
     """How far top-k, top-p and min-p moved the distribution drawn from, per token on average (nats)."""
-    for attempt in experience.attempts if experience.recipe.environment is not None else experience.first_attempts:
+    for attempt in experience.attempts if experience.recipe.environment is not None else experience.sampled:
         drawn, whole = attempt.completion.sampling_logprobs, attempt.completion.logprobs
         metrics.add("policy/truncation_gap", sum(drawn) - sum(whole), len(drawn))

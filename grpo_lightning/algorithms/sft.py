@@ -15,7 +15,7 @@ from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations
 from grpo_lightning.rollout.learner import Collect
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 
 
 class SFTModule(PolicyModule):

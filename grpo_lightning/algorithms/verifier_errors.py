@@ -17,8 +17,9 @@ def check_verifier_errors(experience: Experience, ranks: RankedModule, max_error
     Raises:
         VerifierError: over all ranks, more attempts than ``max_error_rate`` allows have no verdict.
     """
-    errors = [attempt.verdict.error for attempt in experience.attempts if attempt.verdict.error is not None]
-    broken, attempts = ranks.all_ranks_sum(len(errors), len(experience))
+    judged = [*experience.attempts, *experience.replaced]
+    errors = [attempt.verdict.error for attempt in judged if attempt.verdict.error is not None]
+    broken, attempts = ranks.all_ranks_sum(len(errors), len(judged))
     if broken > max_error_rate * attempts:
         breaks = "a verifier" if experience.recipe.environment is None else "the environment or a verifier"
         raise VerifierError(

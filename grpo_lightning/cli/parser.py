@@ -57,13 +57,14 @@ def _names() -> list[str]:
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
     from grpo_lightning.objectives import Objective
+    from grpo_lightning.rollout.curriculum import Curriculum
     from grpo_lightning.rollout.datamodule import RolloutDataModule
     from grpo_lightning.rollout.sampling import SamplingParams
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
     classes: list[Any] = [PolicyConfig, LoRAConfig, SamplingParams, RolloutDataModule, PolicyModule, Trainer]
-    for base in (PolicyModule, Verifier, Task, Environment, Objective, Advantage, Constraint):
+    for base in (PolicyModule, Verifier, Task, Environment, Objective, Advantage, Constraint, Curriculum):
         classes += _subclasses(base)
     options = {name for cls in classes for name in inspect.signature(cls).parameters}
     classes += _subclasses(Callback) + _subclasses(Logger)
@@ -77,12 +78,13 @@ def _concrete() -> dict[str, list[str]]:
     from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.objectives import Objective
+    from grpo_lightning.rollout.curriculum import Curriculum
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
     return {
         kind.__name__: sorted({cls.__name__ for cls in _subclasses(kind) if not inspect.isabstract(cls)})
-        for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint)
+        for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint, Curriculum)
     }
 
 

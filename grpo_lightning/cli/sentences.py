@@ -50,6 +50,7 @@ ELSEWHERE = {
 _EXAMPLES = {
     "LoRAConfig": "{r: 16, alpha: 32}",
     "RefinementConfig": "{mode: distill}",
+    "ResampleConfig": "{max_rounds: 3}",
     "SamplingParams": "{temperature: 1.0}",
     "PolicyConfig": "{path: FOLDER}",
 }

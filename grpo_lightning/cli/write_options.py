@@ -26,6 +26,15 @@ OUR_WORDS = {
 }
 """Help of keys that Lightning adds, whose own help speaks of what runs here do not use."""
 
+CHECK_OPTIONS = {
+    "pass-rates": {
+        "type": "str | null",
+        "help": "also sample a group for each training prompt, and write to this file how often each is solved: what "
+        "data.curriculum.init_args.pass_rates starts from.",
+    }
+}
+"""What ``grpo check`` has beside the keys of a config."""
+
 
 def options_json() -> str:
     """The table as the file holds it: one option per line, so that a new one is one line of a diff."""
@@ -33,7 +42,7 @@ def options_json() -> str:
     common = _options(parser)
     table = {
         "keys": common,
-        "subcommands": {name: _trainer_options(name) for name in SUBCOMMANDS},
+        "subcommands": {name: _trainer_options(name) for name in SUBCOMMANDS} | {"check": CHECK_OPTIONS},
         "classes": {name: _class(cls, kind) for kind, classes in _classes().items() for name, cls in classes.items()},
     }
     lines = json.dumps(table, indent=1, ensure_ascii=False)
@@ -68,15 +77,18 @@ def _classes() -> dict[str, dict[str, type]]:
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.models.loading import LoRAConfig
     from grpo_lightning.objectives import Objective
+    from grpo_lightning.rollout.curriculum import Curriculum
     from grpo_lightning.rollout.refinement import RefinementConfig
+    from grpo_lightning.rollout.resampling import ResampleConfig
     from grpo_lightning.tasks.base import Task
     from grpo_lightning.verifiers.base import Verifier
 
     found: dict[str, dict[str, type]] = {}
-    for kind in (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint, Engine, Callback):
+    kinds = (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint, Engine, Curriculum, Callback)
+    for kind in kinds:
         classes = {cls.__name__: cls for cls in _subclasses(kind) if not inspect.isabstract(cls)}
         found[kind.__name__] = {name: classes[name] for name in sorted(classes)}
-    return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig)}
+    return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig, ResampleConfig)}
 
 
 def _subclasses(kind: type) -> list[type]:

@@ -19,7 +19,7 @@ from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.recorded import ChangedError, Recorder, Replay
 from grpo_lightning.rollout.experience import Ahead, Experience
 from grpo_lightning.rollout.learner import Learner
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.constraints.grammar import check_tokenizer, library, problem_of
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.base import Split
+from grpo_lightning.types import Prompt
 
 if TYPE_CHECKING:
     from grpo_lightning.rollout.datamodule import RolloutDataModule
@@ -28,6 +30,18 @@ def check_options(data: RolloutDataModule) -> None:
         if data.environment is not None:
             raise ConfigError(
                 "data.refinement: an environment gives its own feedback: remove data.refinement or data.environment"
+            )
+    if data.resample_silent is not None:
+        data.resample_silent.validate(data.group_size)
+        if data.environment is not None:
+            raise ConfigError(
+                "data.resample_silent: replaces attempts of one turn, not the episodes of data.environment: remove one "
+                "of the two"
+            )
+        if data.refinement is not None:
+            raise ConfigError(
+                "data.resample_silent: replaces the groups that data.refinement gives further attempts first, those "
+                "without a success: remove one of the two"
             )
     counts = {
         "prompts_per_step": data.prompts_per_step,
@@ -62,7 +76,9 @@ def check_options(data: RolloutDataModule) -> None:
         library()
 
 
-def check_constraints(data: RolloutDataModule, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_constraints(
+    data: RolloutDataModule, split: Split, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> None:
     """Check that the constraint of a split's completions has a grammar for each of its rows that can be used.
 
     Raises:
@@ -75,7 +91,7 @@ def check_constraints(data: RolloutDataModule, split: Split, tokenizer: PreTrain
         if constraint is None:
             continue
         check_tokenizer(tokenizer)
-        for row, prompt in enumerate(data.prompts(split)):
+        for row, prompt in enumerate(prompts):
             try:
                 problem = problem_of(constraint.grammar(prompt))
             except ValueError as error:

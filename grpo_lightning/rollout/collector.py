@@ -10,17 +10,16 @@ from functools import partial
 import torch
 
 from grpo_lightning.environments.base import Environment
-from grpo_lightning.models.tokenizer import prompt_end
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.attempts import Attempts, Follower
 from grpo_lightning.rollout.engines.base import Sampler
 from grpo_lightning.rollout.episodes import Episodes
 from grpo_lightning.rollout.experience import Experience, experience_of
 from grpo_lightning.rollout.learner import Learner
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
+from grpo_lightning.rollout.replacing import Replacing, group_turns
 from grpo_lightning.rollout.rounds import Rounds
 from grpo_lightning.rollout.scoring import Scoring, all_reward_names
-from grpo_lightning.types import Turn
 
 
 class Collector:
@@ -49,20 +48,23 @@ class Collector:
         self.phases = phases
 
     def __call__(self, prompts: PromptBatch) -> Experience:
-        """``group_size`` attempts at every prompt, and those that follow them, on the policy's device."""
+        """``group_size`` attempts at every prompt, and those that follow or replace them, on the policy's device."""
         recipe, policy = prompts.recipe, self.learner.policy
         if recipe.environment is not None:
             return self._episodes(prompts, recipe.environment)
-        firsts = _first_turns(prompts, self.learner)
+        places = range(len(prompts.prompts))
+        firsts = [turn for place in places for turn in group_turns(prompts, place, policy.tokenizer)]
         refinement = recipe.refinement
         rounds = None if refinement is None else Rounds(refinement, policy, len(firsts), recipe.group_size)
         in_training = rounds if recipe.purpose == "train" else None
-        made = Attempts(recipe, firsts, in_training or Follower())
+        replacing = Replacing(prompts, policy.tokenizer) if prompts.replacements else None
+        made = Attempts(recipe, firsts, in_training or replacing or Follower())
         self._sample(made, recipe.group_size)
         if rounds is not None and in_training is None and rounds.refinement.val_feedback != "none":
             made.append(rounds.follow_in_evaluation(made))
             self._sample(made, 1)
-        experience = experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device)
+        replaced = [] if replacing is None else replacing.replaced(made)
+        experience = experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device, replaced)
         return self._with_allowed(experience) if recipe.purpose == "train" else experience
 
     def _with_allowed(self, experience: Experience) -> Experience:
@@ -114,12 +116,3 @@ class Collector:
                 made.judge()
         made.seconds["rollout"] += rollout.seconds - inside
         made.seconds["verify"] += verify.seconds + inside
-
-
-def _first_turns(prompts: PromptBatch, learner: Learner) -> list[Turn]:
-    return [
-        Turn(prompt, ids, end, f"{key}/{member}", key)
-        for prompt, ids, key in zip(prompts.prompts, prompts.prompt_ids, prompts.keys, strict=True)
-        for end in [prompt_end(learner.policy.tokenizer, ids)]
-        for member in range(prompts.recipe.group_size)
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -12,27 +11,26 @@ import torch
 
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import vocabulary_size
-from grpo_lightning.models.templates import STOPS, template_notes
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
-from grpo_lightning.rollout.checks import check_constraints, check_options, check_trainer
+from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
+from grpo_lightning.rollout.curriculum import Curriculum, CurriculumName, named_curriculum
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
-from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, PromptBatch, TrainLoader
+from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader, parts_of
+from grpo_lightning.rollout.pass_rates import PassRateKeeper, PassRates
+from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.rollout.splits import load_split, start_environment
+from grpo_lightning.rollout.splits import load_splits, longest_prompt
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
-from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.types import Prompt
-
-log = logging.getLogger(__name__)
 
 FEEDBACK_TOKENS = 256
 """Room for the turn between two attempts that an engine is asked for. Verifiers keep their feedback shorter."""
@@ -63,6 +61,9 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_samples: n of pass@k. Default: the largest k.
         max_prompt_tokens: the limit on a prompt; ``None`` for none.
         refinement: gives failed completions another attempt after the verifier's feedback. Default: none.
+        resample_silent: replaces groups whose completions all got the same reward, before the update. Default: none.
+        curriculum: draws prompts by their pass rates: ``uniform`` (:class:`UniformDraw`), ``informative``
+            (:class:`Informative`), ``easy_to_hard`` (:class:`EasyToHard`), or a class. Default: passes over all.
         environment: replies to the policy, turn by turn, in training and in evaluations. Default: every completion is
             judged at once.
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
@@ -86,6 +87,8 @@ class RolloutDataModule(pl.LightningDataModule):
         pass_at_k: list[int] | int | None = None,
         pass_samples: int | None = None,
         refinement: RefinementConfig | None = None,
+        resample_silent: ResampleConfig | None = None,
+        curriculum: Curriculum | CurriculumName | None = None,
         environment: Environment | None = None,
         max_prompt_tokens: int | None = None,
         rollout_rows_at_once: int | None = None,
@@ -104,6 +107,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
         self.pass_samples = max(self.pass_at_k, default=0) if pass_samples is None else pass_samples
         self.refinement = refinement
+        self.resample_silent = resample_silent
+        self.curriculum = named_curriculum(curriculum)
         self.environment = environment
         self.max_prompt_tokens = max_prompt_tokens
         self.rollout_rows_at_once = rollout_rows_at_once
@@ -118,6 +123,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._learner: Learner
         self._collector: Collector
         self._ahead: LookAhead | None = None
+        self._rates: PassRates | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
         check_options(self)
@@ -147,26 +153,13 @@ class RolloutDataModule(pl.LightningDataModule):
         learner = self._learner = learner_of(trainer)
         self.check_devices(trainer.world_size)
         check_trainer(trainer)
-        policy, verifiers = learner.policy_config, list(learner.verifiers.values())
-        tokenizer = load_tokenizer(policy.path, policy.revision, self.task.chat_template, policy.chat_template_kwargs)
-        vocabulary = vocabulary_size(policy)
-        for split in STAGE_SPLITS[stage]:
-            if split in self._prompts:
-                continue
-            self._prompts[split] = load_split(self, split, tokenizer, verifiers, vocabulary, self._ranks[1])
-        start_environment(self, tokenizer, self._longest_prompt)
-        for note in template_notes(
-            tokenizer, [p.messages for split in STAGE_SPLITS[stage] for p in self.prompts(split)]
-        ):
-            log.info(note)
-        for split in STAGE_SPLITS[stage]:
-            self._prompts[split].require_judgeable(split, verifiers)
-            for warning in check_sample(self.task, split, self.prompts(split), verifiers):
-                log.warning(warning)
-            check_constraints(self, split, tokenizer)
+        policy = learner.policy_config
+        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
+        if stage == "fit" and self.curriculum is not None:
+            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         is_ahead = self.rollouts_ahead and stage == "fit"
         self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
         learner.on_data_ready(self, stage)
@@ -177,16 +170,22 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, StepCount)]
-            # It comes first, so that what the others save counts the step.
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (StepCount, PassRateKeeper))]
+            # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
-            callbacks.insert(0, self._steps)
+            callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
 
     def train_dataloader(self) -> TrainLoader:
-        self._train_loader = TrainLoader(
-            self._prompts["train"], self.prompts_per_step, self.recipe("train"), *self._ranks
-        )
+        shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
+        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw())
         return self._train_loader
+
+    def _draw(self) -> Draw | None:
+        curriculum, rates = self.curriculum, self._rates
+        if curriculum is None or rates is None:
+            return None
+        parts = [(part.rows, part.weight) for part in parts_of(self.prompts("train"), self.task.shares)]
+        return lambda step, count: curriculum.draw(rates, step, count, self.seed, parts)
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val", "val")
@@ -209,7 +208,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def recipe(self, purpose: Purpose) -> Recipe:
         """How attempts are made: groups to learn from, or one attempt per prompt to be measured."""
         if purpose == "train":
-            return Recipe(purpose, self.group_size, self.sampling, self.refinement, self.environment, self.seed)
+            options = (self.group_size, self.sampling, self.refinement, self.environment, self.seed)
+            return Recipe(purpose, *options, resample=self.resample_silent)
         return Recipe(purpose, 1, self.val_sampling, self.refinement, self.environment, self.seed)
 
     # -- rollouts ---------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @property
     def _longest_prompt(self) -> int:
-        return max(len(ids) for split in self._prompts.values() for _, ids in split.rows)
+        return longest_prompt(self._prompts)
 
     def _room_for_completions(self, samples_to_learn: bool) -> int:
         """Tokens of the longest completions at one prompt."""
@@ -299,14 +299,19 @@ class RolloutDataModule(pl.LightningDataModule):
             self._pushed = version
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been sampled ahead. A run that is broken off does not wait for more of it."""
-        if self._ahead is None:
-            return {}
-        return {"ahead": self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)}
+        """The pass rates, and what has been sampled ahead. A run that is broken off does not wait for more of it."""
+        state: dict[str, Any] = {}
+        if self._ahead is not None:
+            state["ahead"] = self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)
+        if self._rates is not None:
+            state["pass_rates"] = self._rates.state()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._ahead is not None:
+        if self._ahead is not None and "ahead" in state_dict:
             self._ahead.load(state_dict["ahead"])
+        if self._rates is not None and "pass_rates" in state_dict:
+            self._rates.load(state_dict["pass_rates"])
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
@@ -322,7 +327,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def prompts(self, split: Split) -> list[Prompt]:
         """The prompts of a split that fit, in order. The split must be one of the running stage."""
-        return [prompt for prompt, _ in self._prompts[split].rows]
+        return self._prompts[split].prompts
 
     def sample(self, count: int) -> Experience:
         """Attempts at a few training prompts, the same on every call, without moving on in the training set."""
@@ -332,7 +337,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """A few training prompts, the same on every call, without moving on in the training set."""
         prompts = self._prompts["train"]
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        recipe = replace(self.recipe("train"), refinement=None)
+        recipe = replace(self.recipe("train"), refinement=None, resample=None)
         return prompts.batch({f"sample/{row}": row for row in order[:count]}, recipe)
 
     def _evaluated(self, prompts: PromptBatch) -> EvaluationBatch:

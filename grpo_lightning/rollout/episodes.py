@@ -16,7 +16,7 @@ from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import prompt_end
 from grpo_lightning.rollout.attempts import Attempts, Follower
 from grpo_lightning.rollout.limited_calls import call_all
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.types import Attempt, Completion, FinishReason, Turn, Verdict
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.rollout.batch import right_padded, token_rows
 from grpo_lightning.rollout.refinement import RefinementConfig
+from grpo_lightning.rollout.resampling import ResampleConfig, is_silent
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Attempt, TokenRows, Verdict
 
@@ -32,6 +33,7 @@ class Recipe:
         environment: replies to the policy, in episodes of several turns; ``None``: every attempt is one turn.
         seed: seeds the sampling, together with each attempt's key.
         step: training steps done before.
+        resample: how groups without a signal are replaced; ``None``: not at all.
     """
 
     purpose: Purpose = "train"
@@ -41,6 +43,7 @@ class Recipe:
     environment: Environment | None = None
     seed: int = 0
     step: int = 0
+    resample: ResampleConfig | None = None
 
     @property
     def distills(self) -> bool:
@@ -115,6 +118,7 @@ class Experience:
         sequence_tokens: their tokens; under ``bnpo`` those of this rank.
         is_first_step: whether the policy is still as it was when the step began.
         ahead: how the rollouts were made, with ``data.rollouts_ahead``; ``None`` where the present policy sampled.
+        replaced: attempts of groups without a signal that others have replaced; not rows, and not learned from.
     """
 
     recipe: Recipe
@@ -137,6 +141,7 @@ class Experience:
     sequence_tokens: float = 1.0
     is_first_step: bool = True
     ahead: Ahead | None = None
+    replaced: Sequence[Attempt] = ()
 
     def __len__(self) -> int:
         return len(self.attempts)
@@ -144,6 +149,15 @@ class Experience:
     @property
     def first_attempts(self) -> list[Attempt]:
         return self.attempts[: self.first]
+
+    @property
+    def sampled(self) -> list[Attempt]:
+        """All first attempts of the step, one group after another, with those that were replaced.
+
+        Whether a group is replaced depends on its own rewards alone, and a prompt replaces another one unseen: means
+        over these are those of the policy at ordinary prompts (Wald's identity), which those over the rows are not.
+        """
+        return [*self.answers, *self.replaced]
 
     @property
     def root_rows(self) -> list[int]:
@@ -167,7 +181,7 @@ class Experience:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """What came of each first attempt, without those that follow it under refinement."""
+        """What came of each first attempt, replaced ones too, without those that follow it under refinement."""
         turns: list[list[Attempt]] = [[] for _ in range(self.first)]
         count = self.first if self.recipe.environment is None else len(self)
         for attempt, root in zip(self.attempts[:count], self.root_rows, strict=False):
@@ -181,7 +195,7 @@ class Experience:
                 turns=len(taken),
                 is_truncated=taken[-1].is_truncated,
             )
-            for taken in turns
+            for taken in [*turns, *([attempt] for attempt in self.replaced)]
         ]
 
     def rewards_by_name(self, name: str) -> Tensor:
@@ -228,7 +242,12 @@ class Demonstrations:
 
 
 def experience_of(
-    attempts: Sequence[Attempt], recipe: Recipe, seconds: Mapping[str, float], pad: int, device: torch.device
+    attempts: Sequence[Attempt],
+    recipe: Recipe,
+    seconds: Mapping[str, float],
+    pad: int,
+    device: torch.device,
+    replaced: Sequence[Attempt] = (),
 ) -> Experience:
     """Lay attempts out as rows.
 
@@ -242,6 +261,7 @@ def experience_of(
         seconds: how long the phases took.
         pad: token id for the unused places.
         device: where the tensors live.
+        replaced: attempts that others have replaced, one group after another.
     """
     is_followed = recipe.refinement is not None or recipe.environment is not None
     rows = _in_rounds(attempts) if is_followed else list(attempts)
@@ -256,6 +276,11 @@ def experience_of(
         for attempt, is_distilled in zip(rows, distilled, strict=True)
     ]
     scored_N = tensor(scored)
+    counted_N = scored_N
+    if recipe.resample is not None and recipe.resample.keep == "signal":
+        size = recipe.group_size
+        silent = [is_silent(rows[start : start + size]) for start in range(0, len(rows), size)]
+        counted_N = scored_N & ~tensor(silent).repeat_interleave(size)
     return Experience(
         recipe=recipe,
         attempts=rows,
@@ -268,8 +293,9 @@ def experience_of(
         distilled_N=tensor(distilled),
         truncated_N=tensor([attempt.is_truncated for attempt in rows]),
         seconds=seconds,
-        counted_N=scored_N,
-        learned_N=scored_N,
+        counted_N=counted_N,
+        learned_N=counted_N,
+        replaced=replaced,
     )
 
 

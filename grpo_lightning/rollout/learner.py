@@ -12,7 +12,7 @@ from grpo_lightning.models.loading import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.experience import Demonstrations, Experience
-from grpo_lightning.rollout.loader import PromptBatch
+from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.verifiers.base import Verifier
 
 if TYPE_CHECKING:

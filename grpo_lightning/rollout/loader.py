@@ -2,129 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, cycle, islice
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout.experience import Recipe
+from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.sampling import row_seed
+from grpo_lightning.tasks.shares import apportion
 from grpo_lightning.types import Prompt
-from grpo_lightning.verifiers.base import Verifier
+
+Draw = Callable[[int, int], list[int]]
+"""Returns rows, from the number of steps done and how many are wanted."""
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """Prompts on their way to the engine.
+class Part(NamedTuple):
+    """A task of a mixture: its name, its rows, its weight."""
 
-    Args:
-        prompts: the rows.
-        prompt_ids: their token ids.
-        keys: what each prompt's random numbers are seeded from: its place in the run, the same on any rank.
-        recipe: how attempts at them are made.
-    """
-
-    prompts: list[Prompt]
-    prompt_ids: list[list[int]]
-    keys: list[str]
-    recipe: Recipe
-
-    def to(self, device: torch.device) -> PromptBatch:
-        """Nothing to move: Lightning asks every batch."""
-        return self
+    name: str
+    rows: list[int]
+    weight: float
 
 
-class EncodedPrompts:
-    """The tokenised prompts of a split.
-
-    Args:
-        prompts: the rows of a split.
-        tokenizer: renders and encodes them.
-        max_tokens: the limit on a prompt's length; ``None`` for none.
-        overlong: what becomes of a longer one: ``drop`` it, or ``truncate-left``, which keeps its last tokens.
-        vocabulary: rows of the model's embedding; ``None`` if unknown.
-        tools: JSON schemas of the tools that the chat template shows.
+def parts_of(prompts: Sequence[Prompt], shares: Mapping[str, float]) -> list[Part]:
+    """The tasks of a mixture; none for a task that is not one.
 
     Raises:
-        ConfigError: all prompts are too long, or one has a token that the model has no embedding for.
+        ConfigError: a task has no rows.
     """
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int | None = None,
-        overlong: Literal["drop", "truncate-left"] = "drop",
-        vocabulary: int | None = None,
-        tools: list[dict[str, Any]] | None = None,
-    ) -> None:
-        encoded = [(prompt, encode_prompt(tokenizer, prompt.messages, tools)) for prompt in prompts]
-        if vocabulary is not None:
-            _check_tokens(encoded, tokenizer, vocabulary)
-        long = [len(ids) for _, ids in encoded if max_tokens is not None and len(ids) > max_tokens]
-        self.overlong = len(long)
-        if long and overlong == "drop":
-            encoded = [(prompt, ids) for prompt, ids in encoded if len(ids) <= (max_tokens or 0)]
-            if not encoded:
-                raise ConfigError(
-                    f"data.max_prompt_tokens: all {len(long)} prompts are longer than {max_tokens} tokens (the "
-                    f"shortest has {min(long)}): raise it, or set data.overlong to truncate-left"
-                )
-        self.rows = [(prompt, ids[-max_tokens:] if max_tokens else ids) for prompt, ids in encoded]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def require_judgeable(self, split: str, verifiers: Sequence[Verifier]) -> None:
-        """Check that each verifier can judge some row. A single row that lacks something is counted when it is judged.
-
-        Raises:
-            ConfigError: all rows of the split lack what a verifier needs.
-        """
-        for verifier in verifiers:
-            lacks = None
-            for prompt, _ in self.rows:
-                try:
-                    verifier.require(prompt)
-                    break
-                except ValueError as error:
-                    lacks = error
-            else:
-                raise ConfigError(
-                    f"model.verifiers: {type(verifier).__name__} cannot judge any row of the {split} split: {lacks}; "
-                    "take another verifier, or give the rows what it needs (by answer_column and metadata_columns of "
-                    "Tabular)"
-                )
-
-    def batch(self, rows: Mapping[str, int], recipe: Recipe) -> PromptBatch:
-        """The named rows, as ``{key: row}``."""
-        chosen = [self.rows[row] for row in rows.values()]
-        return PromptBatch([prompt for prompt, _ in chosen], [ids for _, ids in chosen], list(rows), recipe)
-
-
-def _check_tokens(
-    encoded: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> None:
-    for prompt, ids in encoded:
-        last = max(ids, default=0)
-        if last >= vocabulary:
-            raise ConfigError(
-                f"data.task: the prompt {prompt.messages[-1]['content'][:80]!r} has the token "
-                f"{tokenizer.decode([last])!r} ({last}), but the embedding has {vocabulary} rows: remove it from the "
-                "prompts and the chat template, or enlarge the model with resize_token_embeddings and save it"
-            )
+    parts = [
+        Part(name, [row for row, prompt in enumerate(prompts) if prompt.task == name], weight)
+        for name, weight in shares.items()
+    ]
+    for part in parts:
+        if not part.rows:
+            raise ConfigError(f"data.task: no training prompt of {part.name} fits data.max_prompt_tokens: raise it")
+    return parts
 
 
 class TrainLoader:
     """The prompts of every training step, from (seed, step) alone; its place goes into checkpoints.
 
+    Tasks of a mixture share the places of a pass by weight; each has its own passes over its own rows.
+
     The rows are shuffled anew on every pass, the passes are laid end to end, and each step takes the next
     ``prompts_per_step`` of them: nothing needs to divide anything. A step's prompts are dealt out to the ranks in
     turn, so a step means the same on one device and on several.
+
+    Prompts that replace others (``data.resample_silent``) are drawn at random from the rows of the same task that a
+    step does not have, from (seed, step) too, one for each place and round.
 
     It is not a torch ``DataLoader``: workers have nothing to do here, and Lightning would replace the sampler.
 
@@ -134,15 +65,29 @@ class TrainLoader:
         recipe: how every step is made; its seed also seeds the shuffling.
         rank: this process.
         ranks: number of processes.
+        shares: weights of the tasks of a mixture, by ``Prompt.task``.
+        draw: returns different rows for a step, given their number, instead of the next ones of a pass: a curriculum.
     """
 
-    def __init__(self, prompts: EncodedPrompts, prompts_per_step: int, recipe: Recipe, rank: int, ranks: int) -> None:
+    def __init__(
+        self,
+        prompts: EncodedPrompts,
+        prompts_per_step: int,
+        recipe: Recipe,
+        rank: int,
+        ranks: int,
+        shares: Mapping[str, float] = MappingProxyType({}),
+        draw: Draw | None = None,
+    ) -> None:
         self.prompts = prompts
         self.prompts_per_step = prompts_per_step
         self.recipe = recipe
         self.rank = rank
         self.ranks = ranks
         self.step = 0
+        self._parts = parts_of(prompts.prompts, shares)
+        self._draw = draw
+        self._drawn: tuple[int, list[int]] | None = None
         self._pass: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
@@ -155,23 +100,74 @@ class TrainLoader:
             yield self.batch(step)
 
     def batch(self, step: int) -> PromptBatch:
-        """This rank's prompts of a step."""
+        """This rank's prompts of a step, with those that would replace them."""
+        recipe, rounds = replace(self.recipe, step=step), self.recipe.resample.max_rounds if self.recipe.resample else 0
         places = range(self.rank, self.prompts_per_step, self.ranks)
-        rows = {f"train/{step}/{place}": self._row(step * self.prompts_per_step + place) for place in places}
-        return self.prompts.batch(rows, replace(self.recipe, step=step))
+        first, *further = self._rows(step, rounds)
+        batch = self.prompts.batch({f"train/{step}/{place}": first[place] for place in places}, recipe)
+        replacements = [
+            self.prompts.batch({f"train/{step}/{place}.{number}": rows[place] for place in places}, recipe)
+            for number, rows in enumerate(further, start=1)
+        ]
+        return replace(batch, replacements=replacements)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps done, and what has been drawn for a step to come, which is sampled ahead."""
+        drawn = self._drawn
+        return {"step": self.step} | ({"drawn": drawn} if drawn is not None and drawn[0] >= self.step else {})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+        if self._draw is not None:
+            self._drawn = state.get("drawn")
+
+    def _rows(self, step: int, rounds: int) -> list[list[int]]:
+        """The rows of a step by place, and of each round those that would replace them."""
+        size = self.prompts_per_step
+        if self._draw is not None:
+            # What is drawn depends on how far training is, and must not change between two requests.
+            if self._drawn is None or self._drawn[0] != step:
+                self._drawn = step, self._draw(step, size * (1 + rounds))
+            rows = list(islice(cycle(self._drawn[1]), size * (1 + rounds)))
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        rows_of_round = [[self._row(step * size + place) for place in range(size)]]
+        if rounds:
+            order = self._shuffled(len(self.prompts), "replacements", step)
+            tasks = [self.prompts.rows[row][0].task for row in rows_of_round[0]]
+            others = {task: self._others(task, order, {*rows_of_round[0]}) for task in tasks}
+            rows_of_round += [[next(others[task]) for task in tasks] for _ in range(rounds)]
+        return rows_of_round
+
+    def _others(self, task: str, order: list[int], taken: set[int]) -> Iterator[int]:
+        """Rows of a task without end, in an order: first those that are not taken."""
+        own = [row for row in order if self.prompts.rows[row][0].task == task]
+        return chain((row for row in own if row not in taken), cycle(own))
 
     def _row(self, place: int) -> int:
         number, within = divmod(place, len(self.prompts))
         if self._pass is None or self._pass[0] != number:
-            generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, "pass", number))
-            self._pass = number, torch.randperm(len(self.prompts), generator=generator).tolist()
+            self._pass = number, self._order(number)
         return self._pass[1][within]
+
+    def _order(self, number: int) -> list[int]:
+        """The rows of a pass, as many as there are; those of the tasks of a mixture by weight."""
+        order = self._shuffled(len(self.prompts), "pass", number)
+        if not self._parts:
+            return order
+        rows: list[int] = []
+        sizes = apportion(len(order), [part.weight for part in self._parts])
+        for (name, own, _), size in zip(self._parts, sizes, strict=True):
+            for place in range(number * size, (number + 1) * size):
+                turn, within = divmod(place, len(own))
+                if place == number * size or within == 0:
+                    shuffled = self._shuffled(len(own), "pass", name, turn)
+                rows.append(own[shuffled[within]])
+        return [rows[place] for place in order]
+
+    def _shuffled(self, count: int, *tag: int | str) -> list[int]:
+        generator = torch.Generator().manual_seed(row_seed(self.recipe.seed, *tag))
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        return order
 
 
 class EvalLoader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -11,15 +11,56 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.dialogue import Dialogue
-from grpo_lightning.rollout.loader import EncodedPrompts
+from grpo_lightning.models.loading import vocabulary_size
+from grpo_lightning.models.templates import template_notes
+from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.rollout.checks import check_constraints
+from grpo_lightning.rollout.learner import Learner
+from grpo_lightning.rollout.prompts import EncodedPrompts
 from grpo_lightning.tasks.base import Split
 from grpo_lightning.tasks.columns import with_columns
+from grpo_lightning.tasks.controls import check_sample
 from grpo_lightning.verifiers.base import Verifier
 
 if TYPE_CHECKING:
     from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 log = logging.getLogger(__name__)
+
+
+def load_splits(
+    data: RolloutDataModule,
+    splits: Sequence[Split],
+    learner: Learner,
+    known: Mapping[Split, EncodedPrompts],
+    ranks: int,
+) -> dict[Split, EncodedPrompts]:
+    """The splits of a stage, beside those known before; the environment, if any, gets ready.
+
+    Raises:
+        ConfigError: see :func:`load_split`; or a verifier can judge no row, or the environment has no room.
+    """
+    policy, verifiers, loaded = learner.policy_config, list(learner.verifiers.values()), dict(known)
+    template = data.task.chat_template
+    tokenizer = load_tokenizer(policy.path, policy.revision, template, policy.chat_template_kwargs)
+    vocabulary = vocabulary_size(policy)
+    for split in splits:
+        if split not in loaded:
+            loaded[split] = load_split(data, split, tokenizer, verifiers, vocabulary, ranks)
+    start_environment(data, tokenizer, longest_prompt(loaded))
+    for note in template_notes(tokenizer, [prompt.messages for split in splits for prompt in loaded[split].prompts]):
+        log.info(note)
+    for split in splits:
+        loaded[split].require_judgeable(split, verifiers)
+        for warning in check_sample(data.task, split, loaded[split].prompts, verifiers):
+            log.warning(warning)
+        check_constraints(data, split, tokenizer, loaded[split].prompts)
+    return loaded
+
+
+def longest_prompt(splits: Mapping[Split, EncodedPrompts]) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(ids) for split in splits.values() for _, ids in split.rows)
 
 
 def load_split(

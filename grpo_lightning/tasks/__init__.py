@@ -8,6 +8,7 @@ from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
 from grpo_lightning.tasks.mbpp import MBPP
+from grpo_lightning.tasks.mixture import Mixture, TaskShare
 from grpo_lightning.tasks.numbers import Numbers
 from grpo_lightning.tasks.programs import Programs
 from grpo_lightning.tasks.reasoning_gym import ReasoningGym
@@ -22,10 +23,12 @@ __all__ = [
     "Extraction",
     "HumanEval",
     "MissingSplit",
+    "Mixture",
     "Numbers",
     "Programs",
     "ReasoningGym",
     "Tabular",
     "Task",
+    "TaskShare",
     "check_controls",
 ]

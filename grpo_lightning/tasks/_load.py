@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from grpo_lightning.errors import ConfigError
@@ -42,9 +43,38 @@ class Table:
             raise ConfigError(f"{self.where(row)} has no value in column {column!r}; fill it in or remove the row")
         return value
 
+    def filtered(self, filters: Mapping[str, Any]) -> Table:
+        """The rows whose columns have the given values.
+
+        Raises:
+            ConfigError: a column does not exist, or no row is left.
+        """
+        for column in filters:
+            self.require(column, "data.task.init_args.filters")
+        if not filters:
+            return self
+        kept = [number for number, row in enumerate(self.rows) if matches(row, filters)]
+        if not kept:
+            raise ConfigError(
+                f"data.task.init_args.filters: no row of {self.source} has {dict(filters)}: check the values"
+            )
+        select = getattr(self.rows, "select", None)
+        rows = [self.rows[number] for number in kept] if select is None else select(kept)
+        return Table(f"the filtered rows of {self.source}", self.columns, rows)
+
     def where(self, row: int) -> str:
         """Name a row in an error message, counted from 1."""
         return f"row {row + 1} of {self.source}"
+
+
+def matches(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
+    """Whether each column has its value, or one of a list. Text, such as all of a CSV file, may spell a number."""
+    for column, wanted in filters.items():
+        cell = row.get(column)
+        values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        if cell not in values and not (isinstance(cell, str) and cell in map(str, values)):
+            return False
+    return True
 
 
 class Row(Mapping[str, Any]):
@@ -90,23 +120,26 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
     return open_hub(path, name)
 
 
-def given_splits(data: Any, most_rows: int | None) -> Mapping[str, Callable[[], Table]]:
+def given_splits(
+    data: Any, most_rows: int | None, filters: Mapping[str, Any] = MappingProxyType({})
+) -> Mapping[str, Callable[[], Table]]:
     """Return the splits of data that a program passes: rows, which are the train split, or rows by split name.
 
     Args:
         data: a list of dicts, a ``datasets.Dataset`` or a stream of such rows; or a mapping of these, as a
             ``DatasetDict`` is.
-        most_rows: number of rows to read from a stream, whose length is unknown; ``None`` refuses streams.
+        most_rows: number of rows to keep of a stream, whose length is unknown; ``None`` refuses streams.
+        filters: rows of a stream without these values do not count.
     """
     splits = data if isinstance(data, Mapping) else {"train": data}
     return {
-        name: partial(_given, f"the given {name} split", _ended(f"the given {name} split", rows, most_rows))
+        name: partial(_given, f"the given {name} split", _ended(f"the given {name} split", rows, most_rows, filters))
         for name, rows in splits.items()
     }
 
 
-def _ended(source: str, rows: Any, most_rows: int | None) -> Any:
-    """Return the rows; of a stream, the first ones."""
+def _ended(source: str, rows: Any, most_rows: int | None, filters: Mapping[str, Any]) -> Any:
+    """Return the rows; of a stream, the first ones that match the filters."""
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         raise ConfigError(f"{_KEY}: {source} is of type {type(rows).__name__}; give a list of dicts, or a Dataset")
     if hasattr(rows, "__len__"):
@@ -115,7 +148,7 @@ def _ended(source: str, rows: Any, most_rows: int | None) -> Any:
         raise ConfigError(
             "data.task.init_args.limit: the length of a stream is unknown; set how many of its rows to read"
         )
-    return list(islice(rows, most_rows))
+    return list(islice((row for row in rows if not isinstance(row, Mapping) or matches(row, filters)), most_rows))
 
 
 def _given(source: str, rows: Any) -> Table:

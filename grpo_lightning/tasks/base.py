@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from grpo_lightning.errors import ConfigError
@@ -39,6 +40,9 @@ class Task(ABC):
 
     placeholders: ClassVar[tuple[str, ...]] = ("prompt",)
     """The names that a prompt template may contain. :meth:`messages` gets the value of each."""
+
+    shares: Mapping[str, float] = MappingProxyType({})
+    """The weights of the tasks of a mixture, by ``Prompt.task``; empty for a task that is none."""
 
     solution_fix: ClassVar[str] = "give every prompt a solution"
     """How to fix rows without a worked solution, for the error message about them."""

@@ -63,6 +63,8 @@ class Tabular(Task):
             tried; if none exists, ``val_size`` rows of the train split are held out.
         val_size: number of train rows held out if the data has no validation split.
         seed: random seed that selects the held-out rows.
+        filters: keep only the rows whose columns have these values: ``{level: [4, 5], type: algebra}``. A list names
+            several values.
         limit: keep only the first ``limit`` rows of each split.
         system_prompt: the system message put before every prompt that does not have one already.
         chat_template: a Jinja chat template to use instead of the tokenizer's, or ``plain``, which suits base models.
@@ -89,6 +91,7 @@ class Tabular(Task):
         system_prompt: str | None = None,
         chat_template: str | None = None,
         shots: int = 0,
+        filters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(system_prompt, chat_template)
         if prompt_column is not None and prompt_template is not None:
@@ -127,6 +130,7 @@ class Tabular(Task):
         self.seed = seed
         self.limit = limit
         self.shots = shots
+        self.filters = dict(filters or {})
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         table, rows = self._rows(split)
@@ -198,7 +202,7 @@ class Tabular(Task):
             return open_splits(self.path, self.name)
         # Rows for validation and examples may be held out of them.
         most_rows = None if self.limit is None else self.limit + self.val_size + self.shots
-        return given_splits(self.path, most_rows)
+        return given_splits(self.path, most_rows, self.filters)
 
     def _rows(self, split: Split) -> tuple[Table, Sequence[int]]:
         """Return the table that contains a split, and the split's row numbers in it."""
@@ -245,7 +249,7 @@ class Tabular(Task):
                 f"add the split, or choose one with splits: {{{split}: ...}}"
             )
         table: Table = self._source[name]()
-        return table
+        return table.filtered(self.filters)
 
     def _split_name(self, split: Split) -> str | None:
         if split not in self.splits:

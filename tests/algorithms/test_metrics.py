@@ -12,8 +12,21 @@ from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfil
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.environments import GuessNumber
 from grpo_lightning.models import PolicyConfig
-from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
-from tests.toy import BrokenVerifier, CopyEngine, LetterVerifier, Secrets, Watch, adam, fit, grpo, rollouts, trainer
+from grpo_lightning.rollout import Experience, RefinementConfig, ResampleConfig, SamplingParams
+from grpo_lightning.tasks import Mixture, TaskShare
+from tests.toy import (
+    BrokenVerifier,
+    CopyEngine,
+    LetterVerifier,
+    Secrets,
+    ToyTask,
+    Watch,
+    adam,
+    fit,
+    grpo,
+    rollouts,
+    trainer,
+)  # fmt: skip
 
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
 """tests/callbacks/test_profiler.py sees them logged on a GPU."""
@@ -49,9 +62,12 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
     fit(folder, DistillationModule(**common, teacher="reference"), 1, callbacks=[watch])
+    mixture = Mixture([TaskShare(ToyTask(), "toy")])
+    fit(folder, grpo(path), 2, rollouts(task=mixture), **options)
+    ahead = rollouts(engine=CopyEngine(), rollouts_ahead=1, resample_silent=ResampleConfig())
+    fit(folder, grpo(path), 2, ahead, callbacks=[watch])
     episodes = rollouts(environment=GuessNumber(max_turns=2, max_tokens=300), task=Secrets())
     fit(folder, grpo(path, verifiers=[]), 2, episodes, **options)
-    fit(folder, grpo(path), 2, rollouts(engine=CopyEngine(), rollouts_ahead=1), callbacks=[watch])
     steered = [AdaptiveKL(), Cost(2.0), ReferenceSync(every_n_steps=1), watch]
     fit(folder, grpo(path, beta=0.1, sampler_correction="token"), 2, **options | {"callbacks": steered})
     tester = trainer(folder, 1, callbacks=[VRAMProfiler()], limit_test_batches=1)

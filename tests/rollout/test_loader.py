@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
 from grpo_lightning.rollout.experience import Recipe
-from grpo_lightning.rollout.loader import EncodedPrompts, EvalLoader, TrainLoader
+from grpo_lightning.rollout.loader import EvalLoader, TrainLoader
+from grpo_lightning.rollout.prompts import EncodedPrompts
 from grpo_lightning.tasks.base import Split, Task
 from grpo_lightning.types import Prompt
 from tests.tiny import tiny_tokenizer

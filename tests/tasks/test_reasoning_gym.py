@@ -15,7 +15,7 @@ from grpo_lightning.tasks.base import SPLITS
 from grpo_lightning.tasks.controls import check_rows
 from grpo_lightning.tasks.reasoning_gym import GymDataset, ReasoningGym
 from grpo_lightning.tasks.reasoning_gym.rows import generate
-from grpo_lightning.tasks.reasoning_gym.task import apportion
+from grpo_lightning.tasks.shares import apportion
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import ReasoningGymVerifier
 from grpo_lightning.verifiers.reasoning_gym.datasets import source_of

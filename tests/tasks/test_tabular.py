@@ -99,6 +99,27 @@ def test_a_data_set_of_the_hub_library(write_jsonl: WriteRows, tmp_path: Path, m
     assert tables["test"].where(1) == f"row 2 of {folder}, split test"
 
 
+def test_filters_keep_the_rows_with_the_values(write_jsonl: WriteRows, tmp_path: Path) -> None:
+    rows = [row | {"level": number % 3, "kind": "ab"[number % 2]} for number, row in enumerate(ROWS)]
+    expected = [row["answer"] for row in rows if row["level"] in (0, 2) and row["kind"] == "a"]
+    filters = {"level": [0, 2], "kind": "a"}
+    lines = write_jsonl("jsonl/test.jsonl", rows)
+    table = tmp_path / "csv" / "test.csv"
+    table.parent.mkdir()
+    table.write_text("prompt,answer,level,kind\n" + "".join(",".join(map(str, row.values())) + "\n" for row in rows))
+    data_set = pytest.importorskip("datasets").Dataset.from_list(rows)
+    for path in (str(lines.parent), str(table.parent), {"test": rows}, {"test": data_set}):
+        assert [prompt.answer for prompt in Tabular(path, filters=filters).prompts("test")] == expected
+    # Of a stream, the rows that match count.
+    stream = data_set.to_iterable_dataset()
+    few = Tabular({"train": stream, "val": stream, "test": stream}, filters=filters, limit=2, val_size=1)
+    assert [prompt.answer for prompt in few.prompts("test")] == expected[:2]
+    with pytest.raises(ConfigError, match=KEY + "filters: the data set has no column 'topic'"):
+        Tabular({"test": rows}, filters={"topic": 1}).prompts("test")
+    with pytest.raises(ConfigError, match=KEY + r"filters: no row of .* has \{'level': 7\}"):
+        Tabular({"test": rows}, filters={"level": 7}).prompts("test")
+
+
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "~/nowhere", "nowhere/train.jsonl"])
 def test_a_local_path_that_does_not_exist(path: str) -> None:
     with pytest.raises(ConfigError, match=KEY + f"path: the file or folder {path} does not exist; give one that does"):

@@ -1,11 +1,14 @@
-"""``grpo check``: do the verifiers tell the gold answers from wrong ones?"""
+"""``grpo check``: do the verifiers tell the gold answers from wrong ones, and how hard are the prompts?"""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
+from grpo_lightning.commands.check.pass_rates import measure
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.controls import Control, check_controls
 
@@ -19,11 +22,16 @@ _FAILED: dict[Control, str] = {
 def main(args: Sequence[str]) -> None:
     """Score every gold answer in the expected format and a wrong one, and report the rows that fail.
 
+    With ``--pass-rates FILE``, also sample a group for each training prompt, and write how often each is solved.
+
     Raises:
         ConfigError: a gold answer does not satisfy its verifier, or a certainly wrong one does.
     """
     set_up_output()
-    cli = parse(list(args))
+    parser = argparse.ArgumentParser("grpo check", add_help=False, allow_abbrev=False)
+    parser.add_argument("--pass-rates", type=Path, metavar="FILE")
+    given, rest = parser.parse_known_args(list(args))
+    cli = parse(rest)
     assert cli.datamodule is not None
     task, verifiers = cli.datamodule.task, list(cli.model.verifiers.values())
     failures = list(check_controls(task, verifiers))
@@ -37,3 +45,5 @@ def main(args: Sequence[str]) -> None:
         f"{type(task).__name__}: every gold answer that was checked is correct to {', '.join(cli.model.verifiers)}, "
         "and no certainly wrong one is"
     )
+    if given.pass_rates is not None:
+        print(measure(cli.model, cli.datamodule, given.pass_rates))

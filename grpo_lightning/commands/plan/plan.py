@@ -83,9 +83,12 @@ class Planner:
         rows = f"{self.prompts} prompts"
         if self.samples:
             rows += f" x {data.group_size} completions"
+        more = ""
+        if data.resample_silent is not None:
+            more = " Groups that replace silent ones decode instead of rows that have ended, without further memory."
         return (
             f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
-            f"{data.sampling.cap}, all of them at their longest; {self.precision}."
+            f"{data.sampling.cap}, all of them at their longest; {self.precision}.{more}"
         )
 
     def shortcuts(self) -> list[str]:

@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
 def _longest_row(data: RolloutDataModule, policy: PolicyConfig) -> int:
     """Tokens that the data module will ask of its engine in ``fit``."""
     from grpo_lightning.models.tokenizer import load_tokenizer
-    from grpo_lightning.rollout.loader import EncodedPrompts
+    from grpo_lightning.rollout.prompts import EncodedPrompts
 
     tokenizer = load_tokenizer(policy.path, policy.revision, data.task.chat_template, policy.chat_template_kwargs)
     splits = [data.task.prompts("train"), data.task.prompts("val")]

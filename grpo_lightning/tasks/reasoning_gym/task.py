@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks._generate import require
 from grpo_lightning.tasks.base import Split, Task, with_examples
+from grpo_lightning.tasks.shares import apportion
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.limited import process_environment
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, source_of
@@ -175,24 +176,6 @@ class ReasoningGym(Task):
             metadata={COLUMN: {"name": part.name, "source": part.source, "entry": row["entry"]}},
             solution=None if answer is None else f"<answer>{answer}</answer>",
         )
-
-
-def apportion(size: int, weights: Sequence[float]) -> list[int]:
-    """Divide ``size`` rows by weight, with at least one row each. The largest remainders are rounded up.
-
-    >>> apportion(10, [2, 1, 1])
-    [5, 3, 2]
-    """
-    shares = [size * weight / sum(weights) for weight in weights]
-    counts = [math.floor(share) for share in shares]
-    by_remainder = sorted(range(len(weights)), key=lambda number: counts[number] - shares[number])
-    for number in by_remainder[: size - sum(counts)]:
-        counts[number] += 1
-    for number, count in enumerate(counts):
-        if count == 0:
-            counts[counts.index(max(counts))] -= 1
-            counts[number] = 1
-    return counts
 
 
 def _generated(request: dict[str, Any]) -> list[dict[str, list[dict[str, Any]]]]:
