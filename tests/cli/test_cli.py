@@ -21,6 +21,7 @@ from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.cli.subcommands import SUMMARIES
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import Policy, PolicyConfig
 
 ROOT = Path(__file__).parents[2]
 # Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them.
@@ -74,6 +75,11 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.
     if "warm_start:" in text:
         # The warm start is a config of its own, and in this list itself.
         overrides = overrides | {"warm_start": "null", "model.init_args.policy.init": "random"}
+    if name == "quickstart_distill.yaml":
+        # Its teacher is a run of quickstart_sft.yaml.
+        policy = Policy(PolicyConfig(path="configs/tiny_decoder", init="random"))
+        policy.save_pretrained(tmp_path / "teacher")
+        overrides = overrides | {"model.init_args.teacher.path": str(tmp_path / "teacher")}
     main(["fit", "--config", f"configs/{name}", *few(tmp_path, **overrides)])
     run = only_run(tmp_path, Path(name).stem)
     assert (run / "checkpoints/last.ckpt").is_file()
