@@ -10,9 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PACKAGES = {
-    "algorithms": ("GRPOModule", "PPOModule", "SFTModule"),
+    "algorithms": ("DistillationModule", "FeedbackContext", "GRPOModule", "PPOModule", "SFTModule"),
     "environments": ("Environment", "GuessNumber", "PythonEnvironment", "Reply", "Step", "ToolEnvironment"),
-    "models": ("LoRAConfig", "PolicyConfig"),
+    "models": ("LoRAConfig", "PolicyConfig", "TeacherConfig"),
     "rollout": ("RefinementConfig", "RolloutDataModule", "SamplingParams"),
     "tasks": (
         "GSM8K", "MBPP", "Arithmetic", "Calculations", "Extraction", "HumanEval", "Mixture", "Numbers", "Programs",

@@ -87,6 +87,29 @@ QUICKSTART = Study(
     offline=True,
 )  # fmt: skip
 
+SELF_DISTILLATION = Study(
+    "Self-distillation on the quickstart task",
+    (
+        Method("sft", "SFT (warm start)", "quickstart_sft", samples=False),
+        Method("grpo", "GRPO", "quickstart", start="sft"),
+        # As many samples more as refinement may add, without any feedback.
+        Method("grpo_group10", "GRPO, 10 samples per prompt", "quickstart", {"data.group_size": "10"}, "sft"),
+        Method(
+            "refine_distill", "GRPO + refinement (distill)", "quickstart",
+            {"data.refinement": "{mode: distill, budget: 2}"}, "sft",
+        ),
+        Method("sdpo", "SDPO", "quickstart_sdpo", start="sft"),
+        Method(
+            "sdpo_reward", "GRPO + SDPO", "quickstart_sdpo", {"model.init_args.reward_coef": "1.0"}, "sft",
+        ),
+    ),
+    tokens=220_000,  # as many as 40 steps of configs/quickstart.yaml generate
+    out="docs/results/sdpo",
+    jobs=1,
+    stops={"sft": _early_stopping("stopping_threshold: 0.4, patience: 1000")},
+    offline=True,
+)  # fmt: skip
+
 LFM_GSM8K = Study(
     "GSM8K",
     (
@@ -106,7 +129,7 @@ LFM_GSM8K = Study(
     jobs=1,
 )  # fmt: skip
 
-STUDIES = {"quickstart": QUICKSTART, "lfm_gsm8k": LFM_GSM8K}
+STUDIES = {"quickstart": QUICKSTART, "self_distillation": SELF_DISTILLATION, "lfm_gsm8k": LFM_GSM8K}
 
 SMOKE = {
     "trainer.max_steps": "2", "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1",

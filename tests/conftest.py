@@ -39,7 +39,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """``tiny_model("llama" | "qwen3" | "lfm2" | "lfm3")`` is the folder of such a model."""
+    """``tiny_model("llama" | "qwen3" | "qwen3_5" | "gemma3" | "lfm2" | "lfm3")`` is the folder of such a model."""
     folders: dict[str, str] = {}
 
     def build(kind: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from grpo_lightning.advantages import Advantage
-from grpo_lightning.algorithms import EntropyBonus
+from grpo_lightning.algorithms import EntropyBonus, PolicyModule, TeacherContext
 from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.objectives import Objective
 from tests.objectives.cases import subclasses
@@ -24,7 +24,10 @@ def shipped(base: type) -> list[str]:
     return [kind.__name__ for kind in subclasses(base) if kind.__module__.startswith("grpo_lightning.")]
 
 
-@pytest.mark.parametrize("name", [*shipped(Objective), *shipped(Advantage), *shipped(EntropyBonus)])
+BASES = (PolicyModule, Objective, Advantage, EntropyBonus, TeacherContext)
+
+
+@pytest.mark.parametrize("name", [name for base in BASES for name in shipped(base)])
 def test_every_class_has_a_row_and_a_paragraph(name: str) -> None:
     assert f"| `{name}` |" in PAGE
     assert f"**`{name}`**" in PAGE
@@ -47,7 +50,7 @@ def test_the_yaml_is_accepted_and_not_the_default(block: str, tmp_path: Path) ->
     module = parse(["--config", str(file)]).model
     assert type(module).__name__ == config["model"]["class_path"]
     built = {"objective": module.rollout_loss.objective, "advantage": getattr(module, "advantage", None)}
-    built["entropy_bonus"] = module.entropy_bonus
+    built |= {"entropy_bonus": module.entropy_bonus, "context": getattr(module, "context", None)}
     for key in built.keys() & given["model"]["init_args"].keys():
         chosen = given["model"]["init_args"][key]
         if isinstance(chosen, dict):

@@ -153,3 +153,13 @@ def test_it_runs_whole_and_does_nothing_twice(
     assert "grpo fit ..." not in capfd.readouterr().out
     with pytest.raises(SystemExit, match="was written by a different command"):
         script.run(*script.parse([*options, "--tokens", "7"]))
+
+
+def test_self_distillation_is_compared_with_what_samples_as_much(script: ModuleType) -> None:
+    plan, _ = script.parse(["--study", "self_distillation", "--seeds", "1"])
+    sampling = [method for method in plan.methods if method.samples]
+    assert {method.start for method in sampling} == {"sft"}
+    for method in sampling:
+        fit, _ = plan.commands(method, 1)
+        assert "TokenBudget, init_args: {tokens: 220000}" in fit[fit.index("--trainer.callbacks") + 1]
+        assert (ROOT / fit[2]).is_file()

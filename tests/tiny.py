@@ -1,4 +1,4 @@
-"""Builders of tiny real models and their tokenizer, in the shapes of Llama, Qwen3, LFM2 and LFM3."""
+"""Builders of tiny real models and their tokenizer, in the shapes of Llama, Qwen3, Qwen3.5, Gemma 3, LFM2 and LFM3."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     Lfm2Config,
     Lfm3Config,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen3_5TextConfig,
     Qwen3Config,
 )
 
@@ -63,6 +65,15 @@ def tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
         layers = ["conv", "sliding_attention", "conv", "full_attention"]
         sizes = {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 8}
         return Lfm3Config(layer_types=layers, **sizes | common | changes)
+    if kind == "gemma3":
+        layers = ["sliding_attention", "full_attention"]
+        sizes = {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 8}
+        return Gemma3TextConfig(layer_types=layers, **sizes | common | changes)
+    if kind == "qwen3_5":
+        layers = ["linear_attention", "full_attention"]
+        sizes = {"num_hidden_layers": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        return Qwen3_5TextConfig(layer_types=layers, **sizes | heads | common | changes)
     layers = ["conv", "full_attention", "conv"]
     return Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False, **common | changes)
 

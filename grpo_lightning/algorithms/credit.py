@@ -28,7 +28,7 @@ def credited_rewards(
         experience: the rows of a step.
         rewards_N: default: ``experience.reward_N``.
         credit: what the turns of an episode are credited with.
-        discount: of the turns of an episode.
+        discount: factor per turn of an episode.
     """
     rewards_N = experience.reward_N if rewards_N is None else rewards_N
     rewards_N = torch.where(experience.scored_N, rewards_N, torch.nan)
@@ -56,7 +56,7 @@ def episode_credits(experience: Experience, rewards_N: Tensor, credit: EpisodeCr
         rewards_N: rewards of the turns. A turn that is not the last of its episode may have none (NaN).
         credit: ``return``: every turn with the return of the episode, ``sum_t discount^t r_t`` from the first turn on;
             ``return_to_go``: with that from this turn on; ``turn``: with the turn's reward.
-        discount: of a turn.
+        discount: factor per turn.
     """
     parents = [attempt.parent for attempt in experience.attempts]
     followed = set(parents)

@@ -44,15 +44,18 @@ def problem_of(grammar: str) -> str | None:
     return _clause(messages[0]) if is_wrong else None
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises:
-    ConfigError: grammars cannot read its tokens.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """Return the tokenizer.
+
+    Raises:
+        ConfigError: grammars cannot read its tokens.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
             f"data.sampling.constraint: needs a fast tokenizer, which model.policy.path has not: "
             f"{type(tokenizer).__name__} is written in Python"
         )
+    return tokenizer
 
 
 def _clause(message: str) -> str:
@@ -71,13 +74,13 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, terminators: Sequence[int]) -> None:
-        check_tokenizer(tokenizer)
+        fast = check_tokenizer(tokenizer)
         library()
         import llguidance.hf
 
         size = max(vocabulary, len(tokenizer))
         self.words = -(-size // 32)
-        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(terminators))
+        self._tokens = llguidance.hf.from_tokenizer(fast, n_vocab=size, eos_token=list(terminators))
         self._executor = llguidance.LLExecutor()
         self._compiled = lru_cache(maxsize=_KEPT)(self._compile)
 

@@ -21,7 +21,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
     "Reward": ("Reward", "Correct and well formed", "Errors, and groups without signal", "Each verifier"),
     "Policy": (
         "KL", "KL per completion", "Weight of the KL", "Entropy", "Weight of the entropy", "Loss", "Ratio",
-        "Passes over the rollouts", "Gradient", "Learning rate", "Advantages", "Values",
+        "Distillation", "Passes over the rollouts", "Gradient", "Learning rate", "Advantages", "Values",
     ),
     "Completions": ("Tokens", "Truncated", "Turns", "Further attempts"),
     "Memory": ("Memory",),

@@ -105,6 +105,15 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "grows slowly to 0.01 - 0.5",
               "jumps: lower the learning rate. Above 1 with odd texts: raise `beta`",
               bar="kl", panel="KL to the reference (nats)", final=True),
+        Curve("policy/teacher_divergence", "nats/token", MEAN, "Distillation",
+              "divergence from the teacher on the completions that it scores: exact with `vocabulary: full`, else "
+              "estimated from the sampled tokens; only with `DistillationModule`",
+              "falls",
+              "flat: raise the learning rate. Near 0 at once with `teacher: self`: the context tells it nothing"),
+        Curve("policy/taught", "share", MEAN, "Distillation",
+              "share of the completions that count which the teacher scores",
+              "1 without a `context`; with `FeedbackContext` the failures, so it falls",
+              "0: the `context` has nothing to say; see the verifiers' feedback in the rollouts"),
         Curve("policy/update_kl", "nats/token", MEAN, "KL",
               "KL of the policy before the step to the one after it, from a sixteenth of the rollouts; with LoRA over "
               "bfloat16 weights it includes about 1e-4 of rounding, as `policy/sampler_gap` does",

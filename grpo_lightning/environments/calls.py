@@ -19,7 +19,7 @@ class Call:
 
     Args:
         name: the tool; empty if the call could not be read.
-        arguments: by name.
+        arguments: values by name.
         error: why the call could not be read, in a sentence for the policy; ``None`` if it was.
     """
 

@@ -11,6 +11,13 @@ from grpo_lightning.functional.advantages import (
     unscaled_advantages,
 )
 from grpo_lightning.functional.correction import masked_sequence_weights, truncated_weights
+from grpo_lightning.functional.divergence import (
+    Divergence,
+    OutputHead,
+    sampled_advantages,
+    sampled_divergence,
+    vocabulary_divergence,
+)
 from grpo_lightning.functional.gae import (
     ValueLossTerms,
     adapted_kl_coef,
@@ -47,8 +54,10 @@ __all__ = [
     "MAX_LOG_RATIO",
     "Aggregation",
     "BinaryDivergence",
+    "Divergence",
     "InPlaceEmbedding",
     "KLEstimator",
+    "OutputHead",
     "TokenLogprobs",
     "TokenSets",
     "ValueLossTerms",
@@ -78,6 +87,8 @@ __all__ = [
     "maximum_likelihood_advantages",
     "pass_at_k",
     "pass_at_k_advantages",
+    "sampled_advantages",
+    "sampled_divergence",
     "sequence_ratio",
     "sequence_token_ratio",
     "shaped_objective",
@@ -88,5 +99,6 @@ __all__ = [
     "truncated_weights",
     "unscaled_advantages",
     "value_loss",
+    "vocabulary_divergence",
     "whiten",
 ]

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from grpo_lightning.functional._chunked_head import ChunkedHead, softmax_dtype
-from grpo_lightning.functional.in_place import sum_in_place
+from grpo_lightning.functional import chunked_head
+from grpo_lightning.functional.chunked_head import (
+    ChunkedHead,
+    HeadGradients,
+    compute_dtype_of,
+    rows_per_chunk,
+)
 from grpo_lightning.functional.token_sets import TokenSets
-
-_CHUNK_BYTES = 64 * 2**20
-_BLOCK_BYTES = {"cpu": 2**20}  # logits per pass of softmax and sums, small enough to stay in a core's caches
 
 
 class TokenLogprobs(NamedTuple):
@@ -59,17 +61,9 @@ def token_logprobs(
     sums run in float32 (float64 for float64 inputs). Double backward is not implemented.
     """
     _check_arguments(hidden_MD, weight_VD, targets_M, bias_V, temperature, chunk_size, softcap, allowed)
-    device_type = hidden_MD.device.type
-    compute_dtype = hidden_MD.dtype
-    if torch.is_autocast_enabled(device_type) and compute_dtype != torch.float64:
-        compute_dtype = torch.get_autocast_dtype(device_type)
-    elif weight_VD.dtype != compute_dtype:
-        raise ValueError(
-            f"hidden_MD is {compute_dtype} and weight_VD {weight_VD.dtype}; outside autocast they must be the same."
-        )
+    compute_dtype = compute_dtype_of(hidden_MD, weight_VD)
     if chunk_size is None:
-        softmax_bytes = torch.empty((), dtype=softmax_dtype(compute_dtype)).element_size()
-        chunk_size = max(1, _CHUNK_BYTES // (softmax_bytes * weight_VD.shape[0]))
+        chunk_size = rows_per_chunk(len(weight_VD), compute_dtype)
     head_is_frozen = not (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
     gradient_in_forward = torch.is_grad_enabled() and hidden_MD.requires_grad and head_is_frozen
     # The slope of a soft cap follows from the logits, not from the probabilities.
@@ -125,17 +119,10 @@ class _Softmax(NamedTuple):
     normaliser_C: Tensor
 
 
-def softmax_blocks(logits_CV: Tensor) -> list[slice]:
-    """Return the rows that softmax and sums pass over together: on a CPU what fits into a core's caches, else all."""
-    block_bytes = _BLOCK_BYTES.get(logits_CV.device.type, logits_CV.nbytes)
-    block_size = max(1, block_bytes // max(1, logits_CV.shape[1] * logits_CV.element_size()))
-    return [slice(start, start + block_size) for start in range(0, len(logits_CV), block_size)]
-
-
 def _softmax(logits_CV: Tensor, targets_C: Tensor, probabilities: bool) -> _Softmax:
     """Compute in place: ``logits_CV`` is overwritten, with the probabilities if ``probabilities`` is True."""
     result = _Softmax(*(logits_CV.new_empty(len(logits_CV)) for _ in range(3)))
-    blocks = softmax_blocks(logits_CV)
+    blocks = chunked_head.softmax_blocks(logits_CV)
     exp_BV = torch.empty_like(logits_CV[blocks[0]]) if blocks else logits_CV
     for block in blocks:
         logits_BV = logits_CV[block]
@@ -216,13 +203,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         last_probs_CV, ctx.last_probs_CV = ctx.last_probs_CV, None
         with torch.autocast(hidden_MD.device.type, enabled=False):
             head = ChunkedHead(weight_VD, bias_V, **ctx.head_options, buffer=last_probs_CV)
-            need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-            grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
-            total_VD = sum_in_place(ctx.weight_VD) if need_weight and weight_VD.dtype == head.softmax_dtype else None
-            grad_weight_VD = total_VD
-            if need_weight and total_VD is None:
-                grad_weight_VD = torch.zeros_like(weight_VD, dtype=head.softmax_dtype)
-            grad_bias_V = torch.zeros_like(bias_V, dtype=head.softmax_dtype) if need_bias else None
+            gradients = HeadGradients(head, hidden_MD, ctx.weight_VD, weight_VD, bias_V, ctx.needs_input_grad[:3])
             for chunk in reversed(head.chunks()):
                 grad_C1 = grad_logprobs_M[chunk, None]
                 softcap_slope_CV = None
@@ -239,19 +220,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                         weights_CV = logprobs_CV.add_(entropy_M[chunk, None]).mul_(-grad_entropy_M[chunk, None])
                         logit_grad_CV = weights_CV.sub_(grad_C1).mul_(probs_CV)
                 _add_at(logit_grad_CV, targets_M[chunk], grad_C1[:, 0])
-                product_grad_CV = head.product_grad(logit_grad_CV, softcap_slope_CV)
-                if grad_hidden_MD is not None:
-                    grad_hidden_MD[chunk] = product_grad_CV @ head.weight_VD
-                if grad_weight_VD is not None:
-                    _add_product(grad_weight_VD, product_grad_CV, hidden_MD[chunk].to(head.weight_VD.dtype))
-                if grad_bias_V is not None:
-                    grad_bias_V += product_grad_CV.sum(0, dtype=head.softmax_dtype)
-        return (
-            grad_hidden_MD,
-            None if grad_weight_VD is None or total_VD is not None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *no_grads[3:],
-        )
+                gradients.add(chunk, head.product_grad(logit_grad_CV, softcap_slope_CV))
+        return (*gradients.totals(), *no_grads[3:])
 
 
 def _grad_from_probabilities(probs_CV: Tensor, grad_C1: Tensor) -> Tensor:
@@ -263,12 +233,3 @@ def _add_at(values_CV: Tensor, columns_C: Tensor, added: Tensor | float) -> Tens
     """Add to one column of each row."""
     values_CV[torch.arange(len(values_CV), device=values_CV.device), columns_C] += added
     return values_CV
-
-
-def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """``total_VD += grad_CV^T hidden_CD``; in slices of V for half precision, which avoids a second ``[V, D]``."""
-    if total_VD.dtype == grad_CV.dtype:
-        total_VD.addmm_(grad_CV.T, hidden_CD)
-        return
-    for total_SD, grad_CS in zip(total_VD.split(8192), grad_CV.split(8192, dim=1), strict=True):
-        total_SD += grad_CS.T @ hidden_CD

@@ -2,6 +2,7 @@
 
 from grpo_lightning.models.loading import LoRAConfig, PolicyConfig
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.models.teacher import TeacherConfig
 from grpo_lightning.models.value import Critic
 
-__all__ = ["Critic", "LoRAConfig", "Policy", "PolicyConfig"]
+__all__ = ["Critic", "LoRAConfig", "Policy", "PolicyConfig", "TeacherConfig"]

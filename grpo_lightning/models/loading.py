@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.quantised import Bits, pack_weightless, quantization_options
 from grpo_lightning.models.weightless import is_weightless, remember
 from grpo_lightning.shipped import shipped_model
 from grpo_lightning.speed.registry import NAMES
@@ -129,29 +130,49 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     Raises:
         ConfigError: the path does not hold a supported model.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attn_implementation}
     path, adapter = config.path, None
-    if (Path(path) / "adapter_config.json").is_file():
-        from peft import PeftConfig
+    if config.is_adapter:
+        adapter, path = path, _checked_base(path)
+    model = _with_adapter(_load_causal_lm(path, config, key), config, adapter)
+    _turn_dropout_off(model)
+    remember(model)
+    return model, adapter is not None
 
-        saved = PeftConfig.from_pretrained(path)
-        if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
-            raise ConfigError(
-                f"model.policy.path: the adapter in {path} is a DoRA or has biases, and rollouts merge neither: use a "
-                "plain LoRA, or merge it into its base first"
-            )
-        for whole in ("modules_to_save", "trainable_token_indices"):
-            if getattr(saved, whole, None):
-                raise ConfigError(
-                    f"model.policy.path: the adapter in {path} holds whole layers or rows ({whole}), which is not "
-                    "supported: merge it into its base first"
-                )
-        adapter, path = path, str(saved.base_model_name_or_path)
+
+def load_frozen(config: PolicyConfig, bits: Bits | None, key: str) -> Any:
+    """A model that is read and never trained: its weights may be quantised, and an adapter at its path is merged.
+
+    Args:
+        config: path, revision, dtype and attention of the model.
+        bits: quantise the linear layers while loading; ``None``: as they are.
+        key: names the path in an error.
+
+    Raises:
+        ConfigError: the path does not hold a supported model, or what ``bits`` needs is not installed.
+    """
+    if config.is_adapter and bits is not None:
+        raise ConfigError(f"{key}: {config.path} is an adapter: merge it into its base first, or leave bits out")
+    if config.is_adapter:
+        model = load_model(config, key)[0].merge_and_unload()
+    else:
+        model = _load_causal_lm(config.path, config, key, bits, is_frozen=True)
+        _turn_dropout_off(model)
+        remember(model)
+    return model.requires_grad_(False).eval()
+
+
+def _load_causal_lm(
+    path: str, config: PolicyConfig, key: str, bits: Bits | None = None, is_frozen: bool = False
+) -> Any:
+    dtype = getattr(torch, config.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
     try:
-        architecture = load_architecture(path, config, key)
+        architecture = load_architecture(path, config, key, may_be_quantised=is_frozen)
         if config.init == "random" or is_weightless():
             lm = AutoModelForCausalLM.from_config(architecture, **options)
+            pack_weightless(lm, bits)
         else:
+            options |= quantization_options(bits, dtype, key)
             lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
@@ -172,26 +193,49 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
         raise ConfigError(
             f"model.policy.path: {path} is an adapter: download it and name its folder to continue its training"
         )
-    model = _with_adapter(lm, config, adapter)
-    _turn_dropout_off(model)
-    remember(model)
-    return model, adapter is not None
+    return lm
 
 
-def load_architecture(path: str, config: PolicyConfig, key: str = "model.policy.path") -> PreTrainedConfig:
+def _checked_base(adapter: str) -> str:
+    """The path of an adapter's base.
+
+    Raises:
+        ConfigError: it is an adapter of a kind that rollouts cannot merge.
+    """
+    from peft import PeftConfig
+
+    saved = PeftConfig.from_pretrained(adapter)
+    if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
+        raise ConfigError(
+            f"model.policy.path: the adapter in {adapter} is a DoRA or has biases, and rollouts merge neither: use a "
+            "plain LoRA, or merge it into its base first"
+        )
+    for whole in ("modules_to_save", "trainable_token_indices"):
+        if getattr(saved, whole, None):
+            raise ConfigError(
+                f"model.policy.path: the adapter in {adapter} holds whole layers or rows ({whole}), which is not "
+                "supported: merge it into its base first"
+            )
+    return str(saved.base_model_name_or_path)
+
+
+def load_architecture(
+    path: str, config: PolicyConfig, key: str = "model.policy.path", may_be_quantised: bool = False
+) -> PreTrainedConfig:
     """What the ``config.json`` of a model says; no weights are read.
 
     Args:
         path: the model's path; for an adapter, that of its base.
         config: how the model is loaded.
         key: names the path in an error.
+        may_be_quantised: the model is never trained.
 
     Raises:
-        ConfigError: the weights are quantised.
+        ConfigError: the weights are quantised, and may not be.
     """
     architecture = AutoConfig.from_pretrained(path, revision=config.revision)
     quantised = getattr(architecture, "quantization_config", None)
-    if quantised is not None and config.init == "pretrained":
+    if quantised is not None and config.init == "pretrained" and not may_be_quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
         raise ConfigError(
             f"{key}: the weights in {path} are quantised ({method or 'quantization_config in its config.json'}), and "

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
-from grpo_lightning.models.checks import check_model, decoder_of, logit_scale_of, softcap_of
+from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.reference import make_reference
@@ -75,7 +74,7 @@ class Policy(nn.Module):
     @property
     def lm(self) -> PreTrainedModel:
         """The causal LM itself, with the adapter's layers in place where LoRA is on."""
-        return cast(PreTrainedModel, self.model.get_base_model() if self.has_lora else self.model)
+        return causal_lm_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -122,18 +121,18 @@ class Policy(nn.Module):
                 states = predicting_states(decoder_of(lm), tokens)
             if on_states is not None:
                 on_states(states)
-            head = lm.get_output_embeddings()
+            head = output_head(lm, temperature)
             allowed = None
             if tokens.allowed is not None:
                 bits_SW, set_NT = tokens.allowed
                 allowed = TokenSets(bits_SW, set_NT[states.row_M, states.place_M])
             logprobs_M, entropy_M = token_logprobs(
                 states.hidden_MD,
-                head.weight,
-                tokens.ids_NL[states.row_M, tokens.prompt_lengths_N[states.row_M] + states.place_M],
-                bias_V=getattr(head, "bias", None),
-                temperature=(temperature or 1.0) / logit_scale_of(lm),
-                softcap=softcap_of(lm),
+                head.weight_VD,
+                states.targets(tokens),
+                bias_V=head.bias_V,
+                temperature=head.temperature,
+                softcap=head.softcap,
                 keep_probabilities=self.shortcuts.uses(KeptProbabilities),
                 allowed=allowed,
             )

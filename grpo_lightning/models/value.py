@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.adapters import VALUE, adapters_off, add_adapter
+from grpo_lightning.models.adapters import VALUE, add_adapter
+from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, decoder_of
 from grpo_lightning.models.loading import PolicyConfig, load_model
-from grpo_lightning.models.policy import Policy, decoder_of
-from grpo_lightning.models.weightless import is_weightless
-from grpo_lightning.speed.shared_prompt import PredictingStates, SharedPrompts, predicting_states
+from grpo_lightning.models.policy import Policy
+from grpo_lightning.speed.shared_prompt import PredictingStates, predicting_states
 from grpo_lightning.types import TokenRows
-
-log = logging.getLogger(__name__)
 
 CriticForm = Literal["shared", "separate", "adapter"]
 
@@ -87,7 +84,7 @@ class Critic(nn.Module):
             with policy.with_adapter(VALUE) as lm:
                 yield lm
         else:
-            yield policy.lm if self.backbone is None else _lm_of(self.backbone)
+            yield policy.lm if self.backbone is None else causal_lm_of(self.backbone)
 
     def state_values(self, lm: PreTrainedModel, tokens: TokenRows, train_trunk: bool = True) -> Tensor:
         """Values of the states before each token, by a pass of a trunk.
@@ -114,7 +111,7 @@ class Critic(nn.Module):
     def _backbone(self, config: PolicyConfig, policy: Policy, key: str) -> nn.Module:
         """A language model for values alone, of the policy's vocabulary; ``key`` names its path in an error."""
         model = cast(nn.Module, load_model(config, key)[0])
-        lm = _lm_of(model)
+        lm = causal_lm_of(model)
         policy.shortcuts.install_in(lm)
         words, own = (len(cast(Tensor, one.get_input_embeddings().weight)) for one in (lm, policy.lm))
         if words != own:
@@ -128,21 +125,5 @@ class Critic(nn.Module):
         if config.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.eval().to(policy.device)
-        self.shares_prompts = policy.shares_prompts and _can_share_prompts(model)
+        self.shares_prompts = policy.shares_prompts and can_share_prompts(model, "critic")
         return model.train()
-
-
-def _can_share_prompts(model: nn.Module) -> bool:
-    """Try it, as for the policy: the critic may have another architecture."""
-    if is_weightless():
-        return True
-    with adapters_off(model):
-        reason = SharedPrompts().why_not(_lm_of(model))
-    if reason is not None:
-        log.info(f"critic: shortcut {SharedPrompts.name}: not used: {reason}")
-    return reason is None
-
-
-def _lm_of(model: nn.Module) -> PreTrainedModel:
-    """The causal LM itself, whether or not LoRA is around it."""
-    return cast(PreTrainedModel, cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model)

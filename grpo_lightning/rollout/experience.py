@@ -72,8 +72,8 @@ class Outcome(NamedTuple):
 
     Args:
         verdict: on the attempt, or the episode.
-        reward: of all turns together; NaN where a verifier or the environment broke.
-        rewards_by_verifier: of the last turn.
+        reward: sum over all turns; NaN where a verifier or the environment broke.
+        rewards_by_verifier: rewards of the last turn, by verifier.
         tokens: tokens that the policy sampled.
         turns: turns that the policy took.
         is_truncated: whether the last turn ran into the cap.

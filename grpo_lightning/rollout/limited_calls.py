@@ -38,7 +38,7 @@ def call_all(calls: Sequence[Callable[[], Returned]], seconds: float) -> list[Re
 
     Args:
         calls: each is made once.
-        seconds: limit on each call. One that hangs is left behind in its thread, and does not hold up the others.
+        seconds: limit on each call. One that hangs stays in its thread and does not delay the others.
     """
     running = _Running(calls)
     results: dict[int, Returned | Exception] = {}
@@ -54,7 +54,7 @@ def call_all(calls: Sequence[Callable[[], Returned]], seconds: float) -> list[Re
         for number, begun in list(running.begun.items()):
             if begun < overdue and number not in results:
                 results[number] = TimeoutError(f"took more than {seconds:g} s")
-                _begin(running)  # in the place of the thread that hangs
+                _begin(running)  # replaces the thread that hangs
     return [results[number] for number in range(len(calls))]
 
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling as it goes on: groups without a signal are replaced while others still decode."""
+"""Dynamic sampling during a rollout: groups without a signal are replaced while others still decode."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Places:
                 yield place, rounds + 1
 
     def replace(self, place: int, round_: int, rows: range) -> None:
-        """Put another group, still to be sampled, in the place of a silent one."""
+        """Replace a silent group with another one, which is still to be sampled."""
         self.replaced += self.rows[place]
         self.rows[place] = rows
         if round_ < self.max_rounds:

@@ -1,4 +1,4 @@
-"""Refinement as it goes on: which failures are followed by another attempt, while others still decode."""
+"""Refinement during a rollout: which failures are followed by another attempt, while others still decode."""
 
 from __future__ import annotations
 

@@ -32,6 +32,10 @@ class PredictingStates(NamedTuple):
     row_M: Tensor
     place_M: Tensor
 
+    def targets(self, tokens: TokenRows) -> Tensor:
+        """The tokens that are predicted, ``[M]``."""
+        return tokens.ids_NL[self.row_M, tokens.prompt_lengths_N[self.row_M] + self.place_M]
+
     def spread(self, values_M: Tensor, like: TokenRows) -> Tensor:
         """``values_NT`` with 0 after each row's last token."""
         width = int(like.completion_lengths_N.max())

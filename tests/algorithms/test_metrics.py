@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grpo_lightning.algorithms import GRPOModule, PPOModule, ScheduledEntropy, SFTModule
+from grpo_lightning.algorithms import DistillationModule, GRPOModule, PPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.environments import GuessNumber
@@ -61,6 +61,7 @@ def logged(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
     profiled = options | {"callbacks": [VRAMProfiler(), watch]}
     fit(folder, PPOModule(**common, beta=0.1, entropy_bonus=ScheduledEntropy()), 2, **profiled)
     fit(folder, Dreaming(**common), 2, **profiled)
+    fit(folder, DistillationModule(**common, teacher="reference"), 1, callbacks=[watch])
     mixture = Mixture([TaskShare(ToyTask(), "toy")])
     fit(folder, grpo(path), 2, rollouts(task=mixture), **options)
     ahead = rollouts(engine=CopyEngine(), rollouts_ahead=1, resample_silent=ResampleConfig())

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, Lfm2Config
 
 from examples.own_algorithm import Distillation as ExampleDistillation
 from grpo_lightning.__main__ import main
-from grpo_lightning.algorithms import OnlineModule, SFTModule
+from grpo_lightning.algorithms import DistillationModule, FeedbackContext, OnlineModule, SFTModule
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import microbatches
 from grpo_lightning.commands.plan.command import CUDA, GIB, PROCESS, Overhead
@@ -31,7 +31,7 @@ from grpo_lightning.commands.plan.plan import Planner, largest, most
 from grpo_lightning.commands.plan.rehearsal import Rehearsal
 from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig, TeacherConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.engines.cache import BLOCK
 from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe
@@ -234,6 +234,44 @@ def test_a_model_that_is_not_a_submodule_counts_too(tiny_model: Callable[[str], 
     plan = phases(Planner(module, data, "32-true", False, prompt_tokens=12))
     weights = sum(parameter.nbytes for parameter in Policy(PolicyConfig(path=deep_model)).parameters())
     assert {phase.parts["other models"] for phase in plan.values()} == {weights}
+
+
+def distilled(path: str, teacher: TeacherConfig | str, **options: Any) -> Planner:
+    module = DistillationModule(
+        policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam, teacher=teacher, **options
+    )
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
+        max_prompt_tokens=12, overlong="truncate-left",
+    )  # fmt: skip
+    return Planner(module, data, "32-true", False, prompt_tokens=12)
+
+
+def test_a_distillation_is_planned_with_its_teacher(model_path: str, deep_model: str, tmp_path: Path) -> None:
+    planner = distilled(model_path, TeacherConfig(deep_model))
+    plan = phases(planner)
+    weights = sum(parameter.nbytes for parameter in Policy(PolicyConfig(path=deep_model)).parameters())
+    assert {phase.parts["teacher"] for phase in plan.values()} == {weights}
+    module = distilled(model_path, TeacherConfig(deep_model)).module
+    peaks = peaks_of(lambda: fit(tmp_path, module, 2, planner.data, callbacks=[Spans(["update"])]), ["update"])
+    assert plan["update"].total == pytest.approx(peaks["update"], rel=0.1)
+
+
+def test_the_plan_of_a_teacher_follows_its_options(tiny_model: Callable[[str], str], deep_model: str) -> None:
+    def update(teacher: TeacherConfig | str, **options: Any) -> dict[str, int]:
+        return update_in(distilled(tiny_model("llama"), teacher, **options)).parts
+
+    def update_in(plan: Planner) -> PhaseMemory:
+        return next(phase for phase in plan.learning(plan.settings) if phase.name == "update")
+
+    full = update(TeacherConfig(deep_model))
+    assert update(TeacherConfig(deep_model, dtype="bfloat16"))["teacher"] == full["teacher"] / 2
+    eight, four = (update(TeacherConfig(deep_model, bits=bits))["teacher"] for bits in (8, 4))
+    assert four < eight < 0.5 * full["teacher"]
+    own = update("self", context=FeedbackContext())
+    assert "teacher" not in own
+    # Its rows have the prompt, the feedback and the completion.
+    assert sum(own.values()) > update_in(planner(tiny_model("llama"), prompts_per_step=4)).total
 
 
 class LoadsByItself(Distillation):
@@ -576,6 +614,8 @@ def test_every_shipped_config_can_be_planned(
     name: str, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = ["--model.policy.path", tiny_model("lfm2")] if name.startswith(("lfm", "smollm2")) else []
+    if name == "quickstart_distill.yaml":
+        path = ["--model.teacher.path", "configs/tiny_decoder"]
     code, out = run(capsys, "--config", f"configs/{name}", *path, "--memory", "64GiB", "--fast")
     assert ("ppo" in name) == (re.search(r"^value ", out, re.MULTILINE) is not None)
     assert code == 0

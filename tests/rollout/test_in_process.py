@@ -21,7 +21,7 @@ from transformers import (
 
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.models.policy import decoder_of
+from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import cache, decoder, in_process
 from grpo_lightning.rollout.engines import rows as sampled_rows

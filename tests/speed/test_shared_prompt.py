@@ -139,6 +139,38 @@ def test_in_bfloat16_they_agree_within_rounding(model_path: str) -> None:
     assert (shared - exact).norm() < 1.5 * (rows - exact).norm() < 0.1 * exact.norm()
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "lfm3"])
+def test_prompts_longer_than_a_sliding_window_are_shared(tiny_model: Callable[[str], str], kind: str) -> None:
+    policy = policy_in_float64(tiny_model(kind))
+    assert policy.shares_prompts
+    assert policy.lm.config.sliding_window == 8
+    tokens = grouped([*GROUPS, (27, [4, 11, 2])])
+    # Not tighter, since transformers' norms always compute in float32.
+    close(results(policy, tokens), results(policy, plain(tokens)), forward=1e-6, gradient=1e-5)
+
+
+def test_a_gated_delta_hybrid_runs_its_rows_one_by_one(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its recurrent state is overwritten in place, through which no gradient passes."""
+    path = tiny_model("qwen3_5")
+    with caplog.at_level(logging.INFO):
+        policy = Policy(PolicyConfig(path=path))
+    assert not policy.shares_prompts
+    assert "shared_prompts: not used: Qwen3_5ForCausalLM cannot continue from a forked cache" in caplog.text
+    tokens = plain(grouped(LEVEL))
+    logprobs_NT, _ = policy.logprobs(tokens)
+    for row, (prompt, length) in enumerate(zip(tokens.prompt_lengths_N, tokens.completion_lengths_N, strict=True)):
+        ids = tokens.ids_NL[row : row + 1, : prompt + length]
+        whole = policy.lm(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+        expected = whole.gather(1, ids[0, prompt:, None])[:, 0]
+        torch.testing.assert_close(logprobs_NT[row, :length], expected, atol=1e-4, rtol=1e-4)
+    watch = Watch()
+    fit(tmp_path, grpo(path), 1, callbacks=[watch])
+    assert watch.logged[0]["policy/sampler_gap"] < 1e-4
+    assert watch.logged[0]["optim/grad_norm"] > 0
+
+
 # -- rows that are prefixes of others ---------------------------------------------------------------------------------
 
 

@@ -260,7 +260,7 @@ def _rollouts(options: TRLOptions) -> dict[str, Any]:
         "prompts_per_step": max(1, completions // group), "group_size": group, "sampling": sampling
     }  # fmt: skip
     if completions % group:
-        options.drop("per_device_train_batch_size", f"{completions} completions are no multiple of groups of {group}")
+        options.drop("per_device_train_batch_size", f"{completions} completions are not whole groups of {group}")
     if "max_prompt_length" in options:
         data["max_prompt_tokens"] = options.take("max_prompt_length", 512)
     if "data_seed" in options:

@@ -68,7 +68,7 @@ class TRLOptions:
         The type of the default decides what texts become: YAML reads ``1e-6`` as a text, and TRL as a number.
 
         Raises:
-            ConfigError: the value is no number where one is needed.
+            ConfigError: the value is not a number where one is needed.
         """
         value = self._left.pop(name, None)
         if value is None:

@@ -33,8 +33,7 @@ def longest_batch(
         group_size: completions per prompt.
     """
     cap = data.sampling.cap
-    # A word is a token of the weightless tokenizer; a terminator follows.
-    row = Prompt([], solution=" ".join(["word"] * (cap - 1)))
+    row = Prompt([], solution=_words(cap - 1))  # a terminator follows
     ids = [_numbered(number, prompt_tokens) for number in range(prompts)]
     recipe = replace(data.recipe("train"), group_size=group_size)
     batch = PromptBatch([row] * prompts, ids, [f"train/0/{number}" for number in range(prompts)], recipe)
@@ -58,8 +57,9 @@ def _attempts(names: Sequence[str], prompts: PromptBatch) -> Experience:
                 # It continues the attempt before it, which is of one row alone: nothing is taken to be shared.
                 conversation = _numbered(start + place, len(ids) + turns)
                 attempt = _attempt(recipe, names, start + place, place % chosen, rows[parent].group, conversation)
+                solved = replace(attempt.verdict, correct=True)  # of those that are distilled only such are learned
                 under = ids if recipe.distills else None
-                rows.append(replace(attempt, number=number, parent=parent, trained_under=under))
+                rows.append(replace(attempt, number=number, parent=parent, trained_under=under, verdict=solved))
             parents = list(range(start, len(rows)))
     if recipe.environment is not None:
         _add_turns(rows, recipe, names, recipe.environment)
@@ -83,15 +83,16 @@ def _add_turns(rows: list[Attempt], recipe: Recipe, names: Sequence[str], enviro
 def _attempt(
     recipe: Recipe, names: Sequence[str], row: int, member: int, group: str, conversation: list[int]
 ) -> Attempt:
-    """A correct completion unlike any other; no member of a group has the mean reward of the group."""
+    """A completion unlike any other; no member of a group has the mean reward of the group. The first member is
+    correct, the others have feedback."""
     length = recipe.sampling.cap
     zeros = [0.0] * length
     return Attempt(
-        Prompt([]),
+        Prompt([{"role": "user", "content": _words(len(conversation))}]),
         conversation,
         group=group,
-        completion=Completion(_numbered(row, length), "", FinishReason.STOP, zeros, zeros),
-        verdict=Verdict(correct=True, format_valid=True),
+        completion=Completion(_numbered(row, length), _words(length), FinishReason.STOP, zeros, zeros),
+        verdict=Verdict(correct=member == 0, format_valid=True, feedback=_words(FEEDBACK_TOKENS)),
         reward=2.0**-member,
         rewards_by_verifier=dict.fromkeys(names, 2.0**-member),
     )
@@ -100,3 +101,8 @@ def _attempt(
 def _numbered(number: int, length: int) -> list[int]:
     """Token ids that differ from those of any other number."""
     return [number] + [0] * (length - 1)
+
+
+def _words(count: int) -> str:
+    """A text of ``count`` tokens: the weightless tokenizer has one per word."""
+    return " ".join(["word"] * count)

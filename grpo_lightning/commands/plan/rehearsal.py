@@ -23,7 +23,7 @@ from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import logprobs
+from grpo_lightning.functional import chunked_head
 from grpo_lightning.lightning_private import set_optimizer_steps
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
@@ -273,12 +273,12 @@ def _heaviest(cut: Callable[..., list[Microbatch]]) -> Callable[..., list[Microb
 @contextmanager
 def _first_block_only() -> Iterator[None]:
     """Softmax passes over the first block of logits alone: the others take the same memory, and there are hundreds."""
-    every = logprobs.softmax_blocks
-    logprobs.softmax_blocks = lambda logits_CV: every(logits_CV)[:1]
+    every = chunked_head.softmax_blocks
+    chunked_head.softmax_blocks = lambda logits_CV: every(logits_CV)[:1]
     try:
         yield
     finally:
-        logprobs.softmax_blocks = every
+        chunked_head.softmax_blocks = every
 
 
 def _separate(module: PolicyModule) -> PolicyModule:

@@ -14,7 +14,7 @@ from grpo_lightning.errors import ConfigError, RunError
 HELP = """\
 usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]
 
-Run a config.yaml of a run once more, in a directory of its own, and compare the rollouts with the stored ones. First
+Run a config.yaml of a run once more, in a separate directory, and compare the rollouts with the stored ones. First
 print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
 
   --check          only print what differs; the exit status is 1 if something does

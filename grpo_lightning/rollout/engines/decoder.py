@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from grpo_lightning.models.policy import Policy, decoder_of, logit_scale_of, softcap_of
+from grpo_lightning.models.checks import decoder_of, logit_scale_of, softcap_of
+from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
 from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
