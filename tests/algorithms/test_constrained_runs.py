@@ -23,7 +23,7 @@ from grpo_lightning.verifiers import JSONSchemaVerifier
 from tests.toy import Watch, adam, fit, llama_alone, rollouts, sgd
 
 
-class Numbers(Task):
+class EvenNumbers(Task):
     """Rows with a schema each; a correct document has an even number."""
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -49,7 +49,7 @@ CONSTRAINED = SamplingParams(temperature=0.8, max_new_tokens=20, constraint=RowS
 
 
 def data_of(**options: Any) -> Any:
-    options = {"task": Numbers(), "prompts_per_step": 4, "group_size": 4, "sampling": CONSTRAINED} | options
+    options = {"task": EvenNumbers(), "prompts_per_step": 4, "group_size": 4, "sampling": CONSTRAINED} | options
     return rollouts(**options)
 
 

@@ -144,7 +144,7 @@ def test_an_option_is_one_here(options: dict[str, Any], key: str, value: Any) ->
         ({"model_init_kwargs": {"device_map": "auto"}}, "model_init_kwargs.device_map", "no such option"),
         ({"use_peft": True}, "lora_target_modules", "here all-linear"),
         ({"num_train_epochs": 2.5}, "num_train_epochs", "rounded"),
-        ({"num_generations": 3}, "per_device_train_batch_size", "no multiple"),
+        ({"num_generations": 3}, "per_device_train_batch_size", "not whole groups"),
         ({"report_to": "trackio"}, "report_to", "Lightning's loggers"),
         ({"a_new_option": 1}, "a_new_option", "no such option"),
         ({"datasets": [{"path": "a", "data_files": "x"}, {"path": "b"}]}, "datasets", "first of 2"),
