@@ -151,21 +151,15 @@ class RolloutDataModule(pl.LightningDataModule):
         trainer = self.trainer
         self._ranks = trainer.global_rank, trainer.world_size
         learner = self._learner = learner_of(trainer)
-        self.check_devices(trainer.world_size)
-        check_trainer(trainer)
-        policy = learner.policy_config
-        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
+        self.prepare(learner, trainer, stage)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
-        if stage == "fit" and self.curriculum is not None:
-            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         is_ahead = self.rollouts_ahead and stage == "fit"
         self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
-        learner.on_data_ready(self, stage)
         self._pushed = ""
         sampling = self.sampling if stage == "fit" else None
-        self.engine.check(policy, self.asked_of_engine(self._longest_prompt), sampling)
+        self.engine.check(learner.policy_config, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
@@ -174,6 +168,19 @@ class RolloutDataModule(pl.LightningDataModule):
             # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
             callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
+
+    def prepare(self, learner: Learner, trainer: pl.Trainer, stage: str) -> None:
+        """The first part of :meth:`setup`, for which the trainer need not have started: load and check the data.
+
+        Raises:
+            ConfigError: see :meth:`setup`.
+        """
+        self.check_devices(trainer.world_size)
+        check_trainer(trainer)
+        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
+        if stage == "fit" and self.curriculum is not None:
+            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
+        learner.on_data_ready(self, stage)
 
     def train_dataloader(self) -> TrainLoader:
         shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
