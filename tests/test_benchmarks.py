@@ -83,6 +83,18 @@ def test_first_rewards_prints_a_line_per_task_and_temperature(
     assert {(row[3], row[4], row[6]) for row in found} == {("0%", "0%", "0.00")}
 
 
+def test_first_rewards_measures_data_sets_of_reasoning_gym(
+    benchmark_module: Any, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    few = ["--rows", "4", "--group_size", "2", "--temperatures", "1.0", "--device", "cpu"]
+    benchmark_module("first_rewards").main(["--model", tiny_model("llama"), "--gym", "gcd", "coin_flip", *few])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row[:3]] for row in rows[1:]] == [
+        [name, temperature, "4"] for name in ("gcd", "coin_flip") for temperature in ("0", "1")
+    ]
+
+
 @pytest.mark.slow
 def test_learning_rates_trains_a_rate_once(
     benchmark_module: Any, tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
