@@ -64,6 +64,11 @@ def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
 
 
+def test_shared_beginning_prints_a_line_per_share() -> None:
+    text = run("shared_beginning.py", "--smoke", "--prompts", "3", "--tokens", "80", "--repeats", "1")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[4:]] == ["0%", "25%", "50%", "75%"]
+
+
 @pytest.mark.slow
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
