@@ -95,10 +95,7 @@ class PolicyConfig:
         chat_template_kwargs: dict[str, Any] | None = None,
         without: list[str] | None = None,
     ) -> PolicyConfig:
-        """A policy that is a model object, which is trained in place.
-
-        A checkpoint holds what was trained, as ever: to resume, or to load one, make the model as it was before
-        training.
+        """A policy that is a model object, trained in place. A run is resumed with the model as it was before training.
 
         Args:
             model: a causal language model of transformers, without an adapter.
@@ -114,16 +111,13 @@ class PolicyConfig:
                 f"adapter, not {type(model).__name__}: for one, PolicyConfig.from_model(model, lora=LoRAConfig())"
             )
         if tokenizer is None and not model.name_or_path:
-            raise ConfigError(
-                f"model.policy: this {type(model).__name__} has no name_or_path to load its tokenizer from: give "
-                "(model, tokenizer)"
-            )
+            raise ConfigError("model.policy: this model has no name_or_path with a tokenizer: give (model, tokenizer)")
         dtype: Any = str(model.dtype).removeprefix("torch.")
-        path = model.name_or_path or type(model).__name__
-        options = {"chat_template_kwargs": chat_template_kwargs or {}, "without": without or []}
         config = cls(
-            path, dtype=dtype, lora=lora, reference=reference, gradient_checkpointing=gradient_checkpointing, **options
-        )
+            model.name_or_path or type(model).__name__, dtype=dtype, lora=lora, reference=reference,
+            gradient_checkpointing=gradient_checkpointing, chat_template_kwargs=chat_template_kwargs or {},
+            without=without or [],
+        )  # fmt: skip
         config.given = model, tokenizer
         return config
 
@@ -278,10 +272,8 @@ def load_architecture(
     Raises:
         ConfigError: the weights are quantised, and may not be.
     """
-    if config.given is not None:
-        architecture: PreTrainedConfig = config.given[0].config
-    else:
-        architecture = AutoConfig.from_pretrained(path, revision=config.revision)
+    given = None if config.given is None else config.given[0].config
+    architecture = given or AutoConfig.from_pretrained(path, revision=config.revision)
     quantised = getattr(architecture, "quantization_config", None)
     if quantised is not None and config.init == "pretrained" and not may_be_quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method

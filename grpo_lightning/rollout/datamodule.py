@@ -148,9 +148,8 @@ class RolloutDataModule(pl.LightningDataModule):
                 module cannot learn from this data.
         """
         assert self.trainer is not None, "attach the data module to a Trainer, whose module it samples from"
-        trainer = self.trainer
-        self._ranks = trainer.global_rank, trainer.world_size
-        learner = self._learner = learner_of(trainer)
+        trainer, learner = self.trainer, learner_of(self.trainer)
+        self._ranks, self._learner = (trainer.global_rank, trainer.world_size), learner
         self.prepare(learner, trainer, stage)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
@@ -170,11 +169,7 @@ class RolloutDataModule(pl.LightningDataModule):
             callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
 
     def prepare(self, learner: Learner, trainer: pl.Trainer, stage: str) -> None:
-        """The first part of :meth:`setup`, for which the trainer need not have started: load and check the data.
-
-        Raises:
-            ConfigError: see :meth:`setup`.
-        """
+        """Load and check the data: the part of :meth:`setup` for which the trainer need not have started."""
         self.check_devices(trainer.world_size)
         check_trainer(trainer)
         self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
