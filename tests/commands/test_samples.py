@@ -1,4 +1,4 @@
-"""``grpo samples``: the page, in a real browser if there is one, and what it omits."""
+"""``grpo samples``: the page and its files, and what a real browser shows of them if there is one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import pytest
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.callbacks import RolloutLogger
-from grpo_lightning.commands.samples.page import Page, thinned
+from grpo_lightning.commands.samples.page import COLUMNS, FIELDS
+from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.rollout import RefinementConfig
 from tests.toy import fit, grpo, rollouts
 
@@ -26,7 +27,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 
-def row(step: int = 0, group: int = 0, member: int = 0, text: str = "fine", **changes: Any) -> dict[str, Any]:
+def row(step: int = 0, group: int = 0, member: int | str = 0, text: str = "fine", **changes: Any) -> dict[str, Any]:
     """A record of one token, as the logger writes it."""
     return {
         "step": step, "optimizer_step": step + 1, "rank": 0, "id": f"train/{step}/{group}/{member}",
@@ -66,9 +67,23 @@ def cards(page: str) -> list[str]:
     return [html.unescape(re.sub(r"<[^>]+>", " ", text)) for _, text in found]
 
 
-def said(page: str, name: str) -> str:
-    (text,) = re.findall(rf'<span id="{name}">(.*?)</span>', page)
-    return html.unescape(text)
+def headings(page: str) -> list[str]:
+    """What stands above each of the columns of the page."""
+    found = re.findall(r'<section class="pane"><h2>(.*?)</h2>', page)
+    return [html.unescape(re.sub(r"<[^>]+>", " ", text)) for text in found]
+
+
+def index(page: Path) -> dict[str, Any]:
+    """The data of the index, as the script reads it."""
+    (text,) = re.findall(r'<script type="application/json" id="head">(.*?)</script>', page.read_text(), flags=re.S)
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def step_data(page: Path, step: int) -> dict[str, Any]:
+    """What the script of a step hands over."""
+    text = (page.with_name(f"{page.stem}_steps") / f"step-{step}.js").read_text()
+    (data,) = re.findall(rf"^arrived\({step}, (.*)\);$", text)
+    return json.loads(data)  # type: ignore[no-any-return]
 
 
 class Elements(HTMLParser):
@@ -91,20 +106,24 @@ def test_the_rollouts_of_a_real_run_are_shown(tiny_model: Callable[[str], str], 
     fit(tmp_path, grpo(tiny_model("lfm2"), beta=0.1), 2, data, callbacks=[RolloutLogger()])
     page = dom(tmp_path)
     records = [json.loads(line) for file in (tmp_path / "rollouts").glob("*/*") for line in file.open()]
-    assert said(page, "note") == f"{len(records)} rollouts of 2 steps"
+    assert f">{len(records)} rollouts of 2 steps</span>" in page
+    first, last = headings(page)
+    assert first.startswith("step 0, the first")
+    assert last.startswith("step 1, the last")
     shown = cards(page)
     assert len(shown) == len(records)
     again = [record for record in records if record["attempt"] == 2]
     assert again
     assert page.count("attempt 2, after the feedback above:") == len(again)
-    spans = re.findall(r'<span class="" data-token|<span data-token', page)
-    assert len(spans) == sum(sum(length > 0 for length in record["token_characters"]) for record in records)
+    assert page.count('<span class="token"') == sum(
+        sum(length > 0 for length in record["token_characters"]) for record in records
+    )
     assert "background-color: rgba(220, 70, 30" in page
     # Other shades have other colours: the policy has moved away from its reference in both directions.
     assert "background-color: rgba(40, 110, 230" not in page
     assert "background-color: rgba(40, 110, 230" in dom(tmp_path, "#shade=kl")
     assert "background-color: rgba(40, 110, 230" in dom(tmp_path, "#shade=advantage")
-    assert "background-color: rgba" not in re.sub('<span id="legend".*?</header>', "", dom(tmp_path, "#shade=none"))
+    assert "background-color: rgba" not in dom(tmp_path, "#shade=none")
 
 
 @browser
@@ -160,8 +179,9 @@ FILTERS = [
     ("", {"right", "half", "bad", "broken", "cut", "late"}),
     ("#hide=correct,wrong", {"half", "broken"}),
     ("#hide=error,format only", {"right", "bad", "cut", "late"}),
-    ("#from=1", {"late"}),
-    ("#to=0&least=0.5", {"right", "half"}),
+    ("#beside=", {"late"}),
+    ("#step=0", {"right", "half", "bad", "broken", "cut"}),
+    ("#step=0&least=0.5", {"right", "half"}),
     ("#most=0.4", {"bad", "cut", "late"}),
     ("#cut=1", {"cut"}),
     ("#again=1", {"half"}),
@@ -169,6 +189,10 @@ FILTERS = [
     ("#search=RIGHT", {"right"}),
     ("#search=prompt 1.0", {"late"}),
     ("#search=nowhere", set()),
+    ("#all=1&search=T", {"right", "cut", "late"} | {"half", "bad", "broken"}),
+    ("#all=1&search=RIGHT", {"right"}),
+    ("#all=1&hide=correct,wrong,format only", {"broken"}),
+    ("#all=1&search=nowhere", set()),
 ]
 
 
@@ -188,9 +212,10 @@ def test_filters_show_the_matching_rollouts(mixed: Path, view: str, wanted: set[
     page = dom(mixed, view.replace(" ", "%20"))
     words = {word for text in cards(page) for word in text.split()} & FILTERS[0][1]
     assert words == wanted
-    groups = page.count('<section class="group">')
-    assert said(page, "count") == f"{len(wanted)} rollouts in {groups} groups"
-    assert ("Nothing matches." in page) is not wanted
+    shown = [re.search(r"(\d+)(?: of \d+)? rollouts in (\d+) groups", heading) for heading in headings(page)]
+    assert sum(int(match[1]) for match in shown if match) == len(wanted)
+    assert sum(int(match[2]) for match in shown if match) == page.count('<section class="group">')
+    assert ("Nothing matches." in page) is any(match is not None and match[1] == "0" for match in shown)
 
 
 @browser
@@ -207,48 +232,84 @@ def test_an_episode_is_one_conversation(tmp_path: Path) -> None:
 
 
 @browser
-def test_groups_can_be_sorted_and_paged(tmp_path: Path) -> None:
-    rows = [row(step=step, member=member, text=f"s{step}m{member}", reward=float(step % 7), tokens=step)
-            for step in range(40) for member in range(4)]  # fmt: skip
+def test_groups_are_sorted_and_a_page_holds_some_of_them(tmp_path: Path) -> None:
+    rows = [row(group=group, member=member, reward=float(group % 7), tokens=group)
+            for group in range(40) for member in range(4)]  # fmt: skip
     run = write(tmp_path, *rows)
 
-    def steps(view: str) -> list[int]:
-        return [int(step) for step in re.findall(r"<h2><span>step (\d+)", dom(run, view).replace(' class=""', ""))]
+    def groups(page: str) -> list[int]:
+        return [int(group) for group in re.findall(r">train/0/(\d+)<", page)]
 
-    assert steps("") == list(range(16))
-    assert steps("#page=3") == list(range(32, 40))
-    assert steps("#order=-step") == list(range(39, 23, -1))
-    assert steps("#order=-tokens&page=2") == list(range(23, 7, -1))
-    assert {step % 7 for step in steps("#order=reward")} == {0, 1, 2}
-    assert steps("#page=9") == list(range(32, 40))
+    page = dom(run)
+    assert groups(page) == list(range(12)), "48 rollouts"
+    assert "show more of the other 28 groups" in page
+    assert groups(dom(run, "#order=-tokens")) == list(range(39, 27, -1))
+    assert {group % 7 for group in groups(dom(run, "#order=reward"))} == {0, 1}
 
 
-def test_a_page_above_its_size_limit_omits_whole_steps_evenly_and_says_so(
+@browser
+def test_a_search_goes_back_step_by_step_until_a_page_is_full(tmp_path: Path) -> None:
+    run = write(tmp_path, *(row(step=step, member=member) for step in range(40) for member in range(4)))
+    page = dom(run, "#all=1")
+    assert "48 rollouts in 12 groups, steps 28 to 39" in page
+    assert "search further, from step 27 back" in page
+
+
+@browser
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    run = write(tmp_path, row())
+    main(["samples", str(run), "--out", str(tmp_path / "moved.html")])
+    shutil.rmtree(tmp_path / "moved_steps")
+    (tmp_path / "moved.html").rename(run / "samples.html")
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    address = (run / "samples.html").as_uri()
+    page = subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "Cannot load moved_steps/step-0.js: keep this folder next to the page." in page
+
+
+def test_the_index_holds_curves_only_and_a_file_per_step_the_rollouts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [row(step=step, member=member, text="x" * 1000) for step in range(50) for member in range(4)]
     run = write(tmp_path, *rows)
-    main(["samples", str(run), "--max_mib", "0.1"])
-    note, file = capsys.readouterr().out.splitlines()
-    assert file == str(run / "samples.html")
-    text = (run / "samples.html").read_text()
-    steps = [int(step) for step in re.findall(r"^\[(\d+),\"train", text, flags=re.M)]
-    steps += [int(step) for step in re.findall(r'id="rollouts">\[\[(\d+),', text)]
-    shown = sorted(set(steps))
-    assert shown == [*range(0, 48, 3), 49], "every third, and the last"
-    assert note.startswith(f"{4 * len(shown)} rollouts of {len(shown)} steps; {200 - 4 * len(shown)} rollouts of ")
-    assert note.endswith("to keep the page below 0.1 MiB: raise --max_mib or narrow --steps to see them")
-    assert "omitted" in text
-    main(["samples", str(run), "--max_mib", "1"])
-    assert capsys.readouterr().out.startswith("200 rollouts of 50 steps\n")
+    main(["samples", str(run)])
+    assert capsys.readouterr().out == f"200 rollouts of 50 steps\n{run}/samples.html\n"
+    page = run / "samples.html"
+    assert page.stat().st_size < 100_000
+    assert "xxxxx" not in page.read_text()
+    assert index(page)["steps"]["step"] == list(range(50))
+    for step in (0, 49):
+        assert [dict(zip(FIELDS, values, strict=True))["text"] for values in step_data(page, step)["rollouts"]] == [
+            "x" * 1000
+        ] * 4
+    # Another page of the same name leaves no file of the first one.
+    main(["samples", str(run), "--steps", "3:4"])
+    assert sorted(file.name for file in (run / "samples_steps").iterdir()) == ["step-3.js", "step-4.js"]
 
 
-def test_thinning_keeps_the_ends() -> None:
-    sizes = dict.fromkeys(range(0, 100, 10), 1)
-    assert thinned(sizes, 10) == list(sizes)
-    assert thinned(sizes, 5) == [0, 20, 40, 60, 90]
-    assert thinned(sizes, 2) == [0, 90]
-    assert thinned(sizes, 0.5) == [90], "one step is shown, however large it is"
+def test_the_curves_count_a_conversation_once(tmp_path: Path) -> None:
+    first = row(reward=-0.25, correct=True)
+    second = row(member="0/turn2", reward=1.0, attempt=2, parent=first["id"], correct=True, finish_reason="length")
+    again = row(member=1, id="train/0/0/1/2", reward=1.0, attempt=2, parent="train/0/0/1", correct=True)
+    run = write(tmp_path, first, second, row(member=1), again, row(step=1, error="gone", reward=None, kl=0.25))
+    main(["samples", str(run)])
+    steps = index(run / "samples.html")["steps"]
+    assert tuple(steps) == COLUMNS
+    # The return 0.75 of the conversation, and 0 of the first attempt at the other; by hand.
+    assert steps == {
+        "step": [0, 1], "rollouts": [4, 1], "correct": [3, 0], "format only": [0, 0], "wrong": [1, 0], "error": [0, 1],
+        "truncated": [1, 0], "accuracy": [0.5, 0.0], "reward": [0.375, None], "tokens": [1.0, 1.0], "kl": [None, 0.25],
+    }  # fmt: skip
+
+
+def test_rollouts_of_all_ranks_come_one_step_after_the_other(tmp_path: Path) -> None:
+    folder = write(tmp_path, *(row(step=step) for step in range(3))) / "rollouts/001-from-step-000000"
+    later = folder / "rank0-step-1000000.jsonl"
+    later.write_text(json.dumps(row(step=1_000_000)) + "\n")
+    other = [row(step=step, member=1) for step in (0, 2, 999_999)]
+    (folder / "rank1-step-000000.jsonl").write_text("".join(json.dumps(record) + "\n" for record in other))
+    assert [record["step"] for record in read_rollouts(tmp_path)] == [0, 0, 1, 2, 2, 999_999, 1_000_000]
 
 
 def test_the_options_steps_out_and_open(
@@ -272,7 +333,7 @@ def test_the_options_steps_out_and_open(
         (["RUN/nothing"], "has no logged rollouts; give the directory of a run"),
         (["RUN", "--steps", "7"], "--steps: must be FIRST:LAST"),
         (["RUN", "--steps", "9:"], "--steps: .* has no rollouts in the steps 9:"),
-        (["RUN", "--max_mib", "0"], "--max_mib: must be above 0, not 0"),
+        (["RUN", "--out", "RUN/none/page.html"], "--out: cannot write .*none/page.html: No such file"),
         ([], "the following arguments are required: run_dir"),
     ],
 )
@@ -286,10 +347,9 @@ def test_mistakes_are_one_sentence(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
-    page = Page("run", 1e9)
-    page.add(row())
-    text, _ = page.html()
-    assert "src=" not in text
-    assert set(re.findall(r"https?://[^\"' )]+", text)) == {"http://www.w3.org/2000/svg"}
-    assert page.html()[0] == text
+def test_the_page_refers_to_nothing_on_the_network(tmp_path: Path) -> None:
+    run = write(tmp_path, row())
+    main(["samples", str(run)])
+    text = (run / "samples.html").read_text()
+    assert not re.search(r"""(src|href)=["']""", text)
+    assert "://" not in re.sub(r"/\*! https://github.com/leeoniya/uPlot .*?\*/", "", text)

@@ -145,6 +145,33 @@ def test_what_a_server_says_of_itself(url: str) -> None:
             assert found in answer.read().decode()
 
 
+def events(url: str, body: dict[str, Any], path: str) -> list[Any]:
+    """The events of a streamed answer, which must end with ``[DONE]``."""
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        *found, done, rest = answer.read().decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in found]
+
+
+def test_a_stream_says_what_a_plain_answer_says(url: str) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "seed": 3, "max_tokens": 8, "n": 2}
+    plain = post(url, chat, "/v1/chat/completions")[1]
+    streamed, usage = events(
+        url, chat | {"stream": True, "stream_options": {"include_usage": True}}, "/v1/chat/completions"
+    )
+    assert streamed["object"] == usage["object"] == "chat.completion.chunk"
+    assert [choice["delta"] for choice in streamed["choices"]] == [choice["message"] for choice in plain["choices"]]
+    assert all(choice["finish_reason"] and "message" not in choice for choice in streamed["choices"])
+    assert (streamed["usage"], usage["choices"], usage["usage"]) == (None, [], plain["usage"])
+
+    body = {"prompt": PROMPT, "seed": 1, "max_tokens": 4}
+    (only,) = events(url, body | {"stream": True}, "/v1/completions")
+    assert only["choices"] == post(url, body)[1]["choices"]
+    assert "usage" not in only
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -166,7 +193,8 @@ def test_what_a_server_says_of_itself(url: str) -> None:
         ({"prompt": "a", "logprobs": 5}, 400, "logprobs"),
         ({"prompt": "a", "stop": [1]}, 400, "stop"),
         ({"prompt": "a", "stop_token_ids": ["x"]}, 400, "stop_token_ids"),
-        ({"prompt": "a", "stream": True}, 400, "stream"),
+        ({"prompt": "a", "stream": "yes"}, 400, "stream"),
+        ({"prompt": "a", "stream": True, "stream_options": [1]}, 400, "stream_options"),
         ({"prompt": "a", "frequency_penalty": 0.5}, 400, "frequency_penalty"),
         ({"prompt": "a", "no_such_field": 1}, 400, "no_such_field"),
         (b"{", 400, None),

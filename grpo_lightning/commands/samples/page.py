@@ -1,4 +1,8 @@
-"""Build a self-contained HTML page that shows rollouts: the data is embedded as JSON and drawn by a small script."""
+"""Build a page that shows rollouts: an index with the curves, and one script per step, which the page loads on demand.
+
+A page from a local file may not fetch data, but it may add a script. So the rollouts of a step are a script that hands
+them over, and the page works without a server and without a network.
+"""
 
 from __future__ import annotations
 
@@ -8,103 +12,70 @@ import html
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-CHUNK = 256
-"""Number of rollouts whose tokens are parsed together, when one of them is first shown."""
+from grpo_lightning.commands import charts
 
 FIELDS = (
-    "step", "group", "attempt", "parent", "prompt", "text", "verdict", "reward", "advantage", "learned", "finish",
+    "attempt", "parent", "turn", "group", "prompt", "text", "verdict", "reward", "advantage", "finish",
     "tokens", "feedback", "logprob", "kl", "rewards",
 )  # fmt: skip
 VERDICTS = ("correct", "format only", "wrong", "error")
+COLUMNS = ("step", "rollouts", *VERDICTS, "truncated", "accuracy", "reward", "tokens", "kl")
+"""What the index holds of each step."""
 
 
-class Page:
-    """Collects rollouts and writes them as a page.
+def write_page(out: Path, title: str, records: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Write a page, and the folder beside it with a file per step. Holds one step in memory.
 
     Args:
+        out: the page. Its folder is named after it: ``samples_steps`` for ``samples.html``.
         title: title of the page.
-        max_bytes: size limit of the data. To stay below it, whole steps are omitted evenly over the run.
+        records: as :func:`read_rollouts` yields them, one step after the other.
+
+    Returns:
+        How many rollouts and how many steps it shows. Without any, the page is not written.
     """
-
-    def __init__(self, title: str, max_bytes: float) -> None:
-        self.title = title
-        self.max_bytes = max_bytes
-        self._steps: dict[int, dict[str, _EncodedRollout]] = {}
-        self._prompts: dict[str, int] = {}
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Add a record of :func:`read_rollouts`, encoded compactly."""
-        prompt = _json([record["prompt"], record["answer"], record["metadata"]])
-        number = self._prompts.setdefault(prompt, len(self._prompts))
-        self._steps.setdefault(record["step"], {})[record["id"]] = _EncodedRollout(record, number)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._steps.values()))
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Size of each step in bytes."""
-        return {
-            step: sum(rollout.size for rollout in rollouts.values()) for step, rollouts in sorted(self._steps.items())
-        }
-
-    def html(self) -> tuple[str, str]:
-        """Write the page. Returns it with a sentence that states what it contains and what was omitted."""
-        steps = thinned(self.sizes, self.max_bytes)
-        rollouts: list[_EncodedRollout] = [
-            rollout for step in steps for _, rollout in sorted(self._steps[step].items(), key=_natural)
-        ]
-        index = {rollout.key: position for position, rollout in enumerate(rollouts)}
-        used = sorted({rollout.fields["prompt"] for rollout in rollouts})
-        renumbered = {old: new for new, old in enumerate(used)}
-        prompts = list(self._prompts)
-        note = f"{len(rollouts):,} rollouts of {len(steps):,} steps"
-        if len(rollouts) < len(self):
-            note += (
-                f"; {len(self) - len(rollouts):,} rollouts of {len(self._steps) - len(steps):,} other steps were "
-                f"omitted, evenly over the run, to keep the page below {self.max_bytes / 2**20:g} MiB: raise --max_mib "
-                "or narrow --steps to see them"
-            )
-        head = {"note": note, "fields": FIELDS, "verdicts": VERDICTS, "chunk": CHUNK}
-        encoded = []
-        for rollout in rollouts:
-            parent = None if rollout.parent is None else index.get(rollout.parent)
-            fields = rollout.fields | {"prompt": renumbered[rollout.fields["prompt"]], "parent": parent}
-            encoded.append(_json([fields[name] for name in FIELDS]))
-        rows = ",\n".join(encoded)
-        data = [
-            _block("head", _json(head)),
-            _block("prompts", "[" + ",\n".join(prompts[number] for number in used) + "]"),
-            _block("rollouts", f"[{rows}]"),
-        ]
-        for start in range(0, len(rollouts), CHUNK):
-            tokens = ",\n".join(rollout.tokens for rollout in rollouts[start : start + CHUNK])
-            data.append(_block(f"tokens-{start // CHUNK}", f"[{tokens}]"))
-        return _filled(self.title, data), note
+    folder = out.with_name(f"{out.stem}_steps")
+    for file in folder.glob("step-*.js"):
+        file.unlink()
+    columns: list[list[Any]] = []
+    unit = "step"
+    for step, rows in groupby(records, key=itemgetter("step")):
+        rollouts = sorted(rows, key=_place)
+        unit = "batch" if "sampled_for" in rollouts[0] else "step"
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"step-{step}.js", f"arrived({step}, {_json(_step(rollouts))});\n")
+        columns.append(_summary(step, rollouts))
+    total = sum(column[1] for column in columns)
+    if total:
+        steps = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
+        head = {"unit": unit, "folder": folder.name, "fields": FIELDS, "verdicts": VERDICTS, "steps": steps}
+        _write(out, _index(title, _json(head)))
+    return total, len(columns)
 
 
-class _EncodedRollout:
-    """A rollout in the encoding of the page."""
-
-    def __init__(self, record: dict[str, Any], prompt: int) -> None:
-        self.key = record["id"]
-        self.parent = record["parent"]
-        kind = "error" if record["error"] is not None else "correct" if record["correct"] else "wrong"
-        if kind == "wrong" and record["format_valid"]:
-            kind = "format only"
-        self.fields: dict[str, Any] = {
-            "step": record["step"],
-            "group": record["group"],
+def _step(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Encode the rollouts of a step compactly: rows without names, and each prompt once."""
+    rows = {record["id"]: place for place, record in enumerate(records)}
+    prompts: dict[str, int] = {}
+    rollouts, tokens = [], []
+    for record in records:
+        prompt = json.dumps([record["prompt"], record["answer"], record["metadata"]])
+        fields = {
             "attempt": record["attempt"],
-            "parent": None,
-            "prompt": prompt,
+            "parent": rows.get(record["parent"]),
+            "turn": _is_turn(record),
+            "group": record["group"],
+            "prompt": prompts.setdefault(prompt, len(prompts)),
             "text": record["completion"],
-            "verdict": VERDICTS.index(kind),
+            "verdict": VERDICTS.index(_verdict(record)),
             "reward": record["reward"],
             "advantage": record["advantage"],
-            "learned": record["learned"],
             "finish": record["finish_reason"],
             "tokens": record["tokens"],
             "feedback": record["error"] if record["error"] is not None else record["feedback"],
@@ -112,8 +83,46 @@ class _EncodedRollout:
             "kl": record["kl"],
             "rewards": record["rewards_by_verifier"] if len(record["rewards_by_verifier"]) > 1 else None,
         }
-        self.tokens = _json(_tokens(record))
-        self.size = len(self.tokens) + len(_json(list(self.fields.values())))
+        rollouts.append([fields[name] for name in FIELDS])
+        tokens.append(_tokens(record))
+    return {"prompts": [json.loads(prompt) for prompt in prompts], "rollouts": rollouts, "tokens": tokens}
+
+
+def _summary(step: int, records: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the :data:`COLUMNS` of a step.
+
+    Accuracy and reward are those of the first attempts. A conversation has the verdict of its last turn, and the sum of
+    the rewards of all.
+    """
+    verdicts = [_verdict(record) for record in records]
+    conversations: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["attempt"] == 1 or _is_turn(record):
+            conversations.setdefault(record["id"].partition("/turn")[0], []).append(record)
+    rewards = [[turn["reward"] for turn in turns] for turns in conversations.values()]
+    sums = [sum(of_turns) for of_turns in rewards if None not in of_turns]
+    kls = [record["kl"] for record in records if record["kl"] is not None]
+    return [
+        step,
+        len(records),
+        *map(verdicts.count, VERDICTS),
+        sum(record["finish_reason"] == "length" for record in records),
+        round(fmean(_verdict(turns[-1]) == "correct" for turns in conversations.values()), 4),
+        round(fmean(sums), 4) if sums else None,
+        round(fmean(record["tokens"] for record in records), 1),
+        max(kls, default=None),
+    ]
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    if record["error"] is not None:
+        return "error"
+    return "correct" if record["correct"] else "format only" if record["format_valid"] else "wrong"
+
+
+def _is_turn(record: dict[str, Any]) -> bool:
+    """Whether a record continues the conversation of its parent; a further attempt begins again."""
+    return "/turn" in record["id"]
 
 
 def _tokens(record: dict[str, Any]) -> list[Any] | None:
@@ -135,25 +144,13 @@ def _hundredths(values: Sequence[float | None] | None) -> list[int | None] | Non
     return None if values is None else [None if value is None else round(100 * value) for value in values]
 
 
-def thinned(sizes: dict[int, int], limit: float) -> list[int]:
-    """Select the steps to show: every n-th, with the first and the last, for the smallest n that fits; at least one."""
-    steps = list(sizes)
-    for stride in range(1, len(steps) + 1):
-        chosen = steps[::stride]
-        if len(chosen) > 1:
-            chosen[-1] = steps[-1]
-        if sum(sizes[step] for step in chosen) <= limit:
-            return chosen
-    return steps[-1:]
-
-
-def _natural(item: tuple[str, Any]) -> list[tuple[int, str]]:
+def _place(record: dict[str, Any]) -> list[tuple[int, str]]:
     """Sort key that puts ``train/2/10`` after ``train/2/9``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split("/")]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in record["id"].split("/")]
 
 
 def _json(value: Any) -> str:
-    """Write JSON that is safe inside a script element, whatever the texts contain.
+    """Write JSON that is safe inside a script element, and in a script, whatever the texts contain.
 
     ``<`` is escaped, so ``</script>`` cannot end the element and ``<!--<script>`` cannot change how it is parsed.
     """
@@ -163,27 +160,32 @@ def _json(value: Any) -> str:
     return text
 
 
-def _block(name: str, text: str) -> str:
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
-def _filled(title: str, data: Iterable[str]) -> str:
-    folder = files("grpo_lightning.commands.samples")
-    style, script = ((folder / f"browser.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    # The policy allows only this script and this style, and no loading, even if other markup should get into the page.
-    policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}"
+def _index(title: str, data: str) -> str:
+    style = charts.style() + _read("browser.css")
+    scripts = [*charts.scripts(), *map(_read, ("data.js", "draw.js", "browser.js"))]
+    # The policy allows these scripts, what they load, and this style, even if other markup should get into the page.
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))} 'strict-dynamic'; style-src {_digest(style)}"
+    )
     parts = {
         "POLICY": html.escape(policy, quote=False),
         "TITLE": html.escape(title),
         "STYLE": style,
-        "DATA": "\n".join(data),
-        "SCRIPT": script,
+        "DATA": data,
+        "SCRIPTS": "\n".join(f"<script>{text}</script>" for text in scripts),
     }
-    pieces = (folder / "browser.html").read_text(encoding="utf-8").split("@@")
-    page = "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
-    # A lone surrogate cannot be encoded; it becomes a question mark.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    pieces = _read("browser.html").split("@@")
+    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _read(name: str) -> str:
+    return (files("grpo_lightning.commands.samples") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _write(file: Path, text: str) -> None:
+    # A lone surrogate cannot be encoded; it becomes a question mark.
+    file.write_bytes(text.encode("utf-8", "replace"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 
 
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the records of a run's ``rollouts`` folder, in no particular order.
+    """Yield the records of a run's ``rollouts`` folder, one step after the other.
 
     Each start of a run has a folder, named after its number and its first step. If a later start repeated some steps,
     as with older versions, their older records are omitted. So is an incomplete last line, which an interrupted run
@@ -40,12 +43,20 @@ def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = No
         )
     for number, (_, _, folder) in enumerate(starts):
         first_repeated = min((start for _, start, _ in starts[number + 1 :]), default=None)
-        for file in sorted(folder.iterdir()):
-            for record in _records(file):
-                step = record["step"]
-                in_range = step >= first_step and (last_step is None or step <= last_step)
-                if in_range and (first_repeated is None or step < first_repeated):
-                    yield record
+        for record in _of_start(folder):
+            step = record["step"]
+            in_range = step >= first_step and (last_step is None or step <= last_step)
+            if in_range and (first_repeated is None or step < first_repeated):
+                yield record
+
+
+def _of_start(folder: Path) -> Iterator[dict[str, Any]]:
+    """Merge the files of all ranks. Each rank writes its steps in order, and names a file after its first step."""
+    by_rank: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):
+        by_rank.setdefault(file.name.partition("-")[0], []).append(file)
+    ranks = (chain.from_iterable(map(_records, shards)) for shards in by_rank.values())
+    return heapq.merge(*ranks, key=itemgetter("step"))
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 import grpo_lightning
 from grpo_lightning.commands.serve.decoding import DecodingLoop
-from grpo_lightning.commands.serve.protocol import JSON, BadRequest, Job, answer_of, read_job
+from grpo_lightning.commands.serve.protocol import JSON, BadRequest, Job, answer_of, events_of, read_job
 from grpo_lightning.types import Completion
 
 
@@ -119,7 +119,8 @@ class PolicyServer:
         if len(completions) < len(outcomes):
             error = next(outcome for outcome in outcomes if not isinstance(outcome, Completion))
             raise BadRequest(f"the completion failed: {type(error).__name__}: {error}", status=500)
-        return JSONResponse(answer_of(job, completions, name, tokenizer))
+        answer = answer_of(job, completions, name, tokenizer)
+        return Response(events_of(job, answer), media_type="text/event-stream") if job.stream else JSONResponse(answer)
 
     async def _body(self, request: Request) -> JSON:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":

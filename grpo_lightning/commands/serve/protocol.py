@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ JSON = dict[str, Any]
 
 # Fields of OpenAI and vLLM that are not supported, with the value at which they do nothing.
 NEUTRAL: JSON = {
-    "stream": False, "best_of": 1, "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0,
+    "best_of": 1, "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0,
     "repetition_penalty": 1, "logit_bias": None, "top_logprobs": 0, "min_tokens": 0, "ignore_eos": False,
     "skip_special_tokens": True, "prompt_logprobs": None, "tools": None,
     "response_format": None, "add_generation_prompt": True, "continue_final_message": False,
@@ -29,9 +30,9 @@ NEUTRAL: JSON = {
 READ = {
     "model", "prompt", "messages", "n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop", "stop_token_ids", "include_stop_str_in_output",
-    "logprobs", "return_token_ids",
+    "logprobs", "return_token_ids", "stream", "stream_options",
 }  # fmt: skip
-IGNORED = {"user", "metadata", "store", "stream_options"}
+IGNORED = {"user", "metadata", "store"}
 """Fields that say nothing about the completion."""
 SEEDS = 2**63
 
@@ -67,6 +68,8 @@ class Job:
         logprobs: return the log-prob of each token.
         token_ids: return the token ids of prompts and completions.
         stop_in_text: keep a stop string in the text; OpenAI's protocol ends the text before it.
+        stream: answer with server-sent events.
+        usage_event: end the stream with an event about the usage.
     """
 
     rows: list[Row]
@@ -74,6 +77,8 @@ class Job:
     logprobs: bool
     token_ids: bool
     stop_in_text: bool
+    stream: bool
+    usage_event: bool
 
 
 def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: int, longest: int, most: int) -> Job:
@@ -119,7 +124,18 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
     if logprobs not in (None, False, True, 0) or (logprobs is True) > is_chat:
         raise BadRequest("logprobs: only the sampled token's log-prob is kept: use 0, or true for a chat", "logprobs")
     wanted = bool(logprobs) if is_chat else logprobs is not None and logprobs is not False
-    return Job(rows, is_chat, wanted, bool(body.get("return_token_ids")), bool(body.get("include_stop_str_in_output")))
+    return Job(
+        rows, is_chat, wanted, bool(body.get("return_token_ids")), bool(body.get("include_stop_str_in_output")),
+        _stream(body), bool((body.get("stream_options") or {}).get("include_usage")),
+    )  # fmt: skip
+
+
+def _stream(body: Mapping[str, Any]) -> bool:
+    if body.get("stream") not in (None, False, True):
+        raise BadRequest(f"stream: must be true or false, not {body['stream']!r}", "stream")
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise BadRequest('stream_options: must be an object, such as {"include_usage": true}', "stream_options")
+    return bool(body.get("stream"))
 
 
 def _sampling(body: Mapping[str, Any], cap: int) -> SamplingParams:
@@ -212,6 +228,19 @@ def answer_of(job: Job, completions: Sequence[Completion], model: str, tokenizer
         "usage": {"prompt_tokens": read, "completion_tokens": sampled, "total_tokens": read + sampled},
     }
     return answer | ({"prompt_token_ids": job.rows[0].prompt} if job.is_chat and job.token_ids else {})
+
+
+def events_of(job: Job, answer: JSON) -> str:
+    """An answer as server-sent events: one with all choices, which have ended by then, and one about the usage."""
+    name = "chat.completion.chunk" if job.is_chat else answer["object"]
+    choices = [
+        {"delta" if key == "message" else key: value for key, value in choice.items()} for choice in answer["choices"]
+    ]
+    usage = answer.pop("usage")
+    chunks = [answer | {"object": name, "choices": choices}]
+    if job.usage_event:
+        chunks = [chunks[0] | {"usage": None}, answer | {"object": name, "choices": [], "usage": usage}]
+    return "".join(f"data: {line}\n\n" for line in [*map(json.dumps, chunks), "[DONE]"])
 
 
 def _choice(job: Job, index: int, row: Row, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> JSON:
