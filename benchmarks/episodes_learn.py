@@ -53,9 +53,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Study:
-    """A shipped config with a warm start, its variants, completions sampled per problem, and what is measured."""
+    """Completions sampled per problem, variants of a shipped config with a warm start, and what is measured."""
 
-    config: str
     samples: int
     variants: Mapping[str, Variant]
     columns: Mapping[str, Column]
@@ -85,9 +84,8 @@ def greedy(*kinds: str | None) -> Callable[[Record], bool]:
     return lambda record: record["sampled_for"] == "accuracy" and record["metadata"].get("kind") in kinds
 
 
-STUDIES: Mapping[str, Study] = {
+STUDIES: Mapping[str, Study] = {  # by the name of the config
     "tools": Study(
-        "tools",
         4,
         {
             "calculator": Variant(),
@@ -104,7 +102,6 @@ STUDIES: Mapping[str, Study] = {
         },
     ),
     "guess": Study(
-        "guess",
         64,
         {"hints": Variant()},
         {
@@ -131,12 +128,12 @@ def predictions(run: Path, name: str, options: Sequence[str]) -> list[Record]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def measured(study: Study, variant: Variant, run: Path, seed: int, args: argparse.Namespace) -> dict[str, list[Record]]:
+def measured(name: str, variant: Variant, run: Path, seed: int, options: Sequence[str]) -> dict[str, list[Record]]:
     """Train a variant with a seed, and return the records before and after RL."""
     with contextlib.redirect_stdout(sys.stderr):
-        fit(f"{study.config}_sft", run / "warm_start", seed, [*variant.warm_start, *args.options])
-        fit(study.config, run, seed, [*variant.training, *args.options])  # finds the warm start in its folder
-        samples = ["--data.pass_at_k", "1", "--data.pass_samples", str(study.samples)]
+        fit(f"{name}_sft", run / "warm_start", seed, [*variant.warm_start, *options])
+        fit(name, run, seed, [*variant.training, *options])  # finds the warm start in its folder
+        samples = ["--data.pass_at_k", "1", "--data.pass_samples", str(STUDIES[name].samples)]
         start = ["--warm_start", "null", "--model.init_args.policy.path", str(run / "warm_start" / "policy")]
         end = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
         return {
@@ -149,8 +146,9 @@ def cell(column: Column, records_S: Sequence[Sequence[Record]]) -> str:
     """The mean over all seeds and problems with its interval, and the mean of each seed."""
     x_SQ = np.array([[column.holds(record) for record in records if column.about(record)] for records in records_S])
     interval = accuracy(x_SQ.astype(np.float64))
-    each = ", ".join(f"{mean:.1%}" for mean in x_SQ.mean(axis=1))
-    return f"{interval.mean:.1%} ({max(0.0, interval.low):.1%} to {interval.high:.1%}): {each}"
+    each = ", ".join(f"{100 * mean:.1f}" for mean in x_SQ.mean(axis=1))
+    low, high = 100 * max(0.0, interval.low), 100 * interval.high
+    return f"{100 * interval.mean:.1f} % ({low:.1f} to {high:.1f}): {each}"
 
 
 def cpu_seconds(run: Path) -> tuple[float, float]:
@@ -166,7 +164,7 @@ def table(name: str, args: argparse.Namespace) -> list[str]:
     lines.append("|---|---|" + "---|" * (len(study.columns) + 1))
     for label, variant in study.variants.items():
         runs = {seed: args.runs / f"{name}-{label.replace(' ', '-')}-seed{seed}" for seed in args.seeds}
-        found = [measured(study, variant, run, seed, args) for seed, run in runs.items()]
+        found = [measured(name, variant, run, seed, args.options) for seed, run in runs.items()]
         seconds = list(zip(*map(cpu_seconds, runs.values()), strict=True))
         for stage, spent in zip(("warm start", "RL"), seconds, strict=True):
             cells = [cell(column, [records[stage] for records in found]) for column in study.columns.values()]
