@@ -36,7 +36,7 @@ def final_curves() -> tuple[str, ...]:
 class TensorBoardExtras(RunCallback):
     """Gives TensorBoard more than curves. With other loggers it does nothing.
 
-    - custom scalars: charts of the curves that belong together;
+    - custom scalars: charts of the curves that belong together, of those that the run has logged;
     - hparams: the run's options with the last values of its main curves;
     - text: the best, the worst and random rollouts of a step, as a table;
     - histograms of rewards, advantages and lengths (of the first attempts on the first rank).
@@ -70,19 +70,19 @@ class TensorBoardExtras(RunCallback):
         self.every_n_steps = every_n_steps
         self.histograms = histograms
         self._session_open = False
+        self._logged: set[str] = set()
 
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
         self._data = data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._session_open = False
-        if self.layout:
-            charts = {
-                category: {title: ["Multiline", [curves]] for title, curves in charts.items()}
-                for category, charts in tensorboard_layout().items()
-            }
-            for writer in _writers(trainer):
-                writer.add_custom_scalars(charts)
+        self._logged = set()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._write_layout(trainer)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         writers = _writers(trainer)
@@ -98,8 +98,21 @@ class TensorBoardExtras(RunCallback):
                     writer.add_text("samples", samples_table(end.experience, self.samples, end.step), end.step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_layout(trainer)
         if self._session_open:
             self._write_hparams(trainer, pl_module, end=True)
+
+    def _write_layout(self, trainer: pl.Trainer) -> None:
+        """Write the charts of what has been logged; again when new curves appear, for the last one counts."""
+        if not self.layout or self._logged.issuperset(trainer.logged_metrics):
+            return
+        self._logged.update(trainer.logged_metrics)
+        charts = {
+            category: {title: ["Multiline", [curves]] for title, curves in charts.items()}
+            for category, charts in tensorboard_layout(self._logged).items()
+        }
+        for writer in _writers(trainer):
+            writer.add_custom_scalars(charts)
 
     def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""

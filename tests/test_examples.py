@@ -28,7 +28,7 @@ from examples.own_task import DigitSums
 from examples.own_verifier import Nearness
 from grpo_lightning.__main__ import main
 from grpo_lightning.advantages import GroupStd
-from grpo_lightning.curves import tensorboard_layout
+from grpo_lightning.curves import CURVES, tensorboard_layout
 from grpo_lightning.environments import Reply
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -341,7 +341,9 @@ def test_a_callback_of_ones_own_writes_the_prompts_that_nothing_solved(tmp_path:
 @pytest.mark.usefixtures("_own_curves")
 def test_a_curve_of_ones_own_is_logged_charted_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sys.modules.pop("examples.own_curve", None)  # its import declares the curve
-    assert not any(re.search(regex, "completion/distinct") for regex in tensorboard_layout()["Completions"].values())
+    assert not any(
+        re.search(regex, "completion/distinct") for regex in tensorboard_layout(CURVES)["Completions"].values()
+    )
     (arguments,) = commands("own_curve", "grpo fit")
     # Four words are soon drawn twice.
     short = ("--data.sampling.max_new_tokens", "1", "--data.group_size", "8", "--data.sampling.temperature", "0.5")
@@ -354,10 +356,12 @@ def test_a_curve_of_ones_own_is_logged_charted_and_shown(tmp_path: Path, capsys:
     assert scalars(run, "completion/distinct") == pytest.approx(expected)
     assert f"distinct={expected[-1]:.3f}" in capsys.readouterr().err
     matching = [
-        title for title, regex in tensorboard_layout()["Completions"].items() if re.match(regex, "completion/distinct")
+        title
+        for title, regex in tensorboard_layout(CURVES)["Completions"].items()
+        if re.match(regex, "completion/distinct")
     ]
     assert matching == ["Truncated"]
-    (layout,) = EventAccumulator(str(run)).Reload().Tensors("custom_scalars__config__")
+    *_, layout = EventAccumulator(str(run)).Reload().Tensors("custom_scalars__config__")
     assert b"completion/distinct" in layout.tensor_proto.string_val[0]
 
 

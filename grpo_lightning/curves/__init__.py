@@ -6,6 +6,9 @@ and the tables of ``docs/metrics.md`` are made from this declaration; tests hold
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from grpo_lightning.curves.curve import Curve, Reduction
 from grpo_lightning.curves.learning import CRITIC, LEARNING
 from grpo_lightning.curves.running import COSTS, EVALUATION, PEAK_PANEL
@@ -83,9 +86,20 @@ def of_panel(title: str) -> tuple[Curve, ...]:
     return tuple(curve for curve in CURVES.values() if curve.panel == title)
 
 
-def tensorboard_layout() -> dict[str, dict[str, str]]:
-    """The regular expression that matches the curves of a chart, by category and title."""
-    return {category: {title: _expression(title) for title in titles} for category, titles in CHARTS.items()}
+def tensorboard_layout(logged: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The regular expression that matches the curves of a chart, by category and title.
+
+    Args:
+        logged: names of logged curves; charts that show none of them are omitted, and so are empty categories.
+    """
+    names = list(logged)
+    layout = {
+        category: {
+            title: text for title in titles if any(re.search(text := _expression(title), name) for name in names)
+        }
+        for category, titles in CHARTS.items()
+    }
+    return {category: charts for category, charts in layout.items() if charts}
 
 
 def _expression(title: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from grpo_lightning.commands.compare.runs import read_run
 from grpo_lightning.errors import ConfigError
 from tests.written_runs import write_run, write_test
 
-STEPS, TOKENS, TIME = AXES
+STEPS, TOKENS, TIME, _ = AXES
 REWARD, ACCURACY, *_, MEMORY = PANELS
 
 
@@ -208,9 +209,10 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods with two seeds each, and an untested one that logged only its reward."""
+    tmp_path = tmp_path_factory.mktemp("report")
     for seed in (1, 2):
         solved = {1: "1110110101", 2: "1111011111"}[seed]
         write_run(tmp_path / f"grpo/{seed}", seed, curves=totals(10 * seed), correct=solved)
@@ -260,14 +262,21 @@ def test_the_cost_of_a_point_of_accuracy(tmp_path: Path) -> None:
     assert list(free.values()) == ["SFT", "+50.0", "not measured", "not measured", "+33.3", "+11.1"]
 
 
+def curves(out: Path) -> dict[str, Any]:
+    """What the interactive charts of a report draw."""
+    page = (out / "report.html").read_text()
+    (text,) = re.findall(r'<script type="application/json" id="curves">(.*?)</script>', page, flags=re.S)
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
 def test_the_page_is_self_contained_and_has_light_and_dark_themes(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", page)
     assert not re.search(r"url\(\s*[\"']?(?!#)|@import", page)
     assert "prefers-color-scheme: dark" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 1, "the accuracies; the curves are drawn by the script"
     assert "currentColor" in page
-    for name in ("accuracy", "steps", "tokens", "time"):
+    for name in ("accuracy", "curves"):
         assert (report / f"{name}.svg").read_text().startswith("<?xml")
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"]({name}.svg)" in (report / "report.md").read_text()
@@ -275,13 +284,99 @@ def test_the_page_is_self_contained_and_has_light_and_dark_themes(report: Path) 
     assert "band from the lowest to the highest" in page
 
 
+def test_there_is_one_set_of_panels_with_a_switch(report: Path) -> None:
+    data = curves(report)
+    assert [axis["name"] for axis in data["axes"]] == ["steps", "tokens", "time"]
+    assert "Over cost (USD): not measured (no run has `total/usd`)." in (report / "report.md").read_text()
+    assert [method["name"] for method in data["methods"]] == ["GRPO", "PPO", "SFT"]
+    assert len({(method["colour"], *method["dash"]) for method in data["methods"]}) == 3
+    panels = {panel["title"]: panel["curves"] for panel in data["panels"]}
+    # Seeds 1 and 2 generated 10 and 20 tokens per step, and took a minute for each; by hand.
+    grpo, ppo, sft = panels["validation accuracy"]["steps"]
+    assert grpo == {"x": [0, 3], "mean": [0.25, 0.75], "low": [0.25, 0.75], "high": [0.25, 0.75]}
+    assert (ppo, sft) == (grpo, None)
+    assert panels["validation accuracy"]["time"][0]["x"] == [0, 3]
+    assert panels["validation accuracy"]["tokens"][1]["x"] == [0, 6e-5]
+    assert [curve and curve["x"] for curve in panels["mean reward per step"]["steps"]] == [[1, 2, 3], [1, 2, 3], [1]]
+
+
+def test_a_method_without_tokens_has_a_level_over_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", curves=totals(10))
+    write_run(tmp_path / "b", 1, "SFTModule", curves={"val/accuracy": [(0, 0.25), (3, 0.5)], "policy/loss": [(2, 1.0)]})
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+    (panel,) = [panel["curves"] for panel in curves(tmp_path / "out")["panels"] if panel["share"]]
+    assert panel["tokens"][1] == {"level": 0.5}
+    assert panel["steps"][1] == {"x": [0, 3], "mean": [0.25, 0.5]}
+
+
+def test_long_curves_are_thinned_with_their_ends(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", curves={"reward/mean": [(step, step / 1000) for step in range(1000)]})
+    main(["compare", str(tmp_path / "a"), "--out", str(tmp_path / "out")])
+    (panel,) = curves(tmp_path / "out")["panels"]
+    x = panel["curves"]["steps"][0]["x"]
+    assert (len(x), x[0], x[-1]) == (240, 1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        # 8 of 10 against none; Wilson's interval of 0.8 with n = 10 is 49.0 to 94.3 %.
+        ("1111111100", "0000000000", "GRPO, beta 0 is the most accurate of 2 methods, with 80.0 % of 10 test problems "
+         r"\(95 % interval 49.0 to 94.3 %\): \+80.0 points over the second, GRPO, beta 1, more than the noise"),
+        ("1111000000", "0111100000", r"GRPO, beta 0 is .* \+0.0 points .* within the noise .* over problems\)"),
+        ("0001", None, "GRPO, beta 0 solves 25.0 % of 4 test problems"),
+    ],
+)  # fmt: skip
+def test_a_sentence_before_the_tables_sums_up(first: str, second: str | None, sentence: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", correct=first, beta=0)
+    write_run(tmp_path / "b", correct=second, beta=1)
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out/report.md").read_text()
+    assert re.match(sentence, text.split("\n\n")[1])
+    assert text.index("## Training dynamics") < text.index("## Runs")
+    if second:
+        assert text.index("## Training dynamics") < text.index("## Differences"), "curves before the many differences"
+
+
+def test_the_sentence_without_tests(tmp_path: Path) -> None:
+    write_run(tmp_path / "none/a")
+    for seed, accuracy in ((1, 0.4), (2, 0.6)):
+        write_run(tmp_path / f"two/{seed}", seed, curves={"val/accuracy": [(1, accuracy)], "reward/mean": [(0, 1)]})
+    write_run(tmp_path / "two/low", 1, "PPOModule", curves={"val/accuracy": [(1, 0.3)], "reward/mean": [(0, 1)]})
+    sentences = []
+    for name in ("none", "two"):
+        main(["compare", str(tmp_path / name), "--out", str(tmp_path / "out")])
+        sentences.append((tmp_path / "out/report.md").read_text().split("\n\n")[1])
+    assert sentences[0].startswith("No run was tested or validated")
+    assert (
+        sentences[1] == "GRPO ends with a validation accuracy of 50.0 %, the highest of 2 methods; no run was tested."
+    )
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_the_switch_in_a_browser(report: Path) -> None:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    for axis, words in (("steps", "training steps"), ("time", "wall time")):
+        address = (report / "report.html").as_uri() + f"#over={axis}"
+        page = subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120).stdout
+        assert page.count('class="chart"') == len(curves(report)["panels"]) == page.count("<canvas")
+        assert re.findall(r'aria-pressed="true">over ([a-z ]+[a-z])', page) == [words]
+
+
 def test_two_seeds_have_a_band_in_the_figure_and_one_seed_has_none(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / f"runs/{seed}", seed, curves={"reward/mean": [(0, 0.1 * seed), (1, 0.4 * seed)]})
     for name, runs in (("two", [tmp_path / "runs"]), ("one", [tmp_path / "runs/1"])):
         main(["compare", *map(str, runs), "--out", str(tmp_path / name)])
-    assert 'id="FillBetweenPolyCollection_1"' in (tmp_path / "two/steps.svg").read_text()
-    assert "PolyCollection" not in (tmp_path / "one/steps.svg").read_text()
+    assert 'id="FillBetweenPolyCollection_1"' in (tmp_path / "two/curves.svg").read_text()
+    assert "PolyCollection" not in (tmp_path / "one/curves.svg").read_text()
+    (two,), (one,) = (curves(tmp_path / name)["panels"][0]["curves"]["steps"] for name in ("two", "one"))
+    assert two["low"] == [0.1, 0.4]
+    assert "low" not in one
     text = (tmp_path / "one/report.md").read_text()
     assert "no run has `total/rollout_tokens`" in text
     assert "Not measured by any run: validation accuracy, KL" in text
@@ -332,9 +427,11 @@ def test_any_text_can_be_a_name(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), curves=totals(10 + number), correct="10")
         odd[number] = f"{name}={tmp_path / str(number)}"
     main(["compare", *odd, "--title", "two\nlines", "--out", str(tmp_path / "out")])
-    picture = (tmp_path / "out/steps.svg").read_text()
+    picture = (tmp_path / "out/curves.svg").read_text()
     for name in (r"a$\frac$b", "_hidden", "&lt;b&gt;|&amp;amp;"):
         assert f">{name}</text>" in picture
+    assert [method["name"] for method in curves(tmp_path / "out")["methods"]] == [r"a$\frac$b", "_hidden", "<b>|&amp;"]
+    assert "<b>|" not in (tmp_path / "out/report.html").read_text()
     text = (tmp_path / "out/report.md").read_text()
     assert text.startswith("# two lines\n")
     assert [row["method"] for row in table(text, "Results")] == [r"a$\\frac$b", "_hidden", r"&lt;b>\|&amp;amp;"]

@@ -139,12 +139,20 @@ def test_a_table_has_a_row_per_curve_with_all_of_its_cells() -> None:
 
 
 def test_each_curve_is_matched_by_the_expression_of_its_own_chart_alone() -> None:
-    layout = {title: curves for charts in tensorboard_layout().values() for title, curves in charts.items()}
+    layout = {title: curves for charts in tensorboard_layout(CURVES).values() for title, curves in charts.items()}
     assert list(layout) == TITLES
     members = {"reward/MathVerifier": "Each verifier", "val/pass@4": "Accuracy", "time/mine_s": "Seconds per step"}
     for name, chart in {name: CURVES[name].chart for name in SINGLE}.items() | members.items():
         matching = [title for title, curves in layout.items() if re.match(curves, name)]
         assert matching == ([chart] if chart else []), name
+
+
+def test_charts_that_would_be_empty_are_omitted() -> None:
+    layout = tensorboard_layout(["reward/mean", "val/accuracy", "epoch"])
+    assert {category: list(charts) for category, charts in layout.items()} == {
+        "Reward": ["Reward"], "Validation": ["Accuracy"]
+    }  # fmt: skip
+    assert tensorboard_layout(["epoch"]) == {}
 
 
 def test_the_report_shows_the_highest_of_all_peaks_and_smooths_what_single_steps_log() -> None:
@@ -179,9 +187,9 @@ MINE = Curve("completion/mine", "share", Reduction.MEAN, "Truncated", "mine", ba
 @pytest.mark.usefixtures("_own_curves")
 def test_a_declared_curve_is_found_charted_and_final() -> None:
     assert find("completion/mine") is None
-    before = tensorboard_layout()["Completions"]["Truncated"]
+    before = tensorboard_layout(CURVES)["Completions"]["Truncated"]
     assert declare(MINE) is declare(MINE) is find("completion/mine") is MINE
-    assert tensorboard_layout()["Completions"]["Truncated"] == f"{before}|^{MINE.pattern.pattern}$"
+    assert tensorboard_layout(CURVES)["Completions"]["Truncated"] == f"{before}|^{MINE.pattern.pattern}$"
     assert "completion/mine" in final_curves()
     declare(replace(MINE, name="reward/mine", chart=None, bar=None))
     with pytest.raises(ConfigError, match="'mine' cannot be a name: reward/mine is another curve"):

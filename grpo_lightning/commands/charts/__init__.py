@@ -6,7 +6,9 @@ To update it, copy ``uPlot.iife.min.js``, ``uPlot.min.css`` and ``LICENSE`` from
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
+from typing import Any
 
 
 def scripts() -> list[str]:
@@ -17,6 +19,17 @@ def scripts() -> list[str]:
 def style() -> str:
     """The style sheet of the charts."""
     return _read("uPlot.min.css") + _read("charts.css")
+
+
+def safe_json(value: Any) -> str:
+    """Write JSON that is safe inside a script element, and in a script, whatever the texts contain.
+
+    ``<`` is escaped, so ``</script>`` cannot end the element and ``<!--<script>`` cannot change how it is parsed.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _read(name: str) -> str:

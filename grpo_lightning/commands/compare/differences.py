@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from grpo_lightning.commands.compare.blocks import Block, Heading, Table
 from grpo_lightning.commands.compare.cells import NOT_MEASURED, p_value, signed
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.runs import Run
-from grpo_lightning.commands.compare.statistics import Array, holm, mcnemar, paired_bootstrap, two_way
+from grpo_lightning.commands.compare.statistics import Array, Bootstrap, holm, mcnemar, paired_bootstrap, two_way
+from grpo_lightning.intervals import Interval
 
 
-def differences(methods: Sequence[Method], problems: Sequence[str], resamples: int) -> list[Block]:
-    """Return the table of the differences between any two tested methods; nothing with fewer than two."""
+@dataclass(frozen=True)
+class Difference:
+    """The difference in accuracy of two methods, second minus first.
+
+    Args:
+        first: one method.
+        second: the other one.
+        pairs: their runs, paired.
+        first_SQ: results of the first one's runs.
+        second_SQ: results of the second one's runs.
+        over_problems: a paired bootstrap over problems.
+        p: its p, adjusted by Holm for all differences of a report.
+    """
+
+    first: Method
+    second: Method
+    pairs: list[tuple[Run, Run]]
+    first_SQ: Array
+    second_SQ: Array
+    over_problems: Bootstrap
+    p: float
+
+    @property
+    def over_all(self) -> Interval | None:
+        """The interval that generalises to other seeds and problems; ``None`` with a single pair, or problem."""
+        return None if min(self.first_SQ.shape) < 2 else two_way(self.second_SQ - self.first_SQ)
+
+
+def find_differences(methods: Sequence[Method], problems: Sequence[str], resamples: int) -> list[Difference]:
+    """Compare any two tested methods."""
     tested = [method for method in methods if method.tested]
-    if len(tested) < 2:
-        return []
-    compared = []
+    compared: list[tuple[Method, Method, list[tuple[Run, Run]], Array, Array, Bootstrap]] = []
     for first, second in combinations(tested, 2):
         pairs = paired_runs(first, second)
         first_SQ = results_SQ([pair[0] for pair in pairs], problems)
@@ -25,18 +53,26 @@ def differences(methods: Sequence[Method], problems: Sequence[str], resamples: i
         over_problems = paired_bootstrap((second_SQ - first_SQ).mean(axis=0), resamples)
         compared.append((first, second, pairs, first_SQ, second_SQ, over_problems))
     adjusted = holm([bootstrap.p for *_, bootstrap in compared])
+    return [Difference(*parts, p) for parts, p in zip(compared, adjusted, strict=True)]
+
+
+def difference_blocks(found: Sequence[Difference], problems: int, resamples: int) -> list[Block]:
+    """Return the table of the differences; nothing without any."""
+    if not found:
+        return []
     rows = []
-    for (first, second, _, first_SQ, second_SQ, bootstrap), p in zip(compared, adjusted, strict=True):
-        interval = bootstrap.interval
+    for pair in found:
+        interval, first_SQ, second_SQ = pair.over_problems.interval, pair.first_SQ, pair.second_SQ
+        over_all = "" if pair.over_all is None else f"{signed(pair.over_all.low)} to {signed(pair.over_all.high)}"
         exact = [mcnemar(first_Q, second_Q) for first_Q, second_Q in zip(first_SQ, second_SQ, strict=True)]
         rows.append(
             [
-                f"{second.name} vs {first.name}",
+                f"{pair.second.name} vs {pair.first.name}",
                 signed(interval.mean),
                 f"{signed(interval.low)} to {signed(interval.high)}",
-                p_value(bootstrap.p),
-                p_value(p),
-                _two_way_cell(first_SQ, second_SQ),
+                p_value(pair.over_problems.p),
+                p_value(pair.p),
+                over_all or NOT_MEASURED,
                 ", ".join(signed(float(difference)) for difference in (second_SQ - first_SQ).mean(axis=1)),
                 ", ".join(f"{test.only_second}:{test.only_first} p {p_value(test.p)}" for test in exact),
             ]
@@ -46,17 +82,19 @@ def differences(methods: Sequence[Method], problems: Sequence[str], resamples: i
         "McNemar by seed",
     ]  # fmt: skip
     caption = (
-        f"Differences in accuracy, in percentage points, on the same {len(problems)} test problems. Runs are paired by "
+        f"Differences in accuracy, in percentage points, on the same {problems} test problems. Runs are paired by "
         "seed and averaged for each problem; the first interval and p are a paired bootstrap over problems "
         f"({resamples:,} resamples), so they generalise to other problems for these runs. p, Holm is adjusted for the "
         "number of comparisons. The second interval treats seeds and problems as random (two-way random effects), so "
         "it generalises to other runs too; it needs two seeds. McNemar's test is exact; a:b counts the problems that "
         "only the first or only the second of a row's two methods solved."
     )
-    unpaired = [f"{a.name} and {b.name}" for a, b, pairs, *_ in compared if any(x.seed != y.seed for x, y in pairs)]
+    unpaired = [
+        f"{pair.first.name} and {pair.second.name}" for pair in found if any(x.seed != y.seed for x, y in pair.pairs)
+    ]
     if unpaired:
         caption += f" No common seed, so paired in order: {'; '.join(unpaired)}."
-    omitted = [text for a, b, pairs, *_ in compared if (text := _unpaired_runs(a, b, pairs))]
+    omitted = [text for pair in found if (text := _unpaired_runs(pair.first, pair.second, pair.pairs))]
     if omitted:
         caption += f" Omitted, for lack of a run to pair with: {'; '.join(omitted)}."
     return [Heading("Differences"), Table(header, rows, caption)]
@@ -79,10 +117,3 @@ def _unpaired_runs(first: Method, second: Method, pairs: Sequence[tuple[Run, Run
     runs = [(method, run) for method in (first, second) for run in method.tested if run.folder not in paired]
     names = ", ".join(f"{method.name} seed {run.seed}" for method, run in runs)
     return f"{names} ({second.name} vs {first.name})" if names else ""
-
-
-def _two_way_cell(first_SQ: Array, second_SQ: Array) -> str:
-    if min(first_SQ.shape) < 2:
-        return NOT_MEASURED
-    interval = two_way(second_SQ - first_SQ)
-    return f"{signed(interval.low)} to {signed(interval.high)}"

@@ -1,12 +1,13 @@
-"""Combine the curves of several seeds into one band over steps, generated tokens or wall time."""
+"""Combine the curves of several seeds into one band over steps, generated tokens, wall time or cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from grpo_lightning.commands.compare.methods import Method
 from grpo_lightning.commands.compare.runs import Curve, Run
 from grpo_lightning.commands.compare.statistics import Array
 from grpo_lightning.curves import PANELS as PANEL_TITLES
@@ -22,7 +23,7 @@ class Axis:
     """The horizontal axis of a figure.
 
     Args:
-        name: file name of the figure, without extension.
+        name: its name in the address of the page.
         label: label of the axis.
         curve: the cumulative curve that gives the positions on the axis; ``None`` for the steps themselves.
         scale: factor from the curve's values to the axis.
@@ -38,6 +39,7 @@ AXES = (
     Axis("steps", "training steps", None),
     Axis("tokens", "generated tokens (millions)", "total/rollout_tokens", 1e-6),
     Axis("time", "wall time (minutes)", "total/wall_s", 1 / 60),
+    Axis("cost", "cost (USD)", "total/usd"),
 )
 
 
@@ -79,6 +81,22 @@ class Band:
     low: Array
     high: Array
     seeds: int
+
+
+Bands = Mapping[Panel, Sequence[Band | None]]
+"""The bands of all methods in each panel; ``None`` where a method has no curve."""
+
+
+def all_bands(methods: Sequence[Method], axis: Axis) -> Bands:
+    """Compute the bands in every panel for which one of the methods has a curve."""
+    bands = {panel: [band(method.runs, panel, axis) for method in methods] for panel in PANELS}
+    return {panel: curves for panel, curves in bands.items() if any(curve is not None for curve in curves)}
+
+
+def final_level(method: Method, panel: Panel, axis: Axis) -> float | None:
+    """Return the final accuracy of a method, for an axis over which it has no curve, such as SFT over tokens."""
+    final = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
+    return float(np.mean(final)) if panel.is_accuracy and axis.curve is not None and final else None
 
 
 def band(runs: Sequence[Run], panel: Panel, axis: Axis) -> Band | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_lightning.commands.compare.dynamics import PANELS, Axis, Panel, band
+from grpo_lightning.commands.compare.dynamics import Bands
 from grpo_lightning.commands.compare.methods import Method
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.intervals import Interval
@@ -62,47 +62,31 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def draw_dynamics(methods: Sequence[Method], axis: Axis, out: Path) -> list[Panel]:
-    """Draw every panel for which a method has a curve, and return these panels. Without any, no file is written."""
-    bands = {panel: [band(method.runs, panel, axis) for method in methods] for panel in PANELS}
-    panels = [panel for panel in PANELS if any(curve is not None for curve in bands[panel])]
-    if not panels:
-        return []
+def draw_dynamics(methods: Sequence[Method], bands: Bands, label: str, out: Path) -> None:
+    """Draw the panels, with ``label`` as the title of their horizontal axes."""
     plt = pyplot()
-    rows = math.ceil(len(panels) / COLUMNS)
+    rows = math.ceil(len(bands) / COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(9.2, 2.75 * rows), squeeze=False, layout="constrained")
     handles: dict[str, Any] = {}
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        for index, (method, curve) in enumerate(zip(methods, bands[panel], strict=True)):
+    for axes, (panel, curves) in zip(grid.flat, bands.items(), strict=False):
+        for index, (method, curve) in enumerate(zip(methods, curves, strict=True)):
+            if curve is None:
+                continue
             line_style = style(index)
             marker = {"marker": line_style.pop("marker"), "markersize": 3.5}
-            if curve is None:
-                _draw_level(axes, panel, axis, method, line_style, handles)
-                continue
             points = marker if len(curve.x) <= 40 else {}
             (handles[method.name],) = axes.plot(curve.x, curve.mean, linewidth=1.6, **line_style, **points)
             if curve.seeds > 1:
                 axes.fill_between(curve.x, curve.low, curve.high, color=line_style["color"], alpha=0.18, linewidth=0)
         axes.set_title(panel.title, loc="left")
-        axes.set_xlabel(axis.label)
+        axes.set_xlabel(label)
         if panel.is_accuracy:
             axes.set_ylim(-0.02, 1.02)
-    for axes in grid.flat[len(panels) :]:
+    for axes in grid.flat[len(bands) :]:
         axes.set_visible(False)
     _legend(figure, handles, methods)
-    _save(figure, out, axis.name)
+    _save(figure, out, "curves")
     plt.close(figure)
-    return panels
-
-
-def _draw_level(
-    axes: Any, panel: Panel, axis: Axis, method: Method, line_style: dict[str, Any], handles: dict[str, Any]
-) -> None:
-    """Draw the final accuracy of a method that has no curve over the axis, such as SFT over generated tokens."""
-    final = [value for run in method.runs if (value := run.last("val/accuracy")) is not None]
-    if panel.is_accuracy and axis.curve is not None and final:
-        line = axes.axhline(float(np.mean(final)), linewidth=1.8, **line_style | {"linestyle": (0, (1, 2))})
-        handles[method.name] = line
 
 
 def _legend(figure: Any, handles: dict[str, Any], methods: Sequence[Method]) -> None:

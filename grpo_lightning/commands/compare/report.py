@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_lightning.commands.compare.blocks import Block, Figure, Heading, Table, Text
+from grpo_lightning.commands.compare.blocks import Block, Charts, Figure, Heading, Summary, Table, Text
 from grpo_lightning.commands.compare.cells import NOT_MEASURED, count, duration, over_seeds, share
 from grpo_lightning.commands.compare.cost import cost
-from grpo_lightning.commands.compare.differences import differences
-from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS
+from grpo_lightning.commands.compare.differences import difference_blocks, find_differences
+from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS, all_bands
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
+from grpo_lightning.commands.compare.interactive import chart_data
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.runs import TEST_COMMAND
 from grpo_lightning.commands.compare.statistics import accuracy
+from grpo_lightning.commands.compare.summary import summary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.intervals import Interval
 
@@ -44,11 +46,13 @@ def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
         ConfigError: runs were tested on different problems.
     """
     problems = shared_problems(methods)
+    differences = find_differences(methods, problems, options.resamples)
     return [
+        Summary(summary(methods, problems, differences)),
         *_results(methods, problems, options.out),
-        *differences(methods, problems, options.resamples),
-        *cost(methods),
         *_dynamics(methods, options.out),
+        *difference_blocks(differences, len(problems), options.resamples),
+        *cost(methods),
         *_record(methods, options.command),
     ]
 
@@ -144,22 +148,29 @@ def _accuracy_cells(method: Method, interval: Interval | None) -> list[str]:
 
 
 def _dynamics(methods: Sequence[Method], out: Path) -> list[Block]:
+    found = {axis: bands for axis in AXES if (bands := all_bands(methods, axis))}
     blocks: list[Block] = [Heading("Training dynamics")]
-    drawn = set()
-    for axis in AXES:
-        panels = draw_dynamics(methods, axis, out)
-        if not panels:
-            blocks.append(Text(f"Over {axis.label}: {NOT_MEASURED} (no run has `{axis.curve}`)."))
-            continue
-        drawn |= set(panels)
-        blocks.append(Figure(axis.name, f"Training dynamics over {axis.label}", _dynamics_caption(methods, axis.label)))
-    missing = [panel.title for panel in PANELS if panel not in drawn]
+    if found:
+        # Every curve has steps, so they are measured if anything is.
+        steps = next(iter(found))
+        draw_dynamics(methods, found[steps], steps.label, out)
+        caption = _dynamics_caption(methods)
+        figure = Figure(
+            "curves", f"Training dynamics over {steps.label}",
+            f"Over {steps.label}; `report.html` switches to tokens, time and cost. {caption}",
+        )  # fmt: skip
+        hint = "A dotted line is the final accuracy of a method without a curve on the axis. Drag to zoom, double-click"
+        blocks.append(Charts(figure, f"{caption} {hint} to see all.", chart_data(methods, found)))
+    blocks += [
+        Text(f"Over {axis.label}: {NOT_MEASURED} (no run has `{axis.curve}`).") for axis in AXES if axis not in found
+    ]
+    missing = [panel.title for panel in PANELS if not any(panel in bands for bands in found.values())]
     if missing:
         blocks.append(Text(f"{NOT_MEASURED.capitalize()} by any run: {', '.join(missing)}."))
     return blocks
 
 
-def _dynamics_caption(methods: Sequence[Method], axis: str) -> str:
+def _dynamics_caption(methods: Sequence[Method]) -> str:
     bands = (
         f" Several seeds: the mean, in a band from the lowest to the highest, interpolated on a common axis ({POINTS} "
         f"points) if their steps differ, over the range that all seeds cover."
@@ -167,8 +178,8 @@ def _dynamics_caption(methods: Sequence[Method], axis: str) -> str:
         else ""
     )
     return (
-        f"Over {axis}. Curves logged at every step are running means over 1/40 of the steps; validation and memory are "
-        f"as measured.{bands} A dotted line is the final value of a method without a curve on this axis."
+        "Curves logged at every step are running means over 1/40 of the steps; validation and memory are as measured."
+        f"{bands}"
     )
 
 

@@ -49,13 +49,13 @@ def write_page(out: Path, title: str, records: Iterable[dict[str, Any]]) -> tupl
         rollouts = sorted(rows, key=_place)
         unit = "batch" if "sampled_for" in rollouts[0] else "step"
         folder.mkdir(exist_ok=True)
-        _write(folder / f"step-{step}.js", f"arrived({step}, {_json(_step(rollouts))});\n")
+        _write(folder / f"step-{step}.js", f"arrived({step}, {charts.safe_json(_step(rollouts))});\n")
         columns.append(_summary(step, rollouts))
     total = sum(column[1] for column in columns)
     if total:
         steps = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
         head = {"unit": unit, "folder": folder.name, "fields": FIELDS, "verdicts": VERDICTS, "steps": steps}
-        _write(out, _index(title, _json(head)))
+        _write(out, _index(title, charts.safe_json(head)))
     return total, len(columns)
 
 
@@ -147,17 +147,6 @@ def _hundredths(values: Sequence[float | None] | None) -> list[int | None] | Non
 def _place(record: dict[str, Any]) -> list[tuple[int, str]]:
     """Sort key that puts ``train/2/10`` after ``train/2/9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in record["id"].split("/")]
-
-
-def _json(value: Any) -> str:
-    """Write JSON that is safe inside a script element, and in a script, whatever the texts contain.
-
-    ``<`` is escaped, so ``</script>`` cannot end the element and ``<!--<script>`` cannot change how it is parsed.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def _index(title: str, data: str) -> str:
