@@ -64,6 +64,11 @@ def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
 
 
+def test_shared_beginning_prints_a_line_per_share() -> None:
+    text = run("shared_beginning.py", "--smoke", "--prompts", "3", "--tokens", "80", "--repeats", "1")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[4:]] == ["0%", "25%", "50%", "75%"]
+
+
 @pytest.mark.slow
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
@@ -81,6 +86,18 @@ def test_first_rewards_prints_a_line_per_task_and_temperature(
     found = [row[1:-1] for row in rows if row[1:2] == ["Arithmetic"]]
     assert [row[:3] + row[-1:] for row in found] == [["Arithmetic", "0", "6", ""], ["Arithmetic", "0.7", "6", "0 of 2"]]
     assert {(row[3], row[4], row[6]) for row in found} == {("0%", "0%", "0.00")}
+
+
+def test_first_rewards_measures_data_sets_of_reasoning_gym(
+    benchmark_module: Any, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    few = ["--rows", "4", "--group_size", "2", "--temperatures", "1.0", "--device", "cpu"]
+    benchmark_module("first_rewards").main(["--model", tiny_model("llama"), "--gym", "gcd", "coin_flip", *few])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row[:3]] for row in rows[1:]] == [
+        [name, temperature, "4"] for name in ("gcd", "coin_flip") for temperature in ("0", "1")
+    ]
 
 
 @pytest.mark.slow
