@@ -144,6 +144,44 @@ def test_the_choice_of_prompts_prints_one_table() -> None:
 
 
 @pytest.mark.slow
+def test_what_episodes_teach_is_measured_before_and_after(
+    benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.prompts_per_step", "2"]
+    few += ["--data.task.init_args.val_size", "2", "--data.task.init_args.test_size", "6"]
+    benchmark_module("episodes_learn").main(["--runs", str(tmp_path), "--studies", "tools", "--seeds", "1", "--", *few])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows[1:]] == [
+        ["calculator", "warm start"], ["calculator", "RL"], ["no tool", "warm start"], ["no tool", "RL"],
+    ]  # fmt: skip
+    assert {len(row) for row in rows} == {8}
+    for file in (*tmp_path.glob("*/config.yaml"), *tmp_path.glob("*/warm_start/config.yaml")):
+        environment = yaml.safe_load(file.read_text())["data"].get("environment")
+        assert ("no-tool" in str(file.relative_to(tmp_path))) == (environment is None)
+
+
+def test_what_is_measured_of_games_by_hand(benchmark_module: Any) -> None:
+    def game(won: bool, *said: str, guess: int | None, purpose: str = "pass@k") -> dict[str, Any]:
+        prompt = [{"role": "user", "content": text} for text in said]
+        return {"prompt": prompt, "info": {"guess": guess}, "correct": won, "sampled_for": purpose, "metadata": {}}
+
+    records = [
+        game(True, "1 to 9.", guess=4), game(False, "1 to 9.", "3", "higher", guess=4),
+        game(False, "1 to 9.", "4", "higher", guess=4),
+        game(False, "1 to 9.", "3", "higher", "?", "no number", "it is 6", "lower", guess=6),
+        game(True, "1 to 9.", "3", "higher", "?", "no number", "it is 6", "lower", guess=5),
+        game(False, "1 to 9.", guess=None), game(True, "1 to 9.", guess=4, purpose="accuracy"),
+    ]  # fmt: skip
+    episodes = benchmark_module("episodes_learn")
+    fits = [episodes.fits_all_hints(record) for record in records]
+    assert fits == [True, True, False, False, True, False, True]
+    # The shares with Wilson's intervals of 2 of 6, 3 of 6 and 1 of 1.
+    assert [episodes.cell(column, [records]) for column in episodes.STUDIES["guess"].columns.values()] == [
+        "33.3 % (9.7 to 70.0): 33.3", "50.0 % (18.8 to 81.2): 50.0", "100.0 % (20.7 to 100.0): 100.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_scaling_measures_a_point_and_prints_exponents(benchmark_module: Any) -> None:
     scaling = benchmark_module("scaling")
     args = scaling.parse_arguments(["--device", "cpu"])
