@@ -7,6 +7,11 @@ Greedily one completion for each of the first test rows; at the other temperatur
 ``--group_size`` for the first of these rows. A task without its data (``--gsm8k``, ``--mbpp``, ``--humaneval``: a hub
 name or a folder) is omitted. ``valid``: the format that the verifier wants; ``ended``: before the limit of tokens;
 ``signal``: groups whose rewards differ.
+
+``--gym`` measures data sets of reasoning-gym instead, each by itself and with its default difficulty; ``all`` is all of
+them. Their limit is half again of the longest gold answer, from 24 to 160 tokens::
+
+    python benchmarks/first_rewards.py --model FOLDER --gym all --shots 2 --temperatures 1.0 --group_size 8
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from meters import machine
+from transformers import AutoTokenizer
 
 from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.models import PolicyConfig
@@ -31,8 +37,8 @@ from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout import Experience, RolloutDataModule, SamplingParams
 from grpo_lightning.rollout.experience import EvaluationBatch, Recipe
 from grpo_lightning.rollout.prompts import PromptBatch
-from grpo_lightning.tasks import GSM8K, MBPP, Arithmetic, Extraction, HumanEval, Programs, Task
-from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerifier, Verifier
+from grpo_lightning.tasks import GSM8K, MBPP, Arithmetic, Extraction, HumanEval, Programs, ReasoningGym, Task
+from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerifier, ReasoningGymVerifier, Verifier
 
 # What the shipped configs have: the verifier, and the limit of tokens that long answers need.
 JUDGES: Mapping[type[Task], tuple[Callable[[], Verifier], int]] = {
@@ -42,6 +48,7 @@ JUDGES: Mapping[type[Task], tuple[Callable[[], Verifier], int]] = {
     GSM8K: (MathVerifier, 256),
     MBPP: (lambda: CodeVerifier(reward_format=0.1), 256),
     HumanEval: (lambda: CodeVerifier(reward_format=0.1), 256),
+    ReasoningGym: (ReasoningGymVerifier, 160),
 }
 
 
@@ -88,11 +95,20 @@ def line(name: str, temperature: float, experience: Experience) -> str:
     return "| " + " | ".join([*cells, f"{signal} of {len(groups)}" if size > 1 else ""]) + " |"
 
 
-def measure(args: argparse.Namespace, task: Task) -> dict[float, Experience]:
+def limit(model: str, task: Task) -> int:
+    """Return the number of tokens that the longest right answer takes, with some room."""
+    cap = JUDGES[type(task)][1]
+    answers = [row.solution for row in task.prompts("test") if row.solution is not None]
+    if not isinstance(task, ReasoningGym) or not answers:
+        return cap
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    longest = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in answers)
+    return min(cap, max(24, longest * 3 // 2))
+
+
+def measure(args: argparse.Namespace, task: Task, module: GRPOModule) -> dict[float, Experience]:
     """Return the completions for one task, by temperature."""
-    judge, cap = JUDGES[type(task)]
-    module = GRPOModule(policy=PolicyConfig(path=args.model), verifiers=[judge()], beta=0.0)
-    sampling = SamplingParams(max_new_tokens=args.cap or cap, stop=args.stop or None)
+    sampling = SamplingParams(max_new_tokens=args.cap or limit(args.model, task), stop=args.stop or None)
     data = RolloutDataModule(
         task, sampling=sampling, val_batch_size=args.rows, max_prompt_tokens=args.max_prompt_tokens
     )
@@ -107,14 +123,25 @@ def measure(args: argparse.Namespace, task: Task) -> dict[float, Experience]:
     return sampler.found
 
 
+def gym_names() -> list[str]:
+    import reasoning_gym  # noqa: F401 - registers the data sets
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(set(DATASETS) - {"composite"})
+
+
 def tasks(args: argparse.Namespace) -> dict[str, Task]:
     """Return the tasks to measure, by name."""
     common = {"chat_template": args.chat_template, "shots": args.shots}
     given: dict[str, Any] = {key: value for key, value in common.items() if value is not None}
+    if args.gym:
+        names = gym_names() if args.gym == ["all"] else args.gym
+        sizes = {"train_size": 1, "val_size": 1, "test_size": args.rows}
+        return {name: ReasoningGym(name, **sizes, **given) for name in names}
     made: dict[str, Task] = {}
     for kind in JUDGES:
         name, options = kind.__name__, dict(given)
-        if args.tasks and name not in args.tasks:
+        if kind is ReasoningGym or (args.tasks and name not in args.tasks):
             continue
         if kind in (GSM8K, MBPP, HumanEval):
             options["path"] = getattr(args, name.lower())
@@ -130,6 +157,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="hub name or folder")
     parser.add_argument("--tasks", nargs="+", choices=[kind.__name__ for kind in JUDGES], help="default: all")
+    parser.add_argument("--gym", nargs="+", help="data sets of reasoning-gym instead of tasks, or all")
     parser.add_argument("--gsm8k", help="hub name or folder of the data")
     parser.add_argument("--mbpp", help="hub name or folder of the data")
     parser.add_argument("--humaneval", help="hub name or folder of the data")
@@ -141,6 +169,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", type=int, help="worked examples before every prompt; default: the task's own")
     parser.add_argument("--chat_template", help="for a model without one")
     parser.add_argument("--stop", nargs="+", help="strings that end a completion")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -154,8 +183,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"`{shlex.join(['python', *sys.argv])}`\n\n{machine(torch.device(args.device))}\n")
     print("| task | temperature | completions | valid | correct | ended | reward | groups with signal |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    modules: dict[type[Task], GRPOModule] = {}
     for name, task in tasks(args).items():
-        for temperature, experience in sorted(measure(args, task).items()):
+        if (kind := type(task)) not in modules:
+            policy = PolicyConfig(path=args.model, dtype=args.dtype)
+            modules[kind] = GRPOModule(policy=policy, verifiers=[JUDGES[kind][0]()], beta=0.0)
+        for temperature, experience in sorted(measure(args, task, modules[kind]).items()):
             print(line(name, temperature, experience), flush=True)
 
 

@@ -4,7 +4,8 @@
     python benchmarks/prompt_choice.py --tasks quickstart --tokens 400000 --seeds 1 2 3 4 5
 
 Each task has one warm start, the shipped tiny decoder after a short supervised run; every variant continues from it,
-with each seed, until it has sampled ``--tokens`` completion tokens to learn from. What was discarded counts.
+with each seed, until it has sampled ``--tokens`` completion tokens to learn from. What was discarded counts. A
+curriculum knows only prompts that it has visited, so there are few enough rows that each is visited many times.
 ``quickstart`` is the task of configs/quickstart.yaml; ``chain_sum`` is reasoning-gym's, sums of two or three numbers of
 one or two digits. Accuracy is greedy, over the validation split. The shares are means over the steps of a run, then
 over the seeds.
@@ -41,6 +42,8 @@ from grpo_lightning.rollout import EvaluationEnd, ResampleConfig, RunCallback, S
 from grpo_lightning.tasks import Arithmetic, ReasoningGym, Task
 from grpo_lightning.verifiers import MathVerifier, ReasoningGymVerifier, Verifier
 
+ROWS = 400
+"""Training prompts: about five visits of each in 400,000 tokens."""
 DECODER = Path(__file__).parents[1] / "configs" / "tiny_decoder"
 
 
@@ -55,7 +58,7 @@ class Setting:
 
 SETTINGS: Mapping[str, Setting] = {
     "quickstart": Setting(
-        partial(Arithmetic, prompt_template="{prompt}", max_value=60, val_size=200), MathVerifier, 40
+        partial(Arithmetic, prompt_template="{prompt}", max_value=60, val_size=200, train_size=ROWS), MathVerifier, 40
     ),
     "chain_sum": Setting(
         partial(
@@ -63,6 +66,7 @@ SETTINGS: Mapping[str, Setting] = {
             "chain_sum",
             options={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
             prompt_template="{prompt}",
+            train_size=ROWS,
         ),
         ReasoningGymVerifier,
         24,

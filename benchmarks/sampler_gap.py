@@ -38,7 +38,7 @@ from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.sampling import row_seed
 from grpo_lightning.tasks import Arithmetic
 
-DECODING = ["direct_decoding", "packed_weights", "early_joins", "shared_prompts"]
+DECODING = ["direct_decoding", "packed_weights", "early_joins", "shared_beginnings", "shared_prompts"]
 
 
 def main() -> None:

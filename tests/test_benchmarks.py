@@ -64,6 +64,11 @@ def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
 
 
+def test_shared_beginning_prints_a_line_per_share() -> None:
+    text = run("shared_beginning.py", "--smoke", "--prompts", "3", "--tokens", "80", "--repeats", "1")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[4:]] == ["0%", "25%", "50%", "75%"]
+
+
 @pytest.mark.slow
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
@@ -81,6 +86,18 @@ def test_first_rewards_prints_a_line_per_task_and_temperature(
     found = [row[1:-1] for row in rows if row[1:2] == ["Arithmetic"]]
     assert [row[:3] + row[-1:] for row in found] == [["Arithmetic", "0", "6", ""], ["Arithmetic", "0.7", "6", "0 of 2"]]
     assert {(row[3], row[4], row[6]) for row in found} == {("0%", "0%", "0.00")}
+
+
+def test_first_rewards_measures_data_sets_of_reasoning_gym(
+    benchmark_module: Any, tiny_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    few = ["--rows", "4", "--group_size", "2", "--temperatures", "1.0", "--device", "cpu"]
+    benchmark_module("first_rewards").main(["--model", tiny_model("llama"), "--gym", "gcd", "coin_flip", *few])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row[:3]] for row in rows[1:]] == [
+        [name, temperature, "4"] for name in ("gcd", "coin_flip") for temperature in ("0", "1")
+    ]
 
 
 @pytest.mark.slow
@@ -124,6 +141,44 @@ def test_the_choice_of_prompts_prints_one_table() -> None:
     assert [row[2].strip() for row in rows[2:]] == ["warm start", "plain", "resampled", "curriculum"]
     assert {len(row) for row in rows} == {11}
     assert all(int(row[6]) >= 300 for row in rows[3:])
+
+
+@pytest.mark.slow
+def test_what_episodes_teach_is_measured_before_and_after(
+    benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.prompts_per_step", "2"]
+    few += ["--data.task.init_args.val_size", "2", "--data.task.init_args.test_size", "6"]
+    benchmark_module("episodes_learn").main(["--runs", str(tmp_path), "--studies", "tools", "--seeds", "1", "--", *few])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows[1:]] == [
+        ["calculator", "warm start"], ["calculator", "RL"], ["no tool", "warm start"], ["no tool", "RL"],
+    ]  # fmt: skip
+    assert {len(row) for row in rows} == {8}
+    for file in (*tmp_path.glob("*/config.yaml"), *tmp_path.glob("*/warm_start/config.yaml")):
+        environment = yaml.safe_load(file.read_text())["data"].get("environment")
+        assert ("no-tool" in str(file.relative_to(tmp_path))) == (environment is None)
+
+
+def test_what_is_measured_of_games_by_hand(benchmark_module: Any) -> None:
+    def game(won: bool, *said: str, guess: int | None, purpose: str = "pass@k") -> dict[str, Any]:
+        prompt = [{"role": "user", "content": text} for text in said]
+        return {"prompt": prompt, "info": {"guess": guess}, "correct": won, "sampled_for": purpose, "metadata": {}}
+
+    records = [
+        game(True, "1 to 9.", guess=4), game(False, "1 to 9.", "3", "higher", guess=4),
+        game(False, "1 to 9.", "4", "higher", guess=4),
+        game(False, "1 to 9.", "3", "higher", "?", "no number", "it is 6", "lower", guess=6),
+        game(True, "1 to 9.", "3", "higher", "?", "no number", "it is 6", "lower", guess=5),
+        game(False, "1 to 9.", guess=None), game(True, "1 to 9.", guess=4, purpose="accuracy"),
+    ]  # fmt: skip
+    episodes = benchmark_module("episodes_learn")
+    fits = [episodes.fits_all_hints(record) for record in records]
+    assert fits == [True, True, False, False, True, False, True]
+    # The shares with Wilson's intervals of 2 of 6, 3 of 6 and 1 of 1.
+    assert [episodes.cell(column, [records]) for column in episodes.STUDIES["guess"].columns.values()] == [
+        "33.3 % (9.7 to 70.0): 33.3", "50.0 % (18.8 to 81.2): 50.0", "100.0 % (20.7 to 100.0): 100.0",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from grpo_lightning.speed.caches import EarlyJoins
 from grpo_lightning.speed.direct import DirectDecoding
 from grpo_lightning.speed.packed import PackedWeights
 from grpo_lightning.speed.recompute import RecomputedActivations
+from grpo_lightning.speed.shared_beginning import SharedBeginnings
 from grpo_lightning.speed.shared_prompt import SharedPrompts
 from grpo_lightning.speed.vocabulary import InPlaceGradients, KeptProbabilities
 
@@ -26,6 +27,7 @@ SHORTCUTS: tuple[Shortcut, ...] = (
     SharedPrompts(),
     DirectDecoding(),
     PackedWeights(),
+    SharedBeginnings(),
     EarlyJoins(),
 )
 """In the order in which they are installed and logged."""

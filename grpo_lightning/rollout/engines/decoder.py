@@ -16,6 +16,7 @@ from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
 from grpo_lightning.speed.packed import PackedWeights, linear
 from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
+from grpo_lightning.speed.shared_beginning import Beginning, SharedBeginnings, common_beginning
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, of one prefill pass: a bound on its memory. Results do not depend on it."""
@@ -40,6 +41,7 @@ class DecodingModel:
         self._scale = logit_scale_of(self.lm)
         self.has_plain_cache = has_plain_cache(self.lm)
         self.joins_early = uses(EarlyJoins)
+        self.shares_beginnings = uses(SharedBeginnings)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head, with the final softcap and the scale where the model has them."""
@@ -153,30 +155,48 @@ class Decoder:
         slots: dict[tuple[int, ...], int] = {}
         slot_R = torch.tensor([slots.setdefault(tuple(prompt), len(slots)) for prompt in prompts])
         distinct = list(slots)
-        parts = _parts(distinct, pass_overhead(self.model.body)) if self.model.has_plain_cache else [distinct]
+        overhead = pass_overhead(self.model.body)
+        parts = _parts(distinct, overhead) if self.model.has_plain_cache else [distinct]
+        beginning = self._beginning(distinct, overhead)
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))
             forks.append((slot_R[of_part_R] - first).to(self.device))
-            hidden_BD, cache = self._run(part)
+            hidden_BD, cache = self._run(part, beginning)
             last.append(hidden_BD)
             caches.append(cache)
             first += len(part)
         return self.model.logits(torch.cat(last))[slot_R.to(self.device)], caches, forks
 
-    def _run(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+    def _beginning(self, prompts: Sequence[tuple[int, ...]], overhead: int) -> Beginning | None:
+        """What all prompts begin with, unless running it again for each of them costs less than a pass."""
+        if not self.model.shares_beginnings:
+            return None
+        tokens = common_beginning(prompts)
+        if len(tokens) * (len(prompts) - 1) <= overhead:
+            return None
+        _, cache = self._run([tokens])
+        return Beginning(tokens, cache)
+
+    def _run(self, prompts: Sequence[Sequence[int]], beginning: Beginning | None = None) -> tuple[Tensor, Cache]:
         """The hidden state at each prompt's last token, and the cache of all."""
-        width = max(map(len, prompts))
+        lengths = [len(prompt) for prompt in prompts]
+        longest = width = max(lengths)
+        cache = None
+        length_B = torch.tensor(lengths, device=self.device)
+        if beginning is not None and longest - min(lengths) <= len(beginning.tokens):
+            # Shorter prompts run some of the beginning again, in the place of padding.
+            width = longest - len(beginning.tokens)
+            cache = beginning.fork(length_B - width)
         ids_BP = torch.tensor(
-            [[self.model.pad] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device
+            [([self.model.pad] * (longest - len(ids)) + list(ids))[-width:] for ids in prompts], device=self.device
         )
-        start_B = torch.tensor([width - len(ids) for ids in prompts], device=self.device)
-        place_BP = torch.arange(width, device=self.device) - start_B[:, None]
-        padded = min(map(len, prompts)) < width
+        place_BL = torch.arange(longest, device=self.device) - (longest - length_B)[:, None]
         out = self.model.body(
             input_ids=ids_BP,
-            attention_mask=(place_BP >= 0).long() if padded else None,
-            position_ids=place_BP.clamp(min=0),
+            attention_mask=(place_BL >= 0).long() if min(lengths) < longest else None,
+            position_ids=place_BL[:, -width:].clamp(min=0),
+            past_key_values=cache,
             use_cache=True,
         )
         return out.last_hidden_state[:, -1], out.past_key_values
