@@ -69,7 +69,7 @@ def cards(page: str) -> list[str]:
 
 def headings(page: str) -> list[str]:
     """What stands above each of the columns of the page."""
-    found = re.findall(r'<section class="pane"><h2>(.*?)</h2>', page)
+    found = re.findall(r'<section class="pane[ a-z]*"><h2>(.*?)</h2>', page)
     return [html.unescape(re.sub(r"<[^>]+>", " ", text)) for text in found]
 
 
@@ -253,6 +253,19 @@ def test_a_search_goes_back_step_by_step_until_a_page_is_full(tmp_path: Path) ->
     page = dom(run, "#all=1")
     assert "48 rollouts in 12 groups, steps 28 to 39" in page
     assert "search further, from step 27 back" in page
+
+
+@browser
+def test_an_evaluation_shows_batches_of_single_completions(tmp_path: Path) -> None:
+    rows = [row(step=step, group=group, sampled_for="accuracy") for step in range(2) for group in range(3)]
+    run = write(tmp_path, *rows)
+    page = dom(run)
+    assert "6 rollouts of 2 batches" in page
+    (heading,) = headings(page)
+    assert heading.startswith("batch 1 3 of 3 rollouts"), "batches have no first and last"
+    assert 'class="pane singles"' in page
+    assert "mean reward 0.00, no signal" not in page
+    assert 'id="chart" class="chart" title="click to show a step" hidden=""' in dom(run, "", "--steps", "1:1")
 
 
 @browser

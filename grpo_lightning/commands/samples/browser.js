@@ -14,9 +14,11 @@ for (const id of TEXTS) if (params.has(id)) $(id).value = params.get(id);
 for (const id of BOXES) $(id).checked = params.has(id);
 $("step").value = params.get("step") ?? last;
 // First and last side by side; batches of an evaluation have no order.
-$("beside").value = params.get("beside") ?? (steps.length > 1 && head.unit === "step" ? first : "");
+const besides = steps.length > 1 && head.unit === "step" ? String(first) : "";
+$("beside").value = params.get("beside") ?? besides;
 if (params.has("theme")) document.documentElement.dataset.theme = params.get("theme");
-for (const box of document.querySelectorAll(".unit")) box.textContent = head.unit;
+for (const [kind, text] of Object.entries({ unit: head.unit, units }))
+  for (const box of document.querySelectorAll("." + kind)) box.textContent = text;
 const number = (id) => ($(id).value === "" ? null : Number($(id).value));
 // The step that is there and nearest to what was typed.
 const nearest = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best), first);
@@ -24,7 +26,7 @@ const nearest = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted
 function remember() {
   const state = new URLSearchParams();
   if (number("step") !== last) state.set("step", $("step").value);
-  if ($("beside").value !== String(steps.length > 1 ? first : "")) state.set("beside", $("beside").value);
+  if ($("beside").value !== besides) state.set("beside", $("beside").value);
   for (const id of TEXTS) if ($(id).value !== "" && $(id).selectedIndex !== 0) state.set(id, $(id).value);
   for (const id of BOXES) if ($(id).checked) state.set(id, "1");
   if (hidden.size) state.set("hide", [...hidden].join(","));
@@ -83,7 +85,8 @@ async function show(mine, chosen) {
     const of = (name) => head.steps[name][steps.indexOf(step)];
     const sum = rows + " of " + of("rollouts") + " rollouts in " + found.length + " groups, " +
       (100 * of("accuracy")).toFixed(0) + " % correct, mean reward " + digits(of("reward"));
-    const pane = element("section", "pane", element("h2", "", head.unit + " " + step + ending, element("span", "faint", sum)));
+    const singles = groups.every((group) => group.firsts.length === 1);
+    const pane = element("section", "pane" + (singles ? " singles" : ""), element("h2", "", head.unit + " " + step + ending, element("span", "faint", sum)));
     if (found.length) drawSome(pane, found);
     else pane.append(element("p", "faint", "Nothing matches."));
     return pane;
@@ -95,7 +98,7 @@ async function show(mine, chosen) {
 
 // From the last step backwards, until a page is full.
 async function search(mine, from, place) {
-  const words = element("span", "faint", "searching"), pane = element("section", "pane", element("h2", "", "all " + head.unit + "s", words));
+  const words = element("span", "faint", "searching"), pane = element("section", "pane", element("h2", "", "all " + units, words));
   if (place === $("panes")) place.replaceChildren(pane);
   else place.append(pane);
   const found = [];
@@ -111,7 +114,7 @@ async function search(mine, from, place) {
   }
   const next = at >= 0 ? at : null;
   words.textContent = total(found.map((match) => match.rows.size)) + " rollouts in " + found.length + " groups, " +
-    head.unit + "s " + steps[at + 1] + " to " + steps[from];
+    units + " " + steps[at + 1] + " to " + steps[from];
   if (!found.length) pane.append(element("p", "faint", "Nothing matches."));
   pane.append(...found.map(drawGroup));
   if (next !== null) pane.append(button("search further, from " + head.unit + " " + steps[next] + " back", () => search(mine, next, pane)));
@@ -140,6 +143,7 @@ function curve() {
   return made;
 }
 let plot = curve();
+$("chart").hidden = $("curve").parentElement.hidden = steps.length === 1;
 
 // -- controls --------------------------------------------------------------------------------------------------------
 
@@ -166,6 +170,6 @@ $("theme").onclick = () => {
   root.dataset.theme = (root.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
   remember();
 };
-$("note").textContent = total(head.steps.rollouts).toLocaleString("en") + " rollouts of " + steps.length.toLocaleString("en") + " " + head.unit + "s";
+$("note").textContent = total(head.steps.rollouts).toLocaleString("en") + " rollouts of " + steps.length.toLocaleString("en") + " " + (steps.length > 1 ? units : head.unit);
 $("step").value = nearest(number("step"));
 draw();

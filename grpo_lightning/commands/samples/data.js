@@ -2,6 +2,7 @@
 // What the page knows: the index, and the rollouts of the steps that have been shown.
 const $ = (id) => document.getElementById(id);
 const head = JSON.parse($("head").textContent);
+const units = head.unit === "batch" ? "batches" : "steps";
 const steps = head.steps.step, first = steps[0], last = steps.at(-1);
 const ON_PAGE = 48, KEPT = 16, AHEAD = 8;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

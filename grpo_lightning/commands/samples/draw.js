@@ -92,7 +92,8 @@ function drawColumn(rollout, rows) {
 function drawGroup({ group, rows }) {
   const box = element("section", "group"), { messages, answer, metadata } = group.all[0];
   const title = element("h3", "", element("span", "", head.unit + " " + group.step), element("span", "faint", group.name));
-  title.append(element("span", "faint", "mean reward " + digits(group.reward) + (group.signal ? "" : ", no signal")));
+  if (group.firsts.length > 1)
+    title.append(element("span", "faint", "mean reward " + digits(group.reward) + (group.signal ? "" : ", no signal")));
   box.append(title, ...messages.map(drawMessage));
   if (answer !== null)
     box.append(element("div", "words faint", "answer: " + (typeof answer === "string" ? answer : JSON.stringify(answer))));
