@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -33,14 +34,21 @@ def check_hub(repo: str, key: str) -> None:
 def push_folder(folder: Path, repo: str, private: bool) -> None:
     """Push a folder into a repository, which is made if it does not exist.
 
-    The folder stays where it is whatever happens; a failure is a line in the log with the command to repeat.
+    The folder stays where it is whatever happens; a failure is a line in the log with the command to repeat. The config
+    of an adapter on a local base names no base: the path says something on this machine alone.
     """
     import huggingface_hub
 
     hub = huggingface_hub.HfApi(endpoint=huggingface_hub.constants.ENDPOINT)
     try:
         hub.create_repo(repo, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"{folder.name} of {folder.parent.name}")
+        changes = [
+            huggingface_hub.CommitOperationAdd(
+                file.name, _without_local_base(file.read_bytes()) if file.name == "adapter_config.json" else file
+            )
+            for file in sorted(folder.iterdir())
+        ]
+        hub.create_commit(repo, changes, commit_message=f"{folder.name} of {folder.parent.name}")
     except Exception as error:  # whatever the hub or the network has, the run is complete
         log.warning(
             "export.push_to_hub: %s was not pushed: %s: %s; repeat it with hf upload %s %s",
@@ -48,3 +56,11 @@ def push_folder(folder: Path, repo: str, private: bool) -> None:
         )  # fmt: skip
     else:
         log.info("pushed %s to %s/%s", folder, huggingface_hub.constants.ENDPOINT, repo)
+
+
+def _without_local_base(adapter_config: bytes) -> bytes:
+    """An adapter's config, with null for a base that is a folder."""
+    config = json.loads(adapter_config)
+    if not Path(config["base_model_name_or_path"]).exists():
+        return adapter_config
+    return json.dumps(config | {"base_model_name_or_path": None}, indent=2, sort_keys=True).encode()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.tokenizer import tokenizer_of
 from grpo_lightning.rollout.prompts import EncodedPrompts
 
 COUNT = 5
@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> None:
     set_up_output()
     cli = parse(list(args))
     task, policy = cli.datamodule.task, cli.model.policy_config
-    tokenizer = load_tokenizer(policy.path, policy.revision, task.chat_template, policy.chat_template_kwargs)
+    tokenizer = tokenizer_of(policy, task.chat_template)
     rows = EncodedPrompts(task.prompts("train"), tokenizer).rows
     for prompt, ids in sorted(rows, key=lambda row: -len(row[1]))[:COUNT]:
         print(len(ids), prompt.messages[-1]["content"])

@@ -25,7 +25,7 @@ from grpo_lightning.functional import (
 )
 from grpo_lightning.models.checks import output_head
 from grpo_lightning.models.teacher import OtherModel, OwnModel, Teacher, TeacherConfig, TeacherForm
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.tokenizer import tokenizer_of
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Experience
@@ -147,10 +147,7 @@ class DistillationModule(GroupModule):
                 "another module than DistillationModule"
             )
         if isinstance(self.teacher_source, TeacherConfig):
-            policy = self.policy_config
-            self.teacher_source.check_tokenizer(
-                load_tokenizer(policy.path, policy.revision, self.chat_template, policy.chat_template_kwargs)
-            )
+            self.teacher_source.check_tokenizer(tokenizer_of(self.policy_config, self.chat_template))
         more = 0 if self.context is None else self.context.longest(data.sampling.cap)
         self._longest_teacher_row = self.longest_row + more
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,7 +35,7 @@ from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
 from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
-from grpo_lightning.cli.warm_start import start_from_warm_policy
+from grpo_lightning.cli.warm_start import CommandLine, policy_of_the_run, start_from, warm_policy
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import FilteringCLI
 from grpo_lightning.rollout.datamodule import RolloutDataModule
@@ -113,6 +114,12 @@ class GRPOCLI(FilteringCLI):
             type=str | None,
             help="config of an SFT run to train first, on one device; its exported policy replaces model.policy.path",
         )
+        parser.add_argument(
+            "--reuse_warm_start",
+            type=bool,
+            default=True,
+            help="use the policy of an earlier run whose warm start was made with the same config, versions and files",
+        )
         callbacks = importlib.import_module("grpo_lightning.callbacks")
         for key, name in CALLBACKS.items():
             parser.add_lightning_class_args(getattr(callbacks, name), key)
@@ -149,7 +156,12 @@ class GRPOCLI(FilteringCLI):
         self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)
         if config.warm_start is not None:
-            start_from_warm_policy(config, self.subcommand, self.run_dir.path, run)
+            if self.subcommand == "fit":
+                command_line = CommandLine(run, resolved, self.check_before_warm_start)
+                policy = warm_policy(config, self.run_dir.path, root, command_line)
+            else:
+                policy = policy_of_the_run(config.ckpt_path)
+            start_from(config, policy)
         add_run_defaults(config.trainer, self.run_dir.path)
 
     def instantiate_classes(self) -> None:
@@ -168,13 +180,36 @@ class GRPOCLI(FilteringCLI):
             self.datamodule.check_devices(self.trainer.num_devices * self.trainer.num_nodes)
             self.run_dir.make()
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+    def check_before_warm_start(self, policy: str) -> None:
+        """Build all from the config and check the data, so that mistakes are found before a model is trained.
+
+        Args:
+            policy: whose tokenizer the warm start's policy will have; that of the config may be another.
+
+        Raises:
+            ConfigError: see :meth:`instantiate_classes`, and ``RolloutDataModule.prepare``.
+        """
+        config = self.config.clone()
+        chosen = config[self.subcommand]
+        chosen.model.init_args.policy.path = policy
         try:
-            trainer = super().instantiate_trainer(**kwargs)
+            self.config_init = self.parser.instantiate_classes(config)
+        except Exception as error:
+            raise user_errors.of_construction(error, chosen) from error
+        module = self._get(self.config_init, "model")
+        module.trainer = self._built_trainer()
+        self._get(self.config_init, "data").prepare(module, module.trainer, "fit")
+
+    def _built_trainer(self, **kwargs: Any) -> pl.Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
         except ConfigError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise user_errors.of_trainer(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = self._built_trainer(**kwargs)
         if self.subcommand is not None:
             is_set_up = set_up_allocator(trainer.strategy.root_device.type)
             if trainer.is_global_zero:
@@ -217,6 +252,28 @@ def run(args: Sequence[str]) -> GRPOCLI:
     """Parse ``args`` and do what they say."""
     set_up_output()
     return GRPOCLI(list(args))
+
+
+def resolved(args: Sequence[str]) -> dict[str, Any]:
+    """The config of a command line, with every default, as plain values; nothing is built."""
+    try:
+        _Parsing(list(args))
+    except _Parsed as parsed:
+        cli = parsed.args[0]
+        config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        return config[cli.subcommand]
+    raise AssertionError("the command line was to be parsed alone")
+
+
+class _Parsed(Exception):
+    pass
+
+
+class _Parsing(GRPOCLI):
+    """Stops when the config is there."""
+
+    def before_instantiate_classes(self) -> None:
+        raise _Parsed(self)
 
 
 def set_up_output() -> None:

@@ -1,8 +1,10 @@
 """Every option of the command line, from a table that is read without loading torch.
 
-The parser imports all classes, which takes seconds. Help, completion and keys that do not exist are answered from here
-instead. ``python -m grpo_lightning.cli.write_options`` writes the table from that parser, and a test checks that it is
-up to date.
+The parser imports all classes, which takes seconds: of the 6.9 CPU seconds of ``--print_config``, importing torch takes
+1.2, Lightning's command line 2.9 more, and ours 1.3. Help, completion and keys that do not exist are answered from here
+instead. Resolved configs, and values of a user's own classes, are not: that would be a second parser.
+
+``python -m grpo_lightning.cli.write_options`` writes the table from that parser; a test checks that it is up to date.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ from grpo_lightning.errors import ConfigError
 BEGINNING = ("config.yaml", "environment.json", "events.out.tfevents.*", "hparams.yaml", "metrics.csv")
 """Files that a run writes before its first step."""
 
+TAKEN_FROM = "taken_from.txt"
+"""The file in a run's ``warm_start`` that says which other run's it is; one that was trained here has none."""
+
 
 class RunDir:
     """The directory of one run.
@@ -48,11 +51,13 @@ class RunDir:
         """Remove the directory of a start that was refused, and the parents made for it.
 
         One that was there before stays as it is, and so does one with anything beside :data:`BEGINNING`: a warm start
-        that was trained, a checkpoint, what a user's callback wrote.
+        that was trained, a checkpoint, what a user's callback wrote. A warm start that was taken from another run goes.
         """
         if not self._is_new or not is_first_process() or not self.path.is_dir():
             return
-        files = [file for file in self.path.rglob("*") if not file.is_dir()]
+        taken = self.path / "warm_start"
+        is_taken = (taken / TAKEN_FROM).is_file()
+        files = [file for file in self.path.rglob("*") if not (file.is_dir() or (is_taken and taken in file.parents))]
         if not all(any(file.match(name) for name in BEGINNING) for file in files):
             return
         for entry in self.path.iterdir():

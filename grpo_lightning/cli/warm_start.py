@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
 from grpo_lightning.cli.checkpoints import run_of_checkpoint
+from grpo_lightning.cli.finished_warm_starts import MADE_WITH, fingerprint, finished, take
 from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.shipped import shipped_config
@@ -19,23 +22,23 @@ from grpo_lightning.shipped import shipped_config
 log = logging.getLogger(__name__)
 
 
-def start_from_warm_policy(config: Any, subcommand: str, run_dir: Path, run: Callable[[list[str]], Any]) -> None:
-    """Replace ``model.policy.path`` by the policy of the warm start; ``fit`` trains it where it is missing.
-
-    The first process trains it on one device, and the others wait: its steps are those of the SFT config run alone.
+@dataclass(frozen=True)
+class CommandLine:
+    """What the warm start needs of the command line.
 
     Args:
-        config: the run's config; changed here.
-        subcommand: ``fit`` trains; the others evaluate what a run started from.
-        run_dir: this run's directory.
         run: does what a command line says, given as a list.
-
-    Raises:
-        ConfigError: the SFT config is wrong, or the policy that the run started from is gone.
+        resolved: the config of a command line, with every default.
+        check: checks the config and the data of the run that comes after, given the policy of the warm start's config.
     """
-    policy = run_dir / "warm_start" / "policy" if subcommand == "fit" else _policy_of_the_run(config.ckpt_path)
-    if subcommand == "fit" and not policy.is_dir():
-        _train(config, policy, run) if is_first_process() else _wait_for(policy)
+
+    run: Callable[[list[str]], Any]
+    resolved: Callable[[list[str]], Mapping[str, Any]]
+    check: Callable[[str], None]
+
+
+def start_from(config: Any, policy: Path) -> None:
+    """Replace ``model.policy.path`` of a config by the policy of a warm start."""
     # The seed of the run, whether this process trained, waited, or neither.
     pl.seed_everything(config.seed_everything, workers=True, verbose=False)
     config.model.init_args.policy.path = str(policy)
@@ -43,8 +46,73 @@ def start_from_warm_policy(config: Any, subcommand: str, run_dir: Path, run: Cal
     config.warm_start = None
 
 
-def _policy_of_the_run(checkpoint: str | None) -> Path:
-    """The policy from which the run of a checkpoint started."""
+def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLine) -> Path:
+    """The policy that ``fit`` starts from: of this run, of an earlier one with the same warm start, or trained now.
+
+    The first process trains it on one device, and the others wait: its steps are those of the SFT config run alone.
+
+    Args:
+        config: the run's config.
+        run_dir: this run's directory.
+        root: the directory of all runs.
+        command_line: parses and runs the config of the warm start.
+
+    Raises:
+        ConfigError: the SFT config is wrong, or the run's own, or the policy that the run started from is gone.
+    """
+    policy = run_dir / "warm_start" / "policy"
+    if policy.is_dir():
+        return policy
+    if not is_first_process():
+        _wait_for(policy)
+        return policy
+    if config.ckpt_path:
+        raise ConfigError(
+            f"warm_start: {policy}, which this run started from, is gone: name another policy in "
+            "model.init_args.policy.path and set warm_start to null"
+        )
+    folder = policy.parent
+    devices = config.trainer.devices
+    device = f"[{devices[0]}]" if isinstance(devices, list) else "1"
+    one_device = ["--trainer.devices", device, "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+    arguments = ["fit", "--config", shipped_config(config.warm_start), *one_device]
+    arguments += ["--seed_everything", str(config.seed_everything)]
+    last = folder / "checkpoints" / "last.ckpt"
+    with _named(config.warm_start):
+        asked = command_line.resolved(arguments)
+    made_with = fingerprint(asked)
+    source = finished([*root.glob("*"), run_dir.parent], made_with) if config.reuse_warm_start else None
+    if source is not None and not last.is_file():
+        log.info("warm start: that of %s, made with the same; --reuse_warm_start false trains it anew", source.parent)
+        take(source, folder)
+        return policy
+    command_line.check(asked["model"]["init_args"]["policy"]["path"])
+    if not last.is_file():
+        # A warm start that was interrupted before its first checkpoint leaves nothing to continue from.
+        shutil.rmtree(folder, ignore_errors=True)
+    resume = ["--ckpt_path", str(last)] if last.is_file() else []
+    with _named(config.warm_start):
+        command_line.run([*arguments, "--run_dir", str(folder), *resume])
+    if not resume:  # the steps before an interruption may have been made with something else
+        (folder / MADE_WITH).write_text(made_with)
+    return policy
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Say in whose config a mistake is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"warm_start: in {file}: {error}") from error
+
+
+def policy_of_the_run(checkpoint: str | None) -> Path:
+    """The policy from which the run of a checkpoint started.
+
+    Raises:
+        ConfigError: there is no checkpoint, or the policy is gone.
+    """
     run = run_of_checkpoint(checkpoint) if checkpoint else None
     if run is None:
         raise ConfigError(
@@ -55,28 +123,6 @@ def _policy_of_the_run(checkpoint: str | None) -> Path:
     if not policy.is_dir():
         raise ConfigError(f"warm_start: {policy} does not exist: give --config {run / 'config.yaml'}")
     return policy
-
-
-def _train(config: Any, policy: Path, run: Callable[[list[str]], Any]) -> None:
-    if config.ckpt_path:
-        raise ConfigError(
-            f"warm_start: {policy}, which this run started from, is gone: name another policy in "
-            "model.init_args.policy.path and set warm_start to null"
-        )
-    folder = policy.parent
-    last = folder / "checkpoints" / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if last.is_file() else []
-    if not resume:
-        # A warm start that was interrupted before its first checkpoint leaves nothing to continue from.
-        shutil.rmtree(folder, ignore_errors=True)
-    devices = config.trainer.devices
-    device = f"[{devices[0]}]" if isinstance(devices, list) else "1"
-    one_device = ["--trainer.devices", device, "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
-    options = ["--run_dir", str(folder), "--seed_everything", str(config.seed_everything), *one_device, *resume]
-    try:
-        run(["fit", "--config", shipped_config(config.warm_start), *options])
-    except ConfigError as error:
-        raise ConfigError(f"warm_start: in {config.warm_start}: {error}") from error
 
 
 def _wait_for(policy: Path, poll_s: float = 0.5, remind_s: float = 60.0) -> None:

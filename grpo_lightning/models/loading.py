@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.quantised import Bits, pack_weightless, quantization_options
@@ -67,27 +67,64 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
+    given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = field(default=None, init=False, repr=False)
+    """The model object that a program passed, and its tokenizer; see :meth:`from_model`."""
 
     @classmethod
     def of(cls, given: Any) -> PolicyConfig:
-        """Return the config for what a program passes as a policy: a config, or only the path of a model.
+        """Return the config for what a program passes: a config, a path, a model, or ``(model, tokenizer)``.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: it is none of them.
         """
         if isinstance(given, PolicyConfig):
-            return replace(given, path=shipped_model(given.path))
+            return given if given.given is not None else replace(given, path=shipped_model(given.path))
         if isinstance(given, (str, Path)):
             return cls(path=shipped_model(str(given)))
-        raise ConfigError(
-            f"model.policy: give a path or PolicyConfig(path=...), not {type(given).__name__}: the module loads the "
-            "model itself; save one that you have in hand with save_pretrained"
-        )
+        model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        return cls.from_model(model, tokenizer)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        lora: LoRAConfig | None = None,
+        reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto",
+        gradient_checkpointing: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        without: list[str] | None = None,
+    ) -> PolicyConfig:
+        """A policy that is a model object, trained in place. A run is resumed with the model as it was before training.
+
+        Args:
+            model: a causal language model of transformers, without an adapter.
+            tokenizer: its tokenizer; default: that of ``model.name_or_path``. It is copied.
+            lora: see the class, as for the further options.
+
+        Raises:
+            ConfigError: it is not such a model, or nothing says which tokenizer is its own.
+        """
+        if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
+            raise ConfigError(
+                "model.policy: give a path, a PolicyConfig, or a causal language model of transformers without an "
+                f"adapter, not {type(model).__name__}: for one, PolicyConfig.from_model(model, lora=LoRAConfig())"
+            )
+        if tokenizer is None and not model.name_or_path:
+            raise ConfigError("model.policy: this model has no name_or_path with a tokenizer: give (model, tokenizer)")
+        dtype: Any = str(model.dtype).removeprefix("torch.")
+        config = cls(
+            model.name_or_path or type(model).__name__, dtype=dtype, lora=lora, reference=reference,
+            gradient_checkpointing=gradient_checkpointing, chat_template_kwargs=chat_template_kwargs or {},
+            without=without or [],
+        )  # fmt: skip
+        config.given = model, tokenizer
+        return config
 
     @property
     def is_adapter(self) -> bool:
         """Whether ``path`` is that of an adapter."""
-        return (Path(self.path) / "adapter_config.json").is_file()
+        return self.given is None and (Path(self.path) / "adapter_config.json").is_file()
 
     @property
     def has_lora(self) -> bool:
@@ -168,6 +205,8 @@ def _load_causal_lm(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
     try:
         architecture = load_architecture(path, config, key, may_be_quantised=is_frozen)
+        if config.given is not None and not is_weightless():
+            return config.given[0]
         if config.init == "random" or is_weightless():
             lm = AutoModelForCausalLM.from_config(architecture, **options)
             pack_weightless(lm, bits)
@@ -233,7 +272,8 @@ def load_architecture(
     Raises:
         ConfigError: the weights are quantised, and may not be.
     """
-    architecture = AutoConfig.from_pretrained(path, revision=config.revision)
+    given = None if config.given is None else config.given[0].config
+    architecture = given or AutoConfig.from_pretrained(path, revision=config.revision)
     quantised = getattr(architecture, "quantization_config", None)
     if quantised is not None and config.init == "pretrained" and not may_be_quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method

@@ -19,7 +19,7 @@ from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, 
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge
 from grpo_lightning.models.reference import make_reference
-from grpo_lightning.models.tokenizer import load_tokenizer, terminators
+from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
@@ -47,9 +47,7 @@ class Policy(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
-            config.path, config.revision, chat_template, config.chat_template_kwargs
-        )
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer_of(config, chat_template)
         self.model, loaded_adapter = load_model(config)
         self.has_lora = hasattr(self.model, "peft_config")
         self.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,12 +10,27 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import base_path
+from grpo_lightning.models.loading import PolicyConfig, base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
 
 PROMPT_END = 64
 """Characters that :func:`prompt_end` gives: more than any opening tag of a thought and the line breaks after it."""
+
+
+def tokenizer_of(config: PolicyConfig, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a policy's tokenizer, or copy the one that a program gave with its model.
+
+    Args:
+        config: the policy's.
+        chat_template: replaces the tokenizer's: a Jinja text or a name such as ``plain``.
+
+    Raises:
+        ConfigError: see :func:`load_tokenizer`.
+    """
+    if config.given is None or config.given[1] is None or is_weightless():
+        return load_tokenizer(config.path, config.revision, chat_template, config.chat_template_kwargs)
+    return _with_template(copy.deepcopy(config.given[1]), config.path, chat_template, config.chat_template_kwargs)
 
 
 def load_tokenizer(
@@ -49,6 +65,12 @@ def load_tokenizer(
             f"model.policy.path: no tokenizer found at {path}: give a local folder or the name of a hub model that "
             f"can be reached ({str(error).splitlines()[0]})"
         ) from error
+    return _with_template(tokenizer, path, chat_template, chat_template_kwargs or {})
+
+
+def _with_template(
+    tokenizer: PreTrainedTokenizerBase, path: str, chat_template: str | None, chat_template_kwargs: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
     if chat_template is not None:
         tokenizer.chat_template = named_template(chat_template)
     if not tokenizer.chat_template:
@@ -56,8 +78,8 @@ def load_tokenizer(
             f"model.policy.path: the tokenizer of {path} has no chat template: give "
             f"data.task.init_args.chat_template; for a base model, {' or '.join(TEMPLATES)} will do"
         )
-    complete_template(tokenizer, chat_template_kwargs or {})
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    complete_template(tokenizer, chat_template_kwargs)
+    return tokenizer
 
 
 def encode_prompt(

@@ -148,24 +148,17 @@ class RolloutDataModule(pl.LightningDataModule):
                 module cannot learn from this data.
         """
         assert self.trainer is not None, "attach the data module to a Trainer, whose module it samples from"
-        trainer = self.trainer
-        self._ranks = trainer.global_rank, trainer.world_size
-        learner = self._learner = learner_of(trainer)
-        self.check_devices(trainer.world_size)
-        check_trainer(trainer)
-        policy = learner.policy_config
-        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
+        trainer, learner = self.trainer, learner_of(self.trainer)
+        self._ranks, self._learner = (trainer.global_rank, trainer.world_size), learner
+        self.prepare(learner, trainer, stage)
         self._collector = Collector(
             learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
         )
-        if stage == "fit" and self.curriculum is not None:
-            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         is_ahead = self.rollouts_ahead and stage == "fit"
         self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
-        learner.on_data_ready(self, stage)
         self._pushed = ""
         sampling = self.sampling if stage == "fit" else None
-        self.engine.check(policy, self.asked_of_engine(self._longest_prompt), sampling)
+        self.engine.check(learner.policy_config, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
@@ -174,6 +167,15 @@ class RolloutDataModule(pl.LightningDataModule):
             # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
             callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
+
+    def prepare(self, learner: Learner, trainer: pl.Trainer, stage: str) -> None:
+        """Load and check the data: the part of :meth:`setup` for which the trainer need not have started."""
+        self.check_devices(trainer.world_size)
+        check_trainer(trainer)
+        self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
+        if stage == "fit" and self.curriculum is not None:
+            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
+        learner.on_data_ready(self, stage)
 
     def train_dataloader(self) -> TrainLoader:
         shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)

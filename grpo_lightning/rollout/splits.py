@@ -13,7 +13,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.dialogue import Dialogue
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.templates import template_notes
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.tokenizer import tokenizer_of
 from grpo_lightning.rollout.checks import check_constraints
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import EncodedPrompts
@@ -41,8 +41,7 @@ def load_splits(
         ConfigError: see :func:`load_split`; or a verifier can judge no row, or the environment has no room.
     """
     policy, verifiers, loaded = learner.policy_config, list(learner.verifiers.values()), dict(known)
-    template = data.task.chat_template
-    tokenizer = load_tokenizer(policy.path, policy.revision, template, policy.chat_template_kwargs)
+    tokenizer = tokenizer_of(policy, data.task.chat_template)
     vocabulary = vocabulary_size(policy)
     for split in splits:
         if split not in loaded:

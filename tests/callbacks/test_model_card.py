@@ -163,6 +163,10 @@ def test_the_adapter_is_pushed_with_its_card(hub: type[Hub], tiny_model: Callabl
     assert made["name"] == "policy"
     assert made["visibility"] == "private"
     pushed = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
+    # What is pushed does not name a local folder as the base; what stays is loaded by that.
+    stays, goes = (json.loads(files.pop("adapter_config.json")) for files in (pushed, hub.files))
+    assert (stays["base_model_name_or_path"], goes["base_model_name_or_path"]) == (tiny_model("llama"), None)
+    assert goes == stays | {"base_model_name_or_path": None}
     assert hub.files == pushed
     assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= set(pushed)
     assert b"library_name: peft" in pushed["README.md"]

@@ -408,8 +408,8 @@ def test_the_options_of_fit_are_a_decision(capsys: pytest.CaptureFixture[str]) -
         if line.startswith("  --")
     }
     assert ours == {
-        "seed_everything", "trainer", "model", "data", "run_dir", "warm_start", "ckpt_path", "weights_only",
-        "checkpoint", "health_check", "summary", "export", "predictions", "rollouts", "tensorboard",
+        "seed_everything", "trainer", "model", "data", "run_dir", "warm_start", "reuse_warm_start", "ckpt_path",
+        "weights_only", "checkpoint", "health_check", "summary", "export", "predictions", "rollouts", "tensorboard",
         "print_config", "config",
     } - ({"print_config", "config"} - ours)  # fmt: skip
 

@@ -96,7 +96,7 @@ def test_refused_starts_leave_no_run_directory(
 
 def test_a_trained_warm_start_outlives_a_refused_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "configs/quickstart.yaml", "--warm_start", short_warm_start(tmp_path)]
-    error_of(capsys, *arguments, *few(tmp_path / "runs"), "--trainer.strategy", "dpp")
+    error_of(capsys, *arguments, *few(tmp_path / "runs"), *callback("EarlyStopping", monitor="x"))
     assert (only_run(tmp_path / "runs", "quickstart") / "warm_start/policy/config.json").is_file()
 
 

@@ -109,6 +109,7 @@ def at(config: Any, key: str) -> Any:
         ({"num_generations": 4}, "data.prompts_per_step", 2),
         ({"top_p": 0.9, "top_k": 0}, "data.sampling", {"temperature": 1.0, "max_new_tokens": 256, "top_p": 0.9}),
         ({"generation_kwargs": {"stop_strings": "END"}}, "data.sampling.stop", ["END"]),
+        ({"vllm_structured_outputs_regex": "a|b"}, "data.sampling.constraint.pattern", "a|b"),
         ({"max_prompt_length": 100}, "data.max_prompt_tokens", 100),
         ({"data_seed": 7}, "data.seed", 7),
         ({"seed": 7}, "seed_everything", 7),

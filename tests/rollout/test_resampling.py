@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from grpo_lightning.advantages import GDPO
 from grpo_lightning.algorithms import PPOModule, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint
+from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models import PolicyConfig
+from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, ResampleConfig, SamplingParams
 from grpo_lightning.rollout.engines.base import OnFinish, Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
@@ -181,6 +183,23 @@ def test_silent_groups_are_replaced_while_others_decode(tiny_model: Callable[[st
     fewer = step(path, tmp_path, verifier=Strict(), resample_silent=ResampleConfig(max_rounds=1))
     assert any(".2/" in attempt.key for attempt in more.attempts)
     assert all(".2/" not in attempt.key for attempt in [*fewer.attempts, *fewer.replaced])
+
+
+def test_what_replaces_a_group_is_constrained_too(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    """And its log-probs are those among the allowed tokens: the update's own are equal."""
+    pattern = "[a-d]{3,12}"
+    sampling = SamplingParams(max_new_tokens=16, constraint=Regex(pattern))
+    made = step(tiny_model("llama"), tmp_path, sampling=sampling)
+    assert made.replaced
+    sampled = [*made.attempts, *made.replaced]
+    assert all(regex.fullmatch(pattern, attempt.completion.text) for attempt in sampled)
+    assert len({attempt.completion.text for attempt in sampled}) > 6
+    policy = Policy(PolicyConfig(path=tiny_model("llama")))
+    assert made.tokens.allowed is not None
+    logprobs_NT, _ = policy.logprobs(made.tokens)
+    for row, attempt in enumerate(made.attempts):
+        own = logprobs_NT[row, : len(attempt.completion.logprobs)].detach()
+        torch.testing.assert_close(own, torch.tensor(attempt.completion.logprobs), atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_is_divided_by_what_keep_says(tiny_model: Callable[[str], str], tmp_path: Path) -> None:

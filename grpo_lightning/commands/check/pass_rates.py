@@ -13,7 +13,7 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import vocabulary_size
 from grpo_lightning.models.positions import check_length
-from grpo_lightning.models.tokenizer import load_tokenizer
+from grpo_lightning.models.tokenizer import tokenizer_of
 from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.pass_rates import PassRates, count
@@ -41,8 +41,7 @@ def measure(module: PolicyModule, data: RolloutDataModule, file: Path) -> str:
         raise ConfigError(f"--pass-rates: cannot write {file}: {error.strerror}") from error
     verifiers = list(module.verifiers.values())
     policy = module.policy_config
-    template = data.task.chat_template
-    tokenizer = load_tokenizer(policy.path, policy.revision, template, policy.chat_template_kwargs)
+    tokenizer = tokenizer_of(policy, data.task.chat_template)
     prompts = load_split(data, "train", tokenizer, verifiers, vocabulary_size(policy), ranks=1)
     rates = PassRates(prompts.prompts)
     recipe = replace(data.recipe("train"), refinement=None, resample=None)

@@ -16,8 +16,8 @@ from grpo_lightning.commands.compare.statistics import Array
 from grpo_lightning.errors import ConfigError
 
 IGNORED_KEYS = (
-    "seed_everything", "run_dir", "ckpt_path", "warm_start", "weights_only", "predictions", "export", "config",
-    "checkpoint", "health_check", "summary", "rollouts", "tensorboard",
+    "seed_everything", "run_dir", "ckpt_path", "warm_start", "reuse_warm_start", "weights_only", "predictions",
+    "export", "config", "checkpoint", "health_check", "summary", "rollouts", "tensorboard",
     "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar", "data.seed",
     "model.init_args.policy.init",
 )  # fmt: skip

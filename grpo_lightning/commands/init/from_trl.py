@@ -256,6 +256,8 @@ def _rollouts(options: TRLOptions) -> dict[str, Any]:
     sampling |= {"stop": [stop] if isinstance(stop, str) else list(stop)} if stop else {}
     for key in extra:
         options.drop(f"generation_kwargs.{key}", "there is no such option here")
+    pattern = options.take("vllm_structured_outputs_regex")
+    sampling |= {"constraint": {"class_path": "Regex", "init_args": {"pattern": pattern}}} if pattern else {}
     data: dict[str, Any] = {
         "prompts_per_step": max(1, completions // group), "group_size": group, "sampling": sampling
     }  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
-from grpo_lightning.cli.grpo_cli import GRPOCLI, run
+from grpo_lightning.cli.grpo_cli import GRPOCLI
 from grpo_lightning.cli.run_dirs import config_name
-from grpo_lightning.cli.warm_start import start_from_warm_policy
+from grpo_lightning.cli.warm_start import policy_of_the_run, start_from
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.policy import Policy
 
@@ -29,7 +29,7 @@ class ServeCLI(GRPOCLI):
         elif config.ckpt_path is not None:
             check_checkpoint(config.ckpt_path)
         if config.warm_start is not None:
-            start_from_warm_policy(config, "serve", root, run)
+            start_from(config, policy_of_the_run(config.ckpt_path))
 
 
 def policy_of(cli: Any) -> Policy:

@@ -51,10 +51,10 @@ def main(args: list[str]) -> None:
 
 def _longest_row(data: RolloutDataModule, policy: PolicyConfig) -> int:
     """Tokens that the data module will ask of its engine in ``fit``."""
-    from grpo_lightning.models.tokenizer import load_tokenizer
+    from grpo_lightning.models.tokenizer import tokenizer_of
     from grpo_lightning.rollout.prompts import EncodedPrompts
 
-    tokenizer = load_tokenizer(policy.path, policy.revision, data.task.chat_template, policy.chat_template_kwargs)
+    tokenizer = tokenizer_of(policy, data.task.chat_template)
     splits = [data.task.prompts("train"), data.task.prompts("val")]
     encoded = [EncodedPrompts(rows, tokenizer, data.max_prompt_tokens, data.overlong) for rows in splits if rows]
     return data.asked_of_engine(max(len(ids) for prompts in encoded for _, ids in prompts.rows))
