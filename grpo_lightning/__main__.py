@@ -97,9 +97,9 @@ def _run(args: list[str]) -> None:
         require_config(args)
         check_keys(read_config_files(args), args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
     elif args[0] == "verify":
-        from grpo_lightning.cli.config_files import with_shipped_configs
+        from grpo_lightning.cli.config_files import with_config_options
 
-        args = with_shipped_configs(args)
+        args = with_config_options(args)
     if args[0] in COMMANDS:
         importlib.import_module(COMMANDS[args[0]]).main(args[1:])
         return

@@ -216,6 +216,16 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert not Path("mine").exists()
 
 
+def test_relative_paths_of_the_yaml_are_found_inside_the_project(tmp_path: Path) -> None:
+    for name in ("model", "sets"):
+        Path(name).mkdir()
+    config, _ = translated(model_name_or_path="model", dataset_name="sets")
+    assert at(config, "model.policy.path") == str(tmp_path / "model")
+    assert at(config, "data.task.path") == str(tmp_path / "sets")
+    config, _ = translated(datasets=[{"path": "./sets"}])
+    assert at(config, "data.task.path") == str(tmp_path / "sets")
+
+
 def test_it_trains_with_its_schedule(
     tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

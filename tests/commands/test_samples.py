@@ -340,6 +340,17 @@ def test_the_options_steps_out_and_open(
     assert opened == [(run / "samples.html").as_uri()]
 
 
+@pytest.mark.parametrize("command", [["samples"], ["reproduce"], ["verify", "--samples"]])
+def test_a_folder_of_runs_names_its_newest_run(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("20260101-120000-bbbb", "20260102-120000-aaaa"):
+        (write(tmp_path / name, row()) / "config.yaml").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, str(tmp_path)])
+    assert capsys.readouterr().err.endswith(f"give one of them, such as {tmp_path}/20260102-120000-aaaa\n")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -167,6 +167,8 @@ def test_a_real_run_is_judged_again_by_its_own_config(tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     assert "8 of 8 rollouts change" in out
     assert "... and 7 more" in out
+    main(["verify", "quickstart", "--samples", str(run)])
+    assert "0 of 8 rollouts change" in capsys.readouterr().out
     for wrong in (["--samples", str(tmp_path)], ["--samples", str(run), "--show", "few"]):
         with pytest.raises(SystemExit, match="2"):
             main(["verify", *config[:2], *wrong])

@@ -9,7 +9,7 @@ from pathlib import Path
 from grpo_lightning.commands.init.config import ALGORITHMS, config_text
 from grpo_lightning.commands.init.from_trl import translate
 from grpo_lightning.commands.init.kinds import KINDS
-from grpo_lightning.commands.init.trl_options import read_trl
+from grpo_lightning.commands.init.trl_options import inside_project, read_trl
 from grpo_lightning.commands.init.verifier import verifier_text
 from grpo_lightning.errors import ConfigError
 
@@ -56,12 +56,8 @@ def main(args: Sequence[str]) -> None:
     if given.name is None:
         raise ConfigError("init: give a name for the new folder, such as grpo init my_task")
     folder = Path(given.name)
-    # Commands are given inside the folder.
-    model, data = (
-        str(Path(path).absolute()) if path and Path(path).exists() else path for path in (given.model, given.data)
-    )
     if given.from_trl is not None:
-        _translate(given.from_trl, folder, model, data, given.rewards)
+        _translate(given.from_trl, folder, given.model, given.data, given.rewards)
         return
     if given.data is not None or given.rewards is not None:
         raise ConfigError("--data and --rewards: only with --from-trl; otherwise change them in the config")
@@ -75,7 +71,7 @@ def main(args: Sequence[str]) -> None:
         )
     name = folder.name
     texts = {
-        f"{name}.yaml": config_text(name, kind, model or MODEL, given.algorithm),
+        f"{name}.yaml": config_text(name, kind, inside_project(given.model or MODEL), given.algorithm),
         "verifier.py": verifier_text(kind),
     }
     _write(folder, texts | kind.files())

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from grpo_lightning.commands.init.trl_options import TRLOptions
+from grpo_lightning.commands.init.trl_options import TRLOptions, inside_project
 from grpo_lightning.errors import ConfigError
 
 OF_TRL = {"accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"}
@@ -68,7 +68,7 @@ def _policy(options: TRLOptions) -> dict[str, Any]:
     if "model_name_or_path" not in options:
         raise ConfigError("--from-trl: the file has no model_name_or_path: give --model HUB_OR_FOLDER")
     extra = options.take_mapping("model_init_kwargs")
-    policy = {"path": options.take("model_name_or_path")}
+    policy = {"path": inside_project(str(options.take("model_name_or_path")))}
     dtype = options.take("dtype", None) or extra.pop("dtype", extra.pop("torch_dtype", None))
     if dtype in ("bfloat16", "float16", "float32"):
         policy["dtype"] = dtype
@@ -229,7 +229,7 @@ def _task(options: TRLOptions) -> dict[str, Any]:
     if len(sets) > 1:
         options.drop("datasets", f"only the first of {len(sets)} data sets is used: prepare a file of all rows")
     options.drop("dataset_name", "the rows need a column prompt; a plain text becomes the user's turn of the template")
-    task: dict[str, Any] = {"path": path} | ({"name": name} if name else {})
+    task: dict[str, Any] = {"path": inside_project(str(path))} | ({"name": name} if name else {})
     task |= {} if splits == {"train": "train", "test": "test"} else {"splits": splits}
     return {"class_path": "Tabular", "init_args": task}
 

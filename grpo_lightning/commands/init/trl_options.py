@@ -111,6 +111,11 @@ class TRLOptions:
         self._left.clear()
 
 
+def inside_project(path: str) -> str:
+    """A path as it is written in a config of a new folder: commands are given inside that folder."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
 def read_trl(file: Path) -> TRLOptions:
     """The options of a TRL YAML.
 

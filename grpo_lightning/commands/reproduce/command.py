@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_lightning.commands.samples.read import read_rollouts
+from grpo_lightning.commands.samples.read import read_rollouts, refuse_folder_of_runs
 from grpo_lightning.errors import ConfigError, RunError
 
 HELP = """\
@@ -40,6 +40,7 @@ def main(args: Sequence[str]) -> None:
         return
     if given.run_dir is None:
         raise ConfigError("RUN_DIR: give the directory of a run, such as grpo reproduce runs/quickstart/RUN")
+    refuse_folder_of_runs(given.run_dir, "RUN_DIR")
     config, record = given.run_dir / "config.yaml", given.run_dir / "environment.json"
     if not config.is_file() or not record.is_file():
         raise ConfigError(f"RUN_DIR: {given.run_dir} is not a run, which has config.yaml and environment.json")

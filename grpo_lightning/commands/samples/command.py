@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.commands.samples.page import write_page
-from grpo_lightning.commands.samples.read import read_rollouts
+from grpo_lightning.commands.samples.read import read_rollouts, refuse_folder_of_runs
 from grpo_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -30,6 +30,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--steps", default=":", metavar="FIRST:LAST", help="range of steps; either end may be omitted")
     given = parser.parse_args(args)
     first, last = _range(given.steps)
+    refuse_folder_of_runs(given.run_dir, "RUN_DIR")
     out = given.out or given.run_dir / "samples.html"
     title = f"{given.run_dir.absolute().parent.name}/{given.run_dir.absolute().name}"
     try:

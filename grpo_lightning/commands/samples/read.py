@@ -18,6 +18,17 @@ JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""
 
 
+def refuse_folder_of_runs(folder: Path, option: str) -> None:
+    """Refuse the parent folder of runs, where a run is needed.
+
+    Raises:
+        ConfigError: it holds runs and is not one; the newest is named.
+    """
+    runs = sorted(config.parent for config in folder.glob("*/config.yaml"))
+    if runs and not (folder / "config.yaml").exists():
+        raise ConfigError(f"{option}: {folder} is a folder of runs: give one of them, such as {runs[-1]}")
+
+
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the records of a run's ``rollouts`` folder, one step after the other.
 

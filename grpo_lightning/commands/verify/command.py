@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from grpo_lightning.commands.samples.read import refuse_folder_of_runs
 from grpo_lightning.commands.verify.read import read_samples
 from grpo_lightning.commands.verify.rejudge import rejudge
 from grpo_lightning.commands.verify.report import report
@@ -13,7 +14,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.verifiers.base import Verifier
 
 HELP = """\
-usage: grpo verify --config FILE --samples FILE [--KEY VALUE ...]
+usage: grpo verify --config FILE --samples FILE [--KEY VALUE ...]     (--config may be omitted)
        grpo verify --samples RUN_DIR [--config FILE] [--KEY VALUE ...]
 
 Judge completions with a config's verifiers, and print what was read as the answer, what it was compared with, and why
@@ -43,6 +44,7 @@ def main(args: Sequence[str]) -> None:
     path = Path(given.samples)
     if not given.show.isdecimal():
         raise ConfigError(f"--show: give a number of rollouts, not {given.show!r}")
+    refuse_folder_of_runs(path, "--samples")
     if path.is_dir() and not any(argument.split("=")[0] == "--config" for argument in rest):
         rest = ["--config", str(path / "config.yaml"), *rest]
     # Imported here: help and mistakes need no torch.
