@@ -196,9 +196,9 @@ class GRPOCLI(FilteringCLI):
             self.config_init = self.parser.instantiate_classes(config)
         except Exception as error:
             raise user_errors.of_construction(error, chosen) from error
-        module = self._get(self.config_init, "model")
-        module.trainer = self._built_trainer()
-        self._get(self.config_init, "data").prepare(module, module.trainer, "fit")
+        built = self.config_init[self.subcommand]
+        built.model.trainer = self._built_trainer()
+        built.data.prepare(built.model, built.model.trainer, "fit")
 
     def _built_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:

@@ -24,18 +24,21 @@ def prepare(source: str) -> Any:
     return build_dataset(source, seed=0, size=1)
 
 
-def score(source: str, entry: str, answer: str) -> float | None:
-    """Return the scorer's value of an answer, or ``None`` if it raises: then the answer cannot be read.
+def score(source: str, answers: list[tuple[str, str]]) -> list[float | None]:
+    """Return the scorer's value of each answer, or ``None`` if it raises: then the answer cannot be read.
 
     Args:
         source: what identifies the data set.
-        entry: the row, pickled, in base 64. It is read in the sandbox only.
-        answer: the answer's text.
+        answers: for each the row, pickled, in base 64, which is read in the sandbox only; and the text.
 
     Raises:
         ImportError: the scorer needs a package that is not installed.
     """
     dataset = prepare(source)
+    return [_score(dataset, entry, answer) for entry, answer in answers]
+
+
+def _score(dataset: Any, entry: str, answer: str) -> float | None:
     row = pickle.loads(base64.b64decode(entry))
     try:
         return float(dataset.score_answer(answer, row))

@@ -27,6 +27,11 @@ _BEFORE_BRACKET = re.compile(r"(\w+|[^\w\s]|^)\s*\(")
 _OPERATORS = frozenset("+-*/%^,=<>!&|~:([{")
 
 
+def is_executed(dataset: str) -> bool:
+    """Return whether the data set's scorer executes answers."""
+    return dataset in _LISTS or dataset in _EXPRESSIONS
+
+
 def is_code(dataset: str, answer: str) -> bool:
     """Return whether an answer could do more than state a value when the data set's scorer executes it."""
     if dataset in _LISTS:

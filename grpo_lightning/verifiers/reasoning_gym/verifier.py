@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from grpo_lightning.verifiers.code.sandbox.messages import SandboxOption
 from grpo_lightning.verifiers.code.sandbox.probe import choose
 from grpo_lightning.verifiers.limited import LimitedWorker, OutOf
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL
-from grpo_lightning.verifiers.reasoning_gym.screen import is_code
+from grpo_lightning.verifiers.reasoning_gym.screen import is_code, is_executed
 
 COLUMN = "reasoning_gym"
 """The column of ``metadata`` with the row: ``{"name": ..., "source": ..., "entry": ...}``."""
@@ -106,20 +107,57 @@ class ReasoningGymVerifier(Verifier):
             SandboxUnavailable: the level is not to be had here, or does not hold.
             RuntimeError: the scoring process broke, or the scorer lacks a package.
         """
-        read = self._reader.read(sample)
-        answer = read.text.strip()
-        problem = read.problem or ("" if answer else _EMPTY)
+        answer, problem = self._read(sample)
         if problem:
             return self._verdict(sample, answer, problem, None)
         row = sample.metadata[COLUMN]
-        if is_code(row["name"], answer):
-            return self._verdict(sample, answer, _CODE, None)
-        outcome = _worker(self.sandbox).call([row["source"], row["entry"], answer], self.timeout_s)
-        if isinstance(outcome, OutOf):
+        values = self._call(row["source"], [(row["entry"], answer)])
+        if isinstance(values, OutOf):
             return self._verdict(sample, answer, _TOO_SLOW, None)
-        if outcome is None or not math.isfinite(outcome):
+        return self._scored(sample, answer, values[0])
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Score the answers to each data set in one call, which costs a process, unless its scorer executes them.
+
+        A call that fails or takes too long says nothing: each of its answers is then judged by itself.
+        """
+        answers: dict[str, dict[int, str]] = {}
+        for number, sample in enumerate(samples):
+            row = sample.metadata.get(COLUMN)
+            if row is not None and not is_executed(row["name"]):
+                answer, problem = self._read(sample)
+                if not problem:
+                    answers.setdefault(row["source"], {})[number] = answer
+        verdicts: dict[int, Verdict] = {}
+        for source, numbered in answers.items():
+            rows = [(samples[number].metadata[COLUMN]["entry"], answer) for number, answer in numbered.items()]
+            with suppress(RuntimeError):
+                values = self._call(source, rows)
+                if not isinstance(values, OutOf):
+                    for (number, answer), value in zip(numbered.items(), values, strict=True):
+                        verdicts[number] = self._scored(samples[number], answer, value)
+        return [
+            verdicts[number] if number in verdicts else super(ReasoningGymVerifier, self).verify_batch([sample])[0]
+            for number, sample in enumerate(samples)
+        ]
+
+    def _read(self, sample: Sample) -> tuple[str, str]:
+        """The answer, and what is wrong with it before any scoring."""
+        read = self._reader.read(sample)
+        answer = read.text.strip()
+        problem = read.problem or ("" if answer else _EMPTY)
+        if not problem and is_code(sample.metadata[COLUMN]["name"], answer):
+            problem = _CODE
+        return answer, problem
+
+    def _call(self, source: str, answers: list[tuple[str, str]]) -> list[float | None] | OutOf:
+        values: list[float | None] | OutOf = _worker(self.sandbox).call([source, answers], self.timeout_s)
+        return values
+
+    def _scored(self, sample: Sample, answer: str, value: float | None) -> Verdict:
+        if value is None or not math.isfinite(value):
             return self._verdict(sample, answer, _UNREADABLE, None)
-        return self._verdict(sample, answer, "" if outcome >= 1.0 else _WRONG, outcome)
+        return self._verdict(sample, answer, "" if value >= 1.0 else _WRONG, value)
 
     def _verdict(self, sample: Sample, answer: str, feedback: str, value: float | None) -> Verdict:
         """Return the verdict of an answer with the scorer's value; ``None`` where it has none."""

@@ -127,7 +127,7 @@ def test_the_sandbox_holds_even_where_code_runs(
     row = prompts["spiral_matrix"].metadata[COLUMN]
     # Straight to the scorer, which executes it. If the attack worked, the list would have one item, and no error.
     answer = "['it worked' if (" + attack.format(path=path, secret=tmp_path / "secret") + ", 1)[1] else 1]"
-    value = _worker(level).call([row["source"], row["entry"], answer], 5.0)
+    (value,) = _worker(level).call([row["source"], [[row["entry"], answer]]], 5.0)
     assert value in (None, 0.0)
     assert not path.exists()
 
@@ -138,8 +138,42 @@ def test_each_answer_starts_from_the_same_state(prompts: dict[str, Prompt]) -> N
         "[setattr(__import__('reasoning_gym').algorithmic.spiral_matrix.SpiralMatrixDataset, 'score_answer', print)]"
     )
     worker = _worker("auto")
-    worker.call([row["source"], row["entry"], forge], 5.0)
-    assert worker.call([row["source"], row["entry"], str(prompts["spiral_matrix"].answer)], 5.0) == 1.0
+    worker.call([row["source"], [[row["entry"], forge]]], 5.0)
+    gold = str(prompts["spiral_matrix"].answer)
+    assert worker.call([row["source"], [[row["entry"], gold]]], 5.0) == [1.0]
+
+
+def test_a_batch_is_judged_as_its_answers_are_one_by_one(
+    verifier: ReasoningGymVerifier, prompts: dict[str, Prompt]
+) -> None:
+    answers = ["7", "", "[1, 2", "1 +", "__import__('os')", None]
+    samples = [
+        answered(prompts[name], prompts[name].answer if one is None else one) for one in answers for name in NAMES
+    ]
+    assert verifier.verify_batch(samples) == [verifier.verify(sample) for sample in samples]
+
+
+def test_answers_to_one_data_set_take_one_call_unless_they_are_executed(
+    verifier: ReasoningGymVerifier, prompts: dict[str, Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = ReasoningGymVerifier._call
+    monkeypatch.setattr(
+        ReasoningGymVerifier, "_call", lambda self, *args: calls.append(len(args[1])) or original(self, *args)
+    )
+    verifier.verify_batch([answered(prompts[name], 7) for name in NAMES for _ in range(3)])
+    assert sorted(calls) == [1, 1, 1, 1, 1, 1, 3, 3], "two of the four data sets execute answers"
+
+
+def test_a_row_that_breaks_the_scorer_is_the_only_error_of_its_batch(
+    verifier: ReasoningGymVerifier, prompts: dict[str, Prompt]
+) -> None:
+    prompt = prompts["chain_sum"]
+    metadata = {COLUMN: prompt.metadata[COLUMN] | {"entry": "bm90IGEgcGlja2xl"}}
+    samples = [answered(row, prompt.answer) for row in (prompt, replace(prompt, metadata=metadata), prompt)]
+    verdicts = verifier.verify_batch(samples)
+    assert [verdict.correct for verdict in verdicts] == [True, False, True]
+    assert [verdict.error is None for verdict in verdicts] == [True, False, True]
 
 
 def test_a_row_of_another_task_is_refused(verifier: ReasoningGymVerifier) -> None:
