@@ -68,7 +68,7 @@ def _policy(options: TRLOptions) -> dict[str, Any]:
     if "model_name_or_path" not in options:
         raise ConfigError("--from-trl: the file has no model_name_or_path: give --model HUB_OR_FOLDER")
     extra = options.take_mapping("model_init_kwargs")
-    policy = {"path": inside_project(str(options.take("model_name_or_path")))}
+    policy: dict[str, Any] = {"path": inside_project(str(options.take("model_name_or_path")))}
     dtype = options.take("dtype", None) or extra.pop("dtype", extra.pop("torch_dtype", None))
     if dtype in ("bfloat16", "float16", "float32"):
         policy["dtype"] = dtype
