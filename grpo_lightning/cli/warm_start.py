@@ -111,7 +111,7 @@ def policy_of_the_run(checkpoint: str | None) -> Path:
     """The policy from which the run of a checkpoint started.
 
     Raises:
-        ConfigError: there is no checkpoint, or the policy is gone.
+        ConfigError: the run has no checkpoint, or its policy was removed.
     """
     run = run_of_checkpoint(checkpoint) if checkpoint else None
     if run is None:

@@ -8,9 +8,14 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from grpo_lightning.speed.base import Shortcut
 
 
+def cache_kinds(lm: PreTrainedModel) -> set[type]:
+    """The types of the layers of a model's cache."""
+    return {type(layer) for layer in DynamicCache(config=lm.config).layers}
+
+
 def has_plain_cache(lm: PreTrainedModel) -> bool:
     """Whether all layers are full attention or convolutions, which keep all tokens, or the last few."""
-    return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in DynamicCache(config=lm.config).layers)
+    return cache_kinds(lm) <= {DynamicLayer, LinearAttentionLayer}
 
 
 class EarlyJoins(Shortcut):

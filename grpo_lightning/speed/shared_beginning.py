@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.speed.base import Shortcut
+from grpo_lightning.speed.caches import cache_kinds
 
 
 class Beginning(NamedTuple):
@@ -52,6 +53,6 @@ class SharedBeginnings(Shortcut):
     runs = "grpo_lightning.speed.shared_beginning:Beginning.fork"
 
     def unsuitable(self, lm: PreTrainedModel) -> str | None:
-        if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=lm.config).layers):
+        if not cache_kinds(lm) <= {DynamicLayer}:
             return f"{type(lm).__name__} has layers other than full attention, whose caches cannot be cut"
         return None

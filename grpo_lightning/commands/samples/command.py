@@ -21,7 +21,7 @@ def main(args: Sequence[str]) -> None:
     """Write a run's rollouts as a page.
 
     Raises:
-        ConfigError: there are no rollouts, the page cannot be written, or an argument is invalid.
+        ConfigError: the run has no rollouts, the page cannot be written, or an argument is invalid.
     """
     parser = argparse.ArgumentParser("grpo samples", allow_abbrev=False, description=DESCRIPTION)
     parser.add_argument("run_dir", type=Path, help="run directory, such as runs/quickstart/20260101-120000-abcd")

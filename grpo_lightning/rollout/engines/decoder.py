@@ -185,7 +185,7 @@ class Decoder:
         cache = None
         length_B = torch.tensor(lengths, device=self.device)
         if beginning is not None and longest - min(lengths) <= len(beginning.tokens):
-            # Shorter prompts run some of the beginning again, in the place of padding.
+            # Shorter prompts run some tokens of the beginning again instead of padding.
             width = longest - len(beginning.tokens)
             cache = beginning.fork(length_B - width)
         ids_BP = torch.tensor(

@@ -29,7 +29,7 @@ def score(source: str, answers: list[tuple[str, str]]) -> list[float | None]:
 
     Args:
         source: what identifies the data set.
-        answers: for each the row, pickled, in base 64, which is read in the sandbox only; and the text.
+        answers: pairs of a row and an answer's text. The row is pickled, in base 64, and read in the sandbox only.
 
     Raises:
         ImportError: the scorer needs a package that is not installed.
