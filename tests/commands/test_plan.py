@@ -33,10 +33,10 @@ from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig, TeacherConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
-from grpo_lightning.rollout.engines.cache import BLOCK
 from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
+from grpo_lightning.speed.decoding_cache import BLOCK
 from grpo_lightning.speed.registry import NAMES
 from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo

@@ -11,8 +11,8 @@ from transformers import Cache
 
 from grpo_lightning.models.checks import decoder_of, logit_scale_of, softcap_of
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
 from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
+from grpo_lightning.speed.decoding_cache import decoding_cache, drop_rows
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
 from grpo_lightning.speed.packed import PackedWeights, linear
 from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
