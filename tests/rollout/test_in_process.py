@@ -304,14 +304,14 @@ def test_under_autocast_the_cache_is_in_its_type(model_path: str, monkeypatch: p
     policy, sampling = Policy(PolicyConfig(path=model_path)), SamplingParams(max_new_tokens=24)
     found, dtypes = [], set()
     for in_float32 in (False, True):
-        forked = decoding_cache._forked
+        room = decoding_cache.RoomyLayer._room
 
-        def spied(*parts: Any, forked: Any = forked, in_float32: bool = in_float32) -> torch.Tensor:
-            buffer = forked(*parts)
+        def spied(*shape: Any, room: Any = room, in_float32: bool = in_float32) -> torch.Tensor:
+            buffer = room(*shape)
             dtypes.add(buffer.dtype)
             return buffer.float() if in_float32 else buffer
 
-        monkeypatch.setattr(decoding_cache, "_forked", spied)
+        monkeypatch.setattr(decoding_cache.RoomyLayer, "_room", spied)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(generate(policy, PROMPTS, 3, sampling, list(range(9))))
     assert dtypes == {torch.bfloat16}
