@@ -64,7 +64,7 @@ class RoomyLayer(DynamicLayer):
     @property
     def columns(self) -> int:
         """Tokens per row that there is room for."""
-        return self._buffers[0].shape[-2]
+        return min(buffer.shape[-2] for buffer in self._buffers)
 
     def at(self, column_1: Tensor, rows: int) -> FixedAttention:
         """All columns of the first rows, for a step that writes to ``column_1``."""
@@ -84,8 +84,9 @@ class RoomyLayer(DynamicLayer):
 
     def _grow(self, rows: int, filled: int) -> None:
         for index, buffer in enumerate(self._buffers):
-            self._buffers[index] = self._room(buffer, rows, self.length + BLOCK)
-            self._buffers[index][:rows, :, :filled] = buffer[:rows, :, :filled]
+            if self.length > buffer.shape[-2]:  # not if values are tried again, after there was no room for them
+                self._buffers[index] = self._room(buffer, rows, self.length + BLOCK)
+                self._buffers[index][:rows, :, :filled] = buffer[:rows, :, :filled]
 
     def _room(self, like: Tensor, rows: int, columns: int) -> Tensor:
         _, heads, _, size = like.shape
@@ -142,15 +143,18 @@ class RoomyStates(LinearAttentionLayer):
                     self._buffers[name][number] = buffer
         self._view(rows)
 
+    def buffers(self) -> list[Tensor]:
+        """All states, at their addresses."""
+        return [buffer for buffers in self._buffers.values() for buffer in buffers.values()]
+
     def at(self, column_1: Tensor, rows: int) -> FixedStates:
         """The first rows, for a step of a fixed shape."""
         return FixedStates({number: buffer[:rows] for number, buffer in self._buffers["conv_states"].items()})
 
     def move(self, to: Tensor, source: Tensor, rows: int) -> None:
         """Copy some rows over others, then keep the first ``rows``."""
-        for buffers in self._buffers.values():
-            for buffer in buffers.values():
-                buffer[to] = buffer[source]
+        for buffer in self.buffers():
+            buffer[to] = buffer[source]
         self._view(rows)
 
     def _view(self, rows: int) -> None:
