@@ -70,6 +70,55 @@ def test_shared_beginning_prints_a_line_per_share() -> None:
 
 
 @pytest.mark.slow
+def test_the_check_of_a_gpu_runs_on_a_cpu_part_by_part(
+    benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last part has no time at all: the check goes on, says why, and ends with 1."""
+    gpu_check = benchmark_module("gpu_check")
+    has_trl = importlib.util.find_spec("trl") is not None
+    few, out = ["--device", "cpu", "--tiny", "--out", str(tmp_path / "table.md")], tmp_path / "table.md"
+    code = gpu_check.main([*few, "--only", "tests", "memory", "SmolLM2-135M"])
+    assert capsys.readouterr().out == out.read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines()[4:-2]]
+    assert {len(row) for row in cells} == {5}
+    found = {(row[0], row[1]): row[2:] for row in cells[2:]}
+    assert "2 skipped" in found["tests", "marked cuda"][0]
+    assert {"GRPO, GB", "GRPO + refinement, GB", "PPO separate, GB", "GRPO's share of PPO separate"} <= {
+        what for part, what in found if part == "memory"
+    }
+    assert found["SmolLM2-135M", "graphed_decoding"][0] == "not used: it is for CUDA"
+    for what in ("step, s", "rollout, s", "update, s", "generated tokens/s", "peak memory above the model, GB"):
+        ours, beside, ratio = found["SmolLM2-135M", what]
+        assert float(ours) >= 0
+        assert (beside.startswith("TRL "), ratio.endswith(" x")) == (has_trl, has_trl)
+    assert code == (0 if has_trl else 1)
+    failed = [row[2] for row in found.values() if row[2].startswith("failed")]
+    assert failed == ([] if has_trl else ["failed: ModuleNotFoundError: No module named 'trl'"])
+
+    code = gpu_check.main([*few, "--only", "memory", "--seconds", "1"])
+    assert code == 1
+    assert "| memory | all of it |  |  | failed: it took longer than 1 s |" in capsys.readouterr().out
+
+
+def test_the_check_of_a_gpu_needs_one(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no CUDA device here"):
+        gpu_check.main([])
+    with pytest.raises(SystemExit, match="add --tiny"):
+        gpu_check.main(["--device", "cpu"])
+
+
+def test_goals_of_the_check_of_a_gpu_by_hand(benchmark_module: Any) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    assert gpu_check._verdict(True) == "reached"
+    assert gpu_check.Row("memory", "GRPO, GB", "4.05", result=gpu_check._verdict(True)).is_good
+    assert not gpu_check.Row("memory", "GRPO, GB", "4.15", result=gpu_check._verdict(False)).is_good
+    assert not gpu_check.Row("tests", "marked cuda", "", result="failed: 1 failed").is_good
+    assert sum(part.seconds for part in gpu_check.PARTS.values()) <= 8 * 60
+
+
+@pytest.mark.slow
 def test_logprobs_runs() -> None:
     assert "naive / chunked, memory" in run(
         "logprobs.py", "--n", "2", "--t", "16", "--vocab", "256", "--hidden", "16", "--repeats", "1"

@@ -414,6 +414,20 @@ def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.Monk
     assert "packed weights" not in there
 
 
+def test_rows_that_fill_a_shape_count_on_a_gpu(tiny_model: Callable[[str], str]) -> None:
+    """By hand: five rows decode as eight, with the cache of eight."""
+
+    def cache(rows: int, on_cuda: bool) -> int:
+        rehearsal = rehearsal_of(module, on_cuda=on_cuda)
+        line = next(line for line in rehearsal.policy.shortcuts.lines() if "graphed_decoding" in line)
+        assert line.endswith("used, if its trial succeeds when the model loads" if on_cuda else "it is for CUDA")
+        return rehearsal.rollout(1, rows, 8, SamplingParams(max_new_tokens=20)).parts["cache"]
+
+    module = grpo(tiny_model("lfm2"))
+    assert cache(5, on_cuda=True) == pytest.approx(cache(8, on_cuda=True), rel=0.01)
+    assert cache(5, on_cuda=False) < 0.7 * cache(8, on_cuda=False)
+
+
 def test_a_shared_prompt_is_planned_as_shared(model_path: str) -> None:
     module, rows = sft(model_path), step_rows([24] * 8, [16] * 8, [0] * 4 + [1] * 4)
     (part,) = microbatches(rows, torch.arange(8), 8192, share=True)

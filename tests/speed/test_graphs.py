@@ -19,7 +19,7 @@ from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import decoding_cache, graphs
 from grpo_lightning.speed.decoding_cache import RoomyLayer
 from grpo_lightning.speed.direct import DirectStep
-from grpo_lightning.speed.graphs import GraphedDecoding, GraphedStep
+from grpo_lightning.speed.graphs import CUDAGraphs, GraphedDecoding, GraphedStep
 from grpo_lightning.types import Completion
 from tests.sampling import generate
 from tests.tape import Tape
@@ -277,6 +277,49 @@ def test_a_rollout_leaves_no_recording_and_no_cache(
         assert not alive
     finally:
         gc.enable()
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_graphs_give_the_rollouts_of_steps_that_are_launched(
+    kind: str, lora: bool, precision: torch.dtype, tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above with the tape: rows end, the cache grows, and the weights change between two rollouts."""
+    monkeypatch.setattr(decoding_cache, "BLOCK", 13)
+    recorded = []
+    record = CUDAGraphs.record
+    monkeypatch.setattr(CUDAGraphs, "record", lambda self, run: recorded.append(run) or record(self, run))
+    found = []
+    for without in ([], ["graphed_decoding"]):
+        torch.manual_seed(0)
+        adapter = LoRAConfig(r=4, alpha=8) if lora else None
+        policy = Policy(PolicyConfig(path=tiny_model(kind), without=without, lora=adapter)).to("cuda")
+        done = []
+        for seed in range(2):
+            for parameter in policy.trainable_parameters():
+                torch.manual_seed(seed)
+                parameter.data += 0.1 * torch.randn(parameter.shape).to("cuda")
+            with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
+                done += generate(policy, PROMPTS, 5, SAMPLED, list(range(15)))
+        found.append(done)
+        line = next(line for line in policy.shortcuts.lines() if "graphed_decoding" in line)
+        assert line.endswith("switched off by model.policy.without" if without else ": used")
+        # A few shapes per rollout, besides those of the trial.
+        assert len(recorded) >= 4
+        recorded = [] if not without else recorded
+    if precision is torch.float32:
+        assert_same(*found, tolerance=1e-4)
+    else:
+        equal = [own.token_ids[:8] == plain.token_ids[:8] for own, plain in zip(*found, strict=True)]
+        assert sum(equal) >= 20
+
+
+# -- the tape itself ---------------------------------------------------------------------------------------------------
 
 
 def test_the_tape_repeats_numbers_and_refuses_what_a_capture_would() -> None:
