@@ -256,8 +256,9 @@ def check(args: argparse.Namespace) -> int:
     print("\n".join(lines), flush=True)
     start, allowed, is_good = time.monotonic(), 0.0, True
     for name in args.only:
-        allowed += args.seconds or PARTS[name].seconds
-        for row in run_part(name, start + allowed - time.monotonic(), args):
+        allowed += PARTS[name].seconds
+        limit = max(0.0, start + allowed - time.monotonic()) if args.seconds is None else args.seconds
+        for row in run_part(name, limit, args):
             is_good &= row.is_good
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |")
             print(lines[-1], flush=True)

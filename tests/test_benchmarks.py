@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,34 +71,50 @@ def test_shared_beginning_prints_a_line_per_share() -> None:
 
 
 @pytest.mark.slow
-def test_the_check_of_a_gpu_runs_on_a_cpu_part_by_part(
+def test_the_check_of_a_gpu_prints_one_table_and_goes_on_after_a_part_that_fails(
     benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last part has no time at all: the check goes on, says why, and ends with 1."""
-    gpu_check = benchmark_module("gpu_check")
-    has_trl = importlib.util.find_spec("trl") is not None
-    few, out = ["--device", "cpu", "--tiny", "--out", str(tmp_path / "table.md")], tmp_path / "table.md"
-    code = gpu_check.main([*few, "--only", "tests", "memory", "SmolLM2-135M"])
+    gpu_check, out = benchmark_module("gpu_check"), tmp_path / "table.md"
+    few = ["--device", "cpu", "--tiny", "--out", str(out), "--only"]
+    assert gpu_check.main([*few, "tests"]) == 0
     assert capsys.readouterr().out == out.read_text()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines()[4:-2]]
-    assert {len(row) for row in cells} == {5}
-    found = {(row[0], row[1]): row[2:] for row in cells[2:]}
-    assert "2 skipped" in found["tests", "marked cuda"][0]
-    assert {"GRPO, GB", "GRPO + refinement, GB", "PPO separate, GB", "GRPO's share of PPO separate"} <= {
-        what for part, what in found if part == "memory"
-    }
-    assert found["SmolLM2-135M", "graphed_decoding"][0] == "not used: it is for CUDA"
-    for what in ("step, s", "rollout, s", "update, s", "generated tokens/s", "peak memory above the model, GB"):
-        ours, beside, ratio = found["SmolLM2-135M", what]
-        assert float(ours) >= 0
-        assert (beside.startswith("TRL "), ratio.endswith(" x")) == (has_trl, has_trl)
-    assert code == (0 if has_trl else 1)
-    failed = [row[2] for row in found.values() if row[2].startswith("failed")]
-    assert failed == ([] if has_trl else ["failed: ModuleNotFoundError: No module named 'trl'"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if "|" in line]
+    assert [row[:2] for row in rows[2:]] == [["tests", "marked cuda"]]
+    assert rows[2][2].startswith("2 skipped")
+    assert gpu_check.main([*few, "memory", "SmolLM2-135M", "--seconds", "0"]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert failed == [f"| {part} | all of it |  |  | failed: it took longer than 0 s |" for part in (
+        "memory", "SmolLM2-135M")]  # fmt: skip
 
-    code = gpu_check.main([*few, "--only", "memory", "--seconds", "1"])
-    assert code == 1
-    assert "| memory | all of it |  |  | failed: it took longer than 1 s |" in capsys.readouterr().out
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_measures_the_memory_of_each_method() -> None:
+    mark = "gpu-check row: "
+    text = run("gpu_check.py", "--part", "memory", "--device", "cpu", "--tiny")
+    rows = [json.loads(line[len(mark) :]) for line in text.splitlines() if line.startswith(mark)]
+    methods = ["GRPO, GB", "GRPO + refinement, GB"]
+    for critic in ("shared", "adapter", "separate"):
+        methods += [f"PPO {critic}, GB", f"GRPO's share of PPO {critic}"]
+    assert [row[1] for row in rows] == methods
+    assert all(row[3:] == ["", ""] for row in rows), "tiny models have no goals"
+
+
+def test_the_check_of_a_gpu_measures_a_step_beside_trl(benchmark_module: Any) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    few = gpu_check.parse_arguments(["--device", "cpu", "--tiny"])
+    found: dict[str, Any] = {}
+    has_trl = importlib.util.find_spec("trl") is not None
+    with nullcontext() if has_trl else pytest.raises(ModuleNotFoundError, match="trl"):
+        for row in gpu_check.PARTS["SmolLM2-135M"].rows(few):
+            found[row.what] = row
+    assert found["graphed_decoding"].ours == "not used: it is for CUDA"
+    assert found["rollout without graphs, s"].result.endswith(" x")
+    for what in ("step, s", "rollout, s", "update, s", "generated tokens/s", "peak memory above the model, GB"):
+        row = found[what]
+        assert float(row.ours) >= 0
+        assert (row.beside.startswith("TRL "), row.result.endswith(" x")) == (has_trl, has_trl)
+    assert float(found["step, s"].ours) >= float(found["rollout, s"].ours)
+    assert all(row.is_good for row in found.values())
 
 
 def test_the_check_of_a_gpu_needs_one(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
