@@ -211,7 +211,7 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-# -- each in a process of its own -------------------------------------------------------------------------------------
+# -- each in a separate process -------------------------------------------------------------------------------------
 
 
 def run_part(name: str, limit: float, args: argparse.Namespace) -> list[Row]:

@@ -28,7 +28,7 @@ class RoomyLayer(DynamicLayer):
         forks: per part, the rows of it that decoding rows start from, in order.
         room: upper bound of the tokens that will be fed.
         padded: the buffers have :func:`padded_rows`, and zeros where nothing has been written: steps of fixed shapes
-            read all of it, behind a mask.
+            read all of it, under a mask.
     """
 
     def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int, padded: bool = False) -> None:

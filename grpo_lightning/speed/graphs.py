@@ -3,7 +3,7 @@
 A step of a small model is hundreds of short kernels, and launching them one by one takes the host longer than the GPU
 needs to run them. A recorded step is launched as a whole. It repeats what has been recorded, to the same addresses, so
 nothing that changes from one step to the next may be a Python number: the number of rows is padded, attention reads all
-columns that the cache has room for, behind a mask, and a tensor says which column the tokens go to.
+columns that the cache has room for, under a mask, and a tensor says which column the tokens go to.
 
 A recording lives no longer than the cache of one rollout, whose addresses it has. It is made of the weights as they are
 in the rollout, with the adapter merged, and never sees an update of them; and between rollouts it holds no memory.
@@ -12,6 +12,7 @@ in the rollout, with the adapter merged, and never sees an update of them; and b
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -45,13 +46,20 @@ class Recorder(Protocol):
 class CUDAGraphs:
     """Records a function's kernels as a CUDA graph."""
 
+    _capturing = threading.Lock()
+    """A process captures one graph at a time."""
+    _streams = threading.local()
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        # Libraries keep a workspace per stream for good, which graphs have the address of: one per thread that decodes.
+        streams = vars(self._streams)
+        self._stream: torch.cuda.Stream = streams.get(str(device)) or torch.cuda.Stream(device)
+        streams[str(device)] = self._stream
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, run: Run) -> Tensor:
-        # Libraries make handles, plans and workspaces at the first call, which a recording forbids.
+        # At the first call libraries make handles, plans and workspaces, which they must not while a graph is captured.
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -64,7 +72,8 @@ class CUDAGraphs:
         # The memory of a graph that is not replayed any more serves the next one.
         pool = None if self._graph is None else self._graph.pool()
         # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        with self._capturing, capture:
             result = run()
         self._graph = graph
 
@@ -97,7 +106,7 @@ class GraphedStep:
 
     Args:
         compute: what a step does.
-        cache: of ``decoding_cache(..., padded=True)``.
+        cache: what ``decoding_cache(..., padded=True)`` has made.
         rows: decoding rows; the number may fall, and not rise.
         device: where they are.
     """
@@ -105,6 +114,8 @@ class GraphedStep:
     def __init__(self, compute: Compute, cache: Cache, rows: int, device: torch.device) -> None:
         self.compute = compute
         self.layers = cast("list[RoomyLayer | RoomyStates]", cache.layers)
+        self.attending = [layer for layer in self.layers if isinstance(layer, RoomyLayer)]
+        self._columns = self.attending[0].columns
         held = padded_rows(rows)
         # A row that only fills the shape is at position 0: it sees the column that it writes, and no softmax is over
         # nothing.
@@ -151,9 +162,8 @@ class GraphedStep:
 
     def settle(self, length: int, rows: int) -> None:
         """Tell the cache's layers what they hold, for whoever uses them next but this step."""
-        for layer in self.layers:
-            if isinstance(layer, RoomyLayer):
-                layer.settle(length, rows)
+        for layer in self.attending:
+            layer.settle(length, rows)
 
     def _reserve(self, length: int, rows: int) -> tuple[int, int]:
         """Make room for the tokens.
@@ -161,12 +171,12 @@ class GraphedStep:
         Returns:
             Rows and columns of the step. Other columns mean other addresses.
         """
-        attending = [layer for layer in self.layers if isinstance(layer, RoomyLayer)]
-        if length > attending[0].columns:
+        if length > self._columns:
             self._run = None  # it holds the buffers, which are replaced layer by layer
-        for layer in attending:
-            layer.reserve(length, rows)
-        return padded_rows(rows), attending[0].columns
+            for layer in self.attending:
+                layer.reserve(length, rows)
+            self._columns = self.attending[0].columns
+        return padded_rows(rows), self._columns
 
     def _step_of(self, rows: int, columns: int) -> Run:
         """A step of a shape, as a function of what its tensors hold."""

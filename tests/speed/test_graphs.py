@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import statistics
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,6 +60,18 @@ def assert_same(own: list[Completion], plain: list[Completion], tolerance: float
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         for ours, theirs in ((one.logprobs, other.logprobs), (one.sampling_logprobs, other.sampling_logprobs)):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=tolerance, rtol=tolerance)
+
+
+def assert_similar(own: list[Completion], plain: list[Completion]) -> None:
+    """In bfloat16 another kernel rounds otherwise: compare the log-probs until the first token that differs."""
+    differences: list[float] = []
+    for one, other in zip(own, plain, strict=True):
+        for ours, theirs, *logprobs in zip(one.token_ids, other.token_ids, one.logprobs, other.logprobs, strict=False):
+            if ours != theirs:
+                break
+            differences.append(abs(logprobs[0] - logprobs[1]))
+    assert len(differences) > 0.3 * sum(len(one.token_ids) for one in own)
+    assert statistics.mean(differences) < 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,17 +136,13 @@ def test_rows_that_join_have_a_recording_of_their_own(
     assert_same(*found)
 
 
-def test_under_autocast_recordings_cast_no_weights_and_most_tokens_are_the_same(
-    tape: type[Tape], tiny_model: Callable[[str], str]
-) -> None:
+def test_under_autocast_recordings_cast_no_weights(tape: type[Tape], tiny_model: Callable[[str], str]) -> None:
     found = []
     for policy in pair(tiny_model("lfm2")):
         with torch.autocast("cpu", torch.bfloat16):
             found.append(generate(policy, PROMPTS, 4, SAMPLED, list(range(12))))
         assert policy.shortcuts.uses(GraphedDecoding) == (policy.config.without == [])
-    # The mask selects another kernel, so that bfloat16 rounds otherwise: most tokens are the same.
-    equal = [own.token_ids[:8] == plain.token_ids[:8] for own, plain in zip(*found, strict=True)]
-    assert sum(equal) >= 9
+    assert_similar(*found)
     assert tape.recorded
     assert not tape.casts
 
@@ -291,10 +300,13 @@ def test_graphs_give_the_rollouts_of_steps_that_are_launched(
 ) -> None:
     """As above with the tape: rows end, the cache grows, and the weights change between two rollouts."""
     monkeypatch.setattr(decoding_cache, "BLOCK", 13)
-    recorded = []
-    record = CUDAGraphs.record
-    monkeypatch.setattr(CUDAGraphs, "record", lambda self, run: recorded.append(run) or record(self, run))
-    found = []
+    record, recorded, found = CUDAGraphs.record, [0, 0], []
+
+    def counted(self: CUDAGraphs, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        recorded[len(found)] += 1
+        return record(self, run)
+
+    monkeypatch.setattr(CUDAGraphs, "record", counted)
     for without in ([], ["graphed_decoding"]):
         torch.manual_seed(0)
         adapter = LoRAConfig(r=4, alpha=8) if lora else None
@@ -306,17 +318,16 @@ def test_graphs_give_the_rollouts_of_steps_that_are_launched(
                 parameter.data += 0.1 * torch.randn(parameter.shape).to("cuda")
             with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
                 done += generate(policy, PROMPTS, 5, SAMPLED, list(range(15)))
-        found.append(done)
         line = next(line for line in policy.shortcuts.lines() if "graphed_decoding" in line)
         assert line.endswith("switched off by model.policy.without" if without else ": used")
-        # A few shapes per rollout, besides those of the trial.
-        assert len(recorded) >= 4
-        recorded = [] if not without else recorded
+        found.append(done)
+    # A few shapes per rollout, and that of the trial.
+    assert recorded[0] >= 5
+    assert recorded[1] == 0
     if precision is torch.float32:
         assert_same(*found, tolerance=1e-4)
     else:
-        equal = [own.token_ids[:8] == plain.token_ids[:8] for own, plain in zip(*found, strict=True)]
-        assert sum(equal) >= 20
+        assert_similar(*found)
 
 
 # -- the tape itself ---------------------------------------------------------------------------------------------------
