@@ -336,7 +336,8 @@ def test_graphs_give_the_rollouts_of_steps_that_are_launched(
 def test_the_tape_repeats_numbers_and_refuses_what_a_capture_would() -> None:
     """Otherwise the tests above could not fail."""
     state, number = torch.zeros(2), [1.0]
-    replay = Tape(torch.device("cpu")).record(lambda: state.add_(number[0]) * 2)
+    tape = Tape(torch.device("cpu"))
+    replay = tape.record(lambda: state.add_(number[0]) * 2)
     assert state.tolist() == [0, 0]
     number[0] = 5.0
     assert replay().tolist() == [2, 2]
@@ -349,4 +350,4 @@ def test_the_tape_repeats_numbers_and_refuses_what_a_capture_would() -> None:
         lambda: state + torch.rand(2),
     ):
         with pytest.raises(AssertionError, match="cannot be captured"):
-            Tape(torch.device("cpu")).record(forbidden)
+            tape.record(forbidden)
