@@ -120,7 +120,7 @@ class CriticModule(OnlineModule, ABC):
         return self.critic_form != "shared" or self._warms_up
 
     @property
-    def _trains_trunk(self) -> bool:
+    def trains_trunk(self) -> bool:
         """Whether the loss of a critic apart has gradients in its trunk."""
         return self.critic_form != "shared"
 
@@ -192,7 +192,7 @@ class CriticModule(OnlineModule, ABC):
 
         def losses(part: Microbatch) -> Iterator[Tensor]:
             with self.critic.trunk() as lm:
-                part_NS = self.critic.state_values(lm, part.tokens, self._trains_trunk)
+                part_NS = self.critic.state_values(lm, part.tokens, self.trains_trunk)
                 values_NS[part.rows, : part_NS.shape[1]] = part_NS.detach()
                 errors_NT = episodes.value_errors(part_NS.detach(), part.rows)
                 if errors_NT.any():  # else the values are their targets
@@ -247,7 +247,7 @@ class CriticModule(OnlineModule, ABC):
             yield self._policy_loss(experience, part, metrics, logprobs_NT, entropies[0])
         if not (self._learns_values_at_once and experience.is_first_step):
             with self.critic.trunk() as lm:
-                values_NT = self.critic.state_values(lm, part.tokens, self._trains_trunk)
+                values_NT = self.critic.state_values(lm, part.tokens, self.trains_trunk)
                 yield self._value_loss(experience, metrics, values_NT, old_NT, returns_NT, mask_NT)
 
     def _policy_pass(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> _PolicyPass:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -85,6 +85,12 @@ class Episodes:
         if self.value_lambdas is not None:
             errors_NT = self._estimates(values_NS, self.value_lambdas, slice(None))
         return advantages_NT, values_NS[:, : errors_NT.shape[1]] + errors_NT
+
+    def returns(self) -> Tensor:
+        """``[N, T]``: the returns themselves, without any value: those of lambda 1."""
+        zeros_NT = torch.zeros_like(self.rewards_NT)
+        alone = replace(self, unfinished_N=None, lambdas=Lambdas(1.0, 1.0), value_lambdas=None)
+        return alone.targets(zeros_NT)[1]
 
     def value_errors(self, values_NS: Tensor, rows: Tensor) -> Tensor:
         """``[N, T]``: targets minus values of some rows, without the values of any other: where ``next_N`` is ``None``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from grpo_lightning.algorithms.critic import CriticModule
 from grpo_lightning.algorithms.episodes import Episodes, Lambdas, ValuedExperience
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.options import check_options
+from grpo_lightning.algorithms.value_pretraining import ValuedRow, ValuePretraining, pretrain_values, tell_gap
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -30,6 +32,7 @@ from grpo_lightning.functional import (
 )
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.rollout.restored import StoredRollouts
 
 
 @dataclass
@@ -69,6 +72,8 @@ class PPOModule(CriticModule):
             of ``lam`` (VAPO, arXiv 2504.05118, which has 0.05); ``None`` keeps ``lam``.
         value_lam: lambda of the critic's targets, within and across turns: 1, the returns themselves, in VC-PPO (arXiv
             2503.01491) and VAPO; ``None`` for those of the advantages.
+        value_pretraining: fit the critic to the returns of stored rollouts before the first step; ``None`` starts with
+            values of 0. To fit it to rollouts of the run's own first steps, set ``critic_warmup_steps``.
         turn_lam: makes the turns of a conversation one episode, with this lambda from turn to turn, and
             ``episode_discount`` as their discount (bi-level GAE, arXiv 2510.16907). It needs ``data.environment`` and
             ``episode_credit: return_to_go``, which it estimates. ``None``: each turn is an episode with its credit.
@@ -95,6 +100,7 @@ class PPOModule(CriticModule):
         lam_alpha: float | None = None,
         value_lam: float | None = None,
         turn_lam: float | None = None,
+        value_pretraining: ValuePretraining | None = None,
         adaptive_kl: KLController | None = None,
         whiten_advantages: bool = True,
         bootstrap_truncated: bool = False,
@@ -106,6 +112,8 @@ class PPOModule(CriticModule):
         self.lam_alpha = lam_alpha
         self.value_lam = value_lam
         self.turn_lam = turn_lam
+        self.value_pretraining = value_pretraining
+        self._stored: StoredRollouts
         self.adaptive_kl = adaptive_kl
         self.kl_coef = self.beta
         self.whiten_advantages = whiten_advantages
@@ -134,6 +142,8 @@ class PPOModule(CriticModule):
                 "mask_truncated leaves those completions out: set one of the two",
             ),
         })  # fmt: skip
+        if self.value_pretraining is not None:
+            self.value_pretraining.validate()
         check_options({
             "episode_credit": (
                 turn_lam is None or self.episode_credit == "return_to_go",
@@ -162,6 +172,61 @@ class PPOModule(CriticModule):
             )
         if stage == "fit" and self.turn_lam is not None and data.environment is None:
             raise ConfigError("model.turn_lam: there are turns only with data.environment: set it, or remove turn_lam")
+        if stage == "fit" and self.value_pretraining is not None:
+            self._stored = self._stored_rollouts(self.value_pretraining, data)
+            self._stored.check()
+
+    def _stored_rollouts(self, options: ValuePretraining, data: RolloutDataModule) -> StoredRollouts:
+        """Raises:
+        ConfigError: the returns in training are not those of the rollouts alone.
+        """
+        if data.refinement is not None:
+            raise ConfigError(
+                "model.value_pretraining: has no credit for data.refinement: remove one of the two, or set "
+                "critic_warmup_steps instead"
+            )
+        if data.sampling.constraint is not None and self.beta > 0:
+            raise ConfigError(
+                "model.value_pretraining: cannot know the KL (model.beta) of rollouts under data.sampling.constraint: "
+                "remove one of the three, or set critic_warmup_steps instead"
+            )
+        option = "model.value_pretraining.rollouts"
+        run, recipe = Path(options.rollouts), data.recipe("train")
+        return StoredRollouts(run, options.last_step, recipe, data.max_prompt_tokens, option)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        options = self.value_pretraining
+        if options is None or self.trainer.ckpt_path is not None:
+            return
+        rows: list[ValuedRow] = []
+        with self.trainer.precision_plugin.train_step_context():
+            for experience in self._stored.experiences(self.policy):
+                if not rows:
+                    gap, tokens = self.passes.sampler_gap(experience)
+                    tell_gap(float(gap / tokens), options.rollouts)
+                rows += self._valued(experience)
+            pretrain_values(self, rows, options, self._stored.recipe.seed)
+
+    def _valued(self, experience: Experience) -> list[ValuedRow]:
+        """The rows of which the returns are known: not those whose episode goes on where it was cut off."""
+        attempts, root_rows = experience.attempts, experience.root_rows
+        cut_off = set()
+        if self.bootstrap_truncated or self.mask_truncated:
+            cut_off = {root_rows[row] for row in experience.truncated_N.nonzero()[:, 0].tolist()}
+        is_known_N = torch.tensor([root not in cut_off for root in root_rows], device=self.device)
+        counted_N, metrics = experience.counted_N & is_known_N, self.step_metrics()
+        experience = replace(experience, counted_N=counted_N, learned_N=counted_N)
+        if self.beta > 0:
+            experience = self.with_frozen_logprobs(experience, metrics)
+        returns_NT = self._episodes(experience, metrics).returns()
+        return [
+            ValuedRow(
+                attempts[row].conversation, attempts[row].completion.token_ids,
+                returns_NT[row, : len(attempts[row].completion.token_ids)].tolist(),
+            )
+            for row in counted_N.nonzero()[:, 0].tolist()
+        ]  # fmt: skip
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 
