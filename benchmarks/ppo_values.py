@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, variant: str, seed: int, policy: str, stored: 
 
 
 def line(variant: str, rows: Sequence[dict[str, float]], against: Sequence[dict[str, float]]) -> str:
-    """A line of the table: means over the seeds; the accuracy with all of them, and its mean gain over ``plain``."""
+    """A line of the table: means over the seeds; the accuracy with all of them, and its mean gain over the first variant."""
     mean = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
     gains = [row["accuracy"] - other["accuracy"] for row, other in zip(rows, against, strict=True)]
     spread = f" +- {statistics.stdev(gains) / len(gains) ** 0.5:.3f}" if len(gains) > 1 else ""
@@ -155,6 +155,7 @@ def line(variant: str, rows: Sequence[dict[str, float]], against: Sequence[dict[
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--tokens", type=int, default=40_000, help="completion tokens sampled to learn from, per run")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
@@ -180,19 +181,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     print(f"`{shlex.join(['python', 'benchmarks/ppo_values.py', *(sys.argv[1:] if argv is None else argv)])}`\n")
     print(f"{machine(torch.device('cpu'))}\n", flush=True)
-    rows = {variant: list[dict[str, float]]() for variant in VARIANTS}
+    rows = {variant: list[dict[str, float]]() for variant in args.variants}
     with tempfile.TemporaryDirectory() as policy, tempfile.TemporaryDirectory() as stored:
         start = warm_start(args, policy)
         store(args, policy, stored)
         for seed in args.seeds:
-            for variant in VARIANTS:
+            for variant in args.variants:
                 rows[variant].append(run(args, variant, seed, policy, stored))
                 print(f"{variant} {seed}: {rows[variant][-1]}", file=sys.stderr, flush=True)
     print("| variant | accuracy (each seed) | gain | explained, first | explained, last | steps | sampled | CPU s |")
     print("|---|---|---|---|---|---|---|---|")
     print(f"| warm start | {start:.3f} | | | | | | |")
-    for variant in VARIANTS:
-        print(line(variant, rows[variant], rows["plain"]))
+    for variant in args.variants:
+        print(line(variant, rows[variant], rows[args.variants[0]]))
 
 
 if __name__ == "__main__":

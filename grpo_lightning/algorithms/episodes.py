@@ -30,8 +30,8 @@ class Lambdas(NamedTuple):
     """Lambdas of GAE.
 
     Args:
-        token: of a token, one number or one per row, ``[N]``.
-        turn: of a turn, where the turns of a conversation are one episode.
+        token: from token to token, one number or one per row, ``[N]``.
+        turn: from turn to turn, where the turns of a conversation are one episode.
     """
 
     token: float | Tensor
@@ -50,8 +50,8 @@ class Episodes:
             token; ``None`` where all have ended.
         lengths_N: tokens per completion.
         gamma: discount of a token.
-        lambdas: of the advantages.
-        value_lambdas: of the targets of the values; ``None`` for the same.
+        lambdas: those of the advantages.
+        value_lambdas: those of the critic's targets; ``None`` for the same.
         next_N: the row of the turn that follows each one, -1 for none; ``None`` where each row is one episode.
         turn_gamma: discount of a turn, with ``next_N``.
     """

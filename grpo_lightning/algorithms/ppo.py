@@ -206,10 +206,14 @@ class PPOModule(CriticModule):
                     gap, tokens = self.passes.sampler_gap(experience)
                     tell_gap(float(gap / tokens), options.rollouts)
                 rows += self._valued(experience)
+            if not rows:
+                raise ConfigError(
+                    f"model.value_pretraining.rollouts: no rollout of {options.rollouts} has a return: name another run"
+                )
             pretrain_values(self, rows, options, self._stored.recipe.seed)
 
     def _valued(self, experience: Experience) -> list[ValuedRow]:
-        """The rows of which the returns are known: not those whose episode goes on where it was cut off."""
+        """The counted rows, without the episodes that were cut off where these are not taken to have ended."""
         attempts, root_rows = experience.attempts, experience.root_rows
         cut_off = set()
         if self.bootstrap_truncated or self.mask_truncated:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.optim import Optimizer
 
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options
@@ -161,7 +161,7 @@ def _step(module: CriticModule, rows: Sequence[ValuedRow], all_tokens: int) -> t
 
 
 @contextmanager
-def _unscheduled(optimizer: Optimizer) -> Iterator[None]:
+def _unscheduled(optimizer: LightningOptimizer) -> Iterator[None]:
     """The learning rates before any schedule, which may begin near 0."""
     scheduled = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
