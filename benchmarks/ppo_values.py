@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, variant: str, seed: int, policy: str, stored: 
 
 
 def line(variant: str, rows: Sequence[dict[str, float]], against: Sequence[dict[str, float]]) -> str:
-    """A line of the table: means over the seeds; the accuracy with all of them, and its mean gain over the first variant."""
+    """A line of the table: means over the seeds; the accuracy of each, and its mean gain over the first variant's."""
     mean = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
     gains = [row["accuracy"] - other["accuracy"] for row, other in zip(rows, against, strict=True)]
     spread = f" +- {statistics.stdev(gains) / len(gains) ** 0.5:.3f}" if len(gains) > 1 else ""

@@ -113,7 +113,7 @@ def test_the_first_step_of_a_head_by_hand(
     assert "nats per token from the policy" in caplog.text
 
 
-@pytest.mark.parametrize("critic", ["shared", "adapter", "separate"])
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
 def test_the_critic_comes_to_predict_and_the_policy_rests(
     tiny_model: Callable[[str], str], tmp_path: Path, run: tuple[str, Watch], critic: Any, caplog: Any
 ) -> None:
@@ -172,8 +172,6 @@ def test_a_resumed_run_does_not_fit_again(
     fit(tmp_path / "part", ppo(tiny_model("llama"), run[0], **options), 2, **part)
     last = tmp_path / "part/checkpoints/last.ckpt"
     assert same(whole, fit(tmp_path / "part", ppo(tiny_model("llama"), run[0], **options), 3, ckpt_path=last))
-    without = fit(tmp_path, ppo(tiny_model("llama"), run[0], **options | {"value_pretraining": None}), 3)
-    assert not same(whole, without), "it changes the run"
 
 
 def test_rollouts_of_another_policy_are_told(
