@@ -31,6 +31,7 @@ from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
+from grpo_lightning.cli.import_folders import use_import_folders
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
@@ -79,6 +80,7 @@ class GRPOCLI(FilteringCLI):
     def __init__(self, arguments: list[str], run: bool = True) -> None:
         self.run_dir: RunDir | None = None
         self._chosen = arguments[0] if run else None
+        use_import_folders(arguments)
         try:
             with user_errors.as_sentences():
                 super().__init__(
