@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.quantised import Bits, pack_weightless, quantization_options
 from grpo_lightning.models.weightless import is_weightless, remember
@@ -212,7 +213,8 @@ def _load_causal_lm(
             pack_weightless(lm, bits)
         else:
             options |= quantization_options(bits, dtype, key)
-            lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+            with hub.from_hub(path):
+                lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -222,10 +224,13 @@ def _load_causal_lm(
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
+        if not Path(path).is_dir() and (isinstance(error, OSError) or not hub.is_name(path)):
+            plan = "; grpo plan needs a folder with its config.json alone" if is_weightless() else ""
+            raise ConfigError(f"{key}: {hub.why_not(path, hub.first_line(error))}{plan}") from error
         if isinstance(error, OSError) and is_weightless():
             raise ConfigError(
-                f"{key}: the config.json of {path} is neither on the disk nor to be had from the hub: name a folder "
-                "that holds it, for grpo plan reads no other file of a model"
+                f"{key}: the folder {path} has no config.json that can be read, and grpo plan reads no other file of "
+                "a model"
             ) from error
         raise ConfigError(f"{key}: {path} cannot be loaded as a causal language model: {error}") from error
     if hasattr(lm, "peft_config"):
@@ -272,8 +277,10 @@ def load_architecture(
     Raises:
         ConfigError: the weights are quantised, and may not be.
     """
-    given = None if config.given is None else config.given[0].config
-    architecture = given or AutoConfig.from_pretrained(path, revision=config.revision)
+    architecture = None if config.given is None else config.given[0].config
+    if architecture is None:
+        with hub.from_hub(path):
+            architecture = AutoConfig.from_pretrained(path, revision=config.revision)
     quantised = getattr(architecture, "quantization_config", None)
     if quantised is not None and config.init == "pretrained" and not may_be_quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
