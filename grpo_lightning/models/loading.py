@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.dropout import turn_dropout_off
 from grpo_lightning.models.quantised import Bits, pack_weightless, quantization_options
 from grpo_lightning.models.weightless import is_weightless, remember
 from grpo_lightning.shipped import shipped_model
@@ -172,7 +172,7 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     if config.is_adapter:
         adapter, path = path, _checked_base(path)
     model = _with_adapter(_load_causal_lm(path, config, key), config, adapter)
-    _turn_dropout_off(model)
+    turn_dropout_off(model)
     remember(model)
     return model, adapter is not None
 
@@ -194,7 +194,7 @@ def load_frozen(config: PolicyConfig, bits: Bits | None, key: str) -> Any:
         model = load_model(config, key)[0].merge_and_unload()
     else:
         model = _load_causal_lm(config.path, config, key, bits, is_frozen=True)
-        _turn_dropout_off(model)
+        turn_dropout_off(model)
         remember(model)
     return model.requires_grad_(False).eval()
 
@@ -311,17 +311,6 @@ def vocabulary_size(config: PolicyConfig) -> int | None:
     except (OSError, ValueError):
         return None  # loading the model says what is wrong
     return getattr(architecture.get_text_config(), "vocab_size", None)
-
-
-def _turn_dropout_off(model: nn.Module) -> None:
-    """In every pass, that of an adapter from disk too: rollouts and updates see the same policy."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Many models hand a probability of their own to a function.
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
 
 
 def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
