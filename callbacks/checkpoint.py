@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
@@ -120,8 +121,14 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         A step that broke off after its first update is not saved: its weights have learned from rollouts that a
         resumed run would learn from again. The checkpoint before it stays the last.
         """
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step == 0:
+            if trainer.is_global_zero and trainer.state.fn == "fit":
+                print("\ninterrupted before the first step ended: there is nothing to continue from")
+            return
         if not self.may_save_on_exception(trainer):
             return
+        if isinstance(exception, SIGTERMException):
+            self._whole_at = trainer.global_step  # Lightning raises it between steps, once their curves are written
         place = f"at step {trainer.global_step}"
         if trainer.global_step == self._whole_at:
             self.save_as_last(trainer)

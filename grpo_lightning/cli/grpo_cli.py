@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
 import grpo_lightning.advantages
@@ -100,6 +100,9 @@ class GRPOCLI(FilteringCLI):
             if self.run_dir is not None:
                 self.run_dir.discard()
             raise
+        except SIGTERMException as error:
+            # Lightning's own has the exit status 0, by which a scheduler takes the run for finished.
+            raise SystemExit(1) from error
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the subcommand that runs, alone: the parsers of the others would take 0.13 s to build."""
