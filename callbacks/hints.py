@@ -42,7 +42,7 @@ def likeness(groups: Sequence[Sequence[Attempt]]) -> float:
 def about_truncation(experience: Experience) -> str:
     """What to do about truncated completions. A higher cap helps only text that makes sense and is not finished."""
     cut = [attempt for attempt in experience.first_attempts if attempt.is_truncated]
-    answered = sum(attempt.verdict.correct_if_ended for attempt in cut)
+    answered = sum(attempt.verdict.correct_if_ended and not attempt.verdict.reward_alone for attempt in cut)
     if 2 * answered > len(cut):
         return (
             f"{answered} of these {len(cut)} hold the right answer and go on after it, so a higher cap does not help: "

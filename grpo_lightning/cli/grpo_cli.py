@@ -35,10 +35,11 @@ from grpo_lightning.cli.import_folders import use_import_folders
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
-from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
+from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults, with_logger_options
 from grpo_lightning.cli.warm_start import CommandLine, policy_of_the_run, start_from, warm_policy
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import FilteringCLI
+from grpo_lightning.output import show_log
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class GRPOCLI(FilteringCLI):
         self.run_dir: RunDir | None = None
         self._chosen = arguments[0] if run else None
         use_import_folders(arguments)
+        arguments = with_logger_options(arguments)
         try:
             with user_errors.as_sentences():
                 super().__init__(
@@ -288,12 +290,10 @@ def set_up_output() -> None:
     """
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    ours = logging.getLogger("grpo_lightning")
-    ours.setLevel(logging.INFO)
-    if not ours.handlers and not logging.getLogger().handlers:
-        ours.addHandler(logging.StreamHandler())
+    if not logging.getLogger("grpo_lightning").handlers and not logging.getLogger().handlers:
         for handler in logging.getLogger("lightning.pytorch").handlers:
             handler.addFilter(lambda entry: "Tip: For seamless" not in entry.getMessage())
+    show_log()
 
 
 def parse(args: list[str], kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:
