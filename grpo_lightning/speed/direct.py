@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from grpo_lightning.speed.base import Shortcut, is_close
@@ -25,11 +25,18 @@ from grpo_lightning.speed.packed import fused_linear, linear
 from grpo_lightning.speed.recompute import gated_projections
 
 
+class HasLayers(Protocol):
+    """A cache, as far as a step needs it."""
+
+    @property
+    def layers(self) -> list[Any]: ...
+
+
 class DirectStep:
     """Feeds one token per row.
 
     Args:
-        lm: the model in evaluation mode, with its adapter merged or off: adapters are not run.
+        lm: the model in evaluation mode, with its adapter merged or off: only adapters on quantised weights are run.
         pack: multiply by packed copies of the weights; see :mod:`grpo_lightning.speed.packed`.
 
     Raises:
@@ -46,7 +53,7 @@ class DirectStep:
         self.weights = build.weights
         """What the step computes with; what else the model has is not in its results."""
 
-    def __call__(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: Cache) -> Tensor:
+    def __call__(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: HasLayers) -> Tensor:
         """Run one token of each row.
 
         Args:
@@ -103,10 +110,10 @@ class _Builder:
         self.weights: set[Tensor] = set()
 
     def known(self, module: Any) -> Any:
-        """A module without its adapter."""
+        """A module without its adapter, which is merged; into quantised weights none is, and the module keeps it."""
         base = getattr(module, "base_layer", module)
         self.weights |= set(base.parameters())
-        return base
+        return base if base.weight.is_floating_point() else module
 
     def layer(self, module: nn.Module) -> _Layer:
         gate, up, down = gated_projections(_one_of(module, "mlp", "feed_forward"))
