@@ -97,7 +97,10 @@ def curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> str
         return 24 + (HEIGHT - 24 - BOTTOM) * (high - value) / (high - low)
 
     axes = f'<path d="M{LEFT},20V{y(low):.1f}H{WIDTH - 12}" fill="none" stroke="currentColor" stroke-opacity="0.4"/>'
-    texts = [(LEFT - 6, y(high) + 4, "end", f"{high:.3g}"), (LEFT - 6, y(low) + 4, "end", f"{low:.3g}")]
+    texts: list[tuple[float, float, str, str]] = [
+        (LEFT - 6, y(high) + 4, "end", f"{high:.3g}"),
+        (LEFT - 6, y(low) + 4, "end", f"{low:.3g}"),
+    ]
     texts += [(LEFT, y(low) + 16, "middle", "0"), (x(last), y(low) + 16, "end", str(last))]
     texts += [((LEFT + WIDTH) / 2, HEIGHT - 4, "middle", "step"), (LEFT, 13, "start", title)]
     lines = ""
