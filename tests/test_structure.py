@@ -20,6 +20,7 @@ ORDER = [
     "shipped",
     "hub",
     "output",
+    "stored",
     "types",
     "curves",
     "intervals",
