@@ -89,7 +89,7 @@ def _classes() -> dict[str, dict[str, type]]:
     from grpo_lightning.algorithms.teacher_context import TeacherContext
     from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
-    from grpo_lightning.models.loading import LoRAConfig
+    from grpo_lightning.models.adapters import LoRAConfig
     from grpo_lightning.models.teacher import TeacherConfig
     from grpo_lightning.objectives import Objective
     from grpo_lightning.rollout.curriculum import Curriculum
