@@ -71,7 +71,7 @@ def packing(args: argparse.Namespace) -> None:
 
 
 def attention(args: argparse.Namespace) -> None:
-    """Measure the attention of ``direct._attend`` in bfloat16: nine heads of 64 share three keys, as in SmolLM2-135M."""
+    """Measure the attention of ``direct._attend`` in bfloat16: nine heads share three keys, as in SmolLM2."""
     print("time of torch's kernel / time of two products, in bfloat16")
     for rows, length in itertools.product((4, 16, 64), (16,) if args.smoke else (64, 256, 512)):
         room = [torch.randn(rows, 3, length + 64, 64).bfloat16() for _ in range(2)]
