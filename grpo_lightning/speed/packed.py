@@ -30,10 +30,11 @@ class PackedWeights(Shortcut):
     runs = "grpo_lightning.speed.packed:_packed_linear"
     for_decoding = True
 
+    def wrong_device(self, device_type: str) -> str | None:
+        return None if device_type == "cpu" else "it is for CPUs"
+
     def unsuitable(self, lm: nn.Module) -> str | None:
         weight = next(lm.parameters())
-        if weight.device.type not in ("cpu", "meta"):
-            return "it is for CPUs"
         dtype = product_dtype(weight)
         if dtype not in (torch.float32, torch.bfloat16):
             return f"it is for float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"

@@ -30,10 +30,10 @@ from grpo_lightning.models.weightless import weightless
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.engines.base import Request
-from grpo_lightning.rollout.engines.cache import RoomyLayer
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.speed.decoding_cache import RoomyLayer
 
 LATE = 10**9
 """The optimizer steps that the run is taken to have made: no warm-up is left."""
