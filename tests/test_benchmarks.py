@@ -217,6 +217,17 @@ def test_the_choice_of_prompts_prints_one_table() -> None:
 
 
 @pytest.mark.slow
+def test_the_values_of_ppo_print_one_table(benchmark_module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    values = benchmark_module("ppo_values")
+    arguments = "--tokens 300 --seeds 1 --warm-steps 1 --prompts 2 --group-size 2 --stored 1 --val-size 4"
+    values.main([*arguments.split(), "--variants", "plain", "value_lam 1, pretrained"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert [row[1].strip() for row in rows[2:]] == ["warm start", "plain", "value_lam 1, pretrained"]
+    assert {len(row) for row in rows} == {10}
+    assert all(int(row[7]) >= 300 for row in rows[3:])
+
+
+@pytest.mark.slow
 def test_what_episodes_teach_is_measured_before_and_after(
     benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
