@@ -5,14 +5,15 @@
 
 60 % of the samples are mathematics, of which 5 % are symbolic, 20 % are JSON documents, and 20 % are programs, in
 random order. A third of each kind are wrong. A few expressions and programs exceed their limit of CPU time, a few
-programs use a sixth of it, and a few sleep. As in a run, the completions of a step of 500 go to the scoring in chunks of
-50, and their verdicts are collected at its end.
+programs use a sixth of it, and a few sleep. As in a run, the completions of a step of 500 go to the scoring in chunks
+of 50, and their verdicts are collected at its end.
 
 There is a pass for each number of workers. With the last number there are two more: one beside busy processes, and one
-in which a process of a worker is killed now and then. Every pass is compared with the first one, and with the rewards
-that are known from how the samples were made. Rates are per second of wall-clock time. Memory is resident, between
-steps: after the first one, in the middle, and at the end, here and in all processes of workers; so are the number of
-those processes and of file descriptors that are open here.
+in which a process of a worker is killed in each step. Every pass is compared with the first one, and with the rewards
+that are known from how the samples were made. Rates are per second of wall-clock time; ``CPU ms`` is the processor time
+per verdict, here and in all processes of workers, which depends less on what else the machine does. Memory is resident,
+between steps: after the first one, in the middle, and at the end, here and in the processes of workers; so are the
+number of those processes and of file descriptors that are open here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ TIMEOUT_S = 0.5
 """CPU time of a program."""
 RARE = 250
 """One of so many samples exceeds its limit; another one comes near to it or sleeps."""
-KILLS = 20
+KILL_WITHIN_S = 0.5
+"""The moment in a step at which a process is killed: any until then."""
 
 TESTS = "assert f({0}) == {0} + 1\nassert f(-1) == 0\n"
 PROGRAM = "def f(x):\n    return x + {}\n"
@@ -167,18 +169,20 @@ def scored(rows: Sequence[Row], verifier: Verifier) -> list[Attempt]:
 
 
 class Held(NamedTuple):
-    """What a pass holds at one moment: resident memory in MiB, processes, open file descriptors."""
+    """What a pass holds at one moment: resident memory in MiB, processes, open file descriptors, CPU seconds so far."""
 
     parent: float
     workers: float
     processes: int
     files: int
+    cpu_s: float
 
     @classmethod
     def now(cls) -> Held:
         below = [pid for pid in descendants() if pid not in _busy]
         files = len(os.listdir("/proc/self/fd"))
-        return cls(_resident(os.getpid()), sum(map(_resident, below)), len(below), files)
+        cpu_s = sum(map(_cpu_s, [os.getpid(), *below]))
+        return cls(_resident(os.getpid()), sum(map(_resident, below)), len(below), files, cpu_s)
 
 
 class Pass(NamedTuple):
@@ -187,13 +191,14 @@ class Pass(NamedTuple):
     judged: list[tuple[Verdict, str]]
     wrong: int
     seconds: float
+    cpu_s: float
     rates: dict[str, float]
     held: list[Held]
     kills: int
 
 
-def one_pass(rows: Sequence[Row], workers: int, kills: int = 0) -> Pass:
-    """Score all samples in steps of ``STEP``, with verifiers of their own."""
+def one_pass(rows: Sequence[Row], workers: int, choice: random.Random | None = None) -> Pass:
+    """Score all samples in steps of ``STEP``, with separate verifiers; with ``choice``, kill a process in each step."""
     compare.cache_clear()
     by_kind = verifiers(workers)
     verifier = ByColumn("kind", dict(by_kind))
@@ -204,11 +209,14 @@ def one_pass(rows: Sequence[Row], workers: int, kills: int = 0) -> Pass:
     compare.cache_clear()
     attempts: list[Attempt] = []
     held = []
+    before = Held.now()
     begin = time.perf_counter()
-    with killing(kills) as killed:
-        for start in range(0, len(rows), STEP):
+    kills = 0
+    for start in range(0, len(rows), STEP):
+        with killing(choice) as killed:
             attempts += scored(rows[start : start + STEP], verifier)
-            held.append(Held.now())
+        kills += len(killed)
+        held.append(Held.now())
     seconds = time.perf_counter() - begin
     for timed in by_kind.values():
         if isinstance(timed.verifier, CodeVerifier):
@@ -217,7 +225,8 @@ def one_pass(rows: Sequence[Row], workers: int, kills: int = 0) -> Pass:
     judged = [(attempt.verdict, str(attempt.reward)) for attempt in attempts]
     wrong = sum(attempt.reward != row.reward for attempt, row in zip(attempts, rows, strict=True))
     rates = {kind: timed.verdicts / timed.seconds for kind, timed in by_kind.items()}
-    return Pass(judged, wrong, seconds, rates, [held[0], held[len(held) // 2], held[-1]], len(killed))
+    cpu_s = held[-1].cpu_s - before.cpu_s
+    return Pass(judged, wrong, seconds, cpu_s, rates, [held[0], held[len(held) // 2], held[-1]], kills)
 
 
 @contextmanager
@@ -235,29 +244,23 @@ def busy(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def killing(count: int, every_s: float = 0.7) -> Iterator[list[int]]:
-    """Kill a random process of the workers from time to time, and list those that were killed."""
+def killing(choice: random.Random | None) -> Iterator[list[int]]:
+    """Kill a process of the workers, chosen at random, at a random moment; without ``choice``, none."""
     killed: list[int] = []
-    done = threading.Event()
 
     def kill() -> None:
-        choice = random.Random(0)
-        while len(killed) < count and not done.wait(every_s):
-            below = descendants()
-            if below:
-                try:
-                    os.kill(pid := choice.choice(below), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue  # it has ended meanwhile
-                killed.append(pid)
+        assert choice is not None
+        pid = choice.choice(descendants())
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        done.set()
-        thread.join()
+    timer = threading.Timer(choice.uniform(0, KILL_WITHIN_S) if choice else 0, kill)
+    if choice is not None:
+        timer.start()
+    yield killed
+    if choice is not None:
+        timer.join()
 
 
 def descendants() -> list[int]:
@@ -280,6 +283,15 @@ def _resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def _cpu_s(pid: int) -> float:
+    """Seconds of processor time of a process, and of those below it that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def line(name: str, result: Pass, first: Pass) -> str:
     """Write a pass as a row of the table."""
     different = sum(here != there for here, there in zip(result.judged, first.judged, strict=True))
@@ -287,6 +299,7 @@ def line(name: str, result: Pass, first: Pass) -> str:
     cells = [
         name,
         f"{len(result.judged) / result.seconds:,.0f}",
+        f"{1000 * result.cpu_s / len(result.judged):.1f}",
         *(f"{rate:,.0f}" for rate in result.rates.values()),
         ", ".join(f"{held.parent:.0f}" for held in result.held),
         ", ".join(f"{held.workers:.0f}" for held in result.held),
@@ -308,8 +321,8 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}")
     print("mix: " + ", ".join(f"{sum(row.prompt.metadata['kind'] == kind for row in rows):,} {kind}" for kind in KINDS))
     rates = " | ".join(f"{kind}/s" for kind in KINDS)
-    print(f"| workers | verdicts/s | {rates} | MiB here | MiB of workers | processes and files | verdicts |")
-    print("|" + "---|" * (len(KINDS) + 6))
+    print(f"| workers | verdicts/s | CPU ms | {rates} | MiB here | MiB of workers | processes and files | verdicts |")
+    print("|" + "---|" * (len(KINDS) + 7))
     first = None
     for workers in args.workers:
         result = one_pass(rows, workers)
@@ -318,7 +331,7 @@ def main() -> None:
     assert first is not None
     with busy(args.busy):
         print(line(f"{workers}, {args.busy} busy processes", one_pass(rows, workers), first), flush=True)
-    result = one_pass(rows, workers, KILLS)
+    result = one_pass(rows, workers, random.Random(0))
     print(line(f"{workers}, {result.kills} killed", result, first), flush=True)
 
 
