@@ -116,7 +116,12 @@ def kill_the_first_child() -> Iterator[Callable[[], list[int]]]:
     """Kills the first new process below this one as soon as it is there."""
     killed: list[int] = []
     thread = threading.Thread(target=lambda: killed.append(_kill_new(set(_children()))))
-    yield lambda: (thread.start(), killed)[1]
+
+    def start() -> list[int]:
+        thread.start()
+        return killed
+
+    yield start
     thread.join()
 
 

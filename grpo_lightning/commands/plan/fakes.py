@@ -81,7 +81,7 @@ class Fakes:
         """What ``FakeTensor(mode, made, device)`` makes, without its checks, which take most of the time of a plan."""
         fake: Tensor = Tensor._make_subclass(
             FakeTensor, made, False, dispatch_device=True, device_for_backend_keys=_CPU
-        )  # type: ignore[call-arg]
+        )
         torch._C._set_throw_on_mutable_data_ptr(fake)
         fake.__dict__.update(self._state)
         return fake
