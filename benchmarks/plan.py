@@ -30,6 +30,16 @@ CASES = {
         "policy": {"dtype": "bfloat16", "lora": {"r": 16}, "gradient_checkpointing": True},
         "beta": 0.04,
     },
+    "GRPO, QLoRA": {
+        "class_path": "GRPOModule",
+        "policy": {"dtype": "bfloat16", "lora": {"r": 16}, "quantization": "nf4"},
+        "beta": 0.04,
+    },
+    "GRPO, QLoRA, checkpointing": {
+        "class_path": "GRPOModule",
+        "policy": {"dtype": "bfloat16", "lora": {"r": 16}, "quantization": "nf4", "gradient_checkpointing": True},
+        "beta": 0.04,
+    },
     "GRPO, full, mixed": {
         "class_path": "GRPOModule",
         "policy": {"dtype": "float32"},
@@ -70,6 +80,11 @@ def config(args: argparse.Namespace, shape: str, case: str, folder: Path) -> Pat
     options: dict[str, Any] = dict(CASES[case])
     class_path = options.pop("class_path")
     policy = options.pop("policy") | {"path": build(shape, folder / "model"), "init": "random"}
+    if "quantization" in policy:  # weights are quantised while loading
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(policy["path"])).save_pretrained(policy["path"])
+        policy["init"] = "pretrained"
     precision = options.pop("precision", PRECISION[policy["dtype"]])
     content = {
         "trainer": {"accelerator": args.device, "devices": 1, "precision": precision},

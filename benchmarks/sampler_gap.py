@@ -62,44 +62,54 @@ def main() -> None:
             build(smoke(shape) if arguments.smoke else shape, Path(folder))
             path = folder
         size = (2, 8) if arguments.smoke else (arguments.prompts, arguments.tokens)
-        _lines(partial(_policy, path, device), partial(_measure, *size), device)
+        lines(partial(load_policy, path, device), partial(measure, *size), device)
 
 
-def _lines(load: Any, measure: Any, device: torch.device) -> None:
+def lines(load: Any, measure: Any, device: torch.device) -> None:
     """Print one line per setting; each model is loaded once."""
     autocast = partial(torch.autocast, device.type, torch.bfloat16)
     full = load(dtype="float32")
-    _print("float32", measure(full))
-    _print("float32, `bf16-mixed`", measure(full, autocast))
+    print_line("float32", measure(full))
+    print_line("float32, `bf16-mixed`", measure(full, autocast))
     del full
     half = load(dtype="bfloat16")
-    _print("bfloat16", measure(half))
-    _print("bfloat16, one row per pass", measure(half, budget=1))
+    print_line("bfloat16", measure(half))
+    print_line("bfloat16, one row per pass", measure(half, budget=1))
     with float32_head():
-        _print("bfloat16, head in float32 on both sides", measure(half))
+        print_line("bfloat16, head in float32 on both sides", measure(half))
     del half
-    _print("bfloat16, decoding and prompts without shortcuts", measure(load(dtype="bfloat16", without=DECODING)))
-    adapted = load(dtype="bfloat16", lora=LoRAConfig())
-    generator = torch.Generator().manual_seed(0)
-    for parameter in adapted.trainable_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data += (0.01 * noise).to(parameter.device)
-    _print("bfloat16 with LoRA, merged for rollouts", measure(adapted))
+    print_line("bfloat16, decoding and prompts without shortcuts", measure(load(dtype="bfloat16", without=DECODING)))
+    adapted = with_noise(load(dtype="bfloat16", lora=LoRAConfig()))
+    print_line("bfloat16 with LoRA, merged for rollouts", measure(adapted))
 
 
-def _policy(path: str, device: torch.device, **options: Any) -> Policy:
+def load_policy(path: str, device: torch.device, **options: Any) -> Policy:
     return Policy(PolicyConfig(path=path, **options)).to(device)
 
 
-def _measure(
-    prompts: int, tokens: int, policy: Policy, precision: Any = nullcontext, budget: int = 8192
+def with_noise(policy: Policy) -> Policy:
+    """Give a fresh adapter values with which it does something."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.trainable_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data += (0.01 * noise).to(parameter.device)
+    return policy
+
+
+def measure(
+    prompts: int,
+    tokens: int,
+    policy: Policy,
+    precision: Any = nullcontext,
+    budget: int = 8192,
+    during_rollout: Any = nullcontext,
 ) -> tuple[float, ...]:
     texts = [prompt.messages for prompt in Arithmetic(train_size=prompts).prompts("train")]
     requests = [Request(encode_prompt(policy.tokenizer, text), row_seed("gap", row)) for row, text in enumerate(texts)]
     engine = InProcessEngine()
     engine.start(policy, 1024)
     started = now(policy.device)
-    with precision():
+    with precision(), during_rollout():
         completions = engine.generate(requests, SamplingParams(max_new_tokens=tokens))
     sampled = now(policy.device)
     ids = [completion.token_ids for completion in completions]
@@ -143,7 +153,7 @@ def float32_head() -> Iterator[None]:
         policy_code.token_logprobs, DecodingModel.logits = logprobs, logits  # type: ignore[method-assign]
 
 
-def _print(name: str, measured: tuple[float, ...]) -> None:
+def print_line(name: str, measured: tuple[float, ...]) -> None:
     mean, largest, sequence, rollout, forward = measured
     print(f"| {name} | {mean:.2g} | {largest:.2g} | {sequence:.2g} | {rollout:.1f} | {forward:.1f} |", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from grpo_lightning.rollout import EvaluationEnd, RunCallback
 from .hub import check_hub, push_folder
 from .model_card import model_card
 
+log = logging.getLogger(__name__)
+
 
 class PolicyExport(RunCallback):
     """Writes ``<run dir>/policy`` when training ends, for ``AutoModelForCausalLM`` or ``PeftModel`` to load.
@@ -23,7 +26,8 @@ class PolicyExport(RunCallback):
     settings, command and versions, without local paths and keys.
 
     Args:
-        merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone.
+        merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone. Those of a
+            4-bit base are unpacked to ``model.policy.dtype``.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
             above all before. A folder is written aside and then put in place, so that none is ever half written.
         push_to_hub: push ``policy`` to this repository of the Hugging Face hub when training ends, such as
@@ -95,7 +99,10 @@ class PolicyExport(RunCallback):
         policy = policy_module(pl_module, self).policy
         policy.save_pretrained(new, merged=self.merged)
         is_adapter = policy.has_lora and not self.merged
-        card = model_card(folder.parent, policy.config.path, list(self._results.items()), is_adapter)
+        weights = policy.weights_note(self.merged)
+        if weights and not is_adapter:
+            log.info("%s: %s", folder.name, weights)
+        card = model_card(folder.parent, policy.config.path, list(self._results.items()), is_adapter, weights)
         (new / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rename(old)

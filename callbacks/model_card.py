@@ -19,7 +19,9 @@ _SHOWN = {"trainer": ("max_steps", "max_epochs", "precision"), "data": None, "mo
 """Keys of a config that say what was learned and how; ``None`` for all below."""
 
 
-def model_card(run_dir: Path, base: str, results: Sequence[tuple[str, str]], is_adapter: bool) -> str:
+def model_card(
+    run_dir: Path, base: str, results: Sequence[tuple[str, str]], is_adapter: bool, weights: str = ""
+) -> str:
     """The text of ``README.md``.
 
     Args:
@@ -28,6 +30,7 @@ def model_card(run_dir: Path, base: str, results: Sequence[tuple[str, str]], is_
         base: the path of the policy that was trained.
         results: what was measured, such as ``("validation accuracy", "0.750 (95 % interval ...)")``.
         is_adapter: whether the folder holds a LoRA adapter alone.
+        weights: what a reader must know of the weights; may be empty.
     """
     config = _newest(run_dir, "config", ".yaml")
     made_with = _newest(run_dir, "environment", ".json")
@@ -42,6 +45,7 @@ def model_card(run_dir: Path, base: str, results: Sequence[tuple[str, str]], is_
     head["tags"] = ["grpo-lightning", "reinforcement-learning"]
     method = str(model.get("class_path", "")).rpartition(".")[2].removesuffix("Module") or "grpo-lightning"
     facts = [("base", f"{_named(base)}{warm_start}"), ("method", method)]
+    facts += [("weights", weights)] if weights else []
     if task:
         facts.append(("data", " ".join(filter(None, [_class(task), _named(source) if source else ""]))))
     verifiers = (model.get("init_args") or {}).get("verifiers")

@@ -88,6 +88,7 @@ def _run(args: list[str]) -> None:
         from grpo_lightning.cli.config_files import read_config_files, require_config, with_config_options
         from grpo_lightning.cli.help import help_asked_for
         from grpo_lightning.cli.known_keys import check_keys
+        from grpo_lightning.cli.resolved import print_config_asked_for
 
         args = with_config_options(args)
         answer = help_asked_for(args)
@@ -95,7 +96,12 @@ def _run(args: list[str]) -> None:
             print_answer(answer)
             raise SystemExit(0)
         require_config(args)
-        check_keys(read_config_files(args), args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
+        contents = read_config_files(args)
+        check_keys(contents, args[1:] if args[0] in WITH_KEYS_ALONE else [], args[0])
+        answer = print_config_asked_for(contents, args)
+        if answer is not None:
+            print_answer(answer)
+            raise SystemExit(0)
     elif args[0] == "verify":
         from grpo_lightning.cli.config_files import with_config_options
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from tests.processes import run_script
+from tests.toy import needs_bitsandbytes
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_trl = pytest.mark.skipif(
@@ -256,6 +257,15 @@ def test_ppo_and_grpo_take_their_turns_on_the_same_rollouts(tmp_path: Path, tiny
     assert grpo["rollouts"] == ppo["rollouts"]
     assert ppo.keys() - grpo.keys() == {"value"}
     assert all(step["step"] > step["rollout"] + step["reference"] + step["update"] > 0 for step in (grpo, ppo))
+
+
+@pytest.mark.slow
+@needs_bitsandbytes
+def test_qlora_prints_a_line_per_way() -> None:
+    lines = run("qlora.py", "--smoke", "--dtype", "float32").splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert [row[1] for row in rows] == ["merged", "adapter beside the weights", "unpacked and merged"]
+    assert all(float(row[2]) < 1e-5 for row in rows)
 
 
 @pytest.mark.slow

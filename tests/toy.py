@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -29,6 +30,9 @@ from grpo_lightning.verifiers import Verifier
 # For tests that take the fixture ``model_path``, but need no run with each shape of model.
 llama_alone = pytest.mark.parametrize("model_path", ["llama"], indirect=True)
 """The quickest."""
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e .[quantised]"
+)
 lfm2_alone = pytest.mark.parametrize("model_path", ["lfm2"], indirect=True)
 """It has attention too, and a convolution, which is easier to break."""
 
@@ -92,9 +96,8 @@ def adam(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def grpo(path: str, **options: Any) -> GRPOModule:
-    policy = {
-        key: options.pop(key) for key in ("lora", "reference", "gradient_checkpointing", "without") if key in options
-    }
+    keys = ("lora", "quantization", "reference", "gradient_checkpointing", "without")
+    policy = {key: options.pop(key) for key in keys if key in options}
     options = {"verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": adam} | options
     return GRPOModule(policy=PolicyConfig(path=path, **policy), **options)
 

@@ -1,8 +1,7 @@
 """Every option of the command line, from a table that is read without loading torch.
 
-The parser imports all classes, which takes seconds: of the 6.9 CPU seconds of ``--print_config``, importing torch takes
-1.2, Lightning's command line 2.9 more, and ours 1.3. Help, completion and keys that do not exist are answered from here
-instead. Resolved configs, and values of a user's own classes, are not: that would be a second parser.
+The parser imports all classes, which takes seconds: torch 1.2, Lightning's command line 2.9 more, and ours 1.3. Help,
+completion, keys that do not exist and the defaults of a config are answered from here instead.
 
 ``python -m grpo_lightning.cli.write_options`` writes the table from that parser; a test checks that it is up to date.
 """
@@ -39,6 +38,10 @@ class Option:
     choices: tuple[Any, ...] | None = None
     required: bool = False
 
+    def words(self) -> list[str]:
+        """The alternatives of its type."""
+        return self.type.split(" | ")
+
     def kinds(self) -> list[str]:
         """The names of types in it: ``list of Verifier | Verifier`` has list, of and Verifier."""
         return re.findall(r"\w+", self.type)
@@ -46,11 +49,11 @@ class Option:
 
 @dataclass(frozen=True)
 class NamedClass:
-    """A class of the project that a config can name.
+    """A class that a config can name: the project's, and torch's optimizers and schedulers.
 
     Args:
         kind: the base class that is asked for where it can stand.
-        path: its full import path.
+        path: its import path, as a resolved config has it.
         summary: the first paragraph of its docstring.
         options: its keys, by their dotted names.
     """
@@ -59,6 +62,11 @@ class NamedClass:
     path: str
     summary: str
     options: dict[str, Option]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stands without a class path, since no other class can stand in its place."""
+        return self.path.endswith(f".{self.kind}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,10 @@ class Options:
     def find(self, class_path: str) -> NamedClass | None:
         """A class by its short name or its full path; ``None`` for those of others."""
         found = self.classes.get(class_path.rpartition(".")[2])
-        is_ours = found and ("." not in class_path or class_path.startswith("grpo_lightning."))
-        return found if is_ours else None
+        is_it = found and (
+            "." not in class_path or class_path.startswith("grpo_lightning.") or class_path == found.path
+        )
+        return found if is_it else None
 
     def option(self, key: str) -> Option | None:
         """The option that a dotted key names, also inside the classes of a kind: ``model.verifiers``."""

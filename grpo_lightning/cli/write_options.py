@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from grpo_lightning.cli.grpo_cli import GRPOCLI
 from grpo_lightning.cli.option_table import FILE, SUBCOMMANDS
@@ -25,6 +28,14 @@ OUR_WORDS = {
     "seed_everything": "seeds all random numbers",
 }
 """Help of keys that Lightning adds, whose own help speaks of what runs here do not use."""
+
+THEIRS = {
+    "lightning.pytorch.callbacks": Callback,
+    "lightning.pytorch.loggers": Logger,
+    "torch.optim": Optimizer,
+    "torch.optim.lr_scheduler": LRScheduler,
+}
+"""Packages whose classes a config can name as well, with the kind of these."""
 
 CHECK_OPTIONS = {
     "pass-rates": {
@@ -70,25 +81,55 @@ class _Done(Exception):
 
 
 def _classes() -> dict[str, dict[str, type]]:
-    """The project's classes that a config can name, by the kind that is asked for."""
+    """The classes that a config can name, by the kind that is asked for."""
     from grpo_lightning.advantages import Advantage
     from grpo_lightning.algorithms.base import PolicyModule
+    from grpo_lightning.algorithms.entropy import EntropyBonus
+    from grpo_lightning.algorithms.ppo import KLController
+    from grpo_lightning.algorithms.teacher_context import TeacherContext
     from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
-    from grpo_lightning.models.loading import LoRAConfig
+    from grpo_lightning.models.adapters import LoRAConfig
+    from grpo_lightning.models.teacher import TeacherConfig
     from grpo_lightning.objectives import Objective
     from grpo_lightning.rollout.curriculum import Curriculum
+    from grpo_lightning.rollout.engines.vllm.launch import Launch
     from grpo_lightning.rollout.refinement import RefinementConfig
     from grpo_lightning.rollout.resampling import ResampleConfig
     from grpo_lightning.tasks.base import Task
+    from grpo_lightning.tasks.mixture import TaskShare
+    from grpo_lightning.tasks.reasoning_gym.task import GymDataset
     from grpo_lightning.verifiers.base import Verifier
 
     found: dict[str, dict[str, type]] = {}
-    kinds = (PolicyModule, Task, Environment, Verifier, Objective, Advantage, Constraint, Engine, Curriculum, Callback)
+    kinds = (
+        PolicyModule, Task, Environment, Verifier, Objective, Advantage, EntropyBonus, KLController, TeacherContext,
+        Constraint, Engine, Curriculum, Callback,
+    )  # fmt: skip
     for kind in kinds:
         classes = {cls.__name__: cls for cls in _subclasses(kind) if not inspect.isabstract(cls)}
         found[kind.__name__] = {name: classes[name] for name in sorted(classes)}
-    return found | {cls.__name__: {cls.__name__: cls} for cls in (LoRAConfig, RefinementConfig, ResampleConfig)}
+    for package, theirs in THEIRS.items():
+        found[theirs.__name__] = found.get(theirs.__name__, {}) | _of_package(package, theirs)
+    plain = (GymDataset, Launch, LoRAConfig, RefinementConfig, ResampleConfig, TaskShare, TeacherConfig)
+    return found | {cls.__name__: {cls.__name__: cls} for cls in plain}
+
+
+def _of_package(name: str, kind: type) -> dict[str, type]:
+    """What Lightning or torch exports of a kind."""
+    package = importlib.import_module(name)
+    found = {name: getattr(package, name) for name in sorted(package.__all__)}
+    return {
+        name: cls for name, cls in found.items() if inspect.isclass(cls) and issubclass(cls, kind) and cls is not kind
+    }
+
+
+def _import_path(cls: type) -> str:
+    """The shortest one, which the parser writes as well."""
+    parts = cls.__module__.split(".")
+    packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    package = next(name for name in packages if getattr(importlib.import_module(name), cls.__name__, None) is cls)
+    return f"{package}.{cls.__name__}"
 
 
 def _subclasses(kind: type) -> list[type]:
@@ -114,10 +155,16 @@ def _public(cls: type) -> Sequence[str]:
 
 def _class(cls: type, kind: str) -> dict[str, Any]:
     parser = SentenceParser()
-    parser.add_class_arguments(cls, "x", fail_untyped=False)
+    # What an optimizer or a scheduler is built of is not in the config.
+    built_of = {"params", "optimizer"} if kind in ("Optimizer", "LRScheduler") else set()
+    parser.add_class_arguments(cls, "x", skip=built_of, fail_untyped=False)
     summary = _plain((inspect.getdoc(cls) or "").split("\n\n")[0])
     options = {key.removeprefix("x."): option for key, option in _options(parser).items()}
-    return {"kind": kind, "path": f"{cls.__module__}.{cls.__qualname__}", "summary": summary, "options": options}
+    if not cls.__module__.startswith("grpo_lightning."):
+        # Their own texts are several sentences long, and on their sites.
+        summary = _sentence(summary)
+        options = {key: option | {"help": _sentence(option.get("help", ""))} for key, option in options.items()}
+    return {"kind": kind, "path": _import_path(cls), "summary": summary, "options": options}
 
 
 def _options(parser: Any) -> dict[str, Any]:
@@ -130,8 +177,7 @@ def _options(parser: Any) -> dict[str, Any]:
         option["help"] = _plain(re.sub(r"\n?Default: ``.*?``\.", "", option["help"] or ""))
         option["help"] = OUR_WORDS.get(action.dest, option["help"])
         if action.dest.startswith("trainer."):
-            # Lightning's own text is several sentences long, and on its site.
-            option["help"] = option["help"].split(". ")[0].removesuffix(".") + "."
+            option["help"] = _sentence(option["help"])
         if action.required:
             option["required"] = True
         found[action.dest] = {name: _jsonable(value) for name, value in option.items() if value is not None}
@@ -157,7 +203,7 @@ def type_text(hint: Any) -> str:
         return " | ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(dict.fromkeys(type_text(argument) for argument in arguments))
-    if isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
+    if isinstance(origin, type) and issubclass(origin, Callable) and arguments:  # type: ignore[arg-type]
         return type_text(arguments[-1])
     if isinstance(origin, type) and arguments and origin.__name__ in ("list", "Iterable", "Sequence", "tuple", "set"):
         return f"list of {type_text(arguments[0])}"
@@ -179,6 +225,11 @@ def _plain(text: str) -> str:
     """Help on one line, without the markup of docstrings."""
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(.*?)`", r"\1", text).replace("``", "")
     return " ".join(text.split())
+
+
+def _sentence(text: str) -> str:
+    """The first one."""
+    return text.split(". ")[0].removesuffix(".") + "." if text else ""
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,14 +1,18 @@
-"""Several LoRA adapters on one base: which is active, and which are trained."""
+"""LoRA adapters on a base: fresh or loaded, which of several is active, and which are trained."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.weightless import is_weightless
 
 POLICY = "default"
 """The adapter of the policy, by peft's own name."""
@@ -16,6 +20,75 @@ REFERENCE = "reference"
 """The adapter that is the frozen reference."""
 VALUE = "value"
 """The adapter of a critic."""
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685) through peft. The adapters stay in float32 over a bfloat16 base.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by ``alpha / r``.
+        target_modules: ``all-linear`` (every linear layer but the head), or a list of module names. A list made for
+            Llama adapts only a part of a hybrid such as LFM2.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: str | list[str] = "all-linear"
+
+
+def checked_base(adapter: str) -> str:
+    """The path of an adapter's base.
+
+    Raises:
+        ConfigError: it is an adapter of a kind that rollouts cannot merge.
+    """
+    from peft import PeftConfig
+
+    saved = PeftConfig.from_pretrained(adapter)
+    if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
+        raise ConfigError(
+            f"model.policy.path: the adapter in {adapter} is a DoRA or has biases, and rollouts merge neither: use a "
+            "plain LoRA, or merge it into its base first"
+        )
+    for whole in ("modules_to_save", "trainable_token_indices"):
+        if getattr(saved, whole, None):
+            raise ConfigError(
+                f"model.policy.path: the adapter in {adapter} holds whole layers or rows ({whole}), which is not "
+                "supported: merge it into its base first"
+            )
+    return str(saved.base_model_name_or_path)
+
+
+def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
+    """The model with the adapter at a path, with a fresh one, or with all weights trainable.
+
+    Raises:
+        ConfigError: the model has no layers of the configured names.
+    """
+    if adapter is not None and is_weightless():
+        from peft import LoraConfig, get_peft_model
+
+        saved = LoraConfig.from_pretrained(adapter)
+        saved.inference_mode = False
+        return get_peft_model(lm, saved)
+    if adapter is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(lm, adapter, is_trainable=True)
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        fresh = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+        try:
+            return get_peft_model(lm, fresh)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.policy.lora.target_modules: {lora.target_modules} does not fit {type(lm).__name__}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    return lm.requires_grad_(True)
 
 
 def add_adapter(model: Any, name: str, trained: bool = False) -> None:

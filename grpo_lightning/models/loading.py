@@ -12,26 +12,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.quantised import Bits, pack_weightless, quantization_options
+from grpo_lightning.models.adapters import LoRAConfig, checked_base, with_adapter
+from grpo_lightning.models.quantised import (
+    Quantization,
+    check_bitsandbytes,
+    compute_in,
+    kind_of,
+    pack_weightless,
+    quantization_options,
+    stored_quantization,
+)
 from grpo_lightning.models.weightless import is_weightless, remember
 from grpo_lightning.shipped import shipped_model
 from grpo_lightning.speed.registry import NAMES
-
-
-@dataclass
-class LoRAConfig:
-    """Low-rank adapters (arXiv 2106.09685) through peft. The adapters stay in float32 over a bfloat16 base.
-
-    Args:
-        r: rank.
-        alpha: the update is scaled by ``alpha / r``.
-        target_modules: ``all-linear`` (every linear layer but the head), or a list of module names. A list made for
-            Llama adapts only a part of a hybrid such as LFM2.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    target_modules: str | list[str] = "all-linear"
 
 
 @dataclass
@@ -47,6 +40,9 @@ class PolicyConfig:
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
         init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
         lora: train low-rank adapters over frozen weights; ``None`` trains all weights.
+        quantization: ``nf4`` quantises the frozen linear layers under LoRA to 4 bits while loading (QLoRA), which
+            needs ``grpo-lightning[quantised]``; default: the weights as they are, quantised if ``path`` holds 4-bit
+            weights of bitsandbytes. ``dtype`` is then that of the other weights and of the arithmetic.
         reference: the frozen policy of the KL term. ``auto`` is ``none`` where nobody asks for a KL, ``adapter-off``
             for a fresh LoRA (the base itself, no copy), ``snapshot`` for an adapter that was loaded, and ``copy``
             without LoRA.
@@ -63,6 +59,7 @@ class PolicyConfig:
     attn_implementation: str | None = None
     init: Literal["pretrained", "random"] = "pretrained"
     lora: LoRAConfig | None = None
+    quantization: Literal["nf4"] | None = None
     reference: Literal["auto", "none", "adapter-off", "snapshot", "copy"] = "auto"
     gradient_checkpointing: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -142,6 +139,13 @@ class PolicyConfig:
             raise ConfigError(
                 f"model.policy.lora: {self.path} is already an adapter, whose training continues: omit lora"
             )
+        if self.quantization is not None and not has_lora:
+            raise ConfigError(
+                f"model.policy.quantization: {self.quantization} weights are frozen: add model.policy.lora, whose "
+                "adapters are trained over them, or omit quantization"
+            )
+        if self.quantization is not None and self.init == "random":
+            raise ConfigError("model.policy.quantization: it quantises weights while loading them: use init pretrained")
         if self.reference in ("adapter-off", "snapshot") and not has_lora:
             raise ConfigError(f"model.policy.reference: {self.reference} needs LoRA; without it use auto or copy")
         if self.reference == "copy" and has_lora:
@@ -169,50 +173,58 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     """
     path, adapter = config.path, None
     if config.is_adapter:
-        adapter, path = path, _checked_base(path)
-    model = _with_adapter(_load_causal_lm(path, config, key), config, adapter)
+        adapter, path = path, checked_base(path)
+    model = with_adapter(_load_causal_lm(path, config, key), config.lora, adapter)
     _turn_dropout_off(model)
     remember(model)
     return model, adapter is not None
 
 
-def load_frozen(config: PolicyConfig, bits: Bits | None, key: str) -> Any:
+def load_frozen(config: PolicyConfig, quantization: Quantization | None, key: str) -> Any:
     """A model that is read and never trained: its weights may be quantised, and an adapter at its path is merged.
 
     Args:
         config: path, revision, dtype and attention of the model.
-        bits: quantise the linear layers while loading; ``None``: as they are.
+        quantization: quantise the linear layers while loading; ``None``: as they are.
         key: names the path in an error.
 
     Raises:
-        ConfigError: the path does not hold a supported model, or what ``bits`` needs is not installed.
+        ConfigError: the path does not hold a supported model, or what ``quantization`` needs is not installed.
     """
-    if config.is_adapter and bits is not None:
-        raise ConfigError(f"{key}: {config.path} is an adapter: merge it into its base first, or leave bits out")
+    if config.is_adapter and quantization is not None:
+        raise ConfigError(f"{key}: {config.path} is an adapter: merge it into its base first, or omit quantization")
     if config.is_adapter:
         model = load_model(config, key)[0].merge_and_unload()
     else:
-        model = _load_causal_lm(config.path, config, key, bits, is_frozen=True)
+        model = _load_causal_lm(config.path, config, key, quantization, is_frozen=True)
         _turn_dropout_off(model)
         remember(model)
     return model.requires_grad_(False).eval()
 
 
 def _load_causal_lm(
-    path: str, config: PolicyConfig, key: str, bits: Bits | None = None, is_frozen: bool = False
+    path: str, config: PolicyConfig, key: str, quantization: Quantization | None = None, is_frozen: bool = False
 ) -> Any:
     dtype = getattr(torch, config.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+    quantization = quantization or config.quantization
     try:
         architecture = load_architecture(path, config, key, may_be_quantised=is_frozen)
-        if config.given is not None and not is_weightless():
-            return config.given[0]
-        if config.init == "random" or is_weightless():
+        stored = stored_quantization(architecture) if config.init == "pretrained" else None
+        if is_weightless():
             lm = AutoModelForCausalLM.from_config(architecture, **options)
-            pack_weightless(lm, bits)
+            skipped = (stored or {}).get("llm_int8_skip_modules") or ()
+            pack_weightless(lm, quantization or kind_of(stored), tuple(skipped))
+        elif config.given is not None:
+            lm = config.given[0]
+        elif config.init == "random":
+            lm = AutoModelForCausalLM.from_config(architecture, **options)
         else:
-            options |= quantization_options(bits, dtype, key)
+            if kind_of(stored) is not None:
+                check_bitsandbytes(key, f"the quantised weights in {path}")
+            options |= quantization_options(quantization, dtype, key)
             lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+        compute_in(lm, dtype, key)
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -235,29 +247,6 @@ def _load_causal_lm(
     return lm
 
 
-def _checked_base(adapter: str) -> str:
-    """The path of an adapter's base.
-
-    Raises:
-        ConfigError: it is an adapter of a kind that rollouts cannot merge.
-    """
-    from peft import PeftConfig
-
-    saved = PeftConfig.from_pretrained(adapter)
-    if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
-        raise ConfigError(
-            f"model.policy.path: the adapter in {adapter} is a DoRA or has biases, and rollouts merge neither: use a "
-            "plain LoRA, or merge it into its base first"
-        )
-    for whole in ("modules_to_save", "trainable_token_indices"):
-        if getattr(saved, whole, None):
-            raise ConfigError(
-                f"model.policy.path: the adapter in {adapter} holds whole layers or rows ({whole}), which is not "
-                "supported: merge it into its base first"
-            )
-    return str(saved.base_model_name_or_path)
-
-
 def load_architecture(
     path: str, config: PolicyConfig, key: str = "model.policy.path", may_be_quantised: bool = False
 ) -> PreTrainedConfig:
@@ -270,18 +259,24 @@ def load_architecture(
         may_be_quantised: the model is never trained.
 
     Raises:
-        ConfigError: the weights are quantised, and may not be.
+        ConfigError: the weights are quantised, and may not be, or would be quantised twice.
     """
     given = None if config.given is None else config.given[0].config
     architecture = given or AutoConfig.from_pretrained(path, revision=config.revision)
-    quantised = getattr(architecture, "quantization_config", None)
-    if quantised is not None and config.init == "pretrained" and not may_be_quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    stored = stored_quantization(architecture)
+    if stored is None or config.init == "random" or may_be_quantised:
+        return architecture
+    method = getattr(stored.get("quant_method"), "value", stored.get("quant_method")) or "quantization_config"
+    told = f"{key}: the weights in {path} are quantised ({method})"
+    if kind_of(stored) != "nf4":
         raise ConfigError(
-            f"{key}: the weights in {path} are quantised ({method or 'quantization_config in its config.json'}), and "
-            "neither training nor merging an adapter supports that: give the model that they were quantised from, with "
-            "model.policy.dtype bfloat16 and LoRA if memory is short"
+            f"{told}, and only 4-bit weights of bitsandbytes are supported under an adapter: give the model that they "
+            "were quantised from, with model.policy.quantization nf4 and LoRA if memory is short"
         )
+    if not config.has_lora:
+        raise ConfigError(f"{told}, so they stay frozen: add model.policy.lora, whose adapters are trained over them")
+    if config.quantization is not None:
+        raise ConfigError(f"{told} already: omit model.policy.quantization")
     return architecture
 
 
@@ -315,34 +310,3 @@ def _turn_dropout_off(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
                 setattr(module, name, 0.0)
-
-
-def _with_adapter(lm: Any, config: PolicyConfig, adapter: str | None) -> Any:
-    """The adapter at a path, a fresh one, or all weights trainable."""
-    if adapter is not None and is_weightless():
-        from peft import LoraConfig, get_peft_model
-
-        saved = LoraConfig.from_pretrained(adapter)
-        saved.inference_mode = False
-        return get_peft_model(lm, saved)
-    if adapter is not None:
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(lm, adapter, is_trainable=True)
-    if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            target_modules=config.lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            return get_peft_model(lm, lora)
-        except ValueError as error:
-            raise ConfigError(
-                f"model.policy.lora.target_modules: {config.lora.target_modules} does not fit {type(lm).__name__}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    return lm.requires_grad_(True)

@@ -17,7 +17,8 @@ from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
 from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
-from grpo_lightning.models.merging import AdapterMerge
+from grpo_lightning.models.merging import AdapterMerge, merged_weights
+from grpo_lightning.models.quantised import is_packed, unquantised
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
@@ -73,6 +74,11 @@ class Policy(nn.Module):
     def lm(self) -> PreTrainedModel:
         """The causal LM itself, with the adapter's layers in place where LoRA is on."""
         return causal_lm_of(self.model)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether layers of the frozen base are in 4 bits."""
+        return any(is_packed(module) for module in self.lm.modules())
 
     @property
     def device(self) -> torch.device:
@@ -202,21 +208,25 @@ class Policy(nn.Module):
 
         Args:
             folder: where to.
-            merged: with LoRA, write the full weights with the adapter merged in, instead of the adapter alone.
+            merged: with LoRA, write the full weights with the adapter merged in, instead of the adapter alone. 4-bit
+                weights are unpacked to the policy's dtype.
         """
         if self.has_lora and not merged:
             self.model.save_pretrained(folder, selected_adapters=["default"])
         elif self.has_lora:
             with torch.no_grad(), self.merge.applied(self.lm):
-                weights = {
-                    name.replace(".base_layer", ""): tensor
-                    for name, tensor in self.lm.state_dict().items()
-                    if ".lora_" not in name
-                }
-                self.lm.save_pretrained(folder, state_dict=weights)
+                unquantised(self.lm).save_pretrained(folder, state_dict=merged_weights(self.lm))
         else:
             self.lm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def weights_note(self, merged: bool) -> str:
+        """What a reader must know of the weights that :meth:`save_pretrained` writes of a 4-bit base; else nothing."""
+        if not self.is_quantised:
+            return ""
+        if merged:
+            return f"unpacked from 4 bits to {self.config.dtype}, with the adapter merged in; not quantised"
+        return "trained over the base in 4 bits (bitsandbytes): load the base so, or the adapter fits it less well"
 
     # -- construction -----------------------------------------------------------------------------------------------
 

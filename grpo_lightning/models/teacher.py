@@ -18,7 +18,7 @@ from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, check_
 from grpo_lightning.models.loading import PolicyConfig, base_path, load_frozen
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
-from grpo_lightning.models.quantised import Bits
+from grpo_lightning.models.quantised import Quantization
 from grpo_lightning.models.weightless import is_weightless
 from grpo_lightning.shipped import shipped_model
 from grpo_lightning.speed.shared_prompt import PredictingStates, predicting_states
@@ -36,15 +36,15 @@ class TeacherConfig:
             weights may be quantised (a ``quantization_config`` in its ``config.json``).
         revision: branch, tag or commit of a hub model.
         dtype: type of the weights.
-        bits: quantise the linear layers to 8 or 4 bits while loading, which needs ``grpo-lightning[quantised]``;
-            ``None``: as they are.
+        quantization: quantise the linear layers to 4 (``nf4``) or 8 bits (``int8``) while loading, which needs
+            ``grpo-lightning[quantised]``; ``None``: as they are.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
     """
 
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    bits: Bits | None = None
+    quantization: Quantization | None = None
     attn_implementation: str | None = None
 
     @property
@@ -132,7 +132,7 @@ class OtherModel(Teacher):
 
     def __init__(self, config: TeacherConfig, policy: Policy, longest_row: int) -> None:
         key = "model.teacher.path"
-        model = load_frozen(config.model, config.bits, key)
+        model = load_frozen(config.model, config.quantization, key)
         super().__init__(policy)
         self.lm = causal_lm_of(model)
         if is_weightless():

@@ -29,7 +29,7 @@ class DirectStep:
     """Feeds one token per row.
 
     Args:
-        lm: the model in evaluation mode, with its adapter merged or off: adapters are not run.
+        lm: the model in evaluation mode, with its adapter merged or off: only adapters on quantised weights are run.
         pack: multiply by packed copies of the weights; see :mod:`grpo_lightning.speed.packed`.
 
     Raises:
@@ -103,10 +103,10 @@ class _Builder:
         self.weights: set[Tensor] = set()
 
     def known(self, module: Any) -> Any:
-        """A module without its adapter."""
+        """A module without its adapter, which is merged; into quantised weights none is, and the module keeps it."""
         base = getattr(module, "base_layer", module)
         self.weights |= set(base.parameters())
-        return base
+        return base if base.weight.is_floating_point() else module
 
     def layer(self, module: nn.Module) -> _Layer:
         gate, up, down = gated_projections(_one_of(module, "mlp", "feed_forward"))

@@ -235,10 +235,13 @@ def _same(module: nn.Module, kind: type[nn.Module]) -> bool:
     weight = next(module.parameters())
     if weight.is_meta:
         return True
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, weight.shape[-1], generator=generator).to(weight)
+    first: Any = next(module.children(), module)
+    size, dtype = getattr(first, "in_features", weight.shape[-1]), weight.dtype
+    if not weight.is_floating_point():  # quantised: neither says what the layer takes
+        dtype = getattr(first, "base_layer", first).compute_dtype
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     expected, original = module(x), module.__class__
     module.__class__ = kind
     found = module(x)
     module.__class__ = original
-    return is_close(found, expected, 1e-4 if weight.dtype == torch.float32 else 0.02)
+    return is_close(found, expected, 1e-4 if dtype == torch.float32 else 0.02)

@@ -214,11 +214,11 @@ def test_a_teacher_is_neither_trained_nor_saved_and_not_loaded_for_an_evaluation
     assert not hasattr(evaluated, "teacher")
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"bits": 8}, {"bits": 4}])
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}])
 def test_a_teacher_in_fewer_bits_is_nearly_the_same_teacher(
     tiny_model: Callable[[str], str], teacher_path: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    if "bits" in options:
+    if "quantization" in options:
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     module = distillation(tiny_model("llama"), TeacherConfig(teacher_path, **options), **NO_CLIP)
     watch = Watch()
@@ -228,15 +228,15 @@ def test_a_teacher_in_fewer_bits_is_nearly_the_same_teacher(
     assert found != exact
     assert found == pytest.approx(exact, rel=0.3)
     kinds = {parameter.dtype for parameter in module.teacher.parameters()}
-    assert {None: torch.bfloat16, 8: torch.int8, 4: torch.uint8}[options.get("bits")] in kinds
+    assert {None: torch.bfloat16, "int8": torch.int8, "nf4": torch.uint8}[options.get("quantization")] in kinds
 
 
-def test_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch, teacher_path: str, tmp_path: Path) -> None:
+def test_a_quantised_teacher_needs_bitsandbytes(
+    monkeypatch: pytest.MonkeyPatch, teacher_path: str, tmp_path: Path
+) -> None:
     monkeypatch.setattr("grpo_lightning.models.quantised.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"4-bit weights need bitsandbytes: pip install 'grpo-lightning\[quantised\]'"
-    ):
-        fit(tmp_path, distillation(teacher_path, TeacherConfig(teacher_path, bits=4)), 1)
+    with pytest.raises(ConfigError, match=r"nf4 weights need bitsandbytes: pip install 'grpo-lightning\[quantised\]'"):
+        fit(tmp_path, distillation(teacher_path, TeacherConfig(teacher_path, quantization="nf4")), 1)
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_before_a_model_loads(

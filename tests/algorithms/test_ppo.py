@@ -51,7 +51,11 @@ PLAIN: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd, "updates_per_r
 
 
 def ppo(path: str, **options: Any) -> PPOModule:
-    policy = {key: options.pop(key) for key in ("lora", "reference", "gradient_checkpointing") if key in options}
+    policy = {
+        key: options.pop(key)
+        for key in ("lora", "quantization", "reference", "gradient_checkpointing")
+        if key in options
+    }
     options = {"verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": adam} | options
     return PPOModule(policy=PolicyConfig(path=path, **policy), **options)
 

@@ -22,6 +22,7 @@ from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.cli.subcommands import SUMMARIES
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
+from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 # Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them.
@@ -80,6 +81,10 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.
         policy = Policy(PolicyConfig(path="configs/tiny_decoder", init="random"))
         policy.save_pretrained(tmp_path / "teacher")
         overrides = overrides | {"model.init_args.teacher.path": str(tmp_path / "teacher")}
+    if "quantization: " in text:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e .[quantised]")
+        model = save_tiny_model(tmp_path / "model", "lfm2", hidden_size=64, intermediate_size=128)
+        overrides = overrides | {"model.init_args.policy.path": model}
     main(["fit", "--config", f"configs/{name}", *few(tmp_path, **overrides)])
     run = only_run(tmp_path, Path(name).stem)
     assert (run / "checkpoints/last.ckpt").is_file()

@@ -74,6 +74,8 @@ def at(config: Any, key: str) -> Any:
         ({"model_init_kwargs": '{"revision": "v1", "dtype": "bfloat16"}'}, "model.policy.dtype", "bfloat16"),
         ({"use_peft": True, "lora_r": 8}, "model.policy.lora", {"r": 8, "alpha": 32, "target_modules": "all-linear"}),
         ({"lora_r": 8}, "model.policy.lora", None),
+        ({"use_peft": True, "load_in_4bit": True, "use_bnb_nested_quant": True}, "model.policy.quantization", "nf4"),
+        ({"load_in_4bit": True}, "model.policy.quantization", None),
         ({"chat_template_kwargs": {"a": 1}}, "model.policy.chat_template_kwargs", {"a": 1}),
         ({"gradient_checkpointing": True}, "model.policy.gradient_checkpointing", True),
         ({"reward_funcs": "think_format_reward"}, "model.verifiers.0.function", "trl.rewards.think_format_reward"),

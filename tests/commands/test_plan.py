@@ -42,7 +42,7 @@ from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
-from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo
+from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo, needs_bitsandbytes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -181,6 +181,34 @@ def test_a_ppo_run_takes_the_planned_memory(model_path: str, critic: dict[str, A
         assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_a_run_over_4_bit_weights_takes_the_planned_memory(kind: str, tmp_path: Path) -> None:
+    # Columns that bitsandbytes can unpack on a CPU: 64 divides them.
+    model_path = save_tiny_model(tmp_path / "model", kind, hidden_size=64, intermediate_size=128)
+    module = grpo(model_path, lora=LoRAConfig(r=4), quantization="nf4", beta=0.1)
+    # Of a file in the dtype of the policy, all would stay mapped.
+    module.policy_config = replace(module.policy_config, dtype="bfloat16")
+    data = RolloutDataModule(
+        ToyTask(), prompts_per_step=4, group_size=4, val_batch_size=1, sampling=SamplingParams(max_new_tokens=24),
+        max_prompt_tokens=12, overlong="truncate-left",
+    )  # fmt: skip
+    plan = phases(Planner(module, data, "bf16-mixed", False, prompt_tokens=12))
+    assert not any(phase.parts.get("merge copy") for phase in plan.values())
+    names = ("reference", "update", "rollout")
+    peaks = peaks_of(lambda: fit(tmp_path, module, 2, data, callbacks=[Spans(names)], precision="bf16-mixed"), names)
+    for name in names:
+        assert plan[name].total == pytest.approx(peaks[name], rel=0.1), name
+    # A linear weight takes half a byte, a byte for each 64 and 4 bytes for each 64 * 256.
+    (weights,) = {phase.parts["weights"] for phase in plan.values()}
+    count = linear = 0
+    for name, parameter in AutoModelForCausalLM.from_pretrained(model_path).named_parameters():
+        packs = parameter.dim() == 2 and "embed" not in name
+        count += 0 if packs else parameter.numel() * 2
+        linear += parameter.numel() // 2 + parameter.numel() // 64 + 4 if packs else 0
+    assert weights == count + linear
+
+
 class Distillation(OnlineModule):
     """An algorithm that the planner does not know: it has a teacher, and makes tokens as likely as the teacher does."""
 
@@ -266,7 +294,7 @@ def test_the_plan_of_a_teacher_follows_its_options(tiny_model: Callable[[str], s
 
     full = update(TeacherConfig(deep_model))
     assert update(TeacherConfig(deep_model, dtype="bfloat16"))["teacher"] == full["teacher"] / 2
-    eight, four = (update(TeacherConfig(deep_model, bits=bits))["teacher"] for bits in (8, 4))
+    eight, four = (update(TeacherConfig(deep_model, quantization=kind))["teacher"] for kind in ("int8", "nf4"))
     assert four < eight < 0.5 * full["teacher"]
     own = update("self", context=FeedbackContext())
     assert "teacher" not in own

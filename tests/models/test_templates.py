@@ -195,7 +195,7 @@ def first_completions(folder: Path, path: str) -> list[list[int]]:
     [
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
     ],
 )

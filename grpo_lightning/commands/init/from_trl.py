@@ -91,6 +91,11 @@ def _policy(options: TRLOptions) -> dict[str, Any]:
         policy["lora"] = {"r": rank, "alpha": alpha, "target_modules": modules or "all-linear"}
         if modules is None:
             options.drop("lora_target_modules", "TRL leaves them to PEFT, often q_proj and v_proj; here all-linear")
+        if options.take("load_in_4bit", False):
+            policy["quantization"] = "nf4"
+            options.take("use_bnb_nested_quant")  # always
+            if options.take("bnb_4bit_quant_type", "nf4") != "nf4":
+                options.drop("bnb_4bit_quant_type", "the type is always nf4")
     return policy
 
 

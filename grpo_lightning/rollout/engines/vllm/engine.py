@@ -127,6 +127,12 @@ class VLLMEngine(Engine):
                 "data.sampling: top_k, top_p and min_p do not go with VLLMEngine in training: a server returns "
                 "log-probs after truncation, and the loss needs those before: omit them"
             )
+        if policy.quantization is not None and not self.merge_lora:
+            raise ConfigError(
+                "data.engine.merge_lora: an adapter that is trained over 4-bit weights does not fit the server's base, "
+                "which is not quantised: set it to true, and the servers get the unpacked weights with the adapter in "
+                "them, or omit model.policy.quantization"
+            )
         if self._client is not None:
             self.stop()
         self._longest_row = longest_row
