@@ -6,6 +6,7 @@
 # make test-fast    the same without the tests that are marked slow, which CI runs
 # make check        what CI runs: lint, types, tests
 # make docs         build the documentation site into site/, with warnings as errors
+# make gpu-check    what waits for a large GPU, in one table and at most 8 minutes: tests, memory, and steps beside TRL
 # make newest       the test suite with the newest transformers, in an environment of its own: for a scheduled job
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart real compare test test-fast lint types check docs newest clean
+.PHONY: quickstart real compare test test-fast lint types check docs gpu-check newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/grpo fit --config configs/quickstart.yaml
@@ -42,6 +43,9 @@ check: lint types test
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+gpu-check: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/gpu_check.py
+
 # pip says that the project wants an older transformers, and installs the newest all the same.
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -58,6 +62,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, Lfm2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from grpo_lightning.tasks import Task
 from grpo_lightning.tasks.base import Split
@@ -32,6 +33,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32_768, "hidden_size": 512, "intermediate_size": 2304, "num_attention_heads": 8,
         "num_key_value_heads": 4, "max_position_embeddings": 4096, "layer_types": [C, C, A, C, A, C, A, C],
     },
+    "lfm2-tiny": {
+        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 512, "layer_types": [C, A],
+    },
     "llama-42m": {
         "vocab_size": 32_768, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8,
         "num_key_value_heads": 4, "max_position_embeddings": 4096, "num_hidden_layers": 8,
@@ -53,6 +58,13 @@ def build(name: str, folder: Path) -> str:
     config.save_pretrained(folder)
     tokenizer(shape["vocab_size"]).save_pretrained(folder)
     return str(folder)
+
+
+def write_weights(folder: str, device: str, dtype: torch.dtype) -> None:
+    """Write random weights, drawn on a device, beside the config in a folder."""
+    with torch.device(device):
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    lm.save_pretrained(folder)
 
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

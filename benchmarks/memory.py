@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ DEFAULTS = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(DEFAULTS), help="default: cuda if available, else cpu")
     parser.add_argument("--method", nargs="*", default=list(METHODS), choices=list(METHODS))
@@ -53,7 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rank", type=int, default=16, help="rank of the adapters")
     parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
     if args.device is None:
         # The parent must not import torch: on Linux, children inherit their parent's peak of resident memory.
         args.device = "cuda" if Path("/dev/nvidia0").exists() else "cpu"
@@ -69,8 +71,7 @@ class PeakRecorder:
     def __init__(self, device: torch.device) -> None:
         self.peaks: dict[str, float] = {}
         self.meter = Peak(device, measuring=True)
-        # On CUDA only the model's allocations are counted anyway.
-        self.before = 0.0 if device.type == "cuda" else self.meter.held()
+        self.before = self.meter.held()
 
     def phase_started(self, name: str) -> None:
         self.meter.reset()
@@ -80,7 +81,7 @@ class PeakRecorder:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Train two iterations of ``args.worker`` in this process."""
+    """Train two iterations of ``args.worker`` in this process, on the model in ``args.weights``, or on a random one."""
     import lightning.pytorch as pl
     import torch
     from architectures import FixedLengths, build
@@ -99,7 +100,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         module = kind(
             policy=PolicyConfig(
-                path=build(args.shape, Path(folder) / "model"), init="random", dtype="bfloat16",
+                path=args.weights or build(args.shape, Path(folder) / "model"),
+                init="pretrained" if args.weights else "random", dtype="bfloat16",
                 lora=LoRAConfig(r=args.rank, alpha=2 * args.rank), gradient_checkpointing=args.checkpointing,
             ),
             verifiers=[MathVerifier()], max_tokens_per_microbatch=args.budget, **options,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ class OurSide:
         device: device to run on.
         memory: measure memory instead of time.
         data_options: options of :class:`RolloutDataModule` that override those of the shape.
+        without: shortcuts to switch off.
         module_options: options of :class:`GRPOModule` that override its defaults.
     """
 
@@ -116,6 +117,7 @@ class OurSide:
         device: torch.device,
         memory: bool = False,
         data_options: Mapping[str, Any] | None = None,
+        without: Sequence[str] = (),
         **module_options: Any,
     ) -> None:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -129,7 +131,7 @@ class OurSide:
             "verifiers": [TokenVerifier()],
         }
         self.module = GRPOModule(
-            policy=PolicyConfig(path=str(folder), dtype=shape.dtype, lora=lora),  # type: ignore[arg-type]
+            policy=PolicyConfig(path=str(folder), dtype=shape.dtype, lora=lora, without=list(without)),  # type: ignore[arg-type]
             updates_per_rollout=shape.updates,
             **options | module_options,
         )

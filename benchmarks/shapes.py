@@ -90,6 +90,10 @@ SMALL = {
     "num_attention_heads": 6, "num_key_value_heads": 2,
     "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"],
 }  # fmt: skip
+SMOLLM2 = {
+    "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3,
+}  # fmt: skip
 LFM25 = {
     "vocab_size": 65_536, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -119,6 +123,10 @@ _LISTED = (
         "lfm2.5-1.2b", "1.2 B LFM2.5, LoRA r=16, bf16", "lfm2", LFM25, cap=512, mean=220.0, lora=16, dtype="bfloat16",
         precision="bf16-mixed", prompt_tokens=(100, 160), trl_microbatches=(64, 32, 16), cuda_only=True,
     ),
+    Shape(
+        "smollm2-135m", "135 M SmolLM2, bf16", "llama", SMOLLM2, cap=512, mean=220.0, precision="bf16-mixed",
+        prompt_tokens=(100, 160), trl_microbatches=(64, 32, 16), cuda_only=True,
+    ),
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in _LISTED}
 
@@ -140,8 +148,8 @@ def smoke(shape: Shape) -> Shape:
 # -- model and tokenizer ----------------------------------------------------------------------------------------------
 
 
-def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
-    """Write a Hugging Face folder with random weights and a tokenizer with one token per letter."""
+def build(shape: Shape, folder: Path, seed: int = 0, device: str = "cpu") -> Path:
+    """Write a Hugging Face folder with random weights, drawn on a device, and a tokenizer with one token per letter."""
     torch.manual_seed(seed)
     common = {
         "max_position_embeddings": 4096, "tie_word_embeddings": True, "pad_token_id": PAD, "bos_token_id": BOS,
@@ -152,8 +160,9 @@ def build(shape: Shape, folder: Path, seed: int = 0) -> Path:
         config = LlamaConfig(**shape.dims | common)
     else:
         config = Lfm2Config(**shape.dims | common, block_auto_adjust_ff_dim=False)
-    lm = AutoModelForCausalLM.from_config(config)
-    _set_end_probability(lm, 0.0 if shape.mean is None else 1 / shape.mean)
+    with torch.device(device):
+        lm = AutoModelForCausalLM.from_config(config)
+        _set_end_probability(lm, 0.0 if shape.mean is None else 1 / shape.mean)
     lm.to(getattr(torch, shape.dtype)).save_pretrained(folder)
     tokenizer(shape.vocab).save_pretrained(folder)
     return folder

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,71 @@ def test_constants_runs(subject: str, line: str) -> None:
 def test_shared_beginning_prints_a_line_per_share() -> None:
     text = run("shared_beginning.py", "--smoke", "--prompts", "3", "--tokens", "80", "--repeats", "1")
     assert [line.split("|")[1].strip() for line in text.splitlines()[4:]] == ["0%", "25%", "50%", "75%"]
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_prints_one_table_and_goes_on_after_a_part_that_fails(
+    benchmark_module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu_check, out = benchmark_module("gpu_check"), tmp_path / "table.md"
+    few = ["--device", "cpu", "--tiny", "--out", str(out), "--only"]
+    assert gpu_check.main([*few, "tests"]) == 0
+    assert capsys.readouterr().out == out.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if "|" in line]
+    assert [row[:2] for row in rows[2:]] == [["tests", "marked cuda"]]
+    assert rows[2][2].startswith("2 skipped")
+    assert gpu_check.main([*few, "memory", "SmolLM2-135M", "--seconds", "0"]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert failed == [f"| {part} | all of it |  |  | failed: it took longer than 0 s |" for part in (
+        "memory", "SmolLM2-135M")]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_measures_the_memory_of_each_method() -> None:
+    mark = "gpu-check row: "
+    text = run("gpu_check.py", "--part", "memory", "--device", "cpu", "--tiny")
+    rows = [json.loads(line[len(mark) :]) for line in text.splitlines() if line.startswith(mark)]
+    methods = ["GRPO, GB", "GRPO + refinement, GB"]
+    for critic in ("shared", "adapter", "separate"):
+        methods += [f"PPO {critic}, GB", f"GRPO's share of PPO {critic}"]
+    assert [row[1] for row in rows] == methods
+    assert all(row[3:] == ["", ""] for row in rows), "tiny models have no goals"
+
+
+def test_the_check_of_a_gpu_measures_a_step_beside_trl(benchmark_module: Any) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    few = gpu_check.parse_arguments(["--device", "cpu", "--tiny"])
+    found: dict[str, Any] = {}
+    has_trl = importlib.util.find_spec("trl") is not None
+    with nullcontext() if has_trl else pytest.raises(ModuleNotFoundError, match="trl"):
+        for row in gpu_check.PARTS["SmolLM2-135M"].rows(few):
+            found[row.what] = row
+    assert found["graphed_decoding"].ours == "not used: it is for CUDA"
+    assert found["rollout without graphs, s"].result.endswith(" x")
+    for what in ("step, s", "rollout, s", "update, s", "generated tokens/s", "peak memory above the model, GB"):
+        row = found[what]
+        assert float(row.ours) >= 0
+        assert (row.beside.startswith("TRL "), row.result.endswith(" x")) == (has_trl, has_trl)
+    assert float(found["step, s"].ours) >= float(found["rollout, s"].ours)
+    assert all(row.is_good for row in found.values())
+
+
+def test_the_check_of_a_gpu_needs_one(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no CUDA device here"):
+        gpu_check.main([])
+    with pytest.raises(SystemExit, match="add --tiny"):
+        gpu_check.main(["--device", "cpu"])
+
+
+def test_goals_of_the_check_of_a_gpu_by_hand(benchmark_module: Any) -> None:
+    gpu_check = benchmark_module("gpu_check")
+    assert gpu_check._verdict(True) == "reached"
+    assert gpu_check.Row("memory", "GRPO, GB", "4.05", result=gpu_check._verdict(True)).is_good
+    assert not gpu_check.Row("memory", "GRPO, GB", "4.15", result=gpu_check._verdict(False)).is_good
+    assert not gpu_check.Row("tests", "marked cuda", "", result="failed: 1 failed").is_good
+    assert sum(part.seconds for part in gpu_check.PARTS.values()) <= 8 * 60
 
 
 @pytest.mark.slow
@@ -142,6 +208,17 @@ def test_the_choice_of_prompts_prints_one_table() -> None:
     assert [row[2].strip() for row in rows[2:]] == ["warm start", "plain", "resampled", "curriculum"]
     assert {len(row) for row in rows} == {11}
     assert all(int(row[6]) >= 300 for row in rows[3:])
+
+
+@pytest.mark.slow
+def test_the_values_of_ppo_print_one_table(benchmark_module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    values = benchmark_module("ppo_values")
+    arguments = "--tokens 300 --seeds 1 --warm-steps 1 --prompts 2 --group-size 2 --stored 1 --val-size 4"
+    values.main([*arguments.split(), "--variants", "plain", "value_lam 1, pretrained"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert [row[1].strip() for row in rows[2:]] == ["warm start", "plain", "value_lam 1, pretrained"]
+    assert {len(row) for row in rows} == {10}
+    assert all(int(row[7]) >= 300 for row in rows[3:])
 
 
 @pytest.mark.slow

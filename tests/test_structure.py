@@ -18,6 +18,7 @@ PACKAGE = ROOT / "grpo_lightning"
 ORDER = [
     "errors",
     "shipped",
+    "stored",
     "types",
     "curves",
     "intervals",

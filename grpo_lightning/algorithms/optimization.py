@@ -17,6 +17,9 @@ from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_TAKES_GRADIENTS_EARLY = "torchao.optim.cpu_offload"
+"""The module of an optimizer whose hooks copy gradients to the host as soon as they are added up (torchao 0.18)."""
+
 
 class Optimization:
     """Makes the optimizer and its schedule.
@@ -59,8 +62,14 @@ class Optimization:
                 optimizer = ShardedOptimizer(parameters, self.make_optimizer)
             else:
                 optimizer = self.make_optimizer(parameters)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"model.optimizer: {error}") from error
+        if type(optimizer).__module__.startswith(_TAKES_GRADIENTS_EARLY):
+            raise ConfigError(
+                f"model.optimizer: {type(optimizer).__name__} copies each gradient during the backward pass, before it "
+                "is clipped and checked: to keep the optimizer's state in host memory, use "
+                "bitsandbytes.optim.PagedAdamW8bit or PagedAdamW"
+            )
         if self.make_scheduler is None:
             return optimizer, None
         scheduler = self.make_scheduler(optimizer)

@@ -47,6 +47,9 @@ ELSEWHERE = {
 }
 """Keys that users of LightningCLI and TRL know, and where these settings are here."""
 
+_EXTRAS = {"bitsandbytes": "quantised"}
+"""Packages whose classes a config may name, and the extras that bring them."""
+
 _EXAMPLES = {
     "LoRAConfig": "{r: 16, alpha: 32}",
     "RefinementConfig": "{mode: distill}",
@@ -105,6 +108,9 @@ def _joined(reasons: list[str]) -> str:
 def _plain(reason: str, message: str) -> str:
     """A reason without the parser's notation of types."""
     given = re.findall(r"^\s*Given value: ((?!NestedArg).*)$", message, re.MULTILINE)
+    missing = re.search(r"No module named '(\w+)'", reason)
+    if missing and missing[1] in _EXTRAS:
+        return f"{missing[1]} is not installed: pip install 'grpo-lightning[{_EXTRAS[missing[1]]}]'"
     unloadable = re.match(r"Unable to load config '(.*?)'", reason)
     if unloadable:
         return f"must be keys with values, not {unloadable[1]}"

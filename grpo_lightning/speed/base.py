@@ -24,6 +24,13 @@ class Shortcut(ABC):
     for_decoding: ClassVar[bool] = False
     """Whether it is used while rollouts decode, and its checks depend on device and autocast."""
 
+    needs: ClassVar[type[Shortcut] | None] = None
+    """The shortcut that it builds on, which comes before it: without that one it is not used."""
+
+    def wrong_device(self, device_type: str) -> str | None:
+        """Say in one clause which devices the shortcut is for, if this is not one of them. By default all are."""
+        return None
+
     @abstractmethod
     def unsuitable(self, lm: PreTrainedModel) -> str | None:
         """Say in one clause why the shortcut cannot be used, as far as the architecture tells without weights."""
@@ -43,7 +50,8 @@ class Shortcut(ABC):
 
     def why_not(self, lm: PreTrainedModel) -> str | None:
         """The reason in one clause why this model cannot use the shortcut, or ``None``: it can."""
-        return self.unsuitable(lm) or self.differs(lm)
+        device_type = next(lm.parameters()).device.type
+        return self.wrong_device(device_type) or self.unsuitable(lm) or self.differs(lm)
 
     @property
     def has_trial(self) -> bool:

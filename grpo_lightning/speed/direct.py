@@ -12,17 +12,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from grpo_lightning.speed.base import Shortcut, is_close
 from grpo_lightning.speed.caches import has_plain_cache
 from grpo_lightning.speed.packed import fused_linear, linear
 from grpo_lightning.speed.recompute import gated_projections
+
+
+class HasLayers(Protocol):
+    """A cache, as far as a step needs it."""
+
+    @property
+    def layers(self) -> list[Any]: ...
 
 
 class DirectStep:
@@ -46,7 +53,7 @@ class DirectStep:
         self.weights = build.weights
         """What the step computes with; what else the model has is not in its results."""
 
-    def __call__(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: Cache) -> Tensor:
+    def __call__(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: HasLayers) -> Tensor:
         """Run one token of each row.
 
         Args:

@@ -28,12 +28,13 @@ class PackedWeights(Shortcut):
     runs = "grpo_lightning.speed.packed:_packed_linear"
     for_decoding = True
 
+    def wrong_device(self, device_type: str) -> str | None:
+        return None if device_type == "cpu" else "it is for CPUs"
+
     def unsuitable(self, lm: nn.Module) -> str | None:
         if not has_operators():
             return "this build of torch has no operators for it"
         weight = next(lm.parameters())
-        if weight.device.type not in ("cpu", "meta"):
-            return "it is for CPUs"
         if weight.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
             return "it is for float32 without autocast"
         return None

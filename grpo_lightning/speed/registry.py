@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from grpo_lightning.speed.base import Shortcut
 from grpo_lightning.speed.caches import EarlyJoins
 from grpo_lightning.speed.direct import DirectDecoding
+from grpo_lightning.speed.graphs import GraphedDecoding
 from grpo_lightning.speed.packed import PackedWeights
 from grpo_lightning.speed.recompute import RecomputedActivations
 from grpo_lightning.speed.shared_beginning import SharedBeginnings
@@ -26,6 +27,7 @@ SHORTCUTS: tuple[Shortcut, ...] = (
     KeptProbabilities(),
     SharedPrompts(),
     DirectDecoding(),
+    GraphedDecoding(),
     PackedWeights(),
     SharedBeginnings(),
     EarlyJoins(),
@@ -63,6 +65,7 @@ class Shortcuts:
     def __init__(self, lm: PreTrainedModel, ruled_out: Mapping[str, str], has_weights: bool = True) -> None:
         self._ruled_out = dict(ruled_out)
         self._has_weights = has_weights
+        self._device: str | None = None
         self._context = _Context.now(lm)
         self._why_not: dict[str, str | None] = {}
         for shortcut in SHORTCUTS:
@@ -75,14 +78,22 @@ class Shortcuts:
         return self._why_not[shortcut.name] is None
 
     def rule_out(self, shortcut: type[Shortcut], reason: str) -> None:
-        """Use a shortcut no more."""
+        """Use a shortcut no more, and warn of it."""
         self._ruled_out[shortcut.name] = self._why_not[shortcut.name] = reason
+        log.warning(next(self._line(one) for one in SHORTCUTS if type(one) is shortcut))
 
     def install_in(self, lm: PreTrainedModel) -> None:
         """Install in another model, such as a critic's, what is used in this one."""
         for shortcut in SHORTCUTS:
             if self.uses(type(shortcut)):
                 shortcut.install(lm)
+
+    def plan_for(self, device_type: str, lm: PreTrainedModel) -> None:
+        """Decide as on another device than that of a model without weights."""
+        self._device = device_type
+        for shortcut in SHORTCUTS:
+            if shortcut.for_decoding:
+                self._why_not[shortcut.name] = self._reason(shortcut, lm)
 
     def check_decoding(self, lm: PreTrainedModel) -> None:
         """Repeat the checks of decoding shortcuts if the device or autocast has changed since the last ones."""
@@ -102,7 +113,12 @@ class Shortcuts:
     def _reason(self, shortcut: Shortcut, lm: PreTrainedModel) -> str | None:
         if shortcut.name in self._ruled_out:
             return self._ruled_out[shortcut.name]
-        return shortcut.why_not(lm) if self._has_weights else shortcut.unsuitable(lm)
+        device = self._device or lm.device.type
+        reason = None if device == "meta" else shortcut.wrong_device(device)
+        reason = reason or shortcut.unsuitable(lm)
+        if reason is None and shortcut.needs is not None and not self.uses(shortcut.needs):
+            reason = f"it needs {shortcut.needs.name}, which is not used"
+        return shortcut.differs(lm) if reason is None and self._has_weights else reason
 
     def _line(self, shortcut: Shortcut) -> str:
         reason = self._why_not[shortcut.name]

@@ -218,7 +218,7 @@ def test_a_snapshot_on_the_cpu_says_that_there_is_none(
     assert not (tmp_path / "memory_snapshot.pickle").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_on_cuda_there_are_a_snapshot_and_the_allocator_s_curves(
     tiny_model: Callable[[str], str], tmp_path: Path
 ) -> None:

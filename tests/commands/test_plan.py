@@ -33,10 +33,10 @@ from grpo_lightning.constraints import Regex
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig, TeacherConfig
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
-from grpo_lightning.rollout.engines.cache import BLOCK
 from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.speed import packed
+from grpo_lightning.speed.decoding_cache import BLOCK
 from grpo_lightning.speed.registry import NAMES
 from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
@@ -440,6 +440,20 @@ def test_packed_weights_count_on_a_cpu(model_path: str, monkeypatch: pytest.Monk
     multiplied = sum(part.weight.nbytes for part in lm.modules() if isinstance(part, torch.nn.Linear))
     assert here["packed weights"] == multiplied
     assert "packed weights" not in there
+
+
+def test_rows_that_fill_a_shape_count_on_a_gpu(tiny_model: Callable[[str], str]) -> None:
+    """By hand: five rows decode as eight, with the cache of eight."""
+
+    def cache(rows: int, on_cuda: bool) -> int:
+        rehearsal = rehearsal_of(module, on_cuda=on_cuda)
+        line = next(line for line in rehearsal.policy.shortcuts.lines() if "graphed_decoding" in line)
+        assert line.endswith("used, if its trial succeeds when the model loads" if on_cuda else "it is for CUDA")
+        return rehearsal.rollout(1, rows, 8, SamplingParams(max_new_tokens=20)).parts["cache"]
+
+    module = grpo(tiny_model("lfm2"))
+    assert cache(5, on_cuda=True) == pytest.approx(cache(8, on_cuda=True), rel=0.01)
+    assert cache(5, on_cuda=False) < 0.7 * cache(8, on_cuda=False)
 
 
 def test_a_shared_prompt_is_planned_as_shared(model_path: str) -> None:

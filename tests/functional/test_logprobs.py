@@ -207,7 +207,7 @@ def test_autocast_does_not_affect_float64():
     assert torch.equal(inside.logprobs_M, token_logprobs(hidden, weight, targets).logprobs_M)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cuda_equals_cpu(frozen):
     def on(device: str) -> list[Tensor]:

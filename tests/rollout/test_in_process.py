@@ -23,10 +23,11 @@ from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.rollout.batch import token_rows
-from grpo_lightning.rollout.engines import cache, decoder, in_process
+from grpo_lightning.rollout.engines import decoder, in_process
 from grpo_lightning.rollout.engines import rows as sampled_rows
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
+from grpo_lightning.speed import decoding_cache
 from grpo_lightning.types import Completion, FinishReason
 from tests.sampling import generate
 from tests.tiny import tiny_tokenizer
@@ -189,7 +190,7 @@ def test_seldom_looks_split_prefills_and_small_blocks_change_nothing(
     for module, name, value in (
         (sampled_rows, "CHECK_EVERY", {"cpu": 8}),
         (decoder, "PREFILL_TOKENS", 8),
-        (cache, "BLOCK", 3),
+        (decoding_cache, "BLOCK", 3),
     ):
         monkeypatch.setattr(module, name, value)
         again, handed_again = run()
@@ -303,14 +304,14 @@ def test_under_autocast_the_cache_is_in_its_type(model_path: str, monkeypatch: p
     policy, sampling = Policy(PolicyConfig(path=model_path)), SamplingParams(max_new_tokens=24)
     found, dtypes = [], set()
     for in_float32 in (False, True):
-        forked = cache._forked
+        room = decoding_cache.RoomyLayer._room
 
-        def spied(*parts: Any, forked: Any = forked, in_float32: bool = in_float32) -> torch.Tensor:
-            buffer = forked(*parts)
+        def spied(*shape: Any, room: Any = room, in_float32: bool = in_float32) -> torch.Tensor:
+            buffer = room(*shape)
             dtypes.add(buffer.dtype)
             return buffer.float() if in_float32 else buffer
 
-        monkeypatch.setattr(cache, "_forked", spied)
+        monkeypatch.setattr(decoding_cache.RoomyLayer, "_room", spied)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(generate(policy, PROMPTS, 3, sampling, list(range(9))))
     assert dtypes == {torch.bfloat16}

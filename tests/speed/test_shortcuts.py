@@ -26,11 +26,12 @@ from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import in_process
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.speed import packed
+from grpo_lightning.speed import graphs, packed
 from grpo_lightning.speed.base import Shortcut
 from grpo_lightning.speed.registry import NAMES, SHORTCUTS, SWITCHED_OFF
 from grpo_lightning.types import Completion, TokenRows
 from tests.sampling import generate
+from tests.tape import Tape
 
 KINDS = ("llama", "qwen3", "lfm2", "lfm3")
 BEGINNING = [1, *range(100, 140)]
@@ -104,6 +105,7 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
             monkeypatch.setattr(in_process, "MIN_JOIN_FRACTION", 0)
             monkeypatch.setattr(in_process, "MAX_CACHE_GROWTH", 100)
             monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
+            monkeypatch.setitem(graphs.RECORDERS, "cpu", Tape)
             adapter = LoRAConfig(r=4, alpha=8) if lora else None
             options = {} if without is None else {"without": [without]}
             path = tiny_model(kind)  # makes the model the first time, with a seed of its own
@@ -137,8 +139,13 @@ def test_the_plain_way_gives_the_same_completions_logprobs_and_gradients(
     assert (code_of(BY_NAME[name]) in usual.ran) == used
     assert code_of(BY_NAME[name]) not in plain.ran
     assert f"shortcut {name}: not used: {SWITCHED_OFF}" in plain.lines
-    others = [line for line in usual.lines if f" {name}:" not in line]
-    assert [line for line in plain.lines if f" {name}:" not in line] == others, "a switch is for one shortcut"
+    # A switch is for one shortcut, and for those that need it.
+    switched = {name, *(other.name for other in SHORTCUTS if other.needs is type(BY_NAME[name]))}
+    usual_others, plain_others = (
+        [line for line in lines if line.split()[1].rstrip(":") not in switched] for lines in (usual.lines, plain.lines)
+    )
+    assert usual_others == plain_others
+    assert all("not used" in line for line in plain.lines if line.split()[1].rstrip(":") in switched)
 
 
 def ids(completion: Completion) -> list[int]:
@@ -151,7 +158,7 @@ def test_most_shortcuts_are_used_on_every_shape(results_of: Callable[..., Result
     frozen = {"in_place_gradients", "kept_probabilities"}
     for kind in KINDS:
         # Sliding windows drop tokens, so their caches cannot be widened, and direct decoding does not support them.
-        expected = {"direct_decoding", "early_joins"} if kind == "lfm3" else set()
+        expected = {"direct_decoding", "graphed_decoding", "early_joins"} if kind == "lfm3" else set()
         # A convolution keeps the last tokens only: its cache cannot be cut.
         expected |= {"shared_beginnings"} if kind in ("lfm2", "lfm3") else set()
         for lora in (False, True):

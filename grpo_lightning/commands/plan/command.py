@@ -118,7 +118,7 @@ def table(phases: list[PhaseMemory]) -> Iterator[str]:
         yield f"{phase.name:{width}}  " + "  ".join([*cells, f"{phase.total / GIB:9.3f}"])
     host = max(phase.host for phase in phases)
     if host:
-        yield f"and {host / GIB:.3f} GiB of host memory, for the weights that the adapter is merged into"
+        yield f"and {host / GIB:.3f} GiB of host memory: copies of weights to merge into, pages of an optimizer"
 
 
 def proposal(planner: Planner, proposed: Settings | None, overhead: Overhead) -> Iterator[str]:

@@ -17,7 +17,6 @@ from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.adapters import REFERENCE, VALUE
 from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.models.weightless import weightless
-from grpo_lightning.speed.packed import PackedWeights
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.vocabulary import InPlaceGradients
 from grpo_lightning.types import AllowedTokens, TokenRows
@@ -63,8 +62,7 @@ class WeightlessPolicy(Policy):
     def __init__(self, config: PolicyConfig, with_reference: bool, on_cuda: bool) -> None:
         with weightless():
             super().__init__(config, with_reference=with_reference)
-        if on_cuda:
-            self.shortcuts.rule_out(PackedWeights, "it is for CPUs")
+        self.shortcuts.plan_for("cuda" if on_cuda else "cpu", self.lm)
         self.on_cuda = on_cuda
         vocabulary = self.lm.get_output_embeddings().weight.shape[0]
         self.meter = MemoryMeter(vocabulary, expands_products=not on_cuda)

@@ -20,6 +20,7 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.sharded import heaviest_share
 from grpo_lightning.commands.plan.batch import longest_batch
+from grpo_lightning.commands.plan.meter import HOST
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
@@ -31,13 +32,18 @@ from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.engines import decoder
 from grpo_lightning.rollout.engines.base import Request
-from grpo_lightning.rollout.engines.cache import RoomyLayer
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.speed.decoding_cache import RoomyLayer
 
 LATE = 10**9
 """The optimizer steps that the run is taken to have made: no warm-up is left."""
+
+
+PAGED_ELEMENTS = 10**5
+"""Weights from this size on have their state in pages of bitsandbytes' paged optimizers, which lie in host memory where
+the device has no room (read in 0.50)."""
 
 
 class _EnoughError(Exception):
@@ -170,10 +176,12 @@ class Rehearsal:
                     weight.grad = torch.zeros_like(weight)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        for state in self.optimizer.state.values():
-            for value in state.values():
+        is_paged = self.policy.on_cuda and getattr(self.optimizer, "is_paged", False)
+        for weight, state in self.optimizer.state.items():
+            for name, value in state.items():
                 if isinstance(value, Tensor):
-                    self.meter.assign(value, "optimizer")
+                    paged = is_paged and weight.numel() >= PAGED_ELEMENTS and name in ("state1", "state2")
+                    self.meter.assign(value, HOST if paged else "optimizer")
 
     def _count_scratch(self) -> None:
         """What the optimizer makes in a step and keeps no longer is the part ``optimizer scratch``."""

@@ -11,9 +11,10 @@ from transformers import Cache
 
 from grpo_lightning.models.checks import decoder_of, logit_scale_of, softcap_of
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.rollout.engines.cache import decoding_cache, drop_rows
 from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
-from grpo_lightning.speed.direct import DirectDecoding, DirectStep
+from grpo_lightning.speed.decoding_cache import decoding_cache, drop_rows
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep, HasLayers
+from grpo_lightning.speed.graphs import GraphedDecoding, GraphedStep
 from grpo_lightning.speed.packed import PackedWeights, linear
 from grpo_lightning.speed.passes import cut_by_padding, pass_overhead
 from grpo_lightning.speed.shared_beginning import Beginning, SharedBeginnings, common_beginning
@@ -42,6 +43,19 @@ class DecodingModel:
         self.has_plain_cache = has_plain_cache(self.lm)
         self.joins_early = uses(EarlyJoins)
         self.shares_beginnings = uses(SharedBeginnings)
+        self.graphs = uses(GraphedDecoding)
+        self._shortcuts = policy.shortcuts
+
+    def step(self, ids_R: Tensor, position_R: Tensor, mask_RL: Tensor | None, cache: HasLayers) -> Tensor:
+        """``logits_RV`` after one token of each row, where the model decodes directly; see :class:`DirectStep`."""
+        assert self.direct is not None
+        return self.logits(self.direct(ids_R, position_R, mask_RL, cache))
+
+    def stop_recording(self, error: Exception) -> None:
+        """Decode without graphs from now on, and in later rollouts: a step has failed."""
+        self.graphs = False
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        self._shortcuts.rule_out(GraphedDecoding, f"a step has failed ({reason})")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head, with the final softcap and the scale where the model has them."""
@@ -77,8 +91,8 @@ class Decoder:
         # them, and on a GPU every look waits for the tokens before.
         self.kernel_mask = model.has_plain_cache and model.lm.config._attn_implementation == "sdpa"
         self.logits_RV, caches, forks = self._prefill(prompts)
-        self.cache = decoding_cache(caches, forks, max_new_tokens)
         self.position_R = self._last_positions(prompts)
+        self._fork(caches, forks)
         self.length = max(map(len, prompts))
         self.padded = min(map(len, prompts)) < self.length
         self._make_mask()
@@ -87,9 +101,10 @@ class Decoder:
         """Add rows, one per prompt, after those that are active. Only where :attr:`DecodingModel.joins_early`."""
         logits_RV, caches, forks = self._prefill(prompts)
         active_R = torch.arange(len(self.position_R), device=self.device)
-        self.cache = decoding_cache([self.cache, *caches], [active_R, *forks], self.max_new_tokens)
+        self._settle()
         self.logits_RV = torch.cat([self.logits_RV, logits_RV])
         self.position_R = torch.cat([self.position_R, self._last_positions(prompts)])
+        self._fork([self.cache, *caches], [active_R, *forks])
         lengths = {self.length, *map(len, prompts)}
         self.length = max(lengths)
         self.padded = self.padded or len(lengths) > 1
@@ -97,6 +112,18 @@ class Decoder:
 
     def _last_positions(self, prompts: list[list[int]]) -> Tensor:
         return torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+
+    def _fork(self, caches: list[Cache], forks: list[Tensor]) -> None:
+        """Make the cache of all rows, and what decodes them at its addresses."""
+        self.graphed = None  # frees the graphs of the cache before
+        self.cache = decoding_cache(caches, forks, self.max_new_tokens, padded=self.model.graphs)
+        if self.model.graphs:
+            self.graphed = GraphedStep(self.model.step, self.cache, len(self.position_R), self.device)
+
+    def _settle(self) -> None:
+        """The cache's layers know what they hold."""
+        if self.graphed is not None:
+            self.graphed.settle(self.length, len(self.position_R))
 
     def _make_mask(self) -> None:
         """The columns of the cache that belong to each row, with those of all tokens to come."""
@@ -106,14 +133,23 @@ class Decoder:
 
     def advance(self, tokens_R: Tensor) -> None:
         """Feed the tokens just drawn."""
+        position_R = self.position_R + 1
+        if self.graphed is not None:
+            try:
+                self.logits_RV = self.graphed(tokens_R, position_R, self.length + 1)
+            except Exception as error:
+                self.model.stop_recording(error)
+                self._settle()
+                self.graphed = None
         self.length += 1
-        self.position_R = self.position_R + 1
+        self.position_R = position_R
+        if self.graphed is not None:
+            return
         mask_RL = self.mask_RL[:, : self.length] if self.padded else None
         if self.model.direct is not None:
-            hidden_RD = self.model.direct(tokens_R, self.position_R, mask_RL, self.cache)
+            self.logits_RV = self.model.step(tokens_R, position_R, mask_RL, self.cache)
         else:
-            hidden_RD = self._forward(tokens_R, mask_RL)
-        self.logits_RV = self.model.logits(hidden_RD)
+            self.logits_RV = self.model.logits(self._forward(tokens_R, mask_RL))
 
     def _forward(self, tokens_R: Tensor, mask_RL: Tensor | None) -> Tensor:
         mask = None if mask_RL is None else mask_RL[:, None, None] if self.kernel_mask else mask_RL.long()
@@ -137,6 +173,7 @@ class Decoder:
         dropped = set(rows)
         source = [row for row in range(count, len(self.position_R)) if row not in dropped]
         device = self.device
+        self._settle()
         to_R, source_R = torch.tensor(to, device=device), torch.tensor(source, device=device)
         index_R = torch.arange(count, device=device)
         if to:
