@@ -48,7 +48,7 @@ CHUNK = 50
 TIMEOUT_S = 0.5
 """CPU time of a program."""
 RARE = 250
-"""One of so many samples exceeds its limit; another one comes near to it or sleeps."""
+"""One sample of this many exceeds its limit; others come near to it or sleep."""
 KILL_WITHIN_S = 0.5
 """The moment in a step at which a process is killed: any until then."""
 

@@ -102,7 +102,7 @@ def tensors_in(*values: Any) -> list[Tensor]:
 
 
 def shares_storage(func: Any) -> bool:
-    """Whether what an operation returns has no storage of its own."""
+    """Whether what an operation returns uses the storage of its first argument."""
     return _kind(func) in (_Kind.VIEW, _Kind.IN_PLACE)
 
 

@@ -234,7 +234,7 @@ def _is_expression(answer: object) -> bool:
     try:
         return parse_gold(_gold_text(answer)).latex is not None
     except Exception:
-        return False  # whatever it is, it is an error of its own sample
+        return False  # an error of this sample alone
 
 
 def _gold_text(answer: object) -> str:
