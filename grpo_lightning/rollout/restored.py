@@ -48,7 +48,8 @@ class StoredRollouts:
         ConfigError: there are none, or they were logged without token ids, or as turns of an environment that this run
             does not have.
         """
-        record = next(self._records(), None)
+        records = self._records()
+        record = next(records, None)
         if record is None:
             until = "" if self.last_step is None else f" up to step {self.last_step}"
             raise ConfigError(f"{self.option}: {self.run_dir} has no rollouts of training{until}: name another run")
@@ -57,6 +58,7 @@ class StoredRollouts:
                 f"{self.option}: the rollouts of {self.run_dir} have no token ids: name a run with rollouts.tokens set "
                 "to true"
             )
+        next((later for later in records if later["step"] != record["step"]), None)  # the whole first step is usable
 
     def experiences(self, policy: Policy) -> Iterator[Experience]:
         """One per step.
@@ -76,16 +78,19 @@ class StoredRollouts:
             yield experience_of(attempts, recipe, {}, policy.pad_token_id, policy.device)
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        for record in read_rollouts(self.run_dir, last_step=self.last_step):
-            if "sampled_for" in record:
-                continue  # of an evaluation
-            if record["attempt"] == 1 or self.recipe.environment is not None:
-                yield record
-            elif record["id"].endswith(f"/turn{record['attempt']}"):
-                raise ConfigError(
-                    f"{self.option}: {self.run_dir} has conversations of several turns: set data.environment to its "
-                    "environment, or name another run"
-                )
+        try:
+            for record in read_rollouts(self.run_dir, last_step=self.last_step):
+                if "sampled_for" in record:
+                    continue  # of an evaluation
+                if record["attempt"] == 1 or self.recipe.environment is not None:
+                    yield record
+                elif record["id"].endswith(f"/turn{record['attempt']}"):
+                    raise ConfigError(
+                        f"{self.run_dir} has conversations of several turns: set data.environment to its environment, "
+                        "or name another run"
+                    )
+        except ConfigError as error:
+            raise ConfigError(f"{self.option}: {error}") from error
 
     def _attempts(
         self, records: Sequence[Mapping[str, Any]], policy: Policy, dialogue: Dialogue | None

@@ -211,7 +211,7 @@ def test_two_processes_fit_what_one_does(
         ({"epochs": 0}, {}, {}, "model.value_pretraining.epochs: must be at least 1, not 0"),
         ({"completions_per_step": 0}, {}, {}, "model.value_pretraining.completions_per_step: must be at least 1"),
         ({}, {}, {"refinement": RefinementConfig()}, "model.value_pretraining: has no credit for data.refinement"),
-        ({"rollouts": "nowhere"}, {}, {}, "nowhere has no logged rollouts"),
+        ({"rollouts": "nowhere"}, {}, {}, "model.value_pretraining.rollouts: nowhere has no logged"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_loads(

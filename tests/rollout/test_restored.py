@@ -78,7 +78,7 @@ def test_steps_are_limited_and_long_prompts_are_cut(model_path: str, tmp_path: P
 def test_what_cannot_be_used_is_refused(model_path: str, tmp_path: Path) -> None:
     logged(model_path, tmp_path, Chatty())
     with pytest.raises(ConfigError, match=r"the.option: .* has conversations of several turns: set data.environment"):
-        list(stored(tmp_path).experiences(Policy(PolicyConfig(model_path))))
+        stored(tmp_path).check()
     small = save_tiny_model(tmp_path / "small", "llama", vocab_size=100)
     with pytest.raises(ConfigError, match=r"the.option: .* have the token ids of another tokenizer"):
         list(stored(tmp_path, Chatty()).experiences(Policy(PolicyConfig(small))))
