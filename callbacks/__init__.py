@@ -8,6 +8,7 @@ from .defaults import default_callbacks
 from .ending import EndOnSignal
 from .export import PolicyExport
 from .health import HealthCheck
+from .notebook import NotebookView
 from .predictions import PredictionWriter
 from .profiler import VRAMProfiler
 from .progress import StepProgressBar
@@ -22,6 +23,7 @@ __all__ = [
     "Cost",
     "EndOnSignal",
     "HealthCheck",
+    "NotebookView",
     "PolicyExport",
     "PredictionWriter",
     "ReferenceSync",

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpo_lightning.lightning_private import SavingCheckpoint
-from grpo_lightning.rollout import RunCallback
+from grpo_lightning.rollout import EvaluationEnd, RunCallback
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -30,11 +31,15 @@ class WholeFiles(TorchCheckpointIO):
         part.replace(file)
 
 
+ACCURACY, REWARD = "val/accuracy", "val/reward"
+
+
 class RunCheckpoint(SavingCheckpoint, RunCallback):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
-        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only.
+        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only. Where rewards do not tell right from
+            wrong, ``val/reward`` stands for ``val/accuracy``.
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
         every_n_train_steps: save every this many optimizer steps. Default: after every validation.
@@ -42,7 +47,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
 
     def __init__(
         self,
-        monitor: str | None = "val/accuracy",
+        monitor: str | None = ACCURACY,
         mode: Literal["max", "min"] = "max",
         save_top_k: int = 1,
         every_n_train_steps: int | None = None,
@@ -58,7 +63,17 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self._state_key = super().state_key  # it names the curve, which may be another one later
         self._whole_at = 0  # optimizer steps after which a training step was over, and its curves written
+
+    @property
+    def state_key(self) -> str:
+        return self._state_key
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.monitor == ACCURACY and state_dict.get("monitor") == REWARD:
+            self.monitor = REWARD
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
@@ -72,6 +87,12 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._whole_at = trainer.global_step
+
+    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
+        """Rank by the reward from the first validation on, if there is no accuracy to rank by."""
+        ranked = bool(self.best_k_models)
+        if self.monitor == ACCURACY and end.accuracy is None and end.reward is not None and not ranked:
+            self.monitor = REWARD
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""
@@ -100,8 +121,14 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         A step that broke off after its first update is not saved: its weights have learned from rollouts that a
         resumed run would learn from again. The checkpoint before it stays the last.
         """
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step == 0:
+            if trainer.is_global_zero and trainer.state.fn == "fit":
+                print("\ninterrupted before the first step ended: there is nothing to continue from")
+            return
         if not self.may_save_on_exception(trainer):
             return
+        if isinstance(exception, SIGTERMException):
+            self._whole_at = trainer.global_step  # Lightning raises it between steps, once their curves are written
         place = f"at step {trainer.global_step}"
         if trainer.global_step == self._whole_at:
             self.save_as_last(trainer)

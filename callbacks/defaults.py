@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
+from grpo_lightning.output import show_log
+
 from .health import HealthCheck
+from .notebook import NotebookView
 from .progress import StepProgressBar
 from .rollouts import RolloutLogger
 from .summary import RunSummary
@@ -13,8 +16,12 @@ from .summary import RunSummary
 def default_callbacks() -> list[pl.Callback]:
     """Return new callbacks for a Trainer: preflight, progress bar, summary, and the rollouts for ``grpo samples``.
 
+    In a notebook, a curve and a table of completions too. What the preflight says is printed, unless the program has
+    set up logging itself.
+
     ``Trainer(callbacks=default_callbacks(), default_root_dir="my_run", ...)`` writes the rollouts to
     ``my_run/rollouts``. The command line adds checkpoints, the exported policy and extras of TensorBoard:
     ``RunCheckpoint``, ``PolicyExport``, ``TensorBoardExtras``.
     """
-    return [HealthCheck(), StepProgressBar(), RunSummary(), RolloutLogger()]
+    show_log()
+    return [HealthCheck(), StepProgressBar(), RunSummary(), RolloutLogger(), NotebookView()]

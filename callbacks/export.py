@@ -22,14 +22,15 @@ log = logging.getLogger(__name__)
 class PolicyExport(RunCallback):
     """Writes ``<run dir>/policy`` when training ends, for ``AutoModelForCausalLM`` or ``PeftModel`` to load.
 
-    Its ``README.md`` is a model card: base, data, verifiers, the accuracies of validation with their intervals,
+    Its ``README.md`` is a model card: base, data, verifiers, the accuracies (or rewards) of validation with intervals,
     settings, command and versions, without local paths and keys.
 
     Args:
         merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone. Those of a
             4-bit base are unpacked to ``model.policy.dtype``.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
-            above all before. A folder is written aside and then put in place, so that none is ever half written.
+            above all before; ``val/reward`` where rewards do not tell right from wrong. A folder is written aside and
+            then put in place, so that none is ever half written.
         push_to_hub: push ``policy`` to this repository of the Hugging Face hub when training ends, such as
             ``me/my-policy``; it is made if it does not exist. Whether somebody is logged in is checked before the run.
         private: whether a repository that is made is private.
@@ -52,7 +53,7 @@ class PolicyExport(RunCallback):
         self.push_to_hub = push_to_hub
         self.private = private
         self.enabled = enabled
-        self._best_accuracy = float("-inf")
+        self._best = float("-inf")
         self._results: dict[str, str] = {}
         if push_to_hub is not None and not enabled:
             raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
@@ -62,16 +63,16 @@ class PolicyExport(RunCallback):
             check_hub(self.push_to_hub, "export.push_to_hub")
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
-        if trainer.state.fn == "fit" and end.accuracy is not None:
-            when = "before training" if trainer.global_step == 0 else "after training"
-            steps = f", after {trainer.global_step:,} optimizer steps" if trainer.global_step else ""
-            self._results[f"validation accuracy {when}"] = f"{end.accuracy}, {end.prompts} prompts{steps}"
-        # As with the best checkpoint, the policy before the first step is not a candidate.
-        if not self.best or trainer.state.fn != "fit" or trainer.global_step == 0:
+        if trainer.state.fn != "fit" or end.result is None:
             return
-        accuracy = end.metrics["val/accuracy"]
-        if accuracy > self._best_accuracy:
-            self._best_accuracy = accuracy
+        name, value = end.result
+        when = "before training" if trainer.global_step == 0 else "after training"
+        steps = f", after {trainer.global_step:,} optimizer steps" if trainer.global_step else ""
+        self._results[f"validation {name} {when}"] = f"{value}, {end.prompts} prompts{steps}"
+        # As with the best checkpoint, the policy before the first step is not a candidate.
+        score = end.metrics["val/reward" if end.accuracy is None else "val/accuracy"]
+        if self.best and trainer.global_step > 0 and score > self._best:
+            self._best = score
             self._write(trainer, module, "policy_best")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,10 +82,10 @@ class PolicyExport(RunCallback):
             push_folder(folder, self.push_to_hub, self.private)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_accuracy": self._best_accuracy, "results": dict(self._results)}
+        return {"best_accuracy": self._best, "results": dict(self._results)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best_accuracy = state_dict["best_accuracy"]
+        self._best = state_dict["best_accuracy"]
         self._results = dict(state_dict.get("results", {}))  # which older checkpoints do not have
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:

@@ -42,7 +42,7 @@ def likeness(groups: Sequence[Sequence[Attempt]]) -> float:
 def about_truncation(experience: Experience) -> str:
     """What to do about truncated completions. A higher cap helps only text that makes sense and is not finished."""
     cut = [attempt for attempt in experience.first_attempts if attempt.is_truncated]
-    answered = sum(attempt.verdict.correct_if_ended for attempt in cut)
+    answered = sum(attempt.verdict.correct_if_ended and not attempt.verdict.reward_alone for attempt in cut)
     if 2 * answered > len(cut):
         return (
             f"{answered} of these {len(cut)} hold the right answer and go on after it, so a higher cap does not help: "
@@ -72,7 +72,8 @@ def about_silence(experience: Experience, groups: bool = True) -> str:
     """
     attempts, size = experience.first_attempts, experience.recipe.group_size
     judged = [attempt for attempt in attempts if attempt.verdict.judged]
-    if judged and fmean(attempt.reward for attempt in judged) >= 0.99:
+    graded = any(attempt.verdict.reward_alone for attempt in judged)
+    if judged and not graded and fmean(attempt.reward for attempt in judged) >= 0.99:
         return "the policy solves these prompts already: take harder ones (data.task)"
     if 2 * sum(attempt.is_truncated for attempt in attempts) > len(attempts):
         return about_truncation(experience)
@@ -86,13 +87,15 @@ def about_silence(experience: Experience, groups: bool = True) -> str:
             "the completions of a prompt are nearly the same: raise data.sampling.temperature from "
             f"{temperature:g} to {hotter:g}"
         )
+    more = f"raise data.group_size from {size} to {2 * size}, " if groups else ""
+    if graded:
+        return f"{more}take other prompts (data.task), or a reward that tells completions apart"
     if judged and not any(attempt.verdict.format_valid for attempt in judged):
         return (
             "no completion has the format that the verifier wants: state it in the prompt "
             "(data.task.init_args.system_prompt), or start from a policy that has learned it (SFTModule)"
         )
     correct = sum(attempt.verdict.correct for attempt in judged)
-    more = f"raise data.group_size from {size} to {2 * size}, " if groups else ""
     return (
         f"{correct} of {len(judged)} are correct: {more}take easier prompts (data.task), or start from a policy that "
         "solves some of them (SFTModule)"

@@ -38,10 +38,17 @@ def _completion(name: str, attempt: Attempt) -> list[str]:
     return [f"{name}, reward {attempt.reward:.2f}{ending}:", _indented(attempt.completion.text, COMPLETION_CHARACTERS)]
 
 
-def _indented(text: str, limit: int) -> str:
-    """The text, indented; control characters of a model would change the terminal, so they are escaped."""
+def shortened(text: str, limit: int = COMPLETION_CHARACTERS) -> str:
+    """The text without its middle if it is longer than ``limit`` characters.
+
+    Control characters of a model would change the terminal, so they are escaped.
+    """
     text = text.strip()
     if len(text) > limit:
         text = f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
-    shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _indented(text: str, limit: int) -> str:
+    shown = shortened(text, limit)
     return "\n".join(f"    {line}" for line in shown.split("\n")) if shown else "    (empty)"

@@ -15,7 +15,8 @@ from grpo_lightning.rollout import EvaluationEnd, RolloutDataModule, RunCallback
 class RunSummary(RunCallback):
     """Validates before the first step and after the last, and prints what came of the run.
 
-    ``test`` and ``validate`` print the accuracy with its 95 % interval (Wilson), and where the samples are.
+    ``test`` and ``validate`` print the accuracy with its 95 % interval (Wilson), and where the samples are. Where
+    rewards do not tell right from wrong, the mean reward stands for the accuracy.
 
     Args:
         validate_first: whether to validate before the first step.
@@ -27,6 +28,7 @@ class RunSummary(RunCallback):
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._evaluation: EvaluationEnd | None = None
+        self._validated = ("accuracy", "val/accuracy")
 
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
         self._data = data
@@ -41,7 +43,10 @@ class RunSummary(RunCallback):
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         if end.purpose == "val":
             self._validated_at = trainer.global_step
-        self._see("val/accuracy", end.metrics)
+        for name in ("val/accuracy", "val/reward"):
+            self._see(name, end.metrics)
+        if end.accuracy is None and end.reward is not None:
+            self._validated = ("val reward", "val/reward")
         self._evaluation = end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,8 +59,9 @@ class RunSummary(RunCallback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or self._evaluation is None:
             return
-        if self._evaluation.accuracy is not None:
-            print(f"accuracy: {self._evaluation.accuracy}, {self._evaluation.prompts} prompts")
+        if self._evaluation.result is not None:
+            name, value = self._evaluation.result
+            print(f"{name}: {value}, {self._evaluation.prompts} prompts")
         if (Path(trainer.default_root_dir) / "rollouts").is_dir():
             print(f"every completion: grpo samples {trainer.default_root_dir}")
 
@@ -83,7 +89,7 @@ class RunSummary(RunCallback):
         run_dir = Path(trainer.default_root_dir)
         lines = [
             (label, f"{self._first[name]:.3f} -> {self._last[name]:.3f}   ({name}, first -> last)")
-            for label, name in (("accuracy", "val/accuracy"), ("reward", "reward/mean"))
+            for label, name in (self._validated, ("reward", "reward/mean"))
             if name in self._last
         ]
         lines += [("steps", str(trainer.global_step)), ("run dir", str(run_dir))]

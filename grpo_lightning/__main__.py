@@ -64,8 +64,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
     # Read when torch loads: threads that spin while they wait cost more than they save on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # A verifier or task of the user's own, in a file beside the config, as ``python -m`` would find it.
-    sys.path.insert(0, os.getcwd())
     if args[0] not in (*LIGHTNING_SUBCOMMANDS, *COMMANDS):
         names = ", ".join((*LIGHTNING_SUBCOMMANDS, *COMMANDS))
         print(f"grpo: error: no subcommand {args[0]!r}: use one of {names}", file=sys.stderr)

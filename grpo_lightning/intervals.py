@@ -1,4 +1,4 @@
-"""Intervals of measured shares. Imports no torch: ``grpo compare`` uses it too."""
+"""Intervals of measured shares and means. Imports no torch: ``grpo compare`` uses it too."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} (95 % interval {self.low:.3f} to {self.high:.3f})"
+
+
+def normal(total: float, squares: float, count: int) -> Interval:
+    """The interval of a mean by the central limit theorem: ``m -+ z s / sqrt(n)``, with the sample's ``s``.
+
+    Args:
+        total: the sum of the values.
+        squares: the sum of their squares.
+        count: how many there are; of one, the interval is the value.
+    """
+    mean = total / count
+    variance = max(0.0, squares - count * mean * mean) / max(1, count - 1)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(variance / count)
+    return Interval(mean, mean - half, mean + half)
 
 
 def wilson(correct: int, count: int) -> Interval:

@@ -147,6 +147,8 @@ class Verdict:
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
         explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
+        reward_alone: the judgement is a number that says nothing about right and wrong: ``correct`` is then only
+            whether it is at least 1. Where such verdicts are among them, the mean reward stands for the accuracy.
     """
 
     correct: bool
@@ -158,6 +160,7 @@ class Verdict:
     parts: Mapping[str, float] = field(default_factory=dict, hash=False)
     explanation: Explanation | None = field(default=None, compare=False)
     correct_but_truncated: bool = False
+    reward_alone: bool = False
 
     @property
     def correct_if_ended(self) -> bool:

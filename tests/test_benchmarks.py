@@ -60,7 +60,13 @@ def test_both_sides_compute_the_same_loss_and_gradient(benchmark_module: Any, tm
 
 @pytest.mark.parametrize(
     ("subject", "line"),
-    [("packing", "layout for 16 rows"), ("passes", "M weights"), ("copies", "tiny: "), ("joins", "fraction 0.1")],
+    [
+        ("packing", "layout for 16 rows"),
+        ("attention", "16 rows,  16 tokens"),
+        ("passes", "M weights"),
+        ("copies", "tiny: "),
+        ("joins", "fraction 0.1"),
+    ],
 )
 def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")
@@ -208,6 +214,17 @@ def test_the_choice_of_prompts_prints_one_table() -> None:
     assert [row[2].strip() for row in rows[2:]] == ["warm start", "plain", "resampled", "curriculum"]
     assert {len(row) for row in rows} == {11}
     assert all(int(row[6]) >= 300 for row in rows[3:])
+
+
+@pytest.mark.slow
+def test_the_values_of_ppo_print_one_table(benchmark_module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    values = benchmark_module("ppo_values")
+    arguments = "--tokens 300 --seeds 1 --warm-steps 1 --prompts 2 --group-size 2 --stored 1 --val-size 4"
+    values.main([*arguments.split(), "--variants", "plain", "value_lam 1, pretrained"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert [row[1].strip() for row in rows[2:]] == ["warm start", "plain", "value_lam 1, pretrained"]
+    assert {len(row) for row in rows} == {10}
+    assert all(int(row[7]) >= 300 for row in rows[3:])
 
 
 @pytest.mark.slow

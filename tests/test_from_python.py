@@ -78,6 +78,6 @@ def test_generate_takes_one_text_or_many(tiny_model: Callable[[str], str]) -> No
 def test_each_run_has_callbacks_of_its_own() -> None:
     first, second = grpo.default_callbacks(), grpo.default_callbacks()
     assert [type(callback).__name__ for callback in first] == [
-        "HealthCheck", "StepProgressBar", "RunSummary", "RolloutLogger"
+        "HealthCheck", "StepProgressBar", "RunSummary", "RolloutLogger", "NotebookView"
     ]  # fmt: skip
     assert not set(map(id, first)) & set(map(id, second))

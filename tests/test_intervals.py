@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_lightning.intervals import Interval, wilson
+from grpo_lightning.intervals import Interval, normal, wilson
+
+
+def test_the_interval_of_a_mean() -> None:
+    # By hand: 1, 2 and 3 have mean 2 and standard deviation 1.
+    interval = normal(6.0, 14.0, 3)
+    assert (interval.low, interval.mean, interval.high) == pytest.approx(
+        (2 - 1.959964 / 3**0.5, 2, 2 + 1.959964 / 3**0.5)
+    )
+    assert normal(-19.0, 361.0, 1) == Interval(-19.0, -19.0, -19.0)
 
 
 def test_wilson_against_published_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,31 @@ def test_the_source_distribution_can_be_tested_and_documented(sdist: Path) -> No
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"tests/conftest.py", "tests/tiny.py", "configs/quickstart.yaml", "docs/metrics.md", "constraints.txt"}
     assert wanted | {"examples/own_verifier.py", "scripts/compare.py", "Makefile", "CHANGELOG.md"} <= names
+
+
+def test_a_released_readme_has_no_relative_link(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from absolute_links import absolute, main
+    finally:
+        sys.path.pop(0)
+    text = "![a](b/c.png) [d](e.md#f) [g](#h) [i](https://x.y)\n```md\n[j](k.md)\n```\n"
+    assert absolute(text, "https://host/o/n", "v1") == (
+        "![a](https://host/o/n/raw/v1/b/c.png) [d](https://host/o/n/blob/v1/e.md#f) [g](#h) [i](https://x.y)\n"
+        "```md\n[j](k.md)\n```\n"
+    )
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    main("https://host/o/n", "v1", tmp_path)
+    links = re.findall(r"\]\(([^)]*)\)", (tmp_path / "README.md").read_text())
+    assert {link.partition(":")[0] for link in links if not link.startswith("#")} == {"https"}
+    here = "https://host/o/n/"
+    for link in (link for link in links if link.startswith(here)):
+        _, _, path = link.removeprefix(here).split("/", 2)
+        assert (ROOT / path.partition("#")[0]).exists(), link
+    assert f'Repository = "{here.rstrip("/")}"\n' in (tmp_path / "pyproject.toml").read_text()
+    with pytest.raises(SystemExit, match="addresses already"):
+        main("https://host/o/n", "v1", tmp_path)
 
 
 def test_the_wheel_is_what_it_says(wheel: Path) -> None:

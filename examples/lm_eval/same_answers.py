@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from grpo_lightning.commands.samples.read import read_rollouts
+from grpo_lightning.stored import read_rollouts
 
 
 def compare(test: Path, samples: Path) -> str:

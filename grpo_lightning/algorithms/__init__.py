@@ -10,6 +10,7 @@ from grpo_lightning.algorithms.ppo import KLController, PPOModule
 from grpo_lightning.algorithms.sft import SFTModule
 from grpo_lightning.algorithms.teacher_context import FeedbackContext, TeacherContext
 from grpo_lightning.algorithms.used_with import policy_module
+from grpo_lightning.algorithms.value_pretraining import ValuePretraining
 from grpo_lightning.algorithms.verifier_errors import VerifierError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ScheduledEntropy",
     "TargetEntropy",
     "TeacherContext",
+    "ValuePretraining",
     "VerifierError",
     "policy_module",
 ]

@@ -73,6 +73,15 @@ def episode_credits(experience: Experience, rewards_N: Tensor, credit: EpisodeCr
     )
 
 
+def following_turns(experience: Experience) -> Tensor:
+    """``[N]``: the row of the turn that follows each turn of an episode, -1 for the last ones."""
+    next_N = torch.full((len(experience),), -1)
+    for row, attempt in enumerate(experience.attempts):
+        if attempt.parent is not None:
+            next_N[attempt.parent] = row
+    return next_N.to(experience.reward_N.device)
+
+
 class Groups:
     """Rows in groups of any sizes, as the rows of a table.
 

@@ -35,7 +35,7 @@ class CriticModule(OnlineModule, ABC):
     """Base of the algorithms with a critic. A subclass writes :meth:`targets`, and calls :meth:`values` there.
 
     A step makes no pass twice that it can make once. Where the first optimizer step takes all rows, the pass that gives
-    the values is also the one that learns from them: a critic apart from the policy's pass learns at once, since the
+    the values is also the one that learns from them: a critic apart from the policy's pass learns at once, where the
     targets of a row's values follow from these values and the row's rewards; of a shared trunk, one micro-batch's pass
     is kept for the policy's loss, which needs the advantages of all rows. Rows whose gradient is exactly 0 are skipped.
 
@@ -120,7 +120,7 @@ class CriticModule(OnlineModule, ABC):
         return self.critic_form != "shared" or self._warms_up
 
     @property
-    def _trains_trunk(self) -> bool:
+    def trains_trunk(self) -> bool:
         """Whether the loss of a critic apart has gradients in its trunk."""
         return self.critic_form != "shared"
 
@@ -128,6 +128,16 @@ class CriticModule(OnlineModule, ABC):
     def _one_pass(self) -> bool:
         """Whether the first optimizer step takes all rows, so that its passes can give the values too."""
         return self.minibatches_per_update == 1
+
+    @property
+    def _rows_apart(self) -> bool:
+        """Whether the targets of a row's values need the values of no other row."""
+        return True
+
+    @property
+    def _learns_values_at_once(self) -> bool:
+        """Whether the critic's passes for the values are also those that learn from them."""
+        return self._one_pass and self._critic_apart and self._rows_apart
 
     @property
     def shares_prompts(self) -> bool:
@@ -150,9 +160,9 @@ class CriticModule(OnlineModule, ABC):
             ``values_NS`` of the states before each token, and with ``episodes.unfinished_N`` of the one after the last.
         """
         with self.timed(metrics, "value"):
-            if self._one_pass and self._critic_apart:
+            if self._learns_values_at_once:
                 return self._learned_values(experience, episodes, metrics)
-            if self._one_pass and episodes.unfinished_N is None:
+            if self._one_pass and not self._critic_apart and episodes.unfinished_N is None:
                 return self._kept_values(experience, episodes, metrics)
             return self._plain_values(experience, episodes, experience.counted_N)
 
@@ -182,13 +192,13 @@ class CriticModule(OnlineModule, ABC):
 
         def losses(part: Microbatch) -> Iterator[Tensor]:
             with self.critic.trunk() as lm:
-                part_NS = self.critic.state_values(lm, part.tokens, self._trains_trunk)
+                part_NS = self.critic.state_values(lm, part.tokens, self.trains_trunk)
                 values_NS[part.rows, : part_NS.shape[1]] = part_NS.detach()
-                raw_NT = episodes.advantages(part_NS.detach(), part.rows)
-                if raw_NT.any():  # else the values are their targets
-                    width = raw_NT.shape[1]
+                errors_NT = episodes.value_errors(part_NS.detach(), part.rows)
+                if errors_NT.any():  # else the values are their targets
+                    width = errors_NT.shape[1]
                     old_NT, mask_NT = part_NS[:, :width].detach(), episodes.mask_NT[part.rows, :width]
-                    yield self._value_loss(experience, metrics, part_NS[:, :width], old_NT, old_NT + raw_NT, mask_NT)
+                    yield self._value_loss(experience, metrics, part_NS[:, :width], old_NT, old_NT + errors_NT, mask_NT)
 
         parts = self.passes.cut(episodes.tokens, rows_N[experience.counted_N], self.critic.shares_prompts)
         self.update_step().add_gradients(parts, losses, metrics)
@@ -207,7 +217,7 @@ class CriticModule(OnlineModule, ABC):
             return experience.learned_N
         assert experience.advantages is not None
         has_signal_NT = experience.advantages != 0
-        if not (self._one_pass and self._critic_apart):
+        if not self._learns_values_at_once:
             has_signal_NT = has_signal_NT | (experience.returns_NT != experience.values_NT)
         elif self._warms_up:
             has_signal_NT = torch.zeros_like(has_signal_NT)
@@ -235,9 +245,9 @@ class CriticModule(OnlineModule, ABC):
             temperature = experience.recipe.sampling.temperature
             logprobs_NT, _ = self.passes.with_gradient(part, metrics, temperature, on_entropy=entropies.append)
             yield self._policy_loss(experience, part, metrics, logprobs_NT, entropies[0])
-        if not (self._one_pass and experience.is_first_step):
+        if not (self._learns_values_at_once and experience.is_first_step):
             with self.critic.trunk() as lm:
-                values_NT = self.critic.state_values(lm, part.tokens, self._trains_trunk)
+                values_NT = self.critic.state_values(lm, part.tokens, self.trains_trunk)
                 yield self._value_loss(experience, metrics, values_NT, old_NT, returns_NT, mask_NT)
 
     def _policy_pass(self, experience: Experience, part: Microbatch, metrics: StepMetrics) -> _PolicyPass:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torchmetrics import MeanMetric, SumMetric
 
+from grpo_lightning.algorithms.metrics import widest
 from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
-from grpo_lightning.intervals import Interval, wilson
+from grpo_lightning.intervals import normal, wilson
 from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
 from grpo_lightning.rollout.events import run_callbacks
 from grpo_lightning.rollout.experience import Purpose
@@ -55,7 +56,8 @@ class Evaluation:
         }
         self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
         self.accuracies = {task: MeanMetric(nan_strategy="error").to(device) for task in tasks}
-        self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct")}
+        self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct", "reward_alone")}
+        self.sums = {name: SumMetric().set_dtype(widest(device)).to(device) for name in ("reward", "squares")}
 
     def update(self, batch: EvaluationBatch) -> None:
         for attempt, outcome in zip(batch.single.answers, batch.single.outcomes, strict=True):
@@ -72,6 +74,9 @@ class Evaluation:
                 self._see("accuracy", outcome.verdict.correct)
                 self._see("format_valid", outcome.verdict.format_valid)
                 self._see("reward", outcome.reward)
+                self.counts["reward_alone"].update(outcome.verdict.reward_alone)
+                self.sums["reward"].update(outcome.reward)
+                self.sums["squares"].update(outcome.reward**2)
             for task, mean in self.accuracies.items():
                 # Every rank adds up every name, as below.
                 mean.update(float(outcome.verdict.correct), float(judged and attempt.prompt.task == task))
@@ -95,10 +100,12 @@ class Evaluation:
         some = {name: mean for name, mean in some.items() if not mean.isnan()}
         return {name: mean.compute() for name, mean in self.means.items()} | some
 
-    def counted(self) -> tuple[int, Interval | None]:
-        """The prompts, and the accuracy with its interval, over all ranks."""
-        prompts, judged, correct = (int(count.compute()) for count in self.counts.values())
-        return prompts, wilson(correct, judged) if judged else None
+    def end(self, purpose: Purpose, metrics: Mapping[str, float]) -> EvaluationEnd:
+        """The event that ends the pass, with the accuracy and the mean reward over all ranks."""
+        prompts, judged, correct, alone = (int(count.compute()) for count in self.counts.values())
+        total, squares = (float(value.compute()) for value in self.sums.values())
+        accuracy = wilson(correct, judged) if judged and not alone else None
+        return EvaluationEnd(purpose, metrics, prompts, accuracy, normal(total, squares, judged) if judged else None)
 
     def _see_group(self, group: Sequence[Attempt]) -> None:
         judged = [attempt.verdict for attempt in group if attempt.verdict.error is None]
@@ -170,6 +177,6 @@ class EvaluatedModule(RankedModule):
         metrics = {f"{purpose}/{name}": float(value) for name, value in self._evaluation.compute().items()}
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name == f"{purpose}/accuracy")
-        end = EvaluationEnd(purpose, metrics, *self._evaluation.counted())
+        end = self._evaluation.end(purpose, metrics)
         for callback in run_callbacks(self.trainer):
             callback.on_evaluation_end(self.trainer, self, end)

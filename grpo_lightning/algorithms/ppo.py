@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_lightning.algorithms.credit import credited_rewards, following_turns
 from grpo_lightning.algorithms.critic import CriticModule
-from grpo_lightning.algorithms.episodes import Episodes, ValuedExperience
+from grpo_lightning.algorithms.episodes import Episodes, Lambdas, ValuedExperience
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.options import check_options
+from grpo_lightning.algorithms.value_pretraining import ValuedRow, ValuePretraining, pretrain_values, tell_gap
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -20,6 +23,7 @@ from grpo_lightning.functional import (
     adapted_kl_coef,
     explained_variance,
     kl_divergence,
+    length_adaptive_lambda,
     length_mask,
     masked_std,
     masked_sum,
@@ -28,6 +32,7 @@ from grpo_lightning.functional import (
 )
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.rollout.restored import StoredRollouts
 
 
 @dataclass
@@ -56,12 +61,22 @@ class PPOModule(CriticModule):
     Not implemented from the PPO paper: the penalty on the KL of the update (``target_kl`` stops it instead). A group
     has no meaning here: ``group_size`` completions per prompt are as many episodes. Under refinement (``in_context``) a
     further attempt is an episode that starts after the feedback, and the one before it has the credited reward; with
-    an environment, likewise, a turn starts after what has been said, and has its credit (``episode_credit``).
+    an environment, likewise, a turn starts after what has been said, and has its credit (``episode_credit``), or is
+    followed by the next turn (``turn_lam``).
     ``distill`` is refused: its tokens were not sampled under the prompt that they are learned under.
 
     Args:
         gamma: discount of a token.
         lam: lambda of GAE: 1 trusts the rewards alone, 0 the critic alone.
+        lam_alpha: gives each completion a lambda by its length, ``1 - 1 / (lam_alpha * length)``, at least 0, instead
+            of ``lam`` (VAPO, arXiv 2504.05118, which has 0.05); ``None`` keeps ``lam``.
+        value_lam: lambda of the critic's targets, within and across turns: 1, the returns themselves, in VC-PPO (arXiv
+            2503.01491) and VAPO; ``None`` for those of the advantages.
+        value_pretraining: fit the critic to the returns of stored rollouts before the first step; ``None`` starts with
+            values of 0. To fit it to rollouts of the run's own first steps, set ``critic_warmup_steps``.
+        turn_lam: makes the turns of a conversation one episode, with this lambda from turn to turn, and
+            ``episode_discount`` as their discount (bi-level GAE, arXiv 2510.16907). It needs ``data.environment`` and
+            ``episode_credit: return_to_go``, which it estimates. ``None``: each turn is an episode with its credit.
         adaptive_kl: adapt the coefficient of the KL; ``None`` keeps it at ``beta``.
         whiten_advantages: give those of a step, over all ranks, mean 0 and std 1.
         bootstrap_truncated: treat a completion that ran into the cap as unfinished: use the critic's value there
@@ -82,6 +97,10 @@ class PPOModule(CriticModule):
         aggregation: Aggregation = "dapo",
         gamma: float = 1.0,
         lam: float = 0.95,
+        lam_alpha: float | None = None,
+        value_lam: float | None = None,
+        turn_lam: float | None = None,
+        value_pretraining: ValuePretraining | None = None,
         adaptive_kl: KLController | None = None,
         whiten_advantages: bool = True,
         bootstrap_truncated: bool = False,
@@ -90,6 +109,11 @@ class PPOModule(CriticModule):
         super().__init__(*args, kl_estimator=kl_estimator, aggregation=aggregation, **kwargs)
         self.gamma = gamma
         self.lam = lam
+        self.lam_alpha = lam_alpha
+        self.value_lam = value_lam
+        self.turn_lam = turn_lam
+        self.value_pretraining = value_pretraining
+        self._stored: StoredRollouts
         self.adaptive_kl = adaptive_kl
         self.kl_coef = self.beta
         self.whiten_advantages = whiten_advantages
@@ -98,10 +122,18 @@ class PPOModule(CriticModule):
 
     def validate_options(self) -> None:
         super().validate_options()
-        adaptive = self.adaptive_kl
+        adaptive, alpha, value_lam, turn_lam = self.adaptive_kl, self.lam_alpha, self.value_lam, self.turn_lam
         check_options({
             "gamma": (0 <= self.gamma <= 1, f"must be from 0 to 1, not {self.gamma}"),
             "lam": (0 <= self.lam <= 1, f"must be from 0 to 1, not {self.lam}"),
+            "lam_alpha": (alpha is None or alpha > 0, f"must be above 0, or null for lam, not {alpha}"),
+            "value_lam": (
+                value_lam is None or 0 <= value_lam <= 1, f"must be from 0 to 1, or null for lam, not {value_lam}"
+            ),
+            "turn_lam": (
+                turn_lam is None or 0 <= turn_lam <= 1,
+                f"must be from 0 to 1, or null for turns that are episodes, not {turn_lam}",
+            ),
             "adaptive_kl": (adaptive is None or self.beta > 0, "starts from beta: set model.beta above 0"),
             "adaptive_kl.target": (adaptive is None or adaptive.target > 0, "must be above 0"),
             "adaptive_kl.horizon": (adaptive is None or adaptive.horizon > 0, "must be above 0"),
@@ -110,6 +142,22 @@ class PPOModule(CriticModule):
                 "mask_truncated leaves those completions out: set one of the two",
             ),
         })  # fmt: skip
+        if self.value_pretraining is not None:
+            self.value_pretraining.validate()
+        check_options({
+            "episode_credit": (
+                turn_lam is None or self.episode_credit == "return_to_go",
+                f"turn_lam estimates the return to go of each turn: set it to return_to_go, not {self.episode_credit}",
+            ),
+            "mask_truncated": (
+                turn_lam is None or not self.mask_truncated,
+                "leaves out last turns, whose values turn_lam needs for the turns before them: set bootstrap_truncated",
+            ),
+        })  # fmt: skip
+
+    @property
+    def _rows_apart(self) -> bool:
+        return self.turn_lam is None
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -122,6 +170,67 @@ class PPOModule(CriticModule):
                 "data.refinement.mode: distill learns tokens under a prompt that they were not sampled under, where a "
                 "critic's advantages mean nothing: use in_context with PPOModule"
             )
+        if stage == "fit" and self.turn_lam is not None and data.environment is None:
+            raise ConfigError("model.turn_lam: there are turns only with data.environment: set it, or remove turn_lam")
+        if stage == "fit" and self.value_pretraining is not None:
+            self._stored = self._stored_rollouts(self.value_pretraining, data)
+            self._stored.check()
+
+    def _stored_rollouts(self, options: ValuePretraining, data: RolloutDataModule) -> StoredRollouts:
+        """Raises:
+        ConfigError: the returns in training are not those of the rollouts alone.
+        """
+        if data.refinement is not None:
+            raise ConfigError(
+                "model.value_pretraining: has no credit for data.refinement: remove one of the two, or set "
+                "critic_warmup_steps instead"
+            )
+        if data.sampling.constraint is not None and self.beta > 0:
+            raise ConfigError(
+                "model.value_pretraining: cannot know the KL (model.beta) of rollouts under data.sampling.constraint: "
+                "remove one of the three, or set critic_warmup_steps instead"
+            )
+        option = "model.value_pretraining.rollouts"
+        run, recipe = Path(options.rollouts), data.recipe("train")
+        return StoredRollouts(run, options.last_step, recipe, data.max_prompt_tokens, option)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        options = self.value_pretraining
+        if options is None or self.trainer.ckpt_path is not None:
+            return
+        rows: list[ValuedRow] = []
+        with self.trainer.precision_plugin.train_step_context():
+            for experience in self._stored.experiences(self.policy):
+                if not rows:
+                    gap, tokens = self.passes.sampler_gap(experience)
+                    tell_gap(float(gap / tokens), options.rollouts)
+                rows += self._valued(experience)
+            if not rows:
+                raise ConfigError(
+                    f"model.value_pretraining.rollouts: no rollout of {options.rollouts} has a return: name another run"
+                )
+            pretrain_values(self, rows, options, self._stored.recipe.seed)
+
+    def _valued(self, experience: Experience) -> list[ValuedRow]:
+        """The counted rows, without the episodes that were cut off where these are not taken to have ended."""
+        attempts, root_rows = experience.attempts, experience.root_rows
+        cut_off = set()
+        if self.bootstrap_truncated or self.mask_truncated:
+            cut_off = {root_rows[row] for row in experience.truncated_N.nonzero()[:, 0].tolist()}
+        is_known_N = torch.tensor([root not in cut_off for root in root_rows], device=self.device)
+        counted_N, metrics = experience.counted_N & is_known_N, self.step_metrics()
+        experience = replace(experience, counted_N=counted_N, learned_N=counted_N)
+        if self.beta > 0:
+            experience = self.with_frozen_logprobs(experience, metrics)
+        returns_NT = self._episodes(experience, metrics).returns()
+        return [
+            ValuedRow(
+                attempts[row].conversation, attempts[row].completion.token_ids,
+                returns_NT[row, : len(attempts[row].completion.token_ids)].tolist(),
+            )
+            for row in counted_N.nonzero()[:, 0].tolist()
+        ]  # fmt: skip
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 
@@ -140,8 +249,8 @@ class PPOModule(CriticModule):
         episodes = self._episodes(experience, metrics)
         values_NS = self.values(experience, episodes, metrics)
         mask_NT, values_NT = episodes.mask_NT, values_NS[:, : episodes.mask_NT.shape[1]]
-        raw_NT = episodes.advantages(values_NS)
-        advantages_NT, returns_NT = raw_NT, raw_NT + values_NT
+        raw_NT, returns_NT = episodes.targets(values_NS)
+        advantages_NT = raw_NT
         if self.whiten_advantages:
             mean, std = self.all_ranks_moments(raw_NT[mask_NT])
             advantages_NT = whiten(raw_NT, mask_NT, mean=mean, std=std)
@@ -161,14 +270,26 @@ class PPOModule(CriticModule):
         """The completions that count, with the verifiers' rewards and the penalty."""
         lengths_N, width = experience.tokens.completion_lengths_N, experience.sampler_logprobs_NT.shape[1]
         mask_NT = length_mask(lengths_N, width) & experience.counted_N[:, None]
-        rewards_N = self.credited(experience).nan_to_num(0.0)
+        is_chained = self.turn_lam is not None
+        rewards_N = credited_rewards(experience, credit="turn") if is_chained else self.credited(experience)
+        rewards_N = rewards_N.nan_to_num(0.0)
         unfinished_N = experience.truncated_N if self.bootstrap_truncated else None
         if unfinished_N is not None:
             rewards_N = torch.where(unfinished_N, 0, rewards_N)
         kl_NT = self._penalised_kl(experience, mask_NT, metrics)
         rewards_NT = token_rewards(rewards_N, kl_NT, mask_NT, self.kl_coef)
         tokens = experience.tokens if unfinished_N is None else experience.tokens.with_end()
-        return Episodes(tokens, rewards_NT, mask_NT, unfinished_N, lengths_N, self.gamma, self.lam)
+        token_lam: float | Tensor = self.lam
+        if self.lam_alpha is not None:
+            token_lam = length_adaptive_lambda(lengths_N, self.lam_alpha)
+        value_lam = self.value_lam
+        return Episodes(
+            tokens, rewards_NT, mask_NT, unfinished_N, lengths_N, self.gamma,
+            lambdas=Lambdas(token_lam, self.turn_lam or 0.0),
+            value_lambdas=None if value_lam is None else Lambdas(value_lam, value_lam),
+            next_N=following_turns(experience) if is_chained else None,
+            turn_gamma=self.episode_discount,
+        )  # fmt: skip
 
     def _penalised_kl(self, experience: Experience, mask_NT: Tensor, metrics: StepMetrics) -> Tensor:
         sampled_NT, counted_N = experience.sampler_logprobs_NT, experience.counted_N

@@ -60,13 +60,17 @@ def read_config_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
         ConfigError: one does not exist, cannot be read as YAML, holds no keys, or has options of a class beside its
             class_path.
     """
-    contents = []
+    return [_read(file) for file in config_paths(arguments)]
+
+
+def config_paths(arguments: Sequence[str]) -> list[Path]:
+    """The files that are given as ``--config``, in order."""
+    files = []
     for index, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        contents.append(_read(Path(value if equals else "".join(arguments[index + 1 : index + 2]))))
-    return contents
+        if option in ("--config", "-c"):
+            files.append(Path(value if equals else "".join(arguments[index + 1 : index + 2])))
+    return files
 
 
 def _read(file: Path) -> dict[str, Any]:

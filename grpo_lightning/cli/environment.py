@@ -16,6 +16,7 @@ import torch
 
 import grpo_lightning
 from grpo_lightning.cli.confidential import without_secrets
+from grpo_lightning.cli.import_folders import RECORDED_AS, import_folders
 
 PACKAGES = ("grpo-lightning", "torch", "lightning", "transformers", "peft")
 
@@ -30,6 +31,7 @@ def environment(device: torch.device, world_size: int, arguments: Sequence[str])
     """
     return {
         "command": ["grpo", *without_secrets(arguments)],
+        RECORDED_AS: import_folders(arguments),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
         "world_size": world_size,

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 # Imported for their subclasses: what is imported can be named in YAML by its short class name.
 import grpo_lightning.advantages
@@ -31,13 +31,15 @@ from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
+from grpo_lightning.cli.import_folders import use_import_folders
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
 from grpo_lightning.cli.save_config import SaveRunConfig
-from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults
+from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults, with_logger_options
 from grpo_lightning.cli.warm_start import CommandLine, policy_of_the_run, start_from, warm_policy
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import FilteringCLI
+from grpo_lightning.output import show_log
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class GRPOCLI(FilteringCLI):
     def __init__(self, arguments: list[str], run: bool = True) -> None:
         self.run_dir: RunDir | None = None
         self._chosen = arguments[0] if run else None
+        use_import_folders(arguments)
+        arguments = with_logger_options(arguments)
         try:
             with user_errors.as_sentences():
                 super().__init__(
@@ -98,6 +102,9 @@ class GRPOCLI(FilteringCLI):
             if self.run_dir is not None:
                 self.run_dir.discard()
             raise
+        except SIGTERMException as error:
+            # Lightning's own has the exit status 0, by which a scheduler takes the run for finished.
+            raise SystemExit(1) from error
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the subcommand that runs, alone: the parsers of the others would take 0.13 s to build."""
@@ -283,12 +290,10 @@ def set_up_output() -> None:
     """
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    ours = logging.getLogger("grpo_lightning")
-    ours.setLevel(logging.INFO)
-    if not ours.handlers and not logging.getLogger().handlers:
-        ours.addHandler(logging.StreamHandler())
+    if not logging.getLogger("grpo_lightning").handlers and not logging.getLogger().handlers:
         for handler in logging.getLogger("lightning.pytorch").handlers:
             handler.addFilter(lambda entry: "Tip: For seamless" not in entry.getMessage())
+    show_log()
 
 
 def parse(args: list[str], kind: type[GRPOCLI] = GRPOCLI) -> GRPOCLI:

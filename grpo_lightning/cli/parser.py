@@ -12,6 +12,7 @@ from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from grpo_lightning.cli.sentences import sentence
+from grpo_lightning.cli.trainer_defaults import with_save_dir
 from grpo_lightning.errors import ConfigError
 
 _load_yaml = get_loader("yaml")
@@ -20,9 +21,13 @@ _load_yaml = get_loader("yaml")
 def load_yaml(text: str) -> Any:
     """Return what a text says in YAML; a text that is only a comment, such as the pattern ``#### .*``, is itself.
 
-    jsonargparse 4.53 reads a string from a config as YAML once more if its option may be null.
+    jsonargparse 4.53 reads a string from a config as YAML once more if its option may be null. A logger that a config
+    only names gets the options that its class requires.
     """
     value = _load_yaml(text)
+    trainer = value.get("trainer") if isinstance(value, dict) else None
+    if isinstance(trainer, dict) and "logger" in trainer:
+        trainer["logger"] = with_save_dir(trainer["logger"])
     return text if value is None and text.lstrip().startswith("#") else value
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from grpo_lightning.cli.confidential import remove_secrets
 from grpo_lightning.cli.environment import environment
+from grpo_lightning.cli.import_folders import record_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,5 @@ class SaveRunConfig(SaveConfigCallback):
         # A secret may have to be a text; whoever uses the config is told.
         self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False, skip_validation=bool(secret))
         made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
-        record = folder / path.name.replace("config", "environment").replace(".yaml", ".json")
-        record.write_text(json.dumps(made_with, indent=2) + "\n")
+        record_of(path).write_text(json.dumps(made_with, indent=2) + "\n")
         self.already_saved = True

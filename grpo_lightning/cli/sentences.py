@@ -17,7 +17,7 @@ _BESIDE = re.compile(
 # What is wrong if it is said; what else the type might have been is then not.
 _CERTAIN = re.compile(
     r"Expected a dot import path string: |(Type .* a callable class: )?Option '.*' is not accepted|"
-    r"the following arguments are required: |.* is abstract$"
+    r"the following arguments are required: |.* is abstract$|module '.*' has no attribute |No module named "
 )
 _KEY = re.compile(r'^Parser key "(.*)":$')
 TYPES = {
@@ -78,6 +78,12 @@ def sentence(message: str, names: Sequence[str], concrete: dict[str, list[str]])
     is_scalar = re.search(r"Given value type: <class '(bool|str|int|float)'>", message)
     if options and is_scalar and not re.search(rf"Problem with given class_path '[\w.]*{options}'", message):
         return f"{key}: give its options, such as {_EXAMPLES[options]}, or omit it"
+    no_subclass = re.search(r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)", message)
+    if no_subclass:
+        given = no_subclass[1] or re.findall(r"^\s*Given value: ((?!NestedArg)\S+)$", message, re.MULTILINE)[0]
+        function = f"{{class_path: FunctionVerifier, init_args: {{function: {given}}}}}"
+        hint = f": if it is a function, write {function}" if no_subclass[2] == "Verifier" else ""
+        return f"{key}: {given} is not a subclass of {no_subclass[2]}{hint}"
     unnamed = re.search(r"Expected an instantiatable class, but [\w.]*?(\w+) is abstract", message)
     # Of a name or a class, jsonargparse drops the class from its error, but says what was given.
     unnamed = unnamed or re.search(
@@ -127,11 +133,9 @@ def _plain(reason: str, message: str) -> str:
     classes = re.findall(r"Problem with given class_path '[\w.]*?(\w+)'", message)
     required = re.match(r"the following arguments are required: (.*)", reason)
     if required and classes:
-        where = ", where . is the run dir" if required[1] == "save_dir" else ""
-        value = "." if where else "..."
         return (
             f"{classes[-1]} needs {required[1]}: write {{class_path: {classes[-1]}, init_args: "
-            f"{{{required[1].split(',')[0]}: {value}}}}}{where}"
+            f"{{{required[1].split(',')[0]}: ...}}}}"
         )
     if required:
         keys = ", ".join(re.sub(r"^(fit|validate|test|predict)\.", "", key) for key in required[1].split(", "))

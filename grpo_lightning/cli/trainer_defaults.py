@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import loggers
 from lightning.pytorch.loggers import TensorBoardLogger
 
 TRAINER_DEFAULTS = {
@@ -16,6 +21,36 @@ TRAINER_DEFAULTS = {
     # RunSummary validates before the first step, completely; a sanity check before that would sample for nothing.
     "num_sanity_val_steps": 0,
 }
+
+
+def with_save_dir(logger: Any) -> Any:
+    """A config's logger, or a list of them, with ``save_dir: .`` where its class requires one that is not given."""
+    if isinstance(logger, list):
+        return [with_save_dir(one) for one in logger]
+    path = logger.get("class_path") if isinstance(logger, dict) else logger
+    cls = getattr(loggers, path.rpartition(".")[2], None) if isinstance(path, str) else None
+    save_dir = inspect.signature(cls).parameters.get("save_dir") if isinstance(cls, type) else None
+    if save_dir is None or save_dir.default is not inspect.Parameter.empty:
+        return logger
+    options = (logger.get("init_args") or {}) if isinstance(logger, dict) else {}
+    return {"class_path": path, "init_args": {"save_dir": "."} | options}
+
+
+def with_logger_options(arguments: Sequence[str]) -> list[str]:
+    """The same command line, where ``--trainer.logger CSVLogger`` has the ``save_dir`` that the class requires."""
+    done = list(arguments)
+    for index, argument in enumerate(done):
+        option, equals, value = argument.partition("=")
+        at = index if equals else index + 1
+        if option.removesuffix("+") != "--trainer.logger" or at >= len(done):
+            continue
+        try:
+            given = yaml.safe_load(value if equals else done[at])
+        except yaml.YAMLError:
+            continue  # the parser says what is wrong
+        if with_save_dir(given) != given:
+            done[at] = (f"{option}=" if equals else "") + json.dumps(with_save_dir(given))
+    return done
 
 
 def add_run_defaults(trainer: Any, run_dir: Path) -> None:
@@ -33,9 +68,9 @@ def add_run_defaults(trainer: Any, run_dir: Path) -> None:
         trainer.callbacks = [*callbacks, bar]
 
 
-def _into_run_dir(loggers: Any, run_dir: Path) -> None:
+def _into_run_dir(configured: Any, run_dir: Path) -> None:
     """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
+    for logger in configured if isinstance(configured, list) else [configured]:
         options = getattr(logger, "init_args", None)
         if options is not None and str(options.get("save_dir")) == ".":
             options.save_dir = str(run_dir)

@@ -8,7 +8,10 @@ import json
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+import jsonschema_rs
 
 from grpo_lightning.environments.base import Environment, Message, Reply, Step
 from grpo_lightning.environments.calls import Call
@@ -18,8 +21,9 @@ from grpo_lightning.errors import ConfigError
 class ToolEnvironment(Environment):
     """Runs the tools that the policy calls. A reply without a call ends the episode, and the verifiers judge it.
 
-    What a tool returns is the policy's next input, and so is why a call cannot be read, has wrong arguments, or raised
-    a ``ValueError``: that is the policy's fault. Any other exception of a tool is an error of the environment.
+    What a tool returns is the policy's next input, and so is why a call cannot be read, has arguments that the tool's
+    signature and types do not allow, or raised a ``ValueError``: that is the policy's fault. Any other exception of a
+    tool is an error of the environment.
 
     Args:
         tools: functions by their import path, such as ``my_package.search``, or the functions. Their signatures need
@@ -61,6 +65,10 @@ class ToolEnvironment(Environment):
             inspect.signature(tool).bind(**call.arguments)
         except TypeError as error:
             return f"Wrong arguments for {call.name}: {error}."
+        for name, value in call.arguments.items():
+            allowed = _types(tool).get(name)
+            if allowed is not None and not allowed.is_valid(value):
+                return f"Wrong arguments for {call.name}: {name}: {next(allowed.iter_errors(value)).message}."
         result = self.returned(tool, call.arguments)
         return result if isinstance(result, str) else json.dumps(result, default=str)
 
@@ -70,6 +78,20 @@ class ToolEnvironment(Environment):
             return tool(**arguments)
         except ValueError as error:
             return f"Error: {error}"
+
+
+@lru_cache
+def _types(tool: Callable[..., Any]) -> dict[str, Any]:
+    """What each argument may be, as the chat template shows it."""
+    from transformers.utils import get_json_schema
+
+    schemas = get_json_schema(tool)["function"]["parameters"]["properties"]
+    # transformers marks what may be null by a keyword that JSON Schema does not have.
+    with_null = {
+        name: {"anyOf": [schema, {"type": "null"}]} if schema.get("nullable") else schema
+        for name, schema in schemas.items()
+    }
+    return {name: jsonschema_rs.validator_for(schema) for name, schema in with_null.items()}
 
 
 def _imported(path: str, key: str) -> Callable[..., Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.adapters import LoRAConfig, checked_base, with_adapter
+from grpo_lightning.models.dropout import turn_dropout_off
 from grpo_lightning.models.quantised import (
     Quantization,
     check_bitsandbytes,
@@ -176,7 +177,7 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     if config.is_adapter:
         adapter, path = path, checked_base(path)
     model = with_adapter(_load_causal_lm(path, config, key), config.lora, adapter)
-    _turn_dropout_off(model)
+    turn_dropout_off(model)
     remember(model)
     return model, adapter is not None
 
@@ -200,7 +201,7 @@ def load_frozen(config: PolicyConfig, quantization: Quantization | None, key: st
             model = model.merge_and_unload()
     else:
         model = _load_causal_lm(config.path, config, key, quantization, is_frozen=True)
-        _turn_dropout_off(model)
+        turn_dropout_off(model)
         remember(model)
     return model.requires_grad_(False).eval()
 
@@ -226,7 +227,8 @@ def _load_causal_lm(
             if kind_of(stored) is not None:
                 check_bitsandbytes(key, f"the quantised weights in {path}")
             options |= quantization_options(quantization, dtype, key)
-            lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
+            with hub.from_hub(path):
+                lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
         compute_in(lm, dtype, key)
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
@@ -237,10 +239,13 @@ def _load_causal_lm(
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
+        if not Path(path).is_dir() and (isinstance(error, OSError) or not hub.is_name(path)):
+            plan = "; grpo plan needs a folder with its config.json alone" if is_weightless() else ""
+            raise ConfigError(f"{key}: {hub.why_not(path, hub.first_line(error))}{plan}") from error
         if isinstance(error, OSError) and is_weightless():
             raise ConfigError(
-                f"{key}: the config.json of {path} is neither on the disk nor to be had from the hub: name a folder "
-                "that holds it, for grpo plan reads no other file of a model"
+                f"{key}: the folder {path} has no config.json that can be read, and grpo plan reads no other file of "
+                "a model"
             ) from error
         raise ConfigError(f"{key}: {path} cannot be loaded as a causal language model: {error}") from error
     if hasattr(lm, "peft_config"):
@@ -264,8 +269,10 @@ def load_architecture(
     Raises:
         ConfigError: the weights are quantised, and may not be, or would be quantised twice.
     """
-    given = None if config.given is None else config.given[0].config
-    architecture = given or AutoConfig.from_pretrained(path, revision=config.revision)
+    architecture = None if config.given is None else config.given[0].config
+    if architecture is None:
+        with hub.from_hub(path):
+            architecture = AutoConfig.from_pretrained(path, revision=config.revision)
     stored = stored_quantization(architecture)
     if stored is None or config.init == "random" or may_be_quantised:
         return architecture
@@ -302,14 +309,3 @@ def vocabulary_size(config: PolicyConfig) -> int | None:
     except (OSError, ValueError):
         return None  # loading the model says what is wrong
     return getattr(architecture.get_text_config(), "vocab_size", None)
-
-
-def _turn_dropout_off(model: nn.Module) -> None:
-    """In every pass, that of an adapter from disk too: rollouts and updates see the same policy."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Many models hand a probability of their own to a function.
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)

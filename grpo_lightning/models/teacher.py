@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import OutputHead, token_logprobs
@@ -19,6 +19,7 @@ from grpo_lightning.models.loading import PolicyConfig, base_path, load_frozen
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.models.quantised import Quantization
+from grpo_lightning.models.tokenizer import plain_tokenizer
 from grpo_lightning.models.weightless import is_weightless
 from grpo_lightning.shipped import shipped_model
 from grpo_lightning.speed.shared_prompt import PredictingStates, predicting_states
@@ -59,13 +60,7 @@ class TeacherConfig:
             ConfigError: the teacher has no tokenizer, or another one.
         """
         path = self.model.path
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(base_path(path), revision=self.revision)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model.teacher.path: no tokenizer found at {path}: give a local folder or the name of a hub model "
-                f"that can be reached ({str(error).splitlines()[0]})"
-            ) from error
+        tokenizer = plain_tokenizer(base_path(path), self.revision, "model.teacher.path")
         theirs, ours = tokenizer.get_vocab(), policy.get_vocab()
         if theirs != ours:
             token = min(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))

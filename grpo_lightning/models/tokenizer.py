@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.loading import PolicyConfig, base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
@@ -52,20 +53,31 @@ def load_tokenizer(
     """
     if is_weightless():
         return tiny_tokenizer()
-    folder = Path(path)
-    # A relative or absolute path that is not there would be asked of the hub, whose answer misleads.
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ConfigError(f"model.policy.path: there is no folder {path}")
-    if not (folder / "tokenizer_config.json").is_file():
+    if not (Path(path) / "tokenizer_config.json").is_file():
         path = base_path(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.policy.path: no tokenizer found at {path}: give a local folder or the name of a hub model that "
-            f"can be reached ({str(error).splitlines()[0]})"
-        ) from error
+    tokenizer = plain_tokenizer(path, revision, "model.policy.path")
     return _with_template(tokenizer, path, chat_template, chat_template_kwargs or {})
+
+
+def plain_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it is.
+
+    Args:
+        path: hub name or local folder.
+        revision: branch, tag or commit on the hub.
+        key: names the path in an error.
+
+    Raises:
+        ConfigError: there is no tokenizer at that path.
+    """
+    try:
+        with hub.from_hub(path):
+            return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, revision=revision))
+    except (OSError, ValueError) as error:
+        reason = hub.first_line(error)
+        if not Path(path).is_dir():
+            raise ConfigError(f"{key}: {hub.why_not(path, reason)}") from error
+        raise ConfigError(f"{key}: no tokenizer found in the folder {path} ({reason})") from error
 
 
 def _with_template(

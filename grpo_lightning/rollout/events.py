@@ -38,13 +38,23 @@ class EvaluationEnd:
         purpose: ``val`` or ``test``.
         metrics: what it found, over all ranks, by the name it is logged under, such as ``val/accuracy``.
         prompts: how many prompts it sampled an answer to, over all ranks.
-        accuracy: the accuracy with its interval; ``None`` if no answer could be judged.
+        accuracy: the accuracy with its interval; ``None`` if no answer could be judged, or some rewards do not tell
+            right from wrong (``Verdict.reward_alone``).
+        reward: the mean reward with its interval; ``None`` if no answer could be judged.
     """
 
     purpose: Purpose
     metrics: Mapping[str, float]
     prompts: int
     accuracy: Interval | None
+    reward: Interval | None
+
+    @property
+    def result(self) -> tuple[str, Interval] | None:
+        """What the evaluation is about, by name: the accuracy, or else the mean reward."""
+        if self.accuracy is not None:
+            return "accuracy", self.accuracy
+        return None if self.reward is None else ("mean reward", self.reward)
 
 
 class RunCallback(pl.Callback):

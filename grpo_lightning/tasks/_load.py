@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
 
 _KEY = "data.task.init_args.path"
@@ -264,11 +265,11 @@ def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
     import datasets
 
     try:
-        splits = datasets.load_dataset(path, name)
+        with hub.from_hub(path):
+            splits = datasets.load_dataset(path, name)
     except Exception as error:  # offline, no such data set, no such config, gated: the fix is the same for all
-        reason = str(error).strip().split("\n")[0]
+        reason = f"{type(error).__name__}: {hub.first_line(error)}"
         raise ConfigError(
-            f"{_KEY}: {path!r} is not a local file or folder and could not be loaded from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); check the name, or give a local folder that contains train.jsonl"
+            f"{_KEY}: {hub.why_not(path, reason)}; check the name, or give a local folder that contains train.jsonl"
         ) from error
     return {split: partial(_table, f"{path}, split {split}", rows.column_names, rows) for split, rows in splits.items()}

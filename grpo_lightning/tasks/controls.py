@@ -15,7 +15,7 @@ from grpo_lightning.verifiers.base import NoVerdict, Verifier, judge
 
 log = logging.getLogger(__name__)
 
-Control = Literal["gold", "wrong", "judged"]
+Control = Literal["gold", "wrong", "judged", "reward"]
 
 
 SAMPLED_ROWS = 8
@@ -30,14 +30,15 @@ _MEANINGS: dict[Control, str] = {
 
 @dataclass(frozen=True)
 class ControlFailure:
-    """A row that fails one of the two controls.
+    """A row that fails one of the two controls, or to which they do not apply.
 
     Args:
         split: the row's split.
         row: the row's number in the split.
         verifier: class name of the verifier.
         control: ``gold`` if the gold answer was rejected, ``wrong`` if a certainly wrong answer was accepted,
-            ``judged`` if a row without a gold answer cannot be judged at all.
+            ``judged`` if a row without a gold answer cannot be judged at all, ``reward`` if the verifier gave a reward
+            that does not tell right from wrong (once per split and verifier).
         completion: the completion that was judged.
         verdict: the verifier's verdict.
     """
@@ -51,6 +52,8 @@ class ControlFailure:
 
     def __str__(self) -> str:
         where = f"{self.split} row {self.row}: {self.verifier}"
+        if self.control == "reward":
+            return f"{where} gives {self.verdict.score:g} to {self.completion!r}, neither 0 (wrong) nor 1 (correct)"
         if self.verdict.error is not None:
             return f"{where} cannot judge {self.completion!r}: {self.verdict.error}"
         if self.control == "wrong":
@@ -103,9 +106,16 @@ def check_rows(
     if not golds and not wrongs:
         task.gold_completion(next(iter(prompts.values())))  # says what is missing
     for verifier in verifiers:
-        for (row, text), verdict in zip(golds, judge(verifier, _samples(prompts, golds)), strict=True):
+        name = type(verifier).__name__
+        judged_golds = list(zip(golds, judge(verifier, _samples(prompts, golds)), strict=True))
+        alone = next(((row, text, verdict) for (row, text), verdict in judged_golds if verdict.reward_alone), None)
+        if alone is not None:
+            row, text, verdict = alone
+            yield ControlFailure(split, row, name, "reward", text, verdict)
+            continue
+        for (row, text), verdict in judged_golds:
             if not verdict.correct and not verdict.abstained:
-                yield ControlFailure(split, row, type(verifier).__name__, "gold", text, verdict)
+                yield ControlFailure(split, row, name, "gold", text, verdict)
     columns = [judge(verifier, _samples(prompts, wrongs)) for verifier in verifiers]
     # One verifier alone may accept a wrong answer: it may judge only the length or the format.
     names = ", ".join(type(verifier).__name__ for verifier in verifiers)
@@ -117,7 +127,7 @@ def check_rows(
         broken = next((verdict for verdict in judged if verdict.error is not None), None)
         if broken is not None and row not in with_gold:
             accepted[row] = ControlFailure(split, row, names, "judged", text, broken)
-        elif judged and all(verdict.correct for verdict in judged):
+        elif judged and all(verdict.correct and not verdict.reward_alone for verdict in judged):
             accepted.setdefault(row, ControlFailure(split, row, names, "wrong", text, judged[0]))
         else:
             refused.add(row)

@@ -131,6 +131,7 @@ class Tabular(Task):
         self.limit = limit
         self.shots = shots
         self.filters = dict(filters or {})
+        self._said_no_answer = False
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         table, rows = self._rows(split)
@@ -186,7 +187,8 @@ class Tabular(Task):
         answer_column = self._answer_column(table)
         if answer_column is not None:
             table.require(answer_column, f"{_ARGS}.answer_column")
-        elif self.answer_column is not None:
+        elif self.answer_column is not None and not self._said_no_answer:
+            self._said_no_answer = True  # once, not once per split
             log.warning(
                 "%s.answer_column: the data set has no column %r, so its rows have no gold answer; it has: %s",
                 _ARGS, _ANSWER, ", ".join(table.columns),

@@ -79,6 +79,7 @@ class WeightedVerifier(Composite):
             feedback=joined_feedback(verdict for name, verdict in verdicts.items() if self.weights[name] > 0),
             score=sum(self.weights[name] * reward for name, (verdict, reward) in judged.items() if verdict.judged),
             parts=parts,
+            reward_alone=any(verdict.reward_alone for verdict in required),
         )
 
 

@@ -32,7 +32,8 @@ class FunctionVerifier(Verifier):
 
     The function returns, for each sample:
 
-    - a number: the reward. From ``correct_at`` upwards the completion is correct and format-valid.
+    - a number: the reward. From ``correct_at`` upwards the completion is correct and format-valid. Without
+      ``correct_at``, numbers other than 0 and 1 are a reward alone: summaries name the mean reward, not an accuracy.
     - a bool: whether the completion is correct.
     - a ``Verdict``: used as it is.
     - ``None``: the function abstains. See ``Verdict.abstained``.
@@ -46,7 +47,7 @@ class FunctionVerifier(Verifier):
         style: how the function is called. Default: ``trl`` if a parameter is called ``completions``, ``prompts`` or
             ``completion_ids``; ``answer`` with two parameters without a default, and ``sample`` with one.
         options: extra keyword arguments for every call.
-        correct_at: the smallest reward that means correct.
+        correct_at: the smallest reward that means correct. Default: 1, and only 0 and 1 tell wrong from correct.
         answer_column: ``trl``: name of the argument that receives the gold answers.
         conversational: ``trl``: whether the function gets completions as lists of one message and prompts as lists of
             messages, or both as plain texts; the prompt is then the text of the last message. ``auto`` decides by the
@@ -72,7 +73,7 @@ class FunctionVerifier(Verifier):
         function: str | Callable[..., Any],
         style: Style | None = None,
         options: dict[str, Any] | None = None,
-        correct_at: float = 1.0,
+        correct_at: float | None = None,
         answer_column: str = "answer",
         conversational: bool | Literal["auto"] = "auto",
         slow: bool = False,
@@ -227,8 +228,9 @@ class FunctionVerifier(Verifier):
         if not math.isfinite(value):
             raise ValueError(f"{self.name} returned a reward of {value}")
         # A number does not tell whether the format is valid; a valid format alone would earn a reward in AnyOf.
-        correct = value >= self.correct_at
-        return Verdict(correct=correct, format_valid=correct, score=float(value))
+        correct = value >= (1.0 if self.correct_at is None else self.correct_at)
+        reward_alone = self.correct_at is None and value not in (0, 1)
+        return Verdict(correct=correct, format_valid=correct, score=float(value), reward_alone=reward_alone)
 
 
 def as_verifiers(given: Any, key: str = "model.verifiers") -> list[Verifier]:

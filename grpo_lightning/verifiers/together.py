@@ -34,6 +34,7 @@ def combine(judged: Mapping[str, tuple[Verdict, float]]) -> tuple[Verdict, float
         feedback=" ".join(verdict.feedback for verdict in verdicts if verdict.feedback),
         error="; ".join(errors) or None,
         correct_but_truncated=not errors and not correct and all(verdict.correct_if_ended for verdict in verdicts),
+        reward_alone=any(verdict.reward_alone for verdict in verdicts),
     )
     return together, math.nan if errors else fmean(reward for _, reward in counted)
 

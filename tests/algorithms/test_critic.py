@@ -23,6 +23,8 @@ CRITICS: dict[str, dict[str, Any]] = {
     "shared": {},
     "separate": {"critic": "separate"},
     "adapter": {"critic": "adapter", "lora": LORA, "bootstrap_truncated": True},
+    "own lambdas": {"critic": "separate", "value_lam": 1.0, "lam_alpha": 0.2},
+    "lambda by length": {"value_lam": 0.9, "lam_alpha": 0.2},
     "warm-up": {"critic_warmup_steps": 1},
 }
 each_critic = pytest.mark.parametrize("critic", CRITICS.values(), ids=CRITICS.keys())

@@ -250,7 +250,7 @@ def test_a_teacher_with_another_tokenizer_is_refused_before_a_model_loads(
     monkeypatch.setattr(DistillationModule, "configure_model", lambda self: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=r"model.teacher.path: .* another tokenizer than the policy \('a' is token"):
         fit(tmp_path, distillation(tiny_model("llama"), str(folder)), 1)
-    with pytest.raises(ConfigError, match=r"model.teacher.path: no tokenizer found at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"model.teacher.path: there is no folder .*nowhere"):
         fit(tmp_path, distillation(tiny_model("llama"), str(tmp_path / "nowhere")), 1)
 
 

@@ -24,9 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.callbacks import PolicyExport, RolloutLogger, RunCheckpoint, RunSummary
 from grpo_lightning.commands.compare.runs import read_curves
-from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
+from grpo_lightning.stored import read_rollouts
 from tests.toy import LetterVerifier, adam, grpo, rollouts, trainer
 
 STEPS = 10

@@ -303,7 +303,8 @@ def test_a_separate_critic_can_be_another_model_with_only_its_head_trained(
         {"beta": 0.0}, {"kl_estimator": "k3"}, {"epsilon": 0.01}, {"epsilon_high": 0.001}, {"delta": 1.21},
         {"aggregation": "grpo"}, {"updates_per_rollout": 1}, {"minibatches_per_update": 2}, {"target_kl": 1e-3},
         {"mask_truncated": True}, {"bootstrap_truncated": True}, {"max_grad_norm": 0.1},
-        {"gamma": 0.9}, {"lam": 0.2}, {"adaptive_kl": KLController(target=0.1, horizon=20)},
+        {"gamma": 0.9}, {"lam": 0.2}, {"lam_alpha": 0.1}, {"value_lam": 1.0},
+        {"adaptive_kl": KLController(target=0.1, horizon=20)},
         {"whiten_advantages": False},
         {"value_epsilon": 0.01}, {"value_epsilon": None}, {"value_coef": 2.0}, {"value_lr": 1e-3},
         {"critic": "separate"}, {"critic_warmup_steps": 1},
@@ -342,6 +343,8 @@ def plain(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFac
     [
         ({"gamma": 1.5}, {}, "model.gamma: must be from 0 to 1, not 1.5"),
         ({"lam": -0.1}, {}, "model.lam: must be from 0 to 1, not -0.1"),
+        ({"lam_alpha": 0.0}, {}, "model.lam_alpha: must be above 0, or null for lam, not 0.0"),
+        ({"value_lam": 1.1}, {}, "model.value_lam: must be from 0 to 1, or null for lam, not 1.1"),
         ({"adaptive_kl": KLController()}, {}, "model.adaptive_kl: starts from beta: set model.beta above 0"),
         ({"beta": 0.1, "adaptive_kl": KLController(target=0)}, {}, "model.adaptive_kl.target: must be above 0"),
         ({"beta": 0.1, "adaptive_kl": KLController(horizon=0)}, {}, "model.adaptive_kl.horizon: must be above 0"),
@@ -427,6 +430,34 @@ def test_a_truncated_completion_ends_goes_on_or_is_left_out(tiny_model: Callable
         assert watch.logged[0]["return/mean"] == pytest.approx(sum(returns) / len(returns), rel=1e-4)
         assert watch.logged[0]["value/mean"] == pytest.approx(0.25)
         assert 0 < watch.logged[0]["completion/truncated"] < 1
+
+
+@llama_alone
+def test_policy_and_critic_have_their_own_lambdas(model_path: str, tmp_path: Path) -> None:
+    """One reward at the end, equal values and gamma 1: only the last TD error is not 0, and lambda weighs it."""
+    watch, kept = Watch(), []
+
+    class Keeps(PPOModule):
+        def targets(self, *args: Any) -> Any:
+            kept.append(super().targets(*args))
+            return kept[-1]
+
+    options: dict[str, Any] = {"verifiers": [LetterVerifier()], "beta": 0.0, "whiten_advantages": False, **PLAIN}
+    module = Keeps(policy=PolicyConfig(model_path), **options, critic="separate", lam_alpha=0.125, value_lam=0.5)
+    fit(tmp_path, module, 1, callbacks=[watch, StartHead(0.25)])
+    for row, rollout in enumerate(watch.batches[0].attempts):
+        length = len(rollout.completion.token_ids)
+        lam, left = max(0, 1 - 8 / length), torch.arange(length - 1, -1, -1)
+        error = rollout.reward - 0.25
+        torch.testing.assert_close(kept[0].advantages[row, :length], error * lam**left, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(kept[0].returns_NT[row, :length], 0.25 + error * 0.5**left, atol=1e-5, rtol=1e-4)
+    assert len({len(rollout.completion.token_ids) for rollout in watch.batches[0].attempts}) > 1
+    loss = [
+        0.5 * (0.5 * (r.reward - 0.25) * 2 * 0.5**left) ** 2
+        for r in watch.batches[0].attempts
+        for left in range(len(r.completion.token_ids))
+    ]
+    assert watch.logged[0]["value/loss"] == pytest.approx(sum(loss) / len(loss), rel=1e-3)
 
 
 @llama_alone

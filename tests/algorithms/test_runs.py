@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -275,6 +277,43 @@ def test_a_run_that_broke_off_between_two_updates_makes_the_step_again(
     assert again in capsys.readouterr().out
     assert torch.load(last, weights_only=True)["global_step"] == 4
     assert same(whole, fit(tmp_path / "part", grpo(model_path, updates_per_rollout=2), 8, ckpt_path=last))
+
+
+class Terminate(pl.Callback):
+    """Sends SIGTERM to this process in the middle of an update, as a scheduler does."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@llama_alone
+@pytest.mark.parametrize(("at", "saved"), [(1, 2), (4, 6)])
+def test_a_run_that_was_terminated_ends_its_step_and_loses_nothing(
+    model_path: str, tmp_path: Path, at: int, saved: int
+) -> None:
+    def run(folder: str, **options: Any) -> dict[str, torch.Tensor]:
+        return fit(tmp_path / folder, grpo(model_path, updates_per_rollout=2), 8, **options)
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("part", callbacks=[Terminate(at), RunCheckpoint()], enable_checkpointing=True)
+    last = tmp_path / "part/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == saved
+    assert same(whole, run("part", ckpt_path=last))
+
+
+@llama_alone
+def test_before_the_first_step_has_ended_there_is_nothing_to_save(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, grpo(model_path), 2, callbacks=[Break(0), RunCheckpoint()], enable_checkpointing=True)
+    assert "interrupted before the first step ended: there is nothing to continue from" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,45 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     assert first == last, "without the validation before the first step there is one value only"
 
 
+def _shorter(completion: str, answer: str) -> float:
+    return -(len(completion) + 1) / 7
+
+
+@llama_alone
+def test_rewards_that_tell_nothing_correct_are_summed_up_by_their_mean(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 1, "enable_checkpointing": True}
+
+    def run(steps: int, **more: Any) -> tuple[RunCheckpoint, str]:
+        keep = RunCheckpoint(save_top_k=9)
+        capsys.readouterr()
+        callbacks = [RunSummary(), PolicyExport(best=True), keep]
+        fit(tmp_path, grpo(model_path, verifiers=_shorter), steps, callbacks=callbacks, **options, **more)
+        return keep, capsys.readouterr().out
+
+    keep, out = run(2)
+    module = grpo(model_path, verifiers=_shorter)
+    (before,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(module, datamodule=rollouts())
+    (line,) = [line for line in out.splitlines() if line.startswith("val reward")]
+    assert f"{before['val/reward']:.3f} -> " in line
+    assert "(val/reward, first -> last)" in line
+    assert "accuracy" not in out
+    card = (tmp_path / "policy_best/README.md").read_text()
+    assert f"validation mean reward before training | {before['val/reward']:.3f} (95 % interval" in card
+    assert keep.monitor == "val/reward"
+    scores = {float(score) for score in keep.best_k_models.values()}
+    assert len(keep.best_k_models) == 2
+    assert max(scores) < 0
+    # A resumed run ranks its checkpoints with those before.
+    again, _ = run(3, ckpt_path=keep.last_model_path)
+    assert keep.best_k_models.keys() < again.best_k_models.keys()
+    tested = trainer(tmp_path, 1, callbacks=[RunSummary()])
+    capsys.readouterr()
+    (found,) = tested.test(module, datamodule=rollouts())
+    assert f"mean reward: {found['test/reward']:.3f} (95 % interval" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "files"),
     [({}, {"adapter_config.json"}), ({"merged": True}, {"config.json"}), ({"enabled": False}, set())],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from grpo_lightning.__main__ import main
-from grpo_lightning.commands.samples.read import read_rollouts
+from grpo_lightning.stored import read_rollouts
 from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers import Verifier
 from tests.cli.test_cli import _in_the_repository, few, only_run

@@ -21,11 +21,11 @@ from grpo_lightning.advantages import GroupStd
 from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import RolloutLogger
 from grpo_lightning.callbacks import rollouts as rollouts_module
-from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import RefinementConfig, SamplingParams
 from grpo_lightning.rollout.records import TokenCharacters, record, records
+from grpo_lightning.stored import read_rollouts
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
 from tests.tiny import tiny_tokenizer
 from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts

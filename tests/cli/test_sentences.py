@@ -47,9 +47,16 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data.refinement", "true"], "data.refinement: give its options, such as {mode: distill}, or omit it"),
         (["--data.sampling", "3"], "data.sampling: must be keys with values, not 3"),
         (
-            ["--trainer.logger", "CSVLogger"],
-            "trainer.logger: CSVLogger needs save_dir: write {class_path: CSVLogger, init_args: {save_dir: .}}, where "
-            ". is the run dir",
+            ["--model.verifiers", "json.loads"],
+            "model.verifiers: json.loads is not a subclass of Verifier: if it is a function, write {class_path: "
+            "FunctionVerifier, init_args: {function: json.loads}}",
+        ),
+        (["--model.verifiers", "json.nothing"], "model.verifiers: module 'json' has no attribute 'nothing'"),
+        (["--model.verifiers", "[no.thing]"], "model.verifiers: No module named 'no'"),
+        (
+            ["--trainer.callbacks", "EarlyStopping"],
+            "trainer.callbacks: EarlyStopping needs monitor: write {class_path: EarlyStopping, init_args: "
+            "{monitor: ...}}",
         ),
         (
             ["--model.advantage", "grpo"],

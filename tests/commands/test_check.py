@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def test_pass_rates_are_measured_and_a_run_starts_from_them(
     ])  # fmt: skip
     after = [json.loads(line) for line in (tmp_path / "run" / "pass_rates.jsonl").read_text().splitlines()]
     assert {line["id"] for line in after if line["attempts"] == 2} == {lines[number]["id"] for number in (1, 4, 7)}
+
+
+def test_a_reward_that_tells_nothing_correct_has_no_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short_rewards.py").write_text("def short(completion, answer):\n    return -len(completion) / 10\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = {"function": "short_rewards.short"}
+    for options, said in ((function, "neither 0 (wrong) nor 1 (correct): the controls do not apply"), (
+        function | {"correct_at": 0.0}, "gold answers do not satisfy their own verifier"
+    )):  # fmt: skip
+        verifier = json.dumps([{"class_path": "FunctionVerifier", "init_args": options}])
+        with nullcontext() if options is function else pytest.raises(SystemExit, match="2"):
+            main(["check", *FEW, "--model.verifiers", verifier])
+        told = capsys.readouterr()
+        assert said in told.out + told.err
+        assert "every gold answer" not in told.out
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_sampled(

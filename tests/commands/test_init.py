@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.known_keys import check_keys
 from grpo_lightning.commands.init.config import ALGORITHMS
 from grpo_lightning.commands.init.kinds import KINDS
+from grpo_lightning.environments import Call, ToolEnvironment, calculator
+from grpo_lightning.shipped import CONFIGS
 from grpo_lightning.tasks import Tabular
 from tests.cli.test_user_errors import error_of
 
@@ -26,7 +29,8 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     before = list(sys.path)
     yield
     sys.path[:] = before
-    sys.modules.pop("verifier", None)
+    for name in ("verifier", "tools"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +51,7 @@ def test_every_config_is_one(kind: str, algorithm: str, capsys: pytest.CaptureFi
     assert max(map(len, file.read_text().splitlines())) <= 130
 
 
-@pytest.mark.parametrize("kind", ["math", "csv", "json"])
+@pytest.mark.parametrize("kind", ["math", "csv", "json", "tools"])
 def test_the_verifier_is_right_about_the_data(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +77,32 @@ def test_it_trains(
     assert (run / "policy/adapter_config.json").is_file()
 
 
+def test_it_trains_with_tools_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The shipped decoder whose template shows tools, with random weights.
+    main(["init", "mine", "--task", "tools", "--model", str(CONFIGS / "tiny_decoder_turns")])
+    monkeypatch.chdir("mine")
+    few = {
+        "trainer.max_steps": "1", "trainer.limit_val_batches": "0", "summary.validate_first": "false",
+        "trainer.enable_progress_bar": "false", "model.policy.init": "random", "data.group_size": "2",
+        "data.sampling.max_new_tokens": "4", "data.environment.max_tokens": "192",
+    }  # fmt: skip
+    main(["fit", "mine.yaml", *(text for key in few for text in (f"--{key}", few[key]))])
+    (run,) = Path("runs/mine").iterdir()
+    assert (run / "policy/adapter_config.json").is_file()
+
+
+def test_the_tool_knows_what_the_answers_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["init", "mine", "--task", "tools"])
+    monkeypatch.chdir("mine")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    environment = ToolEnvironment(["tools.price", calculator])
+    for prompt in Tabular(".", prompt_column="question").prompts("test"):
+        count, items = re.findall(r"What do (\d+) (\w+)s cost", prompt.messages[-1]["content"])[0]
+        price = environment.run(Call("price", {"item": items}))
+        assert environment.run(Call("calculator", {"expression": f"{count} * {price}"})) == prompt.answer
+    assert "there is no 'car'; there are: pencil" in environment.run(Call("price", {"item": "car"}))
+
+
 def test_the_rows_are_those_of_the_files() -> None:
     main(["init", "mine"])
     task = Tabular("mine", prompt_column="question", val_size=50)
@@ -86,5 +116,5 @@ def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "mine", command="init") == "init: mine exists: give another name, or remove it"
     assert error_of(capsys, command="init").startswith("init: give a name")
     assert error_of(capsys, "other", "--task", "maths", command="init") == (
-        "--task: must be one of math, json, code, csv, gym, not maths"
+        "--task: must be one of math, json, code, csv, gym, tools, not maths"
     )

@@ -692,8 +692,6 @@ def test_the_plan_says_which_shortcuts_run(capsys: pytest.CaptureFixture[str]) -
     assert "early_joins: not used: switched off by model.policy.without" in lines
     _, out = run(capsys, *base, "--trainer.accelerator", "gpu", "--memory", "64GiB")
     assert "shortcut packed_weights: not used: it is for CPUs" in out
-    _, out = run(capsys, *base, "--trainer.accelerator", "cpu", "--trainer.precision", "bf16-mixed")
-    assert "shortcut packed_weights: not used: it is for float32 without autocast" in out
 
 
 @pytest.mark.usefixtures("_in_the_repository")
@@ -706,8 +704,8 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, "--prompt_tokens" in error) == (2, True)
     code, error = run(capsys, *base, "--model.policy.path", "not/there")
     assert error.endswith(
-        "grpo: error: model.policy.path: the config.json of not/there is neither on the disk nor to be had from the "
-        "hub: name a folder that holds it, for grpo plan reads no other file of a model\n"
+        "grpo: error: model.policy.path: there is no folder not/there, it is not in the local cache of the hub, and "
+        "HF_HUB_OFFLINE is set; grpo plan needs a folder with its config.json alone\n"
     )
     if not torch.cuda.is_available():
         code, error = run(capsys, *base, "--trainer.accelerator", "gpu")

@@ -19,8 +19,8 @@ import pytest
 from grpo_lightning.__main__ import main
 from grpo_lightning.callbacks import RolloutLogger
 from grpo_lightning.commands.samples.page import COLUMNS, FIELDS
-from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.rollout import RefinementConfig
+from grpo_lightning.stored import read_rollouts
 from tests.toy import fit, grpo, rollouts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -102,6 +102,32 @@ def test_the_policys_mistakes_are_told_to_it_and_a_broken_tool_is_an_error() -> 
         environment.step(Reply("", [Call("broken", {"x": 1})]))
 
 
+def many(count: int, names: list[str] | None = None, **more: float) -> str:
+    """Take several types.
+
+    Args:
+        count: a number.
+        names: some names.
+        more: others.
+    """
+    return f"{count} {names}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"count": 3}, "3 None"),
+        ({"count": 3, "names": ["a"]}, "3 ['a']"),
+        ({"count": 3, "names": None, "other": "x"}, "3 None"),
+        ({"count": "3"}, 'Wrong arguments for many: count: "3" is not of type "integer".'),
+        ({"count": None}, 'Wrong arguments for many: count: null is not of type "integer".'),
+        ({"count": 3, "names": [1]}, "Wrong arguments for many: names: "),
+    ],
+)
+def test_an_argument_of_another_type_is_the_policys_mistake(arguments: dict[str, object], said: str) -> None:
+    assert ToolEnvironment([many]).run(Call("many", arguments)).startswith(said)
+
+
 def test_tools_that_do_not_exist_are_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"init_args\.tools: give at least one"):
         ToolEnvironment([])

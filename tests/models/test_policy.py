@@ -245,7 +245,7 @@ def test_attention_and_dtype_options_reach_the_model(model_path: str) -> None:
     ("options", "text"),
     [
         ({"path": "./nowhere"}, "model.policy.path: there is no folder ./nowhere"),
-        ({"path": "someone/unknown-model"}, "model.policy.path: no tokenizer found at someone/unknown-model"),
+        ({"path": "someone/unknown-model"}, "model.policy.path: there is no folder someone/unknown-model, it is"),
         ({"reference": "adapter-off"}, "model.policy.reference: adapter-off needs LoRA"),
         ({"reference": "copy", "lora": LoRAConfig()}, "model.policy.reference: with LoRA use"),
         ({"lora": LoRAConfig(r=0)}, "model.policy.lora.r: must be at least 1"),

@@ -79,7 +79,9 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(ConfigError, match=KEY + r"path: 'nobody/there-is.*could not be loaded.*give a local folder"):
+    with pytest.raises(
+        ConfigError, match=KEY + r"path: there is no folder nobody/there-is.*cache of the hub.*give a local folder"
+    ):
         Tabular("nobody/there-is-no-such-data-set").prompts("train")
 
 

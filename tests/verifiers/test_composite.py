@@ -34,6 +34,7 @@ from grpo_lightning.verifiers import (
     judge,
 )
 from grpo_lightning.verifiers.base import rewarded
+from grpo_lightning.verifiers.together import combine
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +155,16 @@ def test_required_parts_decide_what_is_correct() -> None:
     assert (verdict.correct, verdict.format_valid) == (True, True)
     assert not one(WeightedVerifier(parts, weights, required=["math", "watched"])).correct
     assert one(WeightedVerifier(parts, {"math": 1, "format": -1, "watched": 0})).correct, "only weights above 0"
+
+
+def test_a_sum_of_rewards_alone_is_one() -> None:
+    alone = Verdict(False, False, score=0.3, reward_alone=True)
+    parts: dict[str, Verifier] = {"right": Scripted(CORRECT), "brief": Scripted(alone)}
+    for required, is_alone in ((None, True), (["right"], False)):
+        (verdict,) = WeightedVerifier(parts, required=required).verify_batch([Sample("", "", metadata={"row": 0})])
+        assert verdict.reward_alone is is_alone
+    assert combine({"a": (CORRECT, 1.0), "b": (alone, 0.3)})[0].reward_alone
+    assert not combine({"a": (CORRECT, 1.0)})[0].reward_alone
 
 
 def test_a_watched_part_gives_a_curve_but_no_reward_and_no_feedback() -> None:

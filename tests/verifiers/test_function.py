@@ -177,13 +177,13 @@ def test_two_trl_functions_each_for_its_own_rows() -> None:
         (True, Verdict(True, True)),
         (False, Verdict(False, False)),
         (1, Verdict(True, True, score=1.0)),
-        (0.99, Verdict(False, False, score=0.99)),
-        (-2.5, Verdict(False, False, score=-2.5)),
+        (0.99, Verdict(False, False, score=0.99, reward_alone=True)),
+        (-2.5, Verdict(False, False, score=-2.5, reward_alone=True)),
         (None, Verdict(False, False, abstained=True)),
         (Verdict(False, True, "Look again."), Verdict(False, True, "Look again.")),
-        (np.float32(0.5), Verdict(False, False, score=0.5)),
+        (np.float32(0.5), Verdict(False, False, score=0.5, reward_alone=True)),
         (np.bool_(True), Verdict(True, True)),
-        (torch.tensor(1.5), Verdict(True, True, score=1.5)),
+        (torch.tensor(1.5), Verdict(True, True, score=1.5, reward_alone=True)),
     ],
 )
 def test_values_and_their_verdicts(value: Any, verdict: Verdict) -> None:
@@ -202,6 +202,14 @@ def test_the_threshold_of_correct() -> None:
         for at in (41, 41.5, 43)
     ]
     assert correct == [[True, True], [True, False], [False, False]]
+
+
+def test_a_number_between_right_and_wrong_is_a_reward_alone() -> None:
+    values = [1.0, 0.0, 0.5, -19, 2, True, Verdict(True, True, score=0.5)]
+    verdicts = judge(FunctionVerifier(lambda **_: values, style="trl"), [SAMPLES[0]] * 7)
+    assert [verdict.reward_alone for verdict in verdicts] == [False, False, True, True, True, False, False]
+    chosen = judge(FunctionVerifier(lambda **_: values, style="trl", correct_at=0.5), [SAMPLES[0]] * 7)
+    assert not any(verdict.reward_alone for verdict in chosen)
 
 
 def test_rewards_of_bools_and_verdicts_are_options() -> None:

@@ -13,7 +13,6 @@ from grpo_lightning.commands.init.trl_options import inside_project, read_trl
 from grpo_lightning.commands.init.verifier import verifier_text
 from grpo_lightning.errors import ConfigError
 
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HELP = f"""\
 usage: grpo init NAME [--task {"|".join(KINDS)}] [--model HUB_OR_FOLDER] [--algorithm {"|".join(ALGORITHMS)}]
        grpo init NAME --from-trl FILE.yaml [--model HUB_OR_FOLDER] [--data PATH_OR_HUB] [--rewards MODULE.FUNCTION,...]
@@ -25,7 +24,8 @@ by yours. With --from-trl, write a config that asks for what a config of TRL's G
 """
 HELP += "".join(f"                    {name:5} {kind.summary}\n" for name, kind in KINDS.items())
 HELP += f"""\
-  --model M       a name on the hub, or a folder on disk; default: {MODEL}
+  --model M       a name on the hub, or a folder on disk; default: {KINDS["math"].model}, and with
+                  --task tools {KINDS["tools"].model}
   --algorithm A   default: grpo
 
   --from-trl F    a YAML with the options of GRPOConfig, as trl grpo --config takes it
@@ -71,7 +71,7 @@ def main(args: Sequence[str]) -> None:
         )
     name = folder.name
     texts = {
-        f"{name}.yaml": config_text(name, kind, inside_project(given.model or MODEL), given.algorithm),
+        f"{name}.yaml": config_text(name, kind, inside_project(given.model or kind.model), given.algorithm),
         "verifier.py": verifier_text(kind),
     }
     _write(folder, texts | kind.files())

@@ -77,9 +77,10 @@ model:
 {module}
 data:
   task:
-{task}{step}  sampling: {{temperature: 0.7, max_new_tokens: {max_new_tokens}}}   # above 135 M parameters, 1.0 is usual
+{task}{environment}{step}{sampling}
   val_sampling: {{temperature: 0.0}}   # greedy
 """
+_SAMPLING = "  sampling: {{temperature: 0.7, max_new_tokens: {}}}   # above 135 M parameters, 1.0 is usual"
 ALGORITHMS = tuple(_MODEL)
 
 
@@ -88,5 +89,6 @@ def config_text(name: str, kind: Kind, model: str, algorithm: str) -> str:
     common = _COMMON.format(model=json.dumps(model) if " " in model else model, longest=kind.longest)
     return _TEXT.format(
         name=name, algorithm=algorithm.upper(), model=model, module=_MODEL[algorithm].format(common=common),
-        task=kind.task, step=_STEP[algorithm], max_new_tokens=kind.max_new_tokens,
+        task=kind.task, environment=kind.environment, step=_STEP[algorithm],
+        sampling=_SAMPLING.format(kind.max_new_tokens),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_lightning.commands.init.shop import shop_files
 from grpo_lightning.tasks import Arithmetic, Extraction, Programs
 from grpo_lightning.tasks.base import Split, Task
 
@@ -26,7 +27,9 @@ class Kind:
         max_new_tokens: enough for a completion.
         longest: characters that the new verifier allows.
         has_solutions: whether the rows have worked solutions, which SFT needs.
-        files: makes the data files: their text by name.
+        files: makes the data files, and what else the kind needs: their text by name.
+        environment: the ``environment`` part of the config, indented for it; empty for completions of one turn.
+        model: the model unless one is given.
     """
 
     summary: str
@@ -36,6 +39,8 @@ class Kind:
     longest: int
     has_solutions: bool
     files: Callable[[], dict[str, str]]
+    environment: str = ""
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def _rows(task: Task, split: Split, row: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,6 +173,31 @@ KINDS = {
       shots: 2                # worked examples before each prompt
 """,
         "ReasoningGymVerifier", 48, 400, True, dict,
+    ),
+    "tools": Kind(
+        "questions that need tools: Python functions of your own, in tools.py",
+        """\
+    class_path: Tabular
+    init_args:
+      path: .                 # the folder with train.jsonl and test.jsonl
+      prompt_template: "{question}\\n\\nUse the tools. Write the final number on a last line as #### N"
+      answer_column: answer
+      gold_format: "#### {answer}"   # what a right last turn ends with: grpo check tries it
+      val_size: 50            # held out from the training rows
+""",
+        "MathVerifier", 96, 600, False, shop_files,
+        environment="""\
+  environment:
+    class_path: ToolEnvironment
+    init_args:
+      tools:                  # a reply that calls none of them ends the episode, and is what the verifier judges
+        - tools.price         # in tools.py
+        - grpo_lightning.environments.calculator
+      call_reward: 0.0        # below 0, a call has a price
+      max_turns: 5            # of the policy
+      max_tokens: 1024        # of the conversation
+""",
+        model="Qwen/Qwen2.5-0.5B-Instruct",  # its chat template shows tools; that of SmolLM2-135M does not
     ),
 }  # fmt: skip
 """By the name that ``--task`` takes."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_lightning.commands.samples.read import read_rollouts, refuse_folder_of_runs
 from grpo_lightning.errors import ConfigError, RunError
+from grpo_lightning.stored import read_rollouts, refuse_folder_of_runs
 
 HELP = """\
 usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]

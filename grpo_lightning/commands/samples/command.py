@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.commands.samples.page import write_page
-from grpo_lightning.commands.samples.read import read_rollouts, refuse_folder_of_runs
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import read_rollouts, refuse_folder_of_runs
 
 DESCRIPTION = """\
 Write a page that shows a run's rollouts without a network. Beside the page is a folder with one file per step, which

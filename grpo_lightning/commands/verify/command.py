@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from grpo_lightning.commands.samples.read import refuse_folder_of_runs
 from grpo_lightning.commands.verify.read import read_samples
 from grpo_lightning.commands.verify.rejudge import rejudge
 from grpo_lightning.commands.verify.report import report
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import refuse_folder_of_runs
 from grpo_lightning.verifiers.base import Verifier
 
 HELP = """\

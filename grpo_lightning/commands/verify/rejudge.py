@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from grpo_lightning.commands.samples.read import read_rollouts
 from grpo_lightning.commands.verify.read import sample_of
 from grpo_lightning.commands.verify.report import KINDS, explained, kind_of
+from grpo_lightning.stored import read_rollouts
 from grpo_lightning.types import Verdict
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.together import judge_together
