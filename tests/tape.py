@@ -7,7 +7,8 @@ and recording runs nothing: states are put back. What a capture would not allow,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -22,13 +23,16 @@ FROM_HOST = {torch.ops.aten.lift_fresh.default, torch.ops.aten.nonzero.default}
 class Tape:
     """A recorder of :mod:`grpo_lightning.speed.graphs`; class attributes count what all of them do."""
 
-    recorded: list[tuple[int, ...]] = []  # noqa: RUF012 - tests read and clear it
+    alive: ClassVar[WeakSet[Tape]] = WeakSet()
+    recorded: ClassVar[list[tuple[int, ...]]] = []
     replayed = 0
     casts = 0
     """Weights that are cast in recordings."""
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"
+        assert not Tape.alive, "graphs of one stream must end before others are captured on it"
+        Tape.alive.add(self)
 
     def warm_up(self, run: Callable[[], Tensor]) -> Tensor:
         return run()

@@ -60,7 +60,13 @@ def test_both_sides_compute_the_same_loss_and_gradient(benchmark_module: Any, tm
 
 @pytest.mark.parametrize(
     ("subject", "line"),
-    [("packing", "layout for 16 rows"), ("passes", "M weights"), ("copies", "tiny: "), ("joins", "fraction 0.1")],
+    [
+        ("packing", "layout for 16 rows"),
+        ("attention", "16 rows,  16 tokens"),
+        ("passes", "M weights"),
+        ("copies", "tiny: "),
+        ("joins", "fraction 0.1"),
+    ],
 )
 def test_constants_runs(subject: str, line: str) -> None:
     assert line in run("constants.py", subject, "--smoke", "--repeats", "1")

@@ -76,6 +76,7 @@ class RoomyLayer(DynamicLayer):
         if length > self.columns:
             self.length = length
             self._grow(rows, length - 1)
+            self._view(rows)
 
     def settle(self, length: int, rows: int) -> None:
         """Take note of the tokens that :meth:`at` has written."""
@@ -83,6 +84,7 @@ class RoomyLayer(DynamicLayer):
         self._view(rows)
 
     def _grow(self, rows: int, filled: int) -> None:
+        self.keys = self.values = None  # views of what is replaced
         for index, buffer in enumerate(self._buffers):
             if self.length > buffer.shape[-2]:  # not if values are tried again, after there was no room for them
                 self._buffers[index] = self._room(buffer, rows, self.length + BLOCK)

@@ -44,7 +44,12 @@ class Recorder(Protocol):
 
 
 class CUDAGraphs:
-    """Records a function's kernels as a CUDA graph."""
+    """Records a function's kernels as a CUDA graph.
+
+    A thread has one object of the class at a time, whose graphs end together: when a graph ends, newer versions of
+    torch free the workspaces of the stream that it was captured on, and other graphs of that stream still have their
+    address (pytorch/pytorch#193402).
+    """
 
     _capturing = threading.Lock()
     """A process captures one graph at a time."""
@@ -52,11 +57,11 @@ class CUDAGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Libraries keep a workspace per stream for good, which graphs have the address of: one per thread that decodes.
+        # Products have a workspace per stream, and graphs have its address: a stream per thread that decodes, for good.
         streams = vars(self._streams)
         self._stream: torch.cuda.Stream = streams.get(str(device)) or torch.cuda.Stream(device)
         streams[str(device)] = self._stream
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, run: Run) -> Tensor:
         # At the first call libraries make handles, plans and workspaces, which they must not while a graph is captured.
@@ -69,13 +74,13 @@ class CUDAGraphs:
 
     def record(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        # The memory of a graph that is not replayed any more serves the next one.
-        pool = None if self._graph is None else self._graph.pool()
+        # The memory of graphs that are not replayed any more serves the next one.
+        pool = self._graphs[0].pool() if self._graphs else None
         # Other threads may use the GPU meanwhile.
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
         with self._capturing, capture:
             result = run()
-        self._graph = graph
+        self._graphs.append(graph)
 
         def replay() -> Tensor:
             graph.replay()

@@ -692,8 +692,6 @@ def test_the_plan_says_which_shortcuts_run(capsys: pytest.CaptureFixture[str]) -
     assert "early_joins: not used: switched off by model.policy.without" in lines
     _, out = run(capsys, *base, "--trainer.accelerator", "gpu", "--memory", "64GiB")
     assert "shortcut packed_weights: not used: it is for CPUs" in out
-    _, out = run(capsys, *base, "--trainer.accelerator", "cpu", "--trainer.precision", "bf16-mixed")
-    assert "shortcut packed_weights: not used: it is for float32 without autocast" in out
 
 
 @pytest.mark.usefixtures("_in_the_repository")

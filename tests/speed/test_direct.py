@@ -24,7 +24,8 @@ from transformers import (
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import packed
-from grpo_lightning.speed.direct import DirectDecoding, DirectStep
+from grpo_lightning.speed.base import is_close
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep, _attend
 from grpo_lightning.speed.packed import PackedWeights
 from tests.sampling import generate
 from tests.tiny import tiny_config, tiny_tokenizer
@@ -129,18 +130,55 @@ def test_weights_without_an_initial_effect_are_a_reason(tmp_path: Path) -> None:
     assert why_not == "LlamaForCausalLM has weights that it does not know (layers.1.gate)"
 
 
+in_bfloat16 = pytest.mark.skipif(
+    not packed.has_operators(torch.bfloat16), reason="this CPU or build of torch multiplies no packed bfloat16"
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=in_bfloat16)])
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
-def test_a_packed_product_equals_that_of_the_layers(biases: tuple[bool, bool]) -> None:
+def test_a_packed_product_equals_that_of_the_layers(biases: tuple[bool, bool], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(300, width, bias=bias) for width, bias in zip((1000, 200), biases, strict=True)]
+    sizes = zip((1000, 200), biases, strict=True)
+    layers = [torch.nn.Linear(300, width, bias=bias, dtype=dtype) for width, bias in sizes]
     assert PackedWeights().why_not(layers[0]) is None
     apply = packed.fused_linear(layers, pack=True)
     with torch.no_grad():
         for rows in (1, 2, 3, 4, 5, 17, 64):
-            inner_RD = torch.randn(rows, 300)
+            inner_RD = torch.randn(rows, 300, dtype=dtype)
             torch.testing.assert_close(apply(inner_RD), tuple(layer(inner_RD) for layer in layers))
         layers[0].weight.zero_()
         assert apply(inner_RD)[0].any(), "it should have been a copy of the weights"
+
+
+@in_bfloat16
+def test_under_autocast_the_packed_copy_has_its_type() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 1000)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert PackedWeights().why_not(layer) is None
+        apply = packed.linear(layer, pack=True)
+        for dtype in (torch.float32, torch.bfloat16):
+            inner_RD = torch.randn(5, 300, dtype=dtype)
+            found = apply(inner_RD)
+            assert found.dtype is torch.bfloat16
+            torch.testing.assert_close(found, layer(inner_RD))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_of_a_token_in_bfloat16_is_that_of_the_kernel(padded: bool) -> None:
+    torch.manual_seed(0)
+    room = [torch.randn(5, 3, 40, 64) for _ in range(2)]
+    key, value = (states[:, :, :33] for states in room)
+    query, visible = 3 * torch.randn(5, 2, 3, 64).transpose(1, 2), torch.rand(5, 1, 1, 33) < 0.5
+    visible[..., -1] = True
+    mask = torch.where(visible, 0.0, -torch.inf) if padded else None
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.2)
+    torch.testing.assert_close(_attend(query, key, value, mask, 0.2), expected)
+    low = [tensor.bfloat16() for tensor in (query, key, value)]
+    found = _attend(*low, None if mask is None else mask.bfloat16(), 0.2)
+    assert found.dtype is torch.bfloat16
+    assert is_close(found, expected, 0.01), "scores and weights are rounded to 8 bits"
 
 
 def test_few_kernels_serve_all_numbers_of_rows() -> None:
@@ -149,11 +187,11 @@ def test_few_kernels_serve_all_numbers_of_rows() -> None:
     assert all(rows <= found < rows + max(4, rows / 2) for rows, found in enumerate(filled, 1))
 
 
-def test_weights_are_packed_in_float32_only() -> None:
+def test_weights_of_other_types_are_not_packed() -> None:
     layer = torch.nn.Linear(300, 1000)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert "without autocast" in PackedWeights().why_not(layer)
-    assert "float32" in PackedWeights().why_not(layer.bfloat16())
+    with torch.autocast("cpu", torch.float16):
+        assert PackedWeights().why_not(layer) == "it is for float32 and bfloat16, not float16"
+    assert PackedWeights().why_not(layer.double()) == "it is for float32 and bfloat16, not float64"
 
 
 def test_layers_that_are_not_linear_are_called_unchanged() -> None:
@@ -171,7 +209,7 @@ def test_without_the_operators_weights_are_not_packed(monkeypatch: pytest.Monkey
     packed.has_operators.cache_clear()
     why_not = PackedWeights().why_not(torch.nn.Linear(300, 1000))
     packed.has_operators.cache_clear()
-    assert why_not == "this build of torch has no operators for it"
+    assert why_not == "this build of torch has no operators for it, or not for this CPU"
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2"])

@@ -196,9 +196,9 @@ def test_a_trial_that_fails_in_a_different_precision_is_logged_at_that_time(
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="grpo_lightning"):
         for _ in range(2):
-            with torch.autocast("cpu", torch.bfloat16), policy.rollout_mode():
+            with torch.autocast("cpu", torch.float16), policy.rollout_mode():
                 assert not policy.shortcuts.uses(packed.PackedWeights)
-    changed = "shortcut packed_weights: not used: it is for float32 without autocast"
+    changed = "shortcut packed_weights: not used: it is for float32 and bfloat16, not float16"
     assert [record.getMessage() for record in caplog.records] == [changed]
     with policy.rollout_mode():
         assert policy.shortcuts.uses(packed.PackedWeights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ class Fakes:
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: dict[Hashable, Any] = {}
+        self._state = vars(FakeTensor(self.mode, torch.empty(0, device="meta"), _CPU))
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of an operation: fakes, of which those of a pure operation are new."""
@@ -67,25 +68,42 @@ class Fakes:
         with in_kernel_invocation_manager(self.mode):
             out = func(*args, **kwargs)
         if isinstance(out, Tensor):
-            return FakeTensor(self.mode, out, _CPU)
-        return type(out)(FakeTensor(self.mode, tensor, _CPU) for tensor in out)
+            return self._fake(out)
+        return type(out)(self._fake(tensor) for tensor in out)
 
     def _made(self, layouts: Any) -> Any:
         if isinstance(layouts, _Layout):
             made = torch.empty_strided(layouts.shape, layouts.strides, dtype=layouts.dtype, device="meta")
-            return FakeTensor(self.mode, made, _CPU)
+            return self._fake(made)
         return layouts if layouts is None else type(layouts)(self._made(layout) for layout in layouts)
 
+    def _fake(self, made: Tensor) -> Tensor:
+        """What ``FakeTensor(mode, made, device)`` makes, without its checks, which take most of the time of a plan."""
+        fake: Tensor = Tensor._make_subclass(
+            FakeTensor, made, False, dispatch_device=True, device_for_backend_keys=_CPU
+        )
+        torch._C._set_throw_on_mutable_data_ptr(fake)
+        fake.__dict__.update(self._state)
+        return fake
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+
+def tensors_in(*values: Any) -> list[Tensor]:
     """The tensors among arguments or results, also in lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            if value:
+                found += tensors_in(*value)
+        elif isinstance(value, dict) and value:
+            found += tensors_in(*value.values())
+    return found
+
+
+def shares_storage(func: Any) -> bool:
+    """Whether what an operation returns uses the storage of its first argument."""
+    return _kind(func) in (_Kind.VIEW, _Kind.IN_PLACE)
 
 
 @cache
@@ -113,9 +131,9 @@ def _signature(value: Any) -> Hashable:
 
 def _layouts(out: Any, args: Any, kwargs: Any) -> Any:
     """The layouts of an operation's results, nested as they are; None if results are not new fakes."""
-    made = list(tensors_in(out))
-    storages = {tensor.untyped_storage()._cdata for tensor in (*made, *tensors_in((args, kwargs)))}
-    inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs))}
+    made = tensors_in(out)
+    inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in(args, kwargs)}
+    storages = {tensor.untyped_storage()._cdata for tensor in made} | inputs
     new = len(storages) == len(made) + len(inputs) and all(isinstance(tensor, FakeTensor) for tensor in made)
     return _layouts_of(out) if new and made else None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo_lightning.commands.plan.fakes import Fakes, tensors_in
+from grpo_lightning.commands.plan.fakes import Fakes, shares_storage, tensors_in
 
 REAL_ELEMENTS = 2**20
 """Integers up to this many are computed: lengths, masks and positions decide what a program does next."""
@@ -86,6 +86,11 @@ class MemoryMeter(TorchDispatchMode):
 
     # -- the mode ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, so that no call need tell torch's compiler to keep out."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _DEVICE and isinstance(args[0], FakeTensor):
@@ -102,9 +107,12 @@ class MemoryMeter(TorchDispatchMode):
             return torch.tensor(True)  # such as whether all gradients are finite
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], _without_masks(args[1]), *args[2:])
-        tensors = list(tensors_in((args, kwargs)))
-        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        # Nearly always the first argument is one: then the others need no look.
+        tensors = None if args and isinstance(args[0], FakeTensor) else tensors_in(args, kwargs)
+        if tensors is None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
             out = self._fakes.run(func, args, kwargs)
+            if tensors is None and shares_storage(func):
+                return out
         elif tensors:
             out = func(*args, **kwargs)
         else:

@@ -30,6 +30,7 @@ from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.engines import decoder
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Demonstrations, Experience
@@ -153,7 +154,9 @@ class Rehearsal:
         columns = last_columns(width, cap)
         left = min(cap, max(2, columns - (width + cap - 2)))
         width = max(1, columns - left)
-        last = self._rollout(prompts, group_size, width, sampling, left, steps=2, on_first=self.meter.reset_peak)
+        # Only the cache matters of the passes over those prompts.
+        with _one_prefill():
+            last = self._rollout(prompts, group_size, width, sampling, left, steps=2, on_first=self.meter.reset_peak)
         return max(first, last, key=lambda phase: phase.total)
 
     # -- how --------------------------------------------------------------------------------------------------------
@@ -287,6 +290,17 @@ def _first_block_only() -> Iterator[None]:
         yield
     finally:
         chunked_head.softmax_blocks = every
+
+
+@contextmanager
+def _one_prefill() -> Iterator[None]:
+    """All prompts run in one pass: their cache takes the same memory as that of several."""
+    before = decoder.PREFILL_TOKENS
+    decoder.PREFILL_TOKENS = 2**62
+    try:
+        yield
+    finally:
+        decoder.PREFILL_TOKENS = before
 
 
 def _separate(module: PolicyModule) -> PolicyModule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from grpo_lightning.verifiers.code.rows import read_row
 from grpo_lightning.verifiers.code.sandbox.client import Pool
 from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result, SandboxOption
 from grpo_lightning.verifiers.code.sandbox.probe import choose
+from grpo_lightning.verifiers.limited import processors
 
 _NO_PROGRAM = "No program was found. Write it in one block that starts with ```python."
 _TOO_LONG = "The completion is too long to check. Give a shorter program."
@@ -112,7 +112,7 @@ class CodeVerifier(Verifier):
         self.sandbox = sandbox
         self.unsafe = sandbox == "unsafe"
         # One more than processors: a run waits now and then, for its memory to be freed if nothing else.
-        self.workers = workers or _processors() + 1
+        self.workers = workers or processors() + 1
         self.max_chars = max_chars
         self.prelude = prelude
         self.rel_tol = rel_tol
@@ -195,7 +195,3 @@ def _explained(result: Result, blocks: Sequence[str]) -> Explanation:
     if result.given:
         reason += f"\nIt gave {result.given}"
     return Explanation(program or "\n".join(blocks).strip("\n"), result.expected, reason)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

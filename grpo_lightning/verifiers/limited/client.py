@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import selectors
 import signal
 import subprocess
@@ -35,7 +36,7 @@ class OutOf(Enum):
 
 
 class WorkerDied(RuntimeError):
-    """The process ended, or the child that ran the call was killed from outside."""
+    """The process ended or does not answer, or the child that ran the call was killed from outside."""
 
 
 def process_environment() -> dict[str, str]:
@@ -49,14 +50,19 @@ def process_environment() -> dict[str, str]:
     return {**os.environ, **fixed, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def processors() -> int:
+    """The number of processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class LimitedWorker:
-    """Calls one function, one call at a time, each in a fresh fork of a warm process.
+    """Calls one function, each time in a fresh fork of a warm process.
 
     What a call returns depends on its arguments alone: the limit counts the call's own CPU time, not the time it waits
-    for a busy machine, and no call sees what another one left. The start of the process counts against no call.
+    for a busy machine, and no call sees what another one left. The start of a process counts against no call.
 
     Args:
-        setup: ``module:function``, called once in the process before the first call, to import and to warm up; empty
+        setup: ``module:function``, called once in a process before its first call, to import and to warm up; empty
             for nothing.
         call: ``module:function``. Its arguments and its result are written as JSON.
         memory_bytes: limit of a call's address space, what the setup takes included.
@@ -64,6 +70,9 @@ class LimitedWorker:
             later calls share. It must not depend on what a model has written.
         level: the level of isolation that calls run at (``docs/sandbox.md``); empty for limits alone.
         readable: folders that calls may read, besides Python's own, where they are isolated.
+        processes: calls that run at the same time; further ones wait. A second process starts only when two threads
+            call at once.
+        hang_s: wall-clock seconds, on top of 100 per second of a call's limit, after which a call hangs.
     """
 
     def __init__(
@@ -74,74 +83,122 @@ class LimitedWorker:
         prepare: str = "",
         level: str = "",
         readable: Sequence[str] = (),
+        processes: int = 1,
+        hang_s: float = CALL_HANG_S,
     ) -> None:
         settings = {"setup": setup, "call": call, "prepare": prepare, "memory_bytes": memory_bytes}
         settings |= {"level": level, "readable": list(readable)}
-        self._command = [sys.executable, "-m", "grpo_lightning.verifiers.limited.process", json.dumps(settings)]
+        command = [sys.executable, "-m", "grpo_lightning.verifiers.limited.process", json.dumps(settings)]
+        self._processes = [LimitedProcess(command, hang_s) for _ in range(processes)]
         self.forget()
         _ALL.add(self)
 
     def forget(self) -> None:
-        """Start anew, and leave the process to whoever else has it: a forked process calls this."""
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ready = False
+        """Start anew, and leave the processes to whoever else has them: a forked process calls this."""
+        # The last one put in is the first one taken, so that few processes serve few threads.
+        self._free: queue.LifoQueue[LimitedProcess] = queue.LifoQueue()
+        self._stopping = threading.Lock()
+        for process in reversed(self._processes):
+            process.forget()
+            self._free.put(process)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that have been started."""
+        return [process.pid for process in self._processes if process.pid is not None]
 
     def start(self) -> None:
-        """Start the process, unless it runs. It gets ready in the background, and the first call waits for it."""
-        with self._lock:
-            self._start()
+        """Start a process, unless one runs. It gets ready in the background, and the first call waits for it."""
+        try:
+            process = self._free.get_nowait()
+        except queue.Empty:
+            return  # all of them are in use
+        try:
+            process.start()
+        finally:
+            self._free.put(process)
 
     def call(self, args: list[Any], cpu_s: float) -> Any:
         """The function's result, or what it ran out of.
 
-        If the process dies under a call (killed for another program's memory, say), the call is made once more.
+        If the process dies or hangs under a call (killed for another program's memory, say), the call is made once
+        more, in another process.
 
         Raises:
-            RuntimeError: the function raised (this is the message), the process cannot start or died twice, or nothing
-                came back for so long that something must hang.
+            RuntimeError: the function raised (this is the message), the process cannot start, or it died or hung twice.
         """
-        with self._lock:
+        process = self._free.get()
+        try:
             try:
-                reply = self._exchange(args, cpu_s)
+                reply = process.exchange(args, cpu_s)
             except WorkerDied:
-                reply = self._exchange(args, cpu_s)
+                reply = process.exchange(args, cpu_s)
+        finally:
+            self._free.put(process)
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return OutOf(reply["out_of"]) if "out_of" in reply else reply["result"]
 
     def stop(self) -> None:
-        """End the process, if there is one. The next call starts another."""
-        with self._lock:
-            self._stop()
+        """End the processes, if there are any, when their calls are done. The next call starts another."""
+        with self._stopping:
+            taken = [self._free.get() for _ in self._processes]
+            for process in reversed(taken):
+                process.stop()
+                self._free.put(process)
 
-    def _exchange(self, args: list[Any], cpu_s: float) -> dict[str, Any]:
-        process = self._start()
+
+class LimitedProcess:
+    """A process that makes one call at a time. It starts with the first one, and again after it has died.
+
+    Args:
+        command: what starts it.
+        hang_s: as for :class:`LimitedWorker`.
+    """
+
+    def __init__(self, command: list[str], hang_s: float) -> None:
+        self._command = command
+        self._hang_s = hang_s
+        self.forget()
+
+    def forget(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def exchange(self, args: list[Any], cpu_s: float) -> dict[str, Any]:
+        """Make a call, and return the reply.
+
+        Raises:
+            WorkerDied: the process, or its child, ended or hung.
+            RuntimeError: the process cannot start.
+        """
+        request = json.dumps({"args": args, "cpu_s": cpu_s}).encode() + b"\n"
+        process = self.start()
         try:
             if not self._ready:
-                hello = _read_line(process, START_HANG_S)
+                hello = _read_line(process, time.monotonic() + START_HANG_S)
                 if "error" in hello:
                     raise RuntimeError(f"a worker process could not start: {hello['error']}")
                 self._ready = True
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps({"args": args, "cpu_s": cpu_s}).encode() + b"\n")
-                process.stdin.flush()
-            except BrokenPipeError as error:
-                raise WorkerDied(f"a worker process ended with exit code {process.wait()}") from error
-            reply = _read_line(process, CALL_HANG_S + HANG_PER_CPU_SECOND * cpu_s)
+            deadline = time.monotonic() + self._hang_s + HANG_PER_CPU_SECOND * cpu_s
+            _write(process, request, deadline)
+            reply = _read_line(process, deadline)
         except BaseException:
             # Whatever broke the exchange (an interrupt, too), a late reply must not answer the next request.
-            self._stop()
+            self.stop()
             raise
         if "killed" in reply:
             raise WorkerDied(f"a worker's child was killed by signal {reply['killed']}")
         return reply
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._stop()
+        self.stop()
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -151,9 +208,12 @@ class LimitedWorker:
             # An interrupt at the terminal is for the trainer: the process ends when its input does.
             start_new_session=True,
         )
+        assert self._process.stdin is not None
+        # A write to a process that does not read must not wait for ever.
+        os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         process, self._process, self._ready = self._process, None, False
         if process is None:
             return
@@ -163,27 +223,41 @@ class LimitedWorker:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # Closing flushes, which fails on a dead process's pipe.
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                pipe.close()
+            pipe.close()
 
 
-def _read_line(process: subprocess.Popen[bytes], hang_s: float) -> dict[str, Any]:
+def _write(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> None:
+    assert process.stdin is not None
+    unsent = memoryview(request)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        while unsent:
+            _wait(selector, deadline)
+            try:
+                unsent = unsent[os.write(process.stdin.fileno(), unsent) :]
+            except BrokenPipeError as error:
+                raise WorkerDied(f"a worker process ended with exit code {process.wait()}") from error
+
+
+def _read_line(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
     assert process.stdout is not None
-    deadline = time.monotonic() + hang_s
     line = b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise RuntimeError(f"a worker process did not answer in {hang_s:g} s")
+            _wait(selector, deadline)
             chunk = os.read(process.stdout.fileno(), 65536)
             if not chunk:
                 raise WorkerDied(f"a worker process ended with exit code {process.wait()}")
             line += chunk
     reply: dict[str, Any] = json.loads(line)
     return reply
+
+
+def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
+    if not selector.select(max(0.0, deadline - time.monotonic())):
+        raise WorkerDied("a worker process did not answer in time: it hangs")
 
 
 _ALL: weakref.WeakSet[LimitedWorker] = weakref.WeakSet()

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
+from grpo_lightning.verifiers.limited import processors
 from grpo_lightning.verifiers.math.answers import Answer, comparable, parse_answer, parse_gold, same_answer
 from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Answers, Format, find_answers
 from grpo_lightning.verifiers.math.numbers import same_number
 from grpo_lightning.verifiers.math.symbolic import MAX_CHARS
-from grpo_lightning.verifiers.math.symbolic_client import WORKER, Outcome, compare
+from grpo_lightning.verifiers.math.symbolic_client import Outcome, compare, symbolic_worker
+
+MAX_DEFAULT_WORKERS = 4
+# A process takes the CPU time of about 100 comparisons to start, and some 75 MB (benchmarks/math_verifier.py): one more
+# is used only if a batch has this many expressions for each.
+EXPRESSIONS_PER_WORKER = 16
 
 _FORM_HINTS: dict[Format, str] = {
     "hash": "a line '#### <answer>'",
@@ -71,6 +78,8 @@ class MathVerifier(Verifier):
         accept_truncated: whether a completion that was cut off at the token limit can be correct or well-formed.
         thought_tags: the tags of thoughts, which are not read: names, or opening tags as they are written.
         answer_tag: if given, the answer is read inside this tag alone, and must be there. It may be bare there.
+        workers: processes that compare expressions, some 75 MB each; one serves 16 expressions of a batch or more.
+            Default: one per processor, but at most 4.
 
     Raises:
         ValueError: an option is out of range.
@@ -87,6 +96,7 @@ class MathVerifier(Verifier):
         accept_truncated: bool = False,
         thought_tags: Sequence[str] = ("think",),
         answer_tag: str | None = None,
+        workers: int | None = None,
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
@@ -94,16 +104,19 @@ class MathVerifier(Verifier):
             raise ValueError(f"formats must name some of {', '.join(_FORM_HINTS)}, not {list(formats)}")
         if symbolic_timeout_s <= 0 or max_chars <= 0:
             raise ValueError("symbolic_timeout_s and max_chars must be positive")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
         self.formats = tuple(formats)
         self._read_formats = self.formats if answer_tag is None else (*self.formats, "bare")
         self.symbolic_timeout_s = symbolic_timeout_s
         self.max_chars = max_chars
+        self.workers = workers or min(MAX_DEFAULT_WORKERS, processors())
         hints = " or ".join(_FORM_HINTS[form] for form in self.formats)
         self._no_answer = Verdict(False, False, f"No final answer was found. End with {hints}.")
 
     def start(self) -> None:
         """Start the process that compares expressions, in the background: the first comparison finds it warm."""
-        WORKER.start()
+        symbolic_worker(self.workers).start()
 
     def require(self, prompt: Prompt) -> None:
         parse_gold(_gold_text(prompt.answer))
@@ -118,6 +131,21 @@ class MathVerifier(Verifier):
         gold = parse_gold(_gold_text(sample.answer))
         verdict, extracted, reason = self._judge(sample, gold)
         return replace(verdict, explanation=Explanation(extracted, gold.raw, reason))
+
+    def verify_batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """Judge many completions, in order; those whose gold answers are expressions, ``workers`` at a time."""
+        judged = super().verify_batch
+        numbers = [number for number, sample in enumerate(samples) if _is_expression(sample.answer)]
+        threads = min(self.workers, len(numbers) // EXPRESSIONS_PER_WORKER)
+        if threads <= 1:
+            return judged(samples)
+        expressions = set(numbers)
+        others = [number for number in range(len(samples)) if number not in expressions]
+        with ThreadPoolExecutor(threads) as pool:
+            compared = pool.map(lambda number: judged([samples[number]])[0], numbers)
+            verdicts = dict(zip(others, judged([samples[number] for number in others]), strict=True))
+            verdicts |= zip(numbers, compared, strict=True)
+        return [verdicts[number] for number in range(len(samples))]
 
     def _judge(self, sample: Sample, gold: Answer) -> tuple[Verdict, str, str]:
         """The verdict, what was extracted, and the reason."""
@@ -144,7 +172,7 @@ class MathVerifier(Verifier):
                 if _is_note(answers, text) if other is None else same_answer(answer, other):
                     continue
                 return _HEDGED, _shown(final[0]), f"two different final answers: {_shown(text)} and {_shown(final[0])}"
-        return _compared(gold, answer, self.symbolic_timeout_s)
+        return _compared(gold, answer, self.symbolic_timeout_s, self.workers)
 
 
 # A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious".
@@ -161,7 +189,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _compared(gold: Answer, answer: Answer, cpu_s: float) -> tuple[Verdict, str, str]:
+def _compared(gold: Answer, answer: Answer, cpu_s: float, workers: int) -> tuple[Verdict, str, str]:
     extracted = _shown(answer.raw)
     if gold.number is not None:
         if answer.number is None:
@@ -178,7 +206,7 @@ def _compared(gold: Answer, answer: Answer, cpu_s: float) -> tuple[Verdict, str,
     pair = comparable(gold, answer)
     if pair is None or len(pair[1]) > MAX_CHARS:
         return _WRONG, extracted, "another kind of answer than the gold answer"
-    outcome = compare(*pair, cpu_s)
+    outcome = compare(*pair, cpu_s, workers)
     return _VERDICTS[outcome], extracted, _REASONS[outcome]
 
 
@@ -200,6 +228,13 @@ _REASONS: dict[Outcome, str] = {
     "unparseable gold": "the gold answer cannot be parsed, and the text is another one",
     "too complicated": "took more than the CPU time or the memory of one comparison",
 }
+
+
+def _is_expression(answer: object) -> bool:
+    try:
+        return parse_gold(_gold_text(answer)).latex is not None
+    except Exception:
+        return False  # an error of this sample alone
 
 
 def _gold_text(answer: object) -> str:

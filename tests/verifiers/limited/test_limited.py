@@ -73,11 +73,54 @@ def test_a_call_that_always_kills_its_process_is_an_error(workers: list[LimitedW
         call(workers, "os:abort")
 
 
+@pytest.mark.parametrize("who", ["child", "parent"])
+def test_a_call_that_hangs_is_made_once_more(workers: list[LimitedWorker], tmp_path: Path, who: str) -> None:
+    workers.append(LimitedWorker("", f"{CALLS}:stop_once", hang_s=1.0))
+    assert workers[0].call([str(tmp_path / who)], 0.01) == "went on 0"
+    assert (tmp_path / who).read_text() == "\n" * 2
+
+
+def test_a_call_that_always_hangs_is_an_error_and_delays_no_other(workers: list[LimitedWorker], tmp_path: Path) -> None:
+    workers.append(LimitedWorker("", f"{CALLS}:stop_once", processes=2, hang_s=1.0))
+    went_on = tmp_path / "before"
+    went_on.write_text("\n")
+    with ThreadPoolExecutor(2) as pool:
+        hung = pool.submit(workers[0].call, [str(tmp_path / "always")], 0.01)
+        assert [workers[0].call([str(went_on)], 0.01) for _ in range(20)] == ["went on 0"] * 20
+        assert not hung.done()
+        with pytest.raises(RuntimeError, match="hangs"):
+            hung.result()
+    assert (tmp_path / "always").read_text() == "\n" * 2
+    assert len(workers[0].pids) == 1
+
+
+def test_a_request_that_a_stopped_process_does_not_read_is_made_again(
+    workers: list[LimitedWorker], tmp_path: Path
+) -> None:
+    """It is longer than a pipe holds, so that writing it must not wait for ever either."""
+    workers.append(LimitedWorker("", f"{CALLS}:stop_once", hang_s=1.0))
+    (tmp_path / "before").write_text("\n")
+    request = [str(tmp_path / "before"), "x" * 2**20]
+    assert workers[0].call(request, 0.01) == f"went on {2**20}"
+    (pid,) = workers[0].pids
+    os.kill(pid, signal.SIGSTOP)
+    assert workers[0].call(request, 0.01) == f"went on {2**20}"
+    assert workers[0].pids != [pid]
+
+
+def test_a_second_process_starts_only_for_calls_at_the_same_time(workers: list[LimitedWorker]) -> None:
+    workers.append(LimitedWorker("", "time:sleep", processes=3))
+    for _ in range(3):
+        workers[0].call([0.0], 1.0)
+    assert len(workers[0].pids) == 1
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: workers[0].call([0.2], 1.0), range(8)))
+    assert len(workers[0].pids) == 3
+
+
 def test_a_process_that_was_killed_between_calls_is_replaced(workers: list[LimitedWorker]) -> None:
     assert call(workers, "operator:add", 1, 2) == 3
-    process = workers[0]._process
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(workers[0].pids[0], signal.SIGKILL)
     assert workers[0].call([3, 4], 1.0) == 7
 
 
@@ -91,10 +134,9 @@ def test_start_returns_at_once_and_the_call_finds_that_process(workers: list[Lim
     worker = LimitedWorker("", "os:getppid")
     workers.append(worker)
     worker.start()
-    process = worker._process
-    assert process is not None
+    (pid,) = worker.pids
     worker.start()
-    assert worker.call([], 1.0) == process.pid
+    assert worker.call([], 1.0) == pid
 
 
 def test_threads_share_a_worker(workers: list[LimitedWorker]) -> None:
@@ -105,12 +147,12 @@ def test_threads_share_a_worker(workers: list[LimitedWorker]) -> None:
 
 
 def test_a_forked_process_starts_a_worker_of_its_own(workers: list[LimitedWorker]) -> None:
-    assert call(workers, "os:getppid") == workers[0]._process.pid  # type: ignore[union-attr]
+    assert call(workers, "os:getppid") == workers[0].pids[0]
     child = os.fork()
     if child == 0:
         other = workers[0].call([], 5.0)
-        own = workers[0]._process.pid  # type: ignore[union-attr]
+        own = workers[0].pids[0]
         workers[0].stop()
         os._exit(0 if other == own else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert workers[0].call([], 1.0) == workers[0]._process.pid  # type: ignore[union-attr]
+    assert workers[0].call([], 1.0) == workers[0].pids[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ import pytest
 
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import MathVerifier, Verdict, judge
-from grpo_lightning.verifiers.math.symbolic_client import WORKER, compare
+from grpo_lightning.verifiers.math.symbolic_client import compare, symbolic_worker
 
 LIMIT_S = 0.5
 VERIFIER = MathVerifier()
+WORKER = symbolic_worker(VERIFIER.workers)
 MARK = Path("/tmp") / f"math-verifier-{os.getpid()}"
 
 HOSTILE_ANSWERS = {
@@ -113,10 +115,9 @@ def test_many_threads_share_the_worker() -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_own_sample_judged() -> None:
-    assert compare("x+1", "1+x", 5.0) == "equal"
-    assert WORKER._process is not None
-    WORKER._process.kill()
-    WORKER._process.wait()
+    assert compare("x+1", "1+x", 5.0, VERIFIER.workers) == "equal"
+    for pid in WORKER.pids:
+        os.kill(pid, signal.SIGKILL)
     assert judge(VERIFIER, [Sample("", "\\boxed{x+7}", "7+x")])[0].correct
     assert not judge(VERIFIER, [Sample("", "\\boxed{x+8}", "7+x")])[0].correct
 
@@ -137,11 +138,12 @@ def test_a_missing_math_verify_is_an_error(tmp_path: Path, monkeypatch: pytest.M
 SCRIPT = """
 import os, sys
 from grpo_lightning.verifiers import MathVerifier, Sample
-from grpo_lightning.verifiers.math.symbolic_client import WORKER
-verify = MathVerifier().verify
+from grpo_lightning.verifiers.math.symbolic_client import symbolic_worker
+verify = MathVerifier(workers=1).verify
+WORKER = symbolic_worker(1)
 verify(Sample("", "\\\\boxed{9^{9^{9}}}", "x+1"))
 assert verify(Sample("", "\\\\boxed{1+x}", "x+1")).correct
-print(WORKER._process.pid, flush=True)
+print(*WORKER.pids, flush=True)
 if sys.argv[1] == "fork":
     child = os.fork()
     if child == 0:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from grpo_lightning.types import Sample
-from grpo_lightning.verifiers import MathVerifier
-from grpo_lightning.verifiers.math.symbolic_client import compare
+from grpo_lightning.verifiers import MathVerifier, judge
+from grpo_lightning.verifiers.math.symbolic_client import compare, symbolic_worker
+from grpo_lightning.verifiers.math.verifier import EXPRESSIONS_PER_WORKER
 
 BUSY_PER_CORE = 4
 VERDICTS = 25
@@ -63,3 +64,21 @@ def test_verdicts_do_not_depend_on_their_order() -> None:
     forward = MathVerifier().verify_batch(rows)
     compare.cache_clear()
     assert MathVerifier().verify_batch(rows[::-1])[::-1] == forward
+
+
+def test_a_batch_is_judged_in_order_by_several_processes() -> None:
+    """Among numbers, and rows without a gold answer, which are errors of their own."""
+    verifier = MathVerifier(workers=2)
+    rows = samples(3 * EXPRESSIONS_PER_WORKER)
+    others = [Sample("", f"#### {i}", "7") for i in range(12)] + [Sample("", "#### 1", None)]
+    for place, other in enumerate(others):
+        rows.insert(4 * place, other)
+    compare.cache_clear()
+    verdicts = judge(verifier, rows)
+    assert len(symbolic_worker(2).pids) == 2
+    assert verdicts == [judge(verifier, [row])[0] for row in rows]
+    assert [verdict.error is not None for verdict in verdicts] == [row.answer is None for row in rows]
+    right = iter([bool(i % 3) for i in range(3 * EXPRESSIONS_PER_WORKER)])
+    assert [verdict.correct for verdict in verdicts] == [
+        row.completion == "#### 7" if row in others else next(right) for row in rows
+    ]

@@ -9,7 +9,7 @@ import pytest
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import MathVerifier
 from grpo_lightning.verifiers.base import rewarded
-from grpo_lightning.verifiers.math.symbolic_client import WORKER
+from grpo_lightning.verifiers.math.symbolic_client import symbolic_worker
 
 VERIFIER = MathVerifier()
 
@@ -123,9 +123,9 @@ def test_every_verdict_explains_itself(completion: str, gold: str, extracted: st
 
 
 def test_start_warms_the_worker_in_the_background() -> None:
-    WORKER.stop()
+    worker = symbolic_worker(VERIFIER.workers)
+    worker.stop()
     MathVerifier().start()
-    process = WORKER._process
-    assert process is not None
+    (pid,) = worker.pids
     assert reward("\\boxed{x+11}", "11+x") == 1.0
-    assert WORKER._process is process
+    assert worker.pids == [pid]

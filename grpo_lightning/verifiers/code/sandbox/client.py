@@ -22,9 +22,6 @@ from grpo_lightning.errors import RunError
 from .clock import START_TIMEOUT_S
 from .messages import Level, Request, Result, Settings
 
-# A worker keeps to the limits itself. When it does not even answer, it is broken.
-GRACE_S = 20.0
-
 # Loads the folder as a package of its own name, and neither the site-packages nor the rest of this project.
 _BOOT = """
 import sys
@@ -43,7 +40,7 @@ class SandboxUnavailable(RunError):
 
 
 class WorkerGone(RuntimeError):
-    """A worker, or a process of it, was ended from outside: the sample deserves another try."""
+    """A worker, or a process of it, was ended or stopped from outside, or hangs: the sample deserves another try."""
 
 
 class Worker:
@@ -93,7 +90,7 @@ class Worker:
         """Judge one program. After an exception the worker is of no more use.
 
         Raises:
-            WorkerGone: it was ended from outside.
+            WorkerGone: it was ended from outside, or hangs.
             RuntimeError: the worker broke.
         """
         # A file in memory, which the judge opens and the worker passes on unread.
@@ -108,12 +105,12 @@ class Worker:
                 raise WorkerGone(f"the sandbox's worker is gone: {error}") from error
         finally:
             os.close(fd)
-        answer = self._receive(START_TIMEOUT_S + self.settings.hang_s + GRACE_S)
+        answer = self._receive(self.settings.answer_s)
         report = answer["report"]
         if answer["killed"]:
-            raise WorkerGone("a process of the sandbox was killed: the machine may be out of memory")
+            raise WorkerGone("a process of the sandbox was killed or stopped: the machine may be out of memory")
         if report is None:
-            raise RuntimeError("the sandbox's judge broke, or was not ready in time, before it met the program")
+            raise WorkerGone("the sandbox's judge broke, or was not ready in time, before it met the program")
         if report["outcome"] == "broken":
             raise RuntimeError(f"the sandbox broke: {report['detail']}")
         shown = {name: report[name] for name in ("test", "given", "expected") if name in report}
@@ -147,7 +144,7 @@ class Worker:
         try:
             message = self._socket.recv(2**18)
         except TimeoutError:
-            raise RuntimeError(f"the sandbox's worker did not answer in {timeout_s:g} s") from None
+            raise WorkerGone(f"the sandbox's worker did not answer in {timeout_s:g} s: it hangs") from None
         except OSError as error:
             raise WorkerGone(f"the sandbox's worker is gone: {error}") from error
         if not message:
@@ -208,7 +205,7 @@ class Pool:
             return self._settings.level
 
     def run(self, request: Request) -> Result:
-        """Judge one program, when a worker is free. One that was ended from outside is replaced, once."""
+        """Judge one program, when a worker is free. One that was ended from outside, or hangs, is replaced, once."""
         self.start()
         worker = self._slots.get()
         try:

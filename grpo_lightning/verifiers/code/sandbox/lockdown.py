@@ -90,6 +90,7 @@ class Lockdown:
         for kind, limits in self._judge_limits if is_judge else self._program_limits:
             resource.setrlimit(kind, limits)
         if self.level == "unsafe":
+            die_with_parent(parent, signal.SIGKILL)
             return
         if self._scratch and is_judge:
             self._scratch.leave()

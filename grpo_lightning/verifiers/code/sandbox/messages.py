@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .clock import hang_limit_s
+from .clock import START_TIMEOUT_S, hang_limit_s
+
+# A worker keeps to the limits itself. When it does not even answer, it hangs.
+GRACE_S = 20.0
 
 Level = Literal["namespaces", "landlock", "unsafe"]
 SandboxOption = Literal["auto", "namespaces", "landlock", "unsafe"]
@@ -21,15 +24,18 @@ class Settings:
         timeout_s: processor time of a run.
         memory_mb: address space of the program's process.
         hang_s: wall-clock time of a run, after which it is an error.
+        answer_s: wall-clock time after which a worker that has not answered hangs itself.
     """
 
     level: Level
     timeout_s: float
     memory_mb: int
     hang_s: float = 0.0
+    answer_s: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hang_s", self.hang_s or hang_limit_s(self.timeout_s))
+        object.__setattr__(self, "answer_s", self.answer_s or START_TIMEOUT_S + self.hang_s + GRACE_S)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .client import SandboxUnavailable, Worker
+from .client import SandboxUnavailable, Worker, WorkerGone
 from .messages import Level, Request, Settings
 
 _log = logging.getLogger(__name__)
@@ -74,13 +74,11 @@ def choose(sandbox: str, timeout_s: float, memory_mb: int) -> Worker:
     reasons = []
     for level in [level for level in _STRONGEST_FIRST if sandbox in ("auto", level)]:
         try:
-            # With time enough for a busy machine, whatever the limit of the programs is.
-            canary_cage = Worker(Settings(level, _PROBE_TIMEOUT_S, memory_mb))
             try:
-                check(canary_cage)
-            finally:
-                canary_cage.stop()
-            worker = Worker(Settings(level, timeout_s, memory_mb))
+                worker = _checked(level, timeout_s, memory_mb)
+            except WorkerGone:
+                # What was ended from outside says nothing of the level, unless it is again.
+                worker = _checked(level, timeout_s, memory_mb)
         except RuntimeError as error:
             reasons.append(str(error))
             continue
@@ -90,6 +88,17 @@ def choose(sandbox: str, timeout_s: float, memory_mb: int) -> Worker:
         f"no sandbox for CodeVerifier on this machine ({'; '.join(reasons)}). "
         "Only where the machine itself is disposable: sandbox='unsafe'"
     )
+
+
+def _checked(level: Level, timeout_s: float, memory_mb: int) -> Worker:
+    """A worker of a level that the canary did not get out of."""
+    # With time enough for a busy machine, whatever the limit of the programs is.
+    canary_cage = Worker(Settings(level, _PROBE_TIMEOUT_S, memory_mb))
+    try:
+        check(canary_cage)
+    finally:
+        canary_cage.stop()
+    return Worker(Settings(level, timeout_s, memory_mb))
 
 
 def check(worker: Worker) -> None:

@@ -90,9 +90,12 @@ class Worker:
         judge_stays = report is not None and report["final"] and report["stays"]
         judge_ended = report is None or not report["final"]
         has_ended = report is not None and report.get("has_ended", False)
-        answer["killed"] = not (answer["late"] or answer["hung"]) and (
-            (judge_ended and _was_killed(self.judge.pid)) or ((judge_ended or has_ended) and _was_killed(pid))
-        )
+        if answer["hung"]:
+            answer["killed"] = _is_stopped(self.judge.pid) or _is_stopped(pid)
+        else:
+            answer["killed"] = not answer["late"] and (
+                (judge_ended and _was_killed(self.judge.pid)) or ((judge_ended or has_ended) and _was_killed(pid))
+            )
         _kill(pid)
         if not judge_stays:
             _kill(self.judge.pid)
@@ -174,6 +177,11 @@ def _was_killed(pid: int) -> bool:
             return False
         time.sleep(0.001)
     return status.si_code == os.CLD_KILLED and status.si_status == signal.SIGKILL
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child was stopped from outside: a program may not send signals."""
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill(pid: int) -> None:
