@@ -18,6 +18,7 @@ from grpo_lightning.models.quantised import (
     Quantization,
     check_bitsandbytes,
     compute_in,
+    is_packed,
     kind_of,
     pack_weightless,
     quantization_options,
@@ -182,7 +183,7 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
 
 
 def load_frozen(config: PolicyConfig, quantization: Quantization | None, key: str) -> Any:
-    """A model that is read and never trained: its weights may be quantised, and an adapter at its path is merged.
+    """A model that is read and never trained: its weights may be quantised, and an adapter is merged unless they are.
 
     Args:
         config: path, revision, dtype and attention of the model.
@@ -195,7 +196,9 @@ def load_frozen(config: PolicyConfig, quantization: Quantization | None, key: st
     if config.is_adapter and quantization is not None:
         raise ConfigError(f"{key}: {config.path} is an adapter: merge it into its base first, or omit quantization")
     if config.is_adapter:
-        model = load_model(config, key)[0].merge_and_unload()
+        model = load_model(config, key)[0]
+        if not any(is_packed(module) for module in model.modules()):
+            model = model.merge_and_unload()
     else:
         model = _load_causal_lm(config.path, config, key, quantization, is_frozen=True)
         turn_dropout_off(model)

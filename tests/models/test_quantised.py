@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from callbacks import HealthCheck, PolicyExport, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.models.checks import causal_lm_of
+from grpo_lightning.models.loading import load_frozen
 from grpo_lightning.models.quantised import unpacked
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.batch import token_rows
@@ -203,6 +205,19 @@ def test_a_quantised_folder_is_the_model_quantised_while_loading(model_path: str
     torch.manual_seed(0)
     policy = Policy(PolicyConfig.from_model(given, AutoTokenizer.from_pretrained(folder), lora=LORA))
     assert policy.is_quantised
+
+
+@needs_bitsandbytes
+@llama_alone
+def test_an_adapter_of_a_model_that_is_read_is_not_merged_into_4_bits(model_path: str, tmp_path: Path) -> None:
+    base = quantised_folder(model_path, tmp_path / "base", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    policy = qlora(base, quantization=None)
+    policy.save_pretrained(tmp_path / "adapter")
+    lm = causal_lm_of(load_frozen(PolicyConfig(path=str(tmp_path / "adapter")), None, "model.teacher.path"))
+    ids = torch.tensor([[1, 40, 50, 30, 31]])
+    with torch.no_grad():
+        torch.testing.assert_close(lm(input_ids=ids).logits, policy.lm(input_ids=ids).logits)
+    assert not any(parameter.requires_grad for parameter in lm.parameters())
 
 
 @needs_bitsandbytes

@@ -264,3 +264,13 @@ def test_a_model_with_a_different_structure_is_a_reason_not_a_crash(
     monkeypatch.setattr(DirectStep, "__init__", other)
     why_not = DirectDecoding().why_not(policy.lm)
     assert why_not == f"{type(policy.lm).__name__} is built differently (it has no embed_tokens)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_are_tried_alike_in_mixed_precision(dtype: torch.dtype) -> None:
+    packed.has_operators.cache_clear()
+    alone = packed.has_operators(dtype)
+    packed.has_operators.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed.has_operators(dtype) is alone
+    packed.has_operators.cache_clear()
