@@ -1,6 +1,6 @@
 """The measurements behind the constants that control shortcuts and micro-batches.
 
-    python benchmarks/constants.py packing | attention | passes | copies | joins [--smoke]
+    python benchmarks/constants.py packing | passes | copies | joins [--smoke]
 
 Each prints a table of CPU seconds on one thread (with ``--device cuda``: seconds until the GPU has finished).
 """
@@ -31,7 +31,6 @@ from grpo_lightning.rollout.engines import in_process
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.speed import packed, passes
-from grpo_lightning.speed.direct import _attend
 from grpo_lightning.types import Completion
 
 
@@ -68,20 +67,6 @@ def packing(args: argparse.Namespace) -> None:
                 ratios.append(f"{plain / own:5.2f}")
             size_text = f"2^{(size * size).bit_length() - 1:2} elements, {str(dtype)[6:]}"
             print(f"{size_text}, layout for {layout:2} rows: {' '.join(ratios)}")
-
-
-def attention(args: argparse.Namespace) -> None:
-    """Measure the attention of ``direct._attend`` in bfloat16: nine heads share three keys, as in SmolLM2."""
-    print("time of torch's kernel / time of two products, in bfloat16")
-    for rows, length in itertools.product((4, 16, 64), (16,) if args.smoke else (64, 256, 512)):
-        room = [torch.randn(rows, 3, length + 64, 64).bfloat16() for _ in range(2)]
-        key, value = (states[:, :, :length] for states in room)
-        query, mask = torch.randn(rows, 3, 3, 64).bfloat16(), torch.zeros(rows, 1, 1, length).bfloat16()
-        times = [
-            seconds(lambda run=run: [run(query, key, value, mask, scale=0.125) for _ in range(20)], args.repeats)  # noqa: B023
-            for run in (nn.functional.scaled_dot_product_attention, _attend)
-        ]
-        print(f"{rows:2} rows, {length:3} tokens: {times[0] / times[1]:5.2f}")
 
 
 def passes_(args: argparse.Namespace) -> None:
@@ -177,7 +162,7 @@ def rollout(policy: Policy, shape: Shape, feedback: int) -> None:
 
 
 if __name__ == "__main__":
-    subjects = {"packing": packing, "attention": attention, "passes": passes_, "copies": copies, "joins": joins}
+    subjects = {"packing": packing, "passes": passes_, "copies": copies, "joins": joins}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=subjects)
     parser.add_argument("--repeats", type=int, default=3)

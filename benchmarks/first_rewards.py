@@ -110,8 +110,9 @@ def measure(args: argparse.Namespace, task: Task, module: GRPOModule) -> dict[fl
     """Return the completions for one task, by temperature."""
     sampling = SamplingParams(max_new_tokens=args.cap or limit(args.model, task), stop=args.stop or None)
     data = RolloutDataModule(
-        task, sampling=sampling, val_batch_size=args.rows, max_prompt_tokens=args.max_prompt_tokens
-    )
+        task, sampling=sampling, val_batch_size=args.rows, max_prompt_tokens=args.max_prompt_tokens,
+        rollout_rows_at_once=args.rows_at_once,
+    )  # fmt: skip
     sampler = Sampler(data, args.temperatures, args.group_size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -166,6 +167,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperatures", nargs="*", type=float, default=[0.6, 1.0], help="besides 0")
     parser.add_argument("--cap", type=int, help="limit of tokens per completion; default: by task")
     parser.add_argument("--max_prompt_tokens", type=int, default=1024, help="rows with longer prompts are dropped")
+    parser.add_argument("--rows_at_once", type=int, help="limits the memory; does not change the result")
     parser.add_argument("--shots", type=int, help="worked examples before every prompt; default: the task's own")
     parser.add_argument("--chat_template", help="for a model without one")
     parser.add_argument("--stop", nargs="+", help="strings that end a completion")

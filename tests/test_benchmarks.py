@@ -62,7 +62,6 @@ def test_both_sides_compute_the_same_loss_and_gradient(benchmark_module: Any, tm
     ("subject", "line"),
     [
         ("packing", "layout for 16 rows"),
-        ("attention", "16 rows,  16 tokens"),
         ("passes", "M weights"),
         ("copies", "tiny: "),
         ("joins", "fraction 0.1"),

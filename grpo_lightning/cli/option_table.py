@@ -65,7 +65,7 @@ class NamedClass:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it stands without a class path, since no other class can stand in its place."""
+        """Whether it is written without a class path, since no other class can be written there."""
         return self.path.endswith(f".{self.kind}")
 
 

@@ -58,7 +58,7 @@ class _Resolution:
         """The options of a class, or of the whole config.
 
         Args:
-            known: by their dotted names.
+            known: the options that there are, by their dotted names.
             layers: what is given of them, nested; a later one overrides.
         """
         if not all(isinstance(layer, Mapping) for layer in layers):
@@ -87,7 +87,7 @@ class _Resolution:
             return simple(option, last)
         if isinstance(last, list):
             return [self.named(kinds, [item]) for item in last]
-        # A value that is no class has no options that could stay.
+        # Only the options of a class can stay.
         words = option.words()
         others = [at for at, layer in enumerate(layers) if layer in words or not isinstance(layer, str | Mapping)]
         return self.named(kinds, layers[max(others, default=-1) + 1 :])
@@ -101,7 +101,7 @@ class _Resolution:
         classes = [self.table.find(layer["class_path"]) for layer in layers if "class_path" in layer] or [alone]
         cls = classes[0]
         if cls is None or any(other is not cls for other in classes) or cls not in kinds.values():
-            raise _Unsure  # a class of somebody else; or one in the place of another, of whose options some may stay
+            raise _Unsure  # somebody else's class; or one instead of another, of whose options some may stay
         inits = []
         for layer in layers:
             beside = {key: value for key, value in layer.items() if key not in ("class_path", "init_args")}

@@ -148,7 +148,7 @@ class _Builder:
             key_RKLS, value_RKLS = states.update(key_RKS[:, :, None], value_RKS[:, :, None])
             # Heads that share a key take the place of a sequence of queries: nothing is copied for them.
             query_RKGS = query_RHS.view(rows, key_RKS.shape[1], -1, size)
-            mixed = _attend(query_RKGS, key_RKLS, value_RKLS, mask, scale)
+            mixed = nn.functional.scaled_dot_product_attention(query_RKGS, key_RKLS, value_RKLS, mask, scale=scale)
             return out(mixed.reshape(rows, -1))
 
         return mix
@@ -185,17 +185,6 @@ class _Builder:
             return hidden / torch.hypot(length, least) * scaled_weight
 
         return norm
-
-
-def _attend(query_RKGS: Tensor, key_RKLS: Tensor, value_RKLS: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    if key_RKLS.dtype is not torch.bfloat16 or key_RKLS.device.type != "cpu":
-        return nn.functional.scaled_dot_product_attention(query_RKGS, key_RKLS, value_RKLS, mask, scale=scale)
-    # On a CPU the kernel multiplies a single token's queries in float32; products in bfloat16 take less than half of
-    # its time (`python benchmarks/constants.py attention`).
-    score_RKGL = (query_RKGS.to(key_RKLS.dtype) * scale) @ key_RKLS.mT
-    if mask is not None:
-        score_RKGL = score_RKGL + mask
-    return nn.functional.softmax(score_RKGL, -1, dtype=torch.float32).to(value_RKLS.dtype) @ value_RKLS
 
 
 def _one_of(module: nn.Module, *names: str) -> Any:

@@ -24,8 +24,7 @@ from transformers import (
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import packed
-from grpo_lightning.speed.base import is_close
-from grpo_lightning.speed.direct import DirectDecoding, DirectStep, _attend
+from grpo_lightning.speed.direct import DirectDecoding, DirectStep
 from grpo_lightning.speed.packed import PackedWeights
 from tests.sampling import generate
 from tests.tiny import tiny_config, tiny_tokenizer
@@ -163,22 +162,6 @@ def test_under_autocast_the_packed_copy_has_its_type() -> None:
             found = apply(inner_RD)
             assert found.dtype is torch.bfloat16
             torch.testing.assert_close(found, layer(inner_RD))
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_attention_of_a_token_in_bfloat16_is_that_of_the_kernel(padded: bool) -> None:
-    torch.manual_seed(0)
-    room = [torch.randn(5, 3, 40, 64) for _ in range(2)]
-    key, value = (states[:, :, :33] for states in room)
-    query, visible = 3 * torch.randn(5, 2, 3, 64).transpose(1, 2), torch.rand(5, 1, 1, 33) < 0.5
-    visible[..., -1] = True
-    mask = torch.where(visible, 0.0, -torch.inf) if padded else None
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.2)
-    torch.testing.assert_close(_attend(query, key, value, mask, 0.2), expected)
-    low = [tensor.bfloat16() for tensor in (query, key, value)]
-    found = _attend(*low, None if mask is None else mask.bfloat16(), 0.2)
-    assert found.dtype is torch.bfloat16
-    assert is_close(found, expected, 0.01), "scores and weights are rounded to 8 bits"
 
 
 def test_few_kernels_serve_all_numbers_of_rows() -> None:
