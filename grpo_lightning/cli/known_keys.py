@@ -130,8 +130,8 @@ class _Check:
         if remember and isinstance(path, str):
             self.classes[place] = path
         cls = self.table.find(path) if isinstance(path, str) else alone
-        if cls is None or cls not in kinds.values():
-            return
+        if cls is None or cls not in kinds.values() or not cls.is_ours:
+            return  # newer versions of torch and Lightning may have more options
         inside = value.get("init_args")
         self.options(inside if isinstance(inside, Mapping) else {}, cls.options, "", f"{place}.")
         self.options({k: v for k, v in value.items() if k not in _OF_A_CLASS}, cls.options, "", f"{place}.")

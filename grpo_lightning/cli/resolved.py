@@ -1,7 +1,8 @@
 """A config with every default, from the table of options and without loading torch.
 
 This answers ``--print_config`` where the answer is certain: all classes that the config names are in the table, and
-each value is of just the type that its key takes. For the rest the parser answers, seconds later.
+each value is of just the type that its key takes. For the rest the parser answers, seconds later, and for all if the table
+was written with other versions of torch or Lightning.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def print_config_asked_for(contents: Sequence[Mapping[str, Any]], arguments: Seq
     """
     subcommand, *others = arguments
     if subcommand not in LIGHTNING_SUBCOMMANDS or "--print_config" not in others:
+        return None
+    if not option_table().is_of_these_versions():
         return None
     try:
         config = _resolved(contents, others, subcommand)

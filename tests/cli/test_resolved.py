@@ -105,3 +105,9 @@ def test_a_required_key_is_the_parsers_to_miss() -> None:
     assert answer("--model", "GRPOModule") is None
     with pytest.raises(ConfigError):
         of_the_parser("--model", "GRPOModule")
+
+
+def test_with_another_torch_the_parser_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer("quickstart") is not None
+    monkeypatch.setitem(option_table().versions, "torch", "2.12.0")
+    assert answer("quickstart") is None
