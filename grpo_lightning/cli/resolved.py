@@ -1,8 +1,8 @@
 """A config with every default, from the table of options and without loading torch.
 
 This answers ``--print_config`` where the answer is certain: all classes that the config names are in the table, and
-each value is of just the type that its key takes. For the rest the parser answers, seconds later, and for all if the table
-was written with other versions of torch or Lightning.
+each value is of just the type that its key takes. For the rest the parser answers, seconds later; for all of it, if the
+table was written with other versions of torch or Lightning.
 """
 
 from __future__ import annotations
