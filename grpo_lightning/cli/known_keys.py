@@ -33,13 +33,13 @@ def check_keys(contents: Sequence[Mapping[str, Any]], arguments: Sequence[str], 
     check = _Check(option_table(), subcommand)
     for content in contents:
         check.options(content, check.top, "", "")
-    for content in given_keys(arguments):
+    for content in _given(arguments):
         check.options(content, check.top, "", "")
     if check.mistakes:
         raise ConfigError("; ".join(dict.fromkeys(check.mistakes)))
 
 
-def given_keys(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _given(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Each ``--a.b value`` as a config would have it."""
     words = iter(arguments)
     for word in words:
