@@ -118,8 +118,8 @@ class _Resolution:
             for layer in layers
         ]
         last = layers[-1]
-        if kinds and isinstance(last, list) and "list of " in option.type:
-            return [self.named(kinds, [item]) for item in last]
+        if kinds and isinstance(last, list):
+            return [self.named(kinds, [item]) for item in last] if "list of " in option.type else _unsure()
         others = [layer for layer, of_class in zip(layers, is_class, strict=True) if not of_class]
         values = [_simple(option, layer) for layer in others if not (kinds and isinstance(layer, list))]
         if not is_class[-1]:
