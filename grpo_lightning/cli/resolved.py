@@ -55,7 +55,8 @@ def _resolved(contents: Sequence[Mapping[str, Any]], options: Sequence[str], sub
 
 def _typed(options: Sequence[str]) -> list[dict[str, Any]]:
     """Each ``--a.b value`` as a config would have it."""
-    words, found = list(options), []
+    words = list(options)
+    found: list[dict[str, Any]] = []
     while words:
         key, has_value, text = words.pop(0).partition("=")
         if key == "--print_config" and not has_value:
