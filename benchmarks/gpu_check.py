@@ -1,4 +1,4 @@
-"""All that waits for a GPU, in one table and at most eight minutes.
+"""All checks that need a GPU, in one table and at most eight minutes.
 
     make gpu-check
     python benchmarks/gpu_check.py --device cpu --tiny      # tries this script, with tiny models

@@ -32,7 +32,10 @@ def is_name(path: str) -> bool:
 def no_folder(path: str) -> str:
     """A sentence about a folder that does not exist, with a name that is nearly the same, if there is one."""
     parent = Path(path).expanduser().parent
-    names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    try:
+        names = [entry.name for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:  # it is not there, or not for us to read
+        names = []
     near = difflib.get_close_matches(Path(path).name, names, 1, 0.75)
     return f"there is no folder {path}" + (f" (did you mean {Path(path).parent / near[0]}?)" if near else "")
 
@@ -101,7 +104,8 @@ def _opens(host: str, port: int) -> bool:
 
     def connect() -> None:
         try:
-            socket.create_connection((host, port), PATIENCE_S).close()
+            # One address that does not answer leaves time for the next one.
+            socket.create_connection((host, port), PATIENCE_S / 3).close()
             opened.append(True)
         except OSError:
             pass

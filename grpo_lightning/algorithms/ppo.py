@@ -15,7 +15,7 @@ from grpo_lightning.algorithms.critic import CriticModule
 from grpo_lightning.algorithms.episodes import Episodes, Lambdas, ValuedExperience
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.options import check_options
-from grpo_lightning.algorithms.value_pretraining import ValuedRow, ValuePretraining, pretrain_values, tell_gap
+from grpo_lightning.algorithms.value_pretraining import ValuedRow, ValuePretraining, log_gap, pretrain_values
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -177,8 +177,10 @@ class PPOModule(CriticModule):
             self._stored.check()
 
     def _stored_rollouts(self, options: ValuePretraining, data: RolloutDataModule) -> StoredRollouts:
-        """Raises:
-        ConfigError: the returns in training are not those of the rollouts alone.
+        """The rollouts that the critic is fitted to.
+
+        Raises:
+            ConfigError: the returns in training are not those of the rollouts alone.
         """
         if data.refinement is not None:
             raise ConfigError(
@@ -204,7 +206,8 @@ class PPOModule(CriticModule):
             for experience in self._stored.experiences(self.policy):
                 if not rows:
                     gap, tokens = self.passes.sampler_gap(experience)
-                    tell_gap(float(gap / tokens), options.rollouts)
+                    if self.trainer.is_global_zero:
+                        log_gap(float(gap / tokens), options.rollouts)
                 rows += self._valued(experience)
             if not rows:
                 raise ConfigError(

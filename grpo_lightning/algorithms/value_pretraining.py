@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OTHER_POLICY = 0.1
-"""The gap (nats per token) from which rollouts are taken to be of another policy. bfloat16 alone gives 4e-2
+MAX_GAP = 0.1
+"""The gap (nats per token) above which rollouts are taken to be of another policy. bfloat16 alone gives 4e-2
 (`python benchmarks/sampler_gap.py`)."""
 
 
@@ -32,7 +32,8 @@ OTHER_POLICY = 0.1
 class ValuePretraining:
     """Fits the critic to the returns of a run's stored rollouts, before the first step. VC-PPO, arXiv 2503.01491.
 
-    The loss is ``1/2 E_t[ (V_t - R_t)^2 ]`` over all tokens, without a clip; ``R_t`` is the return itself (lambda 1).
+    The loss is ``value_coef / 2 E_t[ (V_t - R_t)^2 ]`` over all tokens, without a clip; ``R_t`` is the return itself
+    (lambda 1). It has the weight that it has in training, since the optimizer remembers the size of its gradients.
     The policy, the schedule and the number of steps stay as they are, and a resumed run does not fit again. The
     rollouts should be those of the policy that this run starts from: with the optimizer's learning rate at 0, a run
     does no more than store them.
@@ -51,8 +52,10 @@ class ValuePretraining:
     completions_per_step: int = 64
 
     def validate(self) -> None:
-        """Raises:
-        ConfigError: a value is out of its range.
+        """See whether all values are in their ranges.
+
+        Raises:
+            ConfigError: one is not.
         """
         check_options({
             "value_pretraining.epochs": (self.epochs >= 1, f"must be at least 1, not {self.epochs}"),
@@ -76,9 +79,9 @@ class ValuedRow(NamedTuple):
     returns: list[float]
 
 
-def tell_gap(gap: float, rollouts: str) -> None:
+def log_gap(gap: float, rollouts: str) -> None:
     """Say whether rollouts are those of the present policy, given the gap between their log-probs (nats per token)."""
-    if gap > OTHER_POLICY:
+    if gap > MAX_GAP:
         log.warning(
             "model.value_pretraining: the rollouts of %s are of another policy: their log-probs differ by %.2g nats "
             "per token from those of the policy that this run starts from, and its values will differ too",
@@ -98,6 +101,7 @@ def pretrain_values(module: CriticModule, rows: Sequence[ValuedRow], options: Va
         seed: shuffles the rows of each epoch.
     """
     rank, ranks, size = module.global_rank, module.trainer.world_size, options.completions_per_step
+    step = -options.epochs * -(-len(rows) // size)
     for epoch in range(1, options.epochs + 1):
         generator = torch.Generator().manual_seed(row_seed(seed, "value_pretraining", epoch))
         order = torch.randperm(len(rows), generator=generator).tolist()
@@ -106,13 +110,16 @@ def pretrain_values(module: CriticModule, rows: Sequence[ValuedRow], options: Va
         for start in range(0, len(order), size):
             chosen = [rows[index] for index in order[start : start + size]]
             tokens = sum(len(row.completion) for row in chosen)
-            part_errors, part_returns = _step(module, chosen[rank::ranks], tokens)
+            part_errors, part_returns = _step(module, chosen[rank::ranks], tokens, step)
+            step += 1
             errors += part_errors
             returns += part_returns
         empty = [torch.zeros(0, device=module.device)]
         all_errors, all_returns = torch.cat(empty + errors), torch.cat(empty + returns)
         squares, count = module.all_ranks_sum(all_errors.square().sum(), len(all_errors))
         error_std, return_std = (float(module.all_ranks_moments(each)[1]) for each in (all_errors, all_returns))
+        if not module.trainer.is_global_zero:
+            continue
         log.info(
             "value pretraining, epoch %d of %d: explained variance %.3f, root mean square error %.3f, over %d "
             "completions, each before it was learned from",
@@ -121,13 +128,16 @@ def pretrain_values(module: CriticModule, rows: Sequence[ValuedRow], options: Va
         )  # fmt: skip
 
 
-def _step(module: CriticModule, rows: Sequence[ValuedRow], all_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+def _step(
+    module: CriticModule, rows: Sequence[ValuedRow], all_tokens: int, step: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """One optimizer step of the critic.
 
     Args:
         module: see :func:`pretrain_values`.
         rows: this rank's rows; there may be none.
         all_tokens: completion tokens of all ranks' rows.
+        step: its number, up to -1: two in a row whose gradient is not finite end the run.
 
     Returns:
         Errors and returns of the tokens, micro-batch by micro-batch.
@@ -150,12 +160,13 @@ def _step(module: CriticModule, rows: Sequence[ValuedRow], all_tokens: int) -> t
             values_NT = critic.state_values(lm, part.tokens, module.trains_trunk)
             errors.append((values_NT.detach() - wanted_NT)[mask_NT])
             returns.append(wanted_NT[mask_NT])
-            yield masked_sum(value_loss(values_NT, values_NT, wanted_NT, mask_NT).loss_NT, mask_NT) / all_tokens
+            loss_NT = value_loss(values_NT, values_NT, wanted_NT, mask_NT).loss_NT
+            yield module.value_coef * masked_sum(loss_NT, mask_NT) / all_tokens
 
     update.optimizer.zero_grad()
     with _unscheduled(update.optimizer):
         update.add_gradients(parts, losses, metrics)
-        update.finish(metrics, 0, [])
+        update.finish(metrics, step, [])
     update.optimizer.zero_grad()
     return errors, returns
 

@@ -82,7 +82,6 @@ class GRPOCLI(FilteringCLI):
         self.run_dir: RunDir | None = None
         self._chosen = arguments[0] if run else None
         use_import_folders(arguments)
-        arguments = with_logger_options(arguments)
         try:
             with user_errors.as_sentences():
                 super().__init__(
@@ -95,7 +94,7 @@ class GRPOCLI(FilteringCLI):
                     trainer_defaults=TRAINER_DEFAULTS,
                     auto_configure_optimizers=False,
                     parser_class=SentenceParser,
-                    args=arguments,
+                    args=with_logger_options(arguments),
                     run=run,
                 )
         except ConfigError:

@@ -47,5 +47,5 @@ def _recorded(config: Path) -> list[str]:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # another program's file of that name
-    folders = content.get(RECORDED_AS, []) if isinstance(content, dict) else []
-    return [str(folder) for folder in folders]
+    folders = content.get(RECORDED_AS) if isinstance(content, dict) else None
+    return [str(folder) for folder in folders or []]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class NamedClass:
     options: dict[str, Option]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is a class of the project."""
+        return self.path.startswith("grpo_lightning.")
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is written without a class path, since no other class can be written there."""
         return self.path.endswith(f".{self.kind}")
@@ -77,11 +83,17 @@ class Options:
         keys: those of all subcommands that take a config, by their dotted names.
         subcommands: those that one subcommand has beside them.
         classes: by their short names.
+        versions: of the packages whose classes are among them.
     """
 
     keys: dict[str, Option]
     subcommands: dict[str, dict[str, Option]]
     classes: dict[str, NamedClass]
+    versions: dict[str, str]
+
+    def is_of_these_versions(self) -> bool:
+        """Whether these packages are installed as they were when the table was written."""
+        return self.versions == installed(self.versions)
 
     def of_kind(self, kinds: Iterable[str]) -> dict[str, NamedClass]:
         """The classes that can stand where one of these kinds is asked for."""
@@ -117,7 +129,12 @@ def option_table() -> Options:
         name: NamedClass(**cls | {"options": _options(cls["options"])}) for name, cls in content["classes"].items()
     }
     subcommands = {name: _options(options) for name, options in content["subcommands"].items()}
-    return Options(_options(content["keys"]), subcommands, classes)
+    return Options(_options(content["keys"]), subcommands, classes, content["versions"])
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of packages, without the builds that they are (``+cpu``)."""
+    return {name: version(name).partition("+")[0] for name in packages}
 
 
 def _options(content: dict[str, Any]) -> dict[str, Option]:

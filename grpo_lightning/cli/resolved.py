@@ -1,17 +1,19 @@
 """A config with every default, from the table of options and without loading torch.
 
 This answers ``--print_config`` where the answer is certain: all classes that the config names are in the table, and
-each value is of just the type that its key takes. For the rest the parser answers, seconds later.
+each value is of just the type that its key takes. For the rest the parser answers, seconds later; for all of it, if the
+table was written with other versions of torch or Lightning.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-from grpo_lightning.cli.known_keys import given_keys
 from grpo_lightning.cli.option_table import NamedClass, Option, Options, option_table
 from grpo_lightning.cli.subcommands import LIGHTNING_SUBCOMMANDS
 
@@ -30,6 +32,8 @@ def print_config_asked_for(contents: Sequence[Mapping[str, Any]], arguments: Seq
     subcommand, *others = arguments
     if subcommand not in LIGHTNING_SUBCOMMANDS or "--print_config" not in others:
         return None
+    if not option_table().is_of_these_versions():
+        return None
     try:
         config = _resolved(contents, others, subcommand)
     except _Unsure:
@@ -37,15 +41,43 @@ def print_config_asked_for(contents: Sequence[Mapping[str, Any]], arguments: Seq
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
 
 
+class _Typed(str):
+    """A value of the command line, as it was typed: the parser decides by the key's type how to read it."""
+
+
 def _resolved(contents: Sequence[Mapping[str, Any]], options: Sequence[str], subcommand: str) -> dict[str, Any]:
-    keys = [word.partition("=")[0] for word in options if word.startswith("--")]
-    if "--config" in keys[len(contents) :] or any(key.endswith("+") for key in keys):
-        raise _Unsure  # a key before a config that may have it as well; a list that is continued
     table = option_table()
     known = {**table.keys, **table.subcommands[subcommand]}
     ignored = {name for others in table.subcommands.values() for name in others} - set(known)
     layers = [{k: v for k, v in content.items() if k not in ignored} for content in contents]
-    return _Resolution(table).options(known, [*layers, *given_keys(options)])
+    return _Resolution(table).options(known, [*layers, *_typed(options)])
+
+
+def _typed(options: Sequence[str]) -> list[dict[str, Any]]:
+    """Each ``--a.b value`` as a config would have it."""
+    words = list(options)
+    found: list[dict[str, Any]] = []
+    while words:
+        key, has_value, text = words.pop(0).partition("=")
+        if key == "--print_config" and not has_value:
+            continue
+        if not key.startswith("-") or key.endswith("+") or not (has_value or words):
+            raise _Unsure  # a list that is continued, or a mistake
+        text = text if has_value else words.pop(0)
+        if key in ("--config", "-c"):
+            if found:
+                raise _Unsure  # the file may have the keys before it as well
+            continue
+        content: Any = _Typed(text)
+        if text.startswith(("{", "[")):
+            try:
+                content = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise _Unsure from error
+        for part in reversed(key.removeprefix("--").split(".")):
+            content = {part: content}
+        found.append(content)
+    return found
 
 
 class _Resolution:
@@ -82,37 +114,46 @@ class _Resolution:
             raise _Unsure
         kinds = self.table.of_kind(option.kinds())
         layers = given if option.required else [option.default, *given]
+        is_class = [
+            bool(kinds) and (isinstance(layer, Mapping) or (isinstance(layer, str) and bool(self.table.find(layer))))
+            for layer in layers
+        ]
         last = layers[-1]
-        if not kinds or not isinstance(last, (Mapping, list, str)) or last in option.words():
-            return simple(option, last)
-        if isinstance(last, list):
-            return [self.named(kinds, [item]) for item in last]
+        if kinds and isinstance(last, list):
+            return [self.named(kinds, [item]) for item in last] if "list of " in option.type else _unsure()
+        others = [layer for layer, of_class in zip(layers, is_class, strict=True) if not of_class]
+        values = [_simple(option, layer) for layer in others if not (kinds and isinstance(layer, list))]
+        if not is_class[-1]:
+            return values[-1]
         # Only the options of a class can stay.
-        words = option.words()
-        others = [at for at, layer in enumerate(layers) if layer in words or not isinstance(layer, str | Mapping)]
-        return self.named(kinds, layers[max(others, default=-1) + 1 :])
+        start = max((at + 1 for at, of_class in enumerate(is_class) if not of_class), default=0)
+        return self.named(kinds, layers[start:])
 
     def named(self, kinds: Mapping[str, NamedClass], layers: Sequence[Any]) -> dict[str, Any]:
         """A class with its options."""
         layers = [{"class_path": layer} if isinstance(layer, str) else layer for layer in layers]
         if not all(isinstance(layer, Mapping) for layer in layers):
             raise _Unsure
+        names = [str(layer["class_path"]) for layer in layers if "class_path" in layer]
         alone = next(iter(kinds.values())) if len(kinds) == 1 else None
-        classes = [self.table.find(layer["class_path"]) for layer in layers if "class_path" in layer] or [alone]
-        cls = classes[0]
-        if cls is None or any(other is not cls for other in classes) or cls not in kinds.values():
+        cls = self.table.find(names[0]) if names else alone
+        if cls is None or cls not in kinds.values() or not {*names} <= {cls.path, cls.path.rpartition(".")[2]}:
             raise _Unsure  # somebody else's class; or one instead of another, of whose options some may stay
         inits = []
         for layer in layers:
             beside = {key: value for key, value in layer.items() if key not in ("class_path", "init_args")}
-            inits += [layer.get("init_args") or {}, beside]
+            inits += [layer.get("init_args", {}), beside]
         options = self.options(cls.options, inits)
         return options if cls.is_plain else {"class_path": cls.path, **({"init_args": options} if options else {})}
 
 
-def simple(option: Option, value: Any) -> Any:
+def _simple(option: Option, value: Any) -> Any:
     """A value as the parser would read it, if it is certain."""
     words = option.words()
+    if isinstance(value, _Typed):
+        return _as_typed(words, value)
+    if isinstance(value, str):
+        return _text(words, value)
     if value is None or isinstance(value, bool):
         is_right = ("null" if value is None else "bool") in words
     elif isinstance(value, int):
@@ -120,9 +161,7 @@ def simple(option: Option, value: Any) -> Any:
         if not is_right and "float" in words:
             return float(value)
     elif isinstance(value, float):
-        is_right = "float" in words
-    elif isinstance(value, str):
-        return _text(option, value)
+        is_right = "float" in words and math.isfinite(value)
     elif isinstance(value, list):
         inside = option.type.partition("list of ")[2].split(" | ")
         kinds = {str: "str", int: "int", float: "float"}
@@ -135,23 +174,46 @@ def simple(option: Option, value: Any) -> Any:
     return value
 
 
-def _text(option: Option, value: str) -> Any:
-    words = option.words()
+_TYPES = {"str", "int", "float", "bool", "null", "dict"}
+_NULL = ("null", "~", "")
+
+
+def _as_typed(words: Sequence[str], typed: str) -> Any:
+    if "str" in words:
+        # A plain word is itself, whatever else the key takes; any other text may be read in another way.
+        is_certain = words == ["str"] or re.fullmatch(r"[a-z][\w./-]*", typed) is not None
+        return _text(words, str(typed)) if is_certain and typed.lower() not in _NULL else _unsure()
+    if typed in words and typed not in _TYPES and not typed.isdigit():
+        return str(typed)
+    if typed == "null" and "null" in words:
+        return None
+    if typed in ("true", "false") and "bool" in words:
+        return typed == "true"
+    if re.fullmatch(r"-?(0|[1-9]\d*)", typed) and "int" in words:
+        return int(typed)
+    return _number(typed) if "float" in words and "int" not in words else _unsure()
+
+
+def _text(words: Sequence[str], value: str) -> Any:
     if words == ["str"] or (value in words and value not in _TYPES):
         return value
     if "float" in words and "str" not in words:
-        try:
-            return float(value)  # such as 1e-4, which is a text in YAML
-        except ValueError as error:
-            raise _Unsure from error
+        return _number(value)  # such as 1e-4, which is a text in YAML
     try:
         read: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         read = value
-    is_text = set(words) <= {"str", "Path", "null"} and read is not None and not isinstance(read, str)
-    if "str" not in words or not (is_text or read == value):
-        raise _Unsure  # the parser may read a text that looks like something else as that
-    return value
+    is_text = {*words} <= {"str", "Path", "null"} and read is not None and not isinstance(read, str)
+    return value if "str" in words and (is_text or read == value) else _unsure()
 
 
-_TYPES = ("str", "int", "float", "bool", "null", "dict")
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise _Unsure from error
+    return number if math.isfinite(number) else _unsure()
+
+
+def _unsure() -> NoReturn:
+    raise _Unsure

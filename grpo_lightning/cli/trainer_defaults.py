@@ -28,7 +28,9 @@ def with_save_dir(logger: Any) -> Any:
     if isinstance(logger, list):
         return [with_save_dir(one) for one in logger]
     path = logger.get("class_path") if isinstance(logger, dict) else logger
-    cls = getattr(loggers, path.rpartition(".")[2], None) if isinstance(path, str) else None
+    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    is_lightnings = package.partition(".")[0] in ("", "lightning", "pytorch_lightning")
+    cls = getattr(loggers, name, None) if is_lightnings else None
     save_dir = inspect.signature(cls).parameters.get("save_dir") if isinstance(cls, type) else None
     if save_dir is None or save_dir.default is not inspect.Parameter.empty:
         return logger

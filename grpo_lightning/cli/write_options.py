@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from grpo_lightning.cli.grpo_cli import GRPOCLI
-from grpo_lightning.cli.option_table import FILE, SUBCOMMANDS
+from grpo_lightning.cli.option_table import FILE, SUBCOMMANDS, installed
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.rollout.engines.base import Engine
 
@@ -52,6 +52,7 @@ def options_json() -> str:
     parser = _Captured.parser_of_a_run()
     common = _options(parser)
     table = {
+        "versions": installed(("lightning", "torch")),
         "keys": common,
         "subcommands": {name: _trainer_options(name) for name in SUBCOMMANDS} | {"check": CHECK_OPTIONS},
         "classes": {name: _class(cls, kind) for kind, classes in _classes().items() for name, cls in classes.items()},

@@ -226,7 +226,7 @@ def _load_causal_lm(
         else:
             if kind_of(stored) is not None:
                 check_bitsandbytes(key, f"the quantised weights in {path}")
-            options |= quantization_options(quantization, dtype, key)
+            options |= quantization_options(quantization, dtype, key.removesuffix("path") + "quantization")
             with hub.from_hub(path):
                 lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
         compute_in(lm, dtype, key)
@@ -277,16 +277,16 @@ def load_architecture(
     if stored is None or config.init == "random" or may_be_quantised:
         return architecture
     method = getattr(stored.get("quant_method"), "value", stored.get("quant_method")) or "quantization_config"
-    told = f"{key}: the weights in {path} are quantised ({method})"
+    reason = f"{key}: the weights in {path} are quantised ({method})"
     if kind_of(stored) != "nf4":
         raise ConfigError(
-            f"{told}, and only 4-bit weights of bitsandbytes are supported under an adapter: give the model that they "
-            "were quantised from, with model.policy.quantization nf4 and LoRA if memory is short"
+            f"{reason}, and only 4-bit weights of bitsandbytes are supported under an adapter: give the model that "
+            "they were quantised from, with model.policy.quantization nf4 and LoRA if memory is short"
         )
     if not config.has_lora:
-        raise ConfigError(f"{told}, so they stay frozen: add model.policy.lora, whose adapters are trained over them")
+        raise ConfigError(f"{reason}, so they stay frozen: add model.policy.lora, whose adapters are trained over them")
     if config.quantization is not None:
-        raise ConfigError(f"{told} already: omit model.policy.quantization")
+        raise ConfigError(f"{reason} already: omit model.policy.quantization")
     return architecture
 
 

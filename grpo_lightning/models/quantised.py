@@ -74,7 +74,7 @@ def check_bitsandbytes(key: str, what: str) -> None:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{key}: {what} need bitsandbytes, which does not run on {device} here ({type(error).__name__}: {reason}): "
-            "install a build of it for this device, or omit the option"
+            "install a build of it for this device, or use weights that are not quantised"
         ) from error
 
 

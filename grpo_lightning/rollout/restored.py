@@ -44,9 +44,11 @@ class StoredRollouts:
         self.option = option
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: there are none, or they were logged without token ids, or as turns of an environment that this run
-            does not have.
+        """See whether the first of them can be used.
+
+        Raises:
+            ConfigError: there are none, or they were logged without token ids, or as turns of an environment that this
+                run does not have.
         """
         records = self._records()
         record = next(records, None)

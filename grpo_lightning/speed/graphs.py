@@ -67,10 +67,12 @@ class CUDAGraphs:
         # At the first call libraries make handles, plans and workspaces, which they must not while a graph is captured.
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = run()
-        current.wait_stream(self._stream)
-        return result
+        try:
+            with torch.cuda.stream(self._stream):
+                return run()
+        finally:
+            # Also if it fails in its midst: what comes next, and what is put back, comes after its last kernel.
+            current.wait_stream(self._stream)
 
     def record(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
@@ -78,7 +80,8 @@ class CUDAGraphs:
         pool = self._graphs[0].pool() if self._graphs else None
         # Other threads may use the GPU meanwhile.
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-        with self._capturing, capture:
+        # The outer context leaves the stream of the capture even if that ends with an error, which skips its own exit.
+        with self._capturing, torch.cuda.stream(torch.cuda.current_stream(self._device)), capture:
             result = run()
         self._graphs.append(graph)
 

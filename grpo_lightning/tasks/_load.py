@@ -178,8 +178,9 @@ def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Ta
             for file in files:
                 splits.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
             return {split: partial(_read, shards) for split, shards in splits.items()}
+    place = folder if folder.is_absolute() else f"{folder} of {Path.cwd()}"
     raise ConfigError(
-        f"{_KEY}: the folder {folder} contains no data file; put train.jsonl and test.jsonl "
+        f"{_KEY}: the folder {place} contains no data file; put train.jsonl and test.jsonl "
         f"(or {', '.join(_READERS)}) there"
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms import PPOModule, ValuePretraining
+from grpo_lightning.algorithms.nonfinite import NonFiniteError
 from grpo_lightning.callbacks import RolloutLogger, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig
@@ -48,7 +49,7 @@ def ppo(path: str, run_dir: str, pretraining: dict[str, Any] | None = None, **op
     given = ValuePretraining(run_dir, **PLAIN | (pretraining or {}))
     defaults: dict[str, Any] = {
         "verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": sgd, "max_grad_norm": None,
-        "value_pretraining": given,
+        "value_pretraining": given, "value_coef": 0.5,
     }  # fmt: skip
     return PPOModule(policy=PolicyConfig(path, lora=options.pop("lora", None)), **defaults | options)
 
@@ -61,7 +62,7 @@ def started(folder: Path, module: PPOModule, **options: Any) -> AtStart:
 
 
 def written_out(path: str, watch: Watch, gamma: float, critic: Critic) -> Tensor:
-    """The loss of all stored completions, row by row: ``1/2 (V_t - gamma^(T - t) r)^2``, the mean over all tokens."""
+    """The loss of all stored completions, row by row: ``0.5 / 2 (V_t - gamma^(T - t) r)^2``, the mean over tokens."""
     total, count = torch.zeros(()), 0
     with critic.trunk() as lm:
         for attempt in (attempt for batch in watch.batches for attempt in batch.attempts):
@@ -69,7 +70,7 @@ def written_out(path: str, watch: Watch, gamma: float, critic: Critic) -> Tensor
             hidden = lm.get_decoder()(input_ids=torch.tensor([attempt.conversation + said])).last_hidden_state[0]
             values = critic.head(hidden[len(attempt.conversation) - 1 : -1])
             returns = attempt.reward * gamma ** torch.arange(len(said) - 1, -1, -1)
-            total, count = total + 0.5 * (values - returns).square().sum(), count + len(said)
+            total, count = total + 0.5 * 0.5 * (values - returns).square().sum(), count + len(said)
     return total / count
 
 
@@ -100,12 +101,12 @@ def test_the_gradient_is_that_of_the_formula_for_any_split(
 def test_the_first_step_of_a_head_by_hand(
     tiny_model: Callable[[str], str], tmp_path: Path, run: tuple[str, Watch], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All values are 0, so the bias moves by the mean of the returns; the policy's trunk rests, though it is shared."""
+    """All values are 0, so the bias moves by half of the mean return; the policy's trunk rests, though it is shared."""
     path, (folder, watch) = tiny_model("llama"), run
     caplog.set_level("INFO")
     start = started(tmp_path, ppo(path, folder, {"last_step": 0}))
     returns = [a.reward for a in watch.batches[0].attempts for _ in a.completion.token_ids]
-    assert start.weights["critic.head.bias"].item() == pytest.approx(sum(returns) / len(returns), rel=1e-4)
+    assert start.weights["critic.head.bias"].item() == pytest.approx(0.5 * sum(returns) / len(returns), rel=1e-4)
     for name, parameter in Policy(PolicyConfig(path)).named_parameters():
         assert torch.equal(start.weights[f"policy.{name}"], parameter)
     mean_square = sum(value**2 for value in returns) / len(returns)
@@ -159,7 +160,7 @@ def test_turns_are_fitted_to_their_returns_to_go(tiny_model: Callable[[str], str
     for bias, chosen in zip(biases, ([True] * len(batch), [True] * len(batch), known), strict=True):
         lengths = [len(a.completion.token_ids) * c for a, c in zip(batch.attempts, chosen, strict=True)]
         wanted = sum(value * length for value, length in zip(to_go, lengths, strict=True)) / sum(lengths)
-        assert bias == pytest.approx(wanted, rel=1e-4)
+        assert bias == pytest.approx(0.5 * wanted, rel=1e-4)
     assert 0 < sum(known) < len(batch)
 
 
@@ -174,7 +175,15 @@ def test_a_resumed_run_does_not_fit_again(
     assert same(whole, fit(tmp_path / "part", ppo(tiny_model("llama"), run[0], **options), 3, ckpt_path=last))
 
 
-def test_rollouts_of_another_policy_are_told(
+def test_gradients_that_are_not_finite_end_the_run(
+    tiny_model: Callable[[str], str], tmp_path: Path, run: tuple[str, Watch]
+) -> None:
+    module = ppo(tiny_model("llama"), run[0], {"completions_per_step": 6}, value_coef=1e39)
+    with pytest.raises(NonFiniteError, match="two consecutive training steps"):
+        started(tmp_path, module)
+
+
+def test_rollouts_of_another_policy_are_reported(
     tiny_model: Callable[[str], str], tmp_path: Path, run: tuple[str, Watch], caplog: pytest.LogCaptureFixture
 ) -> None:
     other = save_tiny_model(tmp_path / "other", "llama", seed=1)

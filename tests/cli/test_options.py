@@ -101,6 +101,7 @@ def test_what_is_right_passes(file: Path) -> None:
         ["--model.objective", "{class_path: CISPO, init_args: {epsilon_high: 3}}", "--model.advantage", "group"],
         ["--data.pass_at_k", "[1, 2]", "--checkpoint", "{monitor: null}", "--ckpt_path=last"],
         ["--print_config", "--data.max_prompt_tokens", "null", "--export.merged", "yes"],
+        ["--model.optimizer.an_option_of_a_newer_torch", "1"],
         ["--trainer.callbacks+", "{class_path: ReferenceSync, init_args: {alpha: 1}}"],
     ],
 )

@@ -34,7 +34,8 @@ SAVED = {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}
             {"class_path": "CSVLogger", "init_args": {"name": "a"}},
             {"class_path": "CSVLogger", "init_args": {"save_dir": ".", "name": "a"}},
         ),
-        ("WandbLogger", "WandbLogger"), ("my.Logger", "my.Logger"), (None, None), (True, True),
+        ("WandbLogger", "WandbLogger"), ("my.Logger", "my.Logger"), ("my.CSVLogger", "my.CSVLogger"),
+        (None, None), (True, True),
     ],
 )  # fmt: skip
 def test_a_logger_that_is_only_named_writes_into_the_run(given: Any, completed: Any) -> None:

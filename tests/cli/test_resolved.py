@@ -49,7 +49,7 @@ def test_the_answer_for_a_shipped_config(file: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model.optimizer.lr", "1e-4", "--model.beta=1", "--trainer.max_time", "00:01:00:00"],
+        ["--model.optimizer.lr", "1e-4", "--model.beta=1", "--data.seed", "3"],
         ["--model.optimizer", "AdamW", "--model.lr_scheduler", "{class_path: LinearLR, init_args: {total_iters: 5}}"],
         ["--model.policy.lora", "{r: 4}", "--data.refinement", "{attempts: 2}", "--data.resample_silent", "{}"],
         ["--model.objective", "CISPO", "--model.objective.epsilon_high", "4", "--model.advantage", "GDPO"],
@@ -64,20 +64,32 @@ def test_the_answer_with_keys_of_the_command_line(options: list[str]) -> None:
     assert_same(answer("quickstart", *options), of_the_parser("quickstart", *options))
 
 
-KEYS = sorted(key for key in option_table().keys if key not in ("warm_start", "run_dir"))
+KEYS = sorted(option_table().keys)
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 40), st.floats(0, 2), st.sampled_from(["auto", "1e-3", "a", "", "# b"]),
-    st.lists(st.integers(1, 3), max_size=2), st.dictionaries(st.just("class_path"), st.just("Numbers"), max_size=1),
-)  # fmt: skip
+    st.sampled_from(
+        ["null", "true", "1", "-1", "010", "0.5", "1e-3", "nan", "auto", "a # b", "# b", "{a", '"a"', "", " a"]
+    ),
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 40), st.floats(0, 2)).map(json.dumps),
+    st.lists(st.integers(1, 3), max_size=2).map(json.dumps),
+    st.sampled_from(["[Arithmetic]", "Numbers", "{class_path: Numbers}", "{class_path: grpo_lightning.no.Numbers}"]),
+)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
-def test_no_answer_is_another_than_the_parsers(values: dict[str, Any]) -> None:
-    options = [part for key, value in values.items() for part in (f"--{key}", json.dumps(value))]
+def test_no_answer_is_another_than_the_parsers(values: dict[str, str]) -> None:
+    options = [part for key, value in values.items() for part in (f"--{key}", value)]
     found = answer("quickstart", *options)
     if found is not None:
         assert_same(found, of_the_parser("quickstart", *options))
+
+
+@pytest.mark.parametrize("key", ["data.task.prompt_template", "run_dir", "predictions.filename", "data.overlong"])
+def test_texts_are_as_typed(key: str) -> None:
+    for text in ("a b", "Solve {prompt} #### N", "{prompt}: b", '"a"', " a ", "#b", "", "~", "5", "010", "drop", "yes"):
+        found = answer("quickstart", f"--{key}={text}")
+        if found is not None:
+            assert_same(found, of_the_parser("quickstart", f"--{key}={text}"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,15 @@ def test_no_answer_is_another_than_the_parsers(values: dict[str, Any]) -> None:
         ["--model.verifiers", "mine.Verifier"],
         ["--trainer.callbacks+", "ReferenceSync"],
         ["--trainer.precision", "32"],
+        ["--trainer.max_time", "00:01:00:00"],
+        ["--data.task", "[Arithmetic]"],
+        ["--data.task", "{class_path: Arithmetic, init_args: null}"],
+        ["--data.task.class_path", "grpo_lightning.nosuch.Arithmetic"],
+        ["--trainer.max_steps", "soon", "--trainer.max_steps", "3"],
+        ["--data.sampling.temperature", "0.5", "-c", "configs/quickstart_ppo.yaml"],
+        ["--data.seed", "1", "stray"],
+        ["--model.beta", "nan"],
+        ["--print_config=skip_null"],
         ["--model.optimizer", "SGD"],  # which options of AdamW stay?
         ["--config", "configs/smollm2_json.yaml"],  # and of Arithmetic?
         ["--data.sampling.temperature", "warm"],
@@ -105,3 +126,9 @@ def test_a_required_key_is_the_parsers_to_miss() -> None:
     assert answer("--model", "GRPOModule") is None
     with pytest.raises(ConfigError):
         of_the_parser("--model", "GRPOModule")
+
+
+def test_with_another_torch_the_parser_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer("quickstart") is not None
+    monkeypatch.setitem(option_table().versions, "torch", "2.12.0")
+    assert answer("quickstart") is None

@@ -337,6 +337,16 @@ def test_graphs_give_the_rollouts_of_steps_that_are_launched(
         assert_similar(*found)
 
 
+@pytest.mark.cuda
+def test_a_capture_that_fails_leaves_the_stream_as_it_was() -> None:
+    device, number = torch.device("cuda"), torch.ones(3, device="cuda")
+    before = torch.cuda.current_stream(device)
+    with pytest.raises(RuntimeError):
+        CUDAGraphs(device).record(lambda: number * number.sum().item())
+    assert torch.cuda.current_stream(device) == before
+    assert (number + torch.ones(3, device="cuda")).sum().item() == 6
+
+
 # -- the tape itself ---------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ class MemoryMeter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, so that no call need tell torch's compiler to keep out."""
+        """Nothing is compiled here, so calls need not disable torch's compiler."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
