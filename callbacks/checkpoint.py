@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
+from grpo_lightning.rollout.events import ACCURACY, REWARD
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -31,15 +32,12 @@ class WholeFiles(TorchCheckpointIO):
         part.replace(file)
 
 
-ACCURACY, REWARD = "val/accuracy", "val/reward"
-
-
 class RunCheckpoint(SavingCheckpoint, RunCallback):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
-        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only. Where rewards do not tell right from
-            wrong, ``val/reward`` stands for ``val/accuracy``.
+        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only. Once a validation has rewards that do
+            not tell right from wrong, ``val/reward`` is used instead of ``val/accuracy``, and ranking starts anew.
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
         every_n_train_steps: save every this many optimizer steps. Default: after every validation.
@@ -89,10 +87,10 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         self._whole_at = trainer.global_step
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
-        """Rank by the reward from the first validation on, if there is no accuracy to rank by."""
-        ranked = bool(self.best_k_models)
-        if self.monitor == ACCURACY and end.accuracy is None and end.reward is not None and not ranked:
+        """Rank by the reward once there is no accuracy to rank by; accuracies before it are not comparable with it."""
+        if trainer.state.fn == "fit" and self.monitor == ACCURACY and end.ranked_by(ACCURACY) == REWARD:
             self.monitor = REWARD
+            self.forget_best(trainer)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
+from grpo_lightning.rollout.events import ACCURACY
 
 from .hub import check_hub, push_folder
 from .model_card import model_card
@@ -29,8 +30,8 @@ class PolicyExport(RunCallback):
         merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone. Those of a
             4-bit base are unpacked to ``model.policy.dtype``.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
-            above all before; ``val/reward`` where rewards do not tell right from wrong. A folder is written aside and
-            then put in place, so that none is ever half written.
+            above all before; once a validation has rewards that do not tell right from wrong, ``val/reward`` is used
+            instead. A folder is written aside and then put in place, so that none is ever half written.
         push_to_hub: push ``policy`` to this repository of the Hugging Face hub when training ends, such as
             ``me/my-policy``; it is made if it does not exist. Whether somebody is logged in is checked before the run.
         private: whether a repository that is made is private.
@@ -54,6 +55,7 @@ class PolicyExport(RunCallback):
         self.private = private
         self.enabled = enabled
         self._best = float("-inf")
+        self._curve = ACCURACY  # what the best is the best of
         self._results: dict[str, str] = {}
         if push_to_hub is not None and not enabled:
             raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
@@ -70,7 +72,9 @@ class PolicyExport(RunCallback):
         steps = f", after {trainer.global_step:,} optimizer steps" if trainer.global_step else ""
         self._results[f"validation {name} {when}"] = f"{value}, {end.prompts} prompts{steps}"
         # As with the best checkpoint, the policy before the first step is not a candidate.
-        score = end.metrics["val/reward" if end.accuracy is None else "val/accuracy"]
+        if (curve := end.ranked_by(self._curve)) != self._curve:
+            self._curve, self._best = curve, float("-inf")
+        score = end.metrics[curve]
         if self.best and trainer.global_step > 0 and score > self._best:
             self._best = score
             self._write(trainer, module, "policy_best")
@@ -82,11 +86,13 @@ class PolicyExport(RunCallback):
             push_folder(folder, self.push_to_hub, self.private)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_accuracy": self._best, "results": dict(self._results)}
+        return {"best_accuracy": self._best, "curve": self._curve, "results": dict(self._results)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best_accuracy"]
-        self._results = dict(state_dict.get("results", {}))  # which older checkpoints do not have
+        # Which older checkpoints do not have.
+        self._curve = state_dict.get("curve", ACCURACY)
+        self._results = dict(state_dict.get("results", {}))
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
         if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):

@@ -40,6 +40,7 @@ class NotebookView(RunCallback):
         self.interval_s = interval_s
         self._place: Any = None
         self._points: dict[str, list[tuple[int, float]]] = {"training": [], "validation": []}
+        self._steps = 0  # training steps done, which may make several optimizer steps each
         self._table = ""
         self._shown_at = 0.0
 
@@ -52,7 +53,9 @@ class NotebookView(RunCallback):
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         if self._place is None or end.experience is None:
             return
-        self._points["training"].append((end.step + 1, end.metrics["reward/mean"]))
+        self._steps = end.step + 1
+        if "reward/mean" in end.metrics:  # unless the verifiers broke on all
+            self._points["training"].append((self._steps, end.metrics["reward/mean"]))
         size, attempts = end.experience.recipe.group_size, end.experience.first_attempts
         groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
         self._table = table(groups, self.rows, f"Completions of step {end.step + 1}")
@@ -61,10 +64,10 @@ class NotebookView(RunCallback):
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         if self._place is not None and end.reward is not None:
-            self._points["validation"].append((trainer.global_step, end.reward.mean))
+            self._points["validation"].append((self._steps, end.reward.mean))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end()
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()  # by then the last validation has been made, too
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._end()

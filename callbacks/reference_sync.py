@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
+from grpo_lightning.rollout.events import ACCURACY
 
 
 class ReferenceSync(RunCallback):
@@ -27,7 +28,8 @@ class ReferenceSync(RunCallback):
         alpha: the policy's share, above 0 and up to 1.
         min_kl: move only if the step's ``policy/kl`` is at least this.
         if_accuracy_improved: move only right after a validation, and only if its ``val/accuracy`` is above that of
-            every validation at which the reference moved, and of the first.
+            every validation at which the reference moved, and of the first. Where rewards do not tell right from wrong,
+            ``val/reward`` is used instead.
 
     Raises:
         ConfigError: an option is out of its range, or the run has no reference, or no validation to wait for.
@@ -51,6 +53,7 @@ class ReferenceSync(RunCallback):
         self._moves = 0
         self._due_at = every_n_steps
         self._best: float | None = None
+        self._curve = ACCURACY  # what the best is the best of
         self._kl: float | None = None
         self._in_epoch = False
 
@@ -92,18 +95,23 @@ class ReferenceSync(RunCallback):
             return
         if not (self._in_epoch or trainer.global_step == 0):
             return
-        accuracy = end.metrics["val/accuracy"]
+        if end.result is None:
+            return
+        if (curve := end.ranked_by(self._curve)) != self._curve:
+            self._curve, self._best = curve, None
+        value = end.metrics[curve]
         if self._best is None:
-            self._best = accuracy
-        elif accuracy > self._best and self._due(trainer):
-            self._best = accuracy
+            self._best = value
+        elif value > self._best and self._due(trainer):
+            self._best = value
             self._move(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"moves": self._moves, "due_at": self._due_at, "best": self._best}
+        return {"moves": self._moves, "due_at": self._due_at, "best": self._best, "curve": self._curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._moves, self._due_at, self._best = (state_dict[name] for name in ("moves", "due_at", "best"))
+        self._curve = state_dict.get("curve", ACCURACY)  # which older checkpoints do not have
 
     def _due(self, trainer: pl.Trainer) -> bool:
         """Metrics have been reduced over the ranks, so that all of them decide alike."""

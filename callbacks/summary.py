@@ -16,7 +16,7 @@ class RunSummary(RunCallback):
     """Validates before the first step and after the last, and prints what came of the run.
 
     ``test`` and ``validate`` print the accuracy with its 95 % interval (Wilson), and where the samples are. Where
-    rewards do not tell right from wrong, the mean reward stands for the accuracy.
+    rewards do not tell right from wrong, the mean reward is used instead of the accuracy.
 
     Args:
         validate_first: whether to validate before the first step.

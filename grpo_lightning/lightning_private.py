@@ -81,6 +81,15 @@ class SavingCheckpoint(ModelCheckpoint):
         if self.monitor is None or self.monitor in candidates:
             self._save_topk_checkpoint(trainer, candidates)
 
+    def forget_best(self, trainer: pl.Trainer) -> None:
+        """Rank anew: drop the best so far, with their files."""
+        for path in self.best_k_models:
+            if self._should_remove_checkpoint(trainer, path, ""):
+                self._remove_checkpoint(trainer, path)
+        self.best_k_models = {}
+        self.best_model_path = self.kth_best_model_path = ""
+        self.best_model_score = self.kth_value = self.current_score = None
+
     def save_as_last(self, trainer: pl.Trainer) -> None:
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 

@@ -148,7 +148,7 @@ class Verdict:
         explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
         reward_alone: the judgement is a number that says nothing about right and wrong: ``correct`` is then only
-            whether it is at least 1. Where such verdicts are among them, the mean reward stands for the accuracy.
+            whether it is at least 1. If there are such verdicts, the mean reward is used instead of the accuracy.
     """
 
     correct: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.code.sandbox.client import Pool
 from grpo_lightning.verifiers.code.sandbox.messages import Request, SandboxOption
 from grpo_lightning.verifiers.code.sandbox.probe import choose
+from grpo_lightning.verifiers.limited import processors
 
 # Runs the cells in one namespace, and prints what the last one prints, and the value of an expression at its end.
 _PROGRAM = """
@@ -71,7 +71,7 @@ class PythonEnvironment(ToolEnvironment):
     ) -> None:
         super().__init__([python], call_reward, **options)
         self.max_output = max_output
-        self._pool = Pool(partial(choose, sandbox, timeout_s, memory_mb), workers or (os.cpu_count() or 1) + 1)
+        self._pool = Pool(partial(choose, sandbox, timeout_s, memory_mb), workers or processors() + 1)
 
     def start(self) -> None:
         """Start the sandbox.

@@ -67,8 +67,8 @@ class ToolEnvironment(Environment):
             return f"Wrong arguments for {call.name}: {error}."
         for name, value in call.arguments.items():
             allowed = _types(tool).get(name)
-            if allowed is not None and not allowed.is_valid(value):
-                return f"Wrong arguments for {call.name}: {name}: {next(allowed.iter_errors(value)).message}."
+            if allowed is not None and (why_not := _why_not(allowed, value)) is not None:
+                return f"Wrong arguments for {call.name}: {name}: {why_not}."
         result = self.returned(tool, call.arguments)
         return result if isinstance(result, str) else json.dumps(result, default=str)
 
@@ -92,6 +92,14 @@ def _types(tool: Callable[..., Any]) -> dict[str, Any]:
         for name, schema in schemas.items()
     }
     return {name: jsonschema_rs.validator_for(schema) for name, schema in with_null.items()}
+
+
+def _why_not(allowed: Any, value: Any) -> str | None:
+    """Why an argument is not allowed; ``None`` if it is."""
+    try:
+        return None if allowed.is_valid(value) else next(allowed.iter_errors(value)).message
+    except ValueError:  # of Python's literals, as ``...`` and sets; half a surrogate pair; nested too deeply
+        return "not a JSON value"
 
 
 def _imported(path: str, key: str) -> Callable[..., Any]:

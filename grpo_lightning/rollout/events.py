@@ -14,6 +14,8 @@ from grpo_lightning.rollout.experience import EvaluationBatch, Experience, Purpo
 if TYPE_CHECKING:
     from grpo_lightning.rollout.datamodule import RolloutDataModule
 
+ACCURACY, REWARD = "val/accuracy", "val/reward"
+
 
 @dataclass(frozen=True)
 class StepEnd:
@@ -55,6 +57,13 @@ class EvaluationEnd:
         if self.accuracy is not None:
             return "accuracy", self.accuracy
         return None if self.reward is None else ("mean reward", self.reward)
+
+    def ranked_by(self, before: str) -> str:
+        """The curve that ranks validations: ``before``, and ``val/reward`` from the first one without an accuracy on.
+
+        Whether rewards tell right from wrong may show late: the first completions may all have earned 0.
+        """
+        return REWARD if self.accuracy is None and self.reward is not None else before
 
 
 class RunCallback(pl.Callback):

@@ -29,8 +29,8 @@ _MEANINGS: dict[Control, str] = {
 
 
 @dataclass(frozen=True)
-class ControlFailure:
-    """A row that fails one of the two controls, or to which they do not apply.
+class ControlFinding:
+    """A row that fails one of the two controls; or, with ``reward``, a verifier that they do not apply to.
 
     Args:
         split: the row's split.
@@ -63,8 +63,8 @@ class ControlFailure:
 
 def check_controls(
     task: Task, verifiers: Sequence[Verifier], splits: Sequence[Split] = SPLITS
-) -> Iterator[ControlFailure]:
-    """Yield a failure for every row that fails one of the two controls.
+) -> Iterator[ControlFinding]:
+    """Yield a finding for every row that fails one of the two controls, and for verifiers that they do not apply to.
 
     This detects broken rows before training, where they would give rewards that can never, or always, be earned. A
     split that the data does not have is skipped with a warning in the log.
@@ -89,8 +89,8 @@ def check_controls(
 
 def check_rows(
     task: Task, split: Split, prompts: Mapping[int, Prompt], verifiers: Sequence[Verifier]
-) -> Iterator[ControlFailure]:
-    """Yield the failures among the given rows of a split. Rows without a gold completion have only the second control.
+) -> Iterator[ControlFinding]:
+    """Yield the findings among the given rows of a split. Rows without a gold completion have only the second control.
 
     Args:
         task: the source of gold and wrong completions.
@@ -111,24 +111,25 @@ def check_rows(
         alone = next(((row, text, verdict) for (row, text), verdict in judged_golds if verdict.reward_alone), None)
         if alone is not None:
             row, text, verdict = alone
-            yield ControlFailure(split, row, name, "reward", text, verdict)
-            continue
+            yield ControlFinding(split, row, name, "reward", text, verdict)
         for (row, text), verdict in judged_golds:
-            if not verdict.correct and not verdict.abstained:
-                yield ControlFailure(split, row, name, "gold", text, verdict)
+            # What tells nothing correct rejects nothing either; but it may break.
+            is_rejected = alone is None and not verdict.correct and not verdict.abstained
+            if is_rejected or verdict.error is not None:
+                yield ControlFinding(split, row, name, "gold", text, verdict)
     columns = [judge(verifier, _samples(prompts, wrongs)) for verifier in verifiers]
     # One verifier alone may accept a wrong answer: it may judge only the length or the format.
     names = ", ".join(type(verifier).__name__ for verifier in verifiers)
     with_gold = {row for row, _ in golds}
     refused: set[int] = set()
-    accepted: dict[int, ControlFailure] = {}
+    accepted: dict[int, ControlFinding] = {}
     for index, (row, text) in enumerate(wrongs):
         judged = [column[index] for column in columns if not column[index].abstained]
         broken = next((verdict for verdict in judged if verdict.error is not None), None)
         if broken is not None and row not in with_gold:
-            accepted[row] = ControlFailure(split, row, names, "judged", text, broken)
+            accepted[row] = ControlFinding(split, row, names, "judged", text, broken)
         elif judged and all(verdict.correct and not verdict.reward_alone for verdict in judged):
-            accepted.setdefault(row, ControlFailure(split, row, names, "wrong", text, judged[0]))
+            accepted.setdefault(row, ControlFinding(split, row, names, "wrong", text, judged[0]))
         else:
             refused.add(row)
     # A row's schema may allow some of several wrong documents. To accept all of them is to accept anything.

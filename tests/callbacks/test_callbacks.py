@@ -332,6 +332,51 @@ def test_the_policy_of_the_best_validation_is_exported_whole(
     assert same(now, best())
 
 
+def test_rewards_that_show_late_that_they_tell_nothing_correct_are_ranked_anew(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    found: dict[int, float] = {1: 1.0, 2: 0.2, 3: 0.3, 4: 0.25}  # the accuracy is 1 after the first step, then none
+
+    class Validating(pl.Callback):
+        step: int | None = None
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            self.step = trainer.global_step
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            self.step = None
+
+    def run(steps: int, **options: Any) -> RunCheckpoint:
+        validating, keep = Validating(), RunCheckpoint()
+
+        def reward(completion: str, answer: str) -> float:
+            return _shorter(completion, answer) if validating.step is None else found[validating.step]
+
+        fit(
+            tmp_path, grpo(tiny_model("llama"), verifiers=reward), steps, enable_checkpointing=True,
+            callbacks=[validating, PolicyExport(best=True), keep], limit_val_batches=1, val_check_interval=1, **options,
+        )  # fmt: skip
+        return keep
+
+    def best() -> tuple[list[int], float]:
+        """The steps of the best checkpoints, and their reward; ``policy_best`` has the same weights."""
+        (path,) = keep.best_k_models
+        assert path == keep.best_model_path == keep.kth_best_model_path
+        trained = torch.load(path, weights_only=True)["state_dict"]
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / "policy_best").state_dict()
+        assert all(torch.equal(exported[name.removeprefix("policy.model.")], trained[name]) for name in trained)
+        steps = [int(file.stem.removeprefix("best-step")) for file in (tmp_path / "checkpoints").glob("best*")]
+        return steps, round(float(keep.best_model_score), 6)
+
+    keep = run(1)
+    assert (keep.monitor, best()) == ("val/accuracy", ([1], 1.0))
+    keep = run(3, ckpt_path=keep.last_model_path)
+    assert (keep.monitor, best()) == ("val/reward", ([3], 0.3))
+    # A resumed run knows by which curve: the fourth is not the first of its kind.
+    keep = run(4, ckpt_path=keep.last_model_path)
+    assert (keep.monitor, best()) == ("val/reward", ([3], 0.3))
+
+
 def _full_disk(*_: Any, **__: Any) -> None:
     raise OSError("no space left on device")
 

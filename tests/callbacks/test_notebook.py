@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from grpo_lightning.callbacks import NotebookView
+from grpo_lightning.callbacks import NotebookView, RunSummary
 from grpo_lightning.callbacks.notebook import curves, table
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import FinishReason, Verdict
-from tests.toy import experience, fit, grpo, llama_alone
+from tests.toy import BrokenVerifier, experience, fit, grpo, llama_alone
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 
@@ -54,9 +54,12 @@ def test_a_notebook_has_both_while_it_trains_and_a_terminal_neither(
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
 
-    def shown() -> list[Any]:
+    view = NotebookView(interval_s=0.0)
+
+    def shown(steps: int = 3, **options: Any) -> list[Any]:
+        module, callbacks = grpo(model_path, updates_per_rollout=2, **options), [view, RunSummary()]
         with capture_output() as captured:
-            fit(tmp_path, grpo(model_path), 3, callbacks=[NotebookView(interval_s=0.0)], limit_val_batches=1)
+            fit(tmp_path, module, 2 * steps, callbacks=callbacks, limit_val_batches=1, val_check_interval=2)
         return [output.data["text/html"] for output in captured.outputs]
 
     shell = InteractiveShell.instance()
@@ -64,9 +67,16 @@ def test_a_notebook_has_both_while_it_trains_and_a_terminal_neither(
         assert shown() == []
         shell.kernel = object()  # which the shell of a notebook has
         first, *updates = shown()
+        points = {name: [step for step, _ in line] for name, line in view._points.items()}
+        view._points["training"].clear()
+        broken = shown(1, verifiers=[BrokenVerifier(on="")], max_error_rate=1.0)
     finally:
         InteractiveShell.clear_instance()
     assert first == ""
+    # A validation before the first step, one after the second, one after the last; each step makes two updates.
+    assert points == {"training": [1, 2, 3], "validation": [0, 2, 3]}
+    assert "broke on all" in broken[-1]
+    assert view._points["training"] == []
     assert len(updates) == 4, "one per step, and one at the end"
     for step, html in enumerate(updates[:3], start=1):
         assert f"Completions of step {step}" in html

@@ -210,6 +210,21 @@ def test_it_can_wait_for_a_better_accuracy(tiny_model: Callable[[str], str], tmp
     assert [logged["policy/kl"] == 0 for logged in watch.logged] == [True, False, True, False, False, True, True]
 
 
+def test_without_an_accuracy_it_can_wait_for_a_better_reward(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Rewards(Accuracies):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            found = {"accuracy": torch.tensor(0.0), "reward": torch.tensor(self.values[trainer.global_step - 1])}
+            pl_module._evaluation.compute = lambda: found
+
+    watch = Watch()
+    module = grpo(tiny_model("llama"), beta=0.05, verifiers=lambda completion, answer: -(len(completion) + 1) / 7)
+    fit(
+        tmp_path, module, 4, limit_val_batches=1, val_check_interval=1,
+        callbacks=[Rewards([-0.9, -0.5, -0.6, 0.0]), ReferenceSync(1, if_accuracy_improved=True), watch],
+    )  # fmt: skip
+    assert [logged["reference/moves"] for logged in watch.logged] == [0, 0, 1, 1]
+
+
 def test_the_sanity_check_is_not_the_first_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     class Sane(Accuracies):
         def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -128,6 +128,32 @@ def test_an_argument_of_another_type_is_the_policys_mistake(arguments: dict[str,
     assert ToolEnvironment([many]).run(Call("many", arguments)).startswith(said)
 
 
+NO_JSON = {"...": ..., "set": {1, 2}, "bytes": b"a", "key": {1: 2}, "complex": 1j, "inner": {"a": {1}}}
+
+
+@pytest.mark.parametrize("value", NO_JSON.values(), ids=NO_JSON)
+def test_a_python_literal_that_json_does_not_have_is_the_policys_mistake(value: object) -> None:
+    (call,) = FORMATS["pythonic"].calls(
+        f"<|tool_call_start|>[calculator(expression={'...' if value is ... else value})]"
+    )
+    assert call.arguments == {"expression": value}
+    said = ToolEnvironment([calculator]).run(call)
+    assert said == "Wrong arguments for calculator: expression: not a JSON value."
+
+
+@pytest.mark.parametrize("text", [r'"\ud83d"', "[" * 300 + "]" * 300], ids=["half a pair", "deep"])
+def test_what_cannot_be_checked_is_the_policys_mistake(text: str) -> None:
+    body = f'<tool_call>{{"name": "calculator", "arguments": {{"expression": {text}}}}}</tool_call>'
+    (call,) = FORMATS["hermes"].calls(body)
+    said = ToolEnvironment([calculator]).run(call)
+    assert said == "Wrong arguments for calculator: expression: not a JSON value."
+
+
+def test_the_python_tool_runs_a_call_for_each_processor_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert PythonEnvironment()._pool.size == 4
+
+
 def test_tools_that_do_not_exist_are_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"init_args\.tools: give at least one"):
         ToolEnvironment([])

@@ -130,6 +130,23 @@ def test_a_verifier_may_ignore_the_answer_if_another_one_judges_it() -> None:
     assert str(failure).startswith("train row 1: MathVerifier rejects 'two': No final answer")
 
 
+class Graded(Verifier):
+    """Gives a reward alone, and breaks on some answers."""
+
+    def verify(self, sample: Sample) -> Verdict:
+        if "two" in sample.completion:
+            raise OSError("gone")
+        return Verdict(False, False, score=0.3, reward_alone=True)
+
+
+def test_a_reward_that_tells_nothing_correct_does_not_hide_a_broken_verifier() -> None:
+    task = Rows(row("1", "#### 1"), row("2", "two"), row("3", "#### 3"))
+    note, failure = check_controls(task, [Graded()])
+    assert (note.row, note.control) == (0, "reward")
+    assert (failure.row, failure.control) == (1, "gold")
+    assert str(failure) == "train row 1: Graded cannot judge 'two': OSError: gone"
+
+
 def test_a_run_checks_a_sample_of_rows() -> None:
     rows = [row(str(number), f"#### {number}" if number % 2 else "broken") for number in range(80)]
     (warning,) = check_sample(Rows(*rows), "train", rows, [MathVerifier()])

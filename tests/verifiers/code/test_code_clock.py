@@ -20,6 +20,7 @@ from grpo_lightning.verifiers import CodeVerifier, judge
 from grpo_lightning.verifiers.code.sandbox.client import Pool, Worker, WorkerGone
 from grpo_lightning.verifiers.code.sandbox.clock import RunClock, hang_limit_s, processor_time_s
 from grpo_lightning.verifiers.code.sandbox.messages import Request, Settings
+from grpo_lightning.verifiers.code.sandbox.zygote import _is_stopped
 
 TESTS = "assert f(1) == 2"
 HONEST = "def f(x):\n    return x + 1"
@@ -45,6 +46,19 @@ def one_core() -> Iterator[None]:
     os.sched_setaffinity(0, {min(cores)})
     yield
     os.sched_setaffinity(0, cores)
+
+
+def test_only_a_child_that_is_stopped_counts_as_stopped() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    assert not _is_stopped(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert _is_stopped(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not _is_stopped(process.pid), "it has ended, and has not been waited for"
+    process.wait()
+    assert not _is_stopped(process.pid)
 
 
 # name: (program, reward) under a limit of 0.5 s.

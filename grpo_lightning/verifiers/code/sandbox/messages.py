@@ -24,7 +24,7 @@ class Settings:
         timeout_s: processor time of a run.
         memory_mb: address space of the program's process.
         hang_s: wall-clock time of a run, after which it is an error.
-        answer_s: wall-clock time after which a worker that has not answered hangs itself.
+        answer_s: wall-clock time after which a worker that has not answered counts as hung.
     """
 
     level: Level

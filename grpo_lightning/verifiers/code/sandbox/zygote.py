@@ -180,8 +180,11 @@ def _was_killed(pid: int) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a child was stopped from outside: a program may not send signals."""
-    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    """Whether a child was stopped from outside: only at the level ``unsafe`` may a program send signals."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # it has ended, so nothing of it can stop any more
+        return False
 
 
 def _kill(pid: int) -> None:
