@@ -376,7 +376,8 @@ def test_rewards_that_tell_nothing_correct_rank_no_method(known_from: str, tmp_p
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/report.md").read_text().split("\n\n")[1] == (
         "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong: what is called accuracy below "
-        "only says how many are at least 1. Mean reward of the last validation: GRPO, beta 0.25 0.250; GRPO, beta 0.5 0.500."
+        "only says how many are at least 1. Mean reward of the last validation: GRPO, beta 0.25 0.250; "
+        "GRPO, beta 0.5 0.500."
     )
 
 

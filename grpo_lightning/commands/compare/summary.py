@@ -20,8 +20,8 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
     if graded := [method.name for method in methods if any(run.reward_alone for run in method.runs)]:
         rewards = "; ".join(f"{name} {value:.3f}" for name, value in _last_validations(methods, "val/reward").items())
         return (
-            f"The rewards of {' and '.join(graded)} do not tell right from wrong: what is called accuracy below only says "
-            f"how many are at least 1. Mean reward of the last validation: {rewards or NOT_MEASURED}."
+            f"The rewards of {' and '.join(graded)} do not tell right from wrong: what is called accuracy below only "
+            f"says how many are at least 1. Mean reward of the last validation: {rewards or NOT_MEASURED}."
         )
     tested = {method.name: accuracy(results_SQ(method.tested, problems)) for method in methods if method.tested}
     if not tested:
