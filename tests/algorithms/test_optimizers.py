@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks import RunCheckpoint
 from grpo_lightning.algorithms.optimization import Optimization
+from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.commands.plan.rehearsal import Rehearsal
 from grpo_lightning.errors import ConfigError

@@ -50,7 +50,12 @@ def test_the_answer_for_a_shipped_config(file: Any) -> None:
     "options",
     [
         ["--model.optimizer.lr", "1e-4", "--model.beta=1", "--data.seed", "3"],
-        ["--model.optimizer", "AdamW", "--model.lr_scheduler", "{class_path: LinearLR, init_args: {total_iters: 5}}"],
+        [
+            "--model.optimizer",
+            "torch.optim.AdamW",
+            "--model.lr_scheduler",
+            "{class_path: LinearLR, init_args: {total_iters: 5}}",
+        ],
         ["--model.policy.lora", "{r: 4}", "--data.refinement", "{attempts: 2}", "--data.resample_silent", "{}"],
         ["--model.objective", "CISPO", "--model.objective.epsilon_high", "4", "--model.advantage", "GDPO"],
         ["--model.verifiers", "MathVerifier", "--data.curriculum", "informative", "--trainer.logger", "false"],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from callbacks import HealthCheck, PolicyExport, RunCheckpoint
+from grpo_lightning.callbacks import HealthCheck, PolicyExport, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.models.checks import causal_lm_of

@@ -95,7 +95,10 @@ def test_what_is_chosen_early_would_be_chosen_if_all_that_still_decode_failed(da
         chosen.update(now)
     assert all(kinds[row] == "wrong" for row in chosen)
     assert len(chosen) == min(budget, kinds.count("wrong"))
-    for group in set(groups):
+    # A group that turns out to have a success may have lost its first failures to what was chosen before that.
+    for group in (
+        one for one in set(groups) if {kinds[row] for row in range(len(kinds)) if groups[row] == one} == {"wrong"}
+    ):
         failures = [row for row, kind in enumerate(kinds) if groups[row] == group and kind == "wrong"]
         own = sorted(row for row in chosen if groups[row] == group)
         assert own == failures[: len(own)], "the first in the group, not the shortest"

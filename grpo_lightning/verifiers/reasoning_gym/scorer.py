@@ -7,6 +7,7 @@ import pickle
 from functools import lru_cache
 from typing import Any
 
+from grpo_lightning.verifiers.reasoning_gym.closer_look import is_right
 from grpo_lightning.verifiers.reasoning_gym.datasets import INSTALL, build_dataset
 
 
@@ -41,7 +42,8 @@ def score(source: str, answers: list[tuple[str, str]]) -> list[float | None]:
 def _score(dataset: Any, entry: str, answer: str) -> float | None:
     row = pickle.loads(base64.b64decode(entry))
     try:
-        return float(dataset.score_answer(answer, row))
+        value = float(dataset.score_answer(answer, row))
+        return value if value < 1.0 or is_right(answer, row) else 0.0
     except (ImportError, MemoryError):
         raise
     except Exception:
