@@ -90,6 +90,7 @@ def problem_result(prompt: Prompt, outcome: Outcome) -> dict[str, Any]:
         "problem": problem_key(prompt),
         "correct": verdict.correct if verdict.error is None else None,
         "format_valid": verdict.format_valid if verdict.error is None else None,
+        "reward_alone": verdict.reward_alone,
         "reward": None if math.isnan(outcome.reward) else outcome.reward,
         "tokens": outcome.tokens,
         "finish_reason": str(FinishReason.LENGTH if outcome.is_truncated else FinishReason.STOP),

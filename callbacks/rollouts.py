@@ -175,9 +175,9 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
         "step": whole, "optimizer_step": whole, "rank": whole, "id": text, "group": text, "attempt": whole,
         "parent": text, "prompt": text, "prompt_is_text": flag, "prompt_end": text, "completion": text,
         "answer": text, "metadata": text,
-        "correct": flag, "format_valid": flag, "reward": real, "feedback": text, "error": text, "finish_reason": text,
-        "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag, "logprob_mean": real,
-        "logprob_min": real, "kl": real, "info": text,
+        "correct": flag, "format_valid": flag, "reward_alone": flag, "reward": real, "feedback": text, "error": text,
+        "finish_reason": text, "tokens": whole, "rewards_by_verifier": text, "advantage": real, "learned": flag,
+        "logprob_mean": real, "logprob_min": real, "kl": real, "info": text,
     }  # fmt: skip
     if "sampled_for" in records[0]:
         types["sampled_for"] = text

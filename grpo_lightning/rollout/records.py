@@ -25,6 +25,7 @@ def record(attempt: Attempt) -> dict[str, Any]:
         "metadata": _plain(dict(prompt.metadata)),
         "correct": verdict.correct,
         "format_valid": verdict.format_valid,
+        "reward_alone": verdict.reward_alone,
         "reward": _finite(attempt.reward),
         "rewards_by_verifier": {name: _finite(reward) for name, reward in attempt.rewards_by_verifier.items()},
         "feedback": verdict.feedback,

@@ -145,7 +145,13 @@ def _attempt(record: Mapping[str, Any], conversation: list[int], parent: int | N
         completion=Completion(
             record["token_ids"], record["completion"], FinishReason(record["finish_reason"]), logprobs, logprobs
         ),
-        verdict=Verdict(record["correct"], record["format_valid"], record["feedback"], error=record["error"]),
+        verdict=Verdict(
+            record["correct"],
+            record["format_valid"],
+            record["feedback"],
+            error=record["error"],
+            reward_alone=record.get("reward_alone", False),  # which older records do not have
+        ),
         reward=math.nan if record["reward"] is None else record["reward"],
         rewards_by_verifier={
             name: math.nan if reward is None else reward for name, reward in record["rewards_by_verifier"].items()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import pytest
 import yaml
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.callbacks.predictions import problem_result
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, band, progress
 from grpo_lightning.commands.compare.methods import IGNORED_KEYS, PASSIVE_CALLBACKS, find_methods
 from grpo_lightning.commands.compare.runs import read_run
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout.experience import Outcome
+from grpo_lightning.rollout.records import record
+from grpo_lightning.types import FinishReason, Verdict
+from tests.toy import experience
 from tests.written_runs import write_run, write_test
 
 STEPS, TOKENS, TIME, _ = AXES
@@ -350,6 +356,28 @@ def test_the_sentence_without_tests(tmp_path: Path) -> None:
     assert sentences[0].startswith("No run was tested or validated")
     assert (
         sentences[1] == "GRPO ends with a validation accuracy of 50.0 %, the highest of 2 methods; no run was tested."
+    )
+
+
+@pytest.mark.parametrize("known_from", ["rollouts", "test"])
+def test_rewards_that_tell_nothing_correct_rank_no_method(known_from: str, tmp_path: Path) -> None:
+    alone = Verdict(False, False, score=0.3, reward_alone=True)
+    for name, reward in (("a", 0.25), ("b", 0.5)):
+        logged = {"val/accuracy": [(1, 0.0)], "val/reward": [(1, reward)], "reward/mean": [(0, 0.1)]}
+        run = write_run(tmp_path / name, curves=logged, correct="00" if known_from == "test" else None, beta=reward)
+        (attempt,) = experience([(0.3, FinishReason.STOP)], group_size=1).attempts
+        if known_from == "test":
+            found = problem_result(attempt.prompt, Outcome(alone, 0.3, {}, 1, 1, False))
+            (run / "test/first/test_results.jsonl").write_text(json.dumps(found) + "\n")
+        else:
+            (run / "rollouts/001-from-step-000000").mkdir(parents=True)
+            file = run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl"
+            file.write_text(json.dumps({"step": 0, **record(replace(attempt, verdict=alone))}) + "\n")
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/report.md").read_text().split("\n\n")[1] == (
+        "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong: what is called accuracy below "
+        "only says how many are at least 1. Mean reward of the last validation: GRPO, beta 0.25 0.250; "
+        "GRPO, beta 0.5 0.500."
     )
 
 

@@ -6,8 +6,10 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
+FIRST_ROLLOUTS = 512
 TEST_COMMAND = "grpo test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
 
 
@@ -53,11 +57,13 @@ class TestResults:
         correct: 1 or 0 by problem. If a split contains a problem twice, the second key ends in ``#1``, and so on.
         errors: number of problems on which a verifier failed; in ``correct`` they count as not solved.
         checkpoint: the checkpoint that was tested.
+        reward_alone: whether some rewards do not tell right from wrong, so that ``correct`` says nothing.
     """
 
     correct: dict[str, float]
     errors: int
     checkpoint: str
+    reward_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,15 @@ class Run:
     def declared(self, curves: Sequence[DeclaredCurve]) -> list[Curve]:
         """Return the logged curves that belong to the given declarations, families included."""
         return [logged for name, logged in self.curves.items() if find(name) in curves]
+
+    @cached_property
+    def reward_alone(self) -> bool:
+        """Whether rewards do not tell right from wrong, in its test or among its first rollouts, as far as known."""
+        if self.test is not None and self.test.reward_alone:
+            return True
+        with suppress(ConfigError, ImportError):  # none were logged, or as Parquet, which is not installed
+            return any(record.get("reward_alone") for record in islice(read_rollouts(self.folder), FIRST_ROLLOUTS))
+        return False
 
     @cached_property
     def peak_memory_gib(self) -> float | None:
@@ -191,7 +206,7 @@ def read_test(folder: Path) -> TestResults | None:
         return None
     test_folder = results[-1].parent
     correct: dict[str, float] = {}
-    errors = 0
+    errors, alone = 0, False
     for file in sorted(test_folder.glob(TEST_RESULTS)):
         for number, line in enumerate(file.read_text().splitlines(), start=1):
             try:
@@ -204,9 +219,10 @@ def read_test(folder: Path) -> TestResults | None:
                 repeats += 1
             correct[unique] = float(bool(solved))
             errors += solved is None
+            alone = alone or bool(record.get("reward_alone"))
     config = test_folder / "config.yaml"
     checkpoint = _yaml(config).get("ckpt_path") if config.is_file() else None
-    return TestResults(correct, errors, str(checkpoint or "unknown")) if correct else None
+    return TestResults(correct, errors, str(checkpoint or "unknown"), alone) if correct else None
 
 
 def _newest(folder: Path, stem: str, suffix: str) -> Path:

@@ -6,14 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grpo_lightning.commands.compare.cells import share, signed
+from grpo_lightning.commands.compare.cells import NOT_MEASURED, share, signed
 from grpo_lightning.commands.compare.differences import Difference
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.statistics import accuracy
 
 
 def summary(methods: Sequence[Method], problems: Sequence[str], differences: Sequence[Difference]) -> str:
-    """Say which method is the most accurate, and whether it differs from the second by more than noise."""
+    """Say which method is the most accurate, and whether it differs from the second by more than noise.
+
+    Where rewards do not tell right from wrong, say so, and give the mean rewards.
+    """
+    if graded := [method.name for method in methods if any(run.reward_alone for run in method.runs)]:
+        rewards = "; ".join(f"{name} {value:.3f}" for name, value in _last_validations(methods, "val/reward").items())
+        return (
+            f"The rewards of {' and '.join(graded)} do not tell right from wrong: what is called accuracy below only "
+            f"says how many are at least 1. Mean reward of the last validation: {rewards or NOT_MEASURED}."
+        )
     tested = {method.name: accuracy(results_SQ(method.tested, problems)) for method in methods if method.tested}
     if not tested:
         return _by_validation(methods)
@@ -40,13 +49,18 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
 
 
 def _by_validation(methods: Sequence[Method]) -> str:
-    last = {
-        method.name: float(np.mean(known))
-        for method in methods
-        if (known := [value for run in method.runs if (value := run.last("val/accuracy")) is not None])
-    }
+    last = _last_validations(methods, "val/accuracy")
     if not last:
         return "No run was tested or validated, so this report cannot say which method is the most accurate."
     best = max(last, key=lambda name: last[name])
     others = f", the highest of {len(last)} methods" if len(last) > 1 else ""
     return f"{best} ends with a validation accuracy of {share(last[best])}{others}; no run was tested."
+
+
+def _last_validations(methods: Sequence[Method], curve: str) -> dict[str, float]:
+    """The last value of a curve by method, as a mean over its runs; without methods that do not have it."""
+    return {
+        method.name: float(np.mean(known))
+        for method in methods
+        if (known := [value for run in method.runs if (value := run.last(curve)) is not None])
+    }
