@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
@@ -88,7 +89,8 @@ class SavingCheckpoint(ModelCheckpoint):
                 self._remove_checkpoint(trainer, path)
         self.best_k_models = {}
         self.best_model_path = self.kth_best_model_path = ""
-        self.best_model_score = self.kth_value = self.current_score = None
+        self.best_model_score = self.current_score = None
+        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
 
     def save_as_last(self, trainer: pl.Trainer) -> None:
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -132,13 +132,16 @@ def test_a_checkpoint_saves_when_it_is_told(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 3
     assert callback.saves_at_epoch_end(trainer) in (True, False)
+    callback.forget_best(trainer)
+    assert not (tmp_path / "best.ckpt").exists()
+    assert callback.check_monitor_top_k(trainer, torch.tensor(-1e9)), "the worst value is the best again"
     used = {
         node.attr
         for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(SavingCheckpoint))))  # type: ignore[arg-type]
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name)
         if node.value.id == "self"
     }
-    assert len(used) == 8
+    assert len(used) == 10
     missing = [name for name in used if not hasattr(ModelCheckpoint(dirpath=tmp_path), name)]
     assert not missing, f"{CHANGED}ModelCheckpoint has no {missing}"
 
