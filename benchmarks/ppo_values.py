@@ -23,7 +23,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 # Read when torch is imported: on shared cores, threads that spin while waiting cost more than they save.
@@ -31,17 +30,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from meters import machine
+from small_runs import Found, optimizer, trainer, warm_start
 
-from grpo_lightning import GRPOModule, PolicyConfig, PPOModule, RolloutDataModule, SamplingParams, SFTModule
+from grpo_lightning import GRPOModule, PolicyConfig, PPOModule, RolloutDataModule, SamplingParams
 from grpo_lightning.algorithms import ValuePretraining
 from grpo_lightning.callbacks import RolloutLogger, TokenBudget
-from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 from grpo_lightning.tasks import Arithmetic
 from grpo_lightning.verifiers import MathVerifier
 
-DECODER = Path(__file__).parents[1] / "configs" / "tiny_decoder"
 UPDATES = 2
 SHOWN = 5
 """Steps over which the explained variance is averaged."""
@@ -55,61 +52,23 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
 """Options of ``PPOModule``; the number of warm-up steps and the folder of the rollouts are filled in."""
 
 
-class Found(RunCallback):
-    """Keeps what the steps and the last validation say."""
-
-    def __init__(self) -> None:
-        self.steps: list[Mapping[str, float]] = []
-        self.accuracy = 0.0
-
-    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
-        self.steps.append(end.metrics)
-
-    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
-        self.accuracy = end.metrics["val/accuracy"]
-
-    def row(self, warm_up: int) -> dict[str, float]:
-        last, name = self.steps[-1], "value/explained_variance"
-        learned = [step[name] for step in self.steps[warm_up:] if name in step] or [0.0]  # not where all returns agree
-        return {
-            "accuracy": self.accuracy,
-            "steps": len(self.steps),
-            "sampled": last["total/rollout_tokens"],
-            "first": statistics.fmean(learned[:SHOWN]),
-            "last": statistics.fmean(learned[-SHOWN:]),
-            "cpu": last["total/cpu_s"],
-        }
-
-
-def trainer(folder: str, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, enable_checkpointing=False, check_val_every_n_epoch=None, callbacks=callbacks,
-        default_root_dir=folder, **options,
-    )  # fmt: skip
-
-
-def optimizer(lr: float, parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+def row(found: Found, warm_up: int) -> dict[str, float]:
+    last, name = found.steps[-1], "value/explained_variance"
+    learned = [step[name] for step in found.steps[warm_up:] if name in step] or [0.0]  # not where all returns agree
+    return {
+        "accuracy": found.accuracy,
+        "steps": len(found.steps),
+        "sampled": last["total/rollout_tokens"],
+        "first": statistics.fmean(learned[:SHOWN]),
+        "last": statistics.fmean(learned[-SHOWN:]),
+        "cpu": last["total/cpu_s"],
+    }
 
 
 def data_of(args: argparse.Namespace, seed: int) -> RolloutDataModule:
     task = Arithmetic(prompt_template="{prompt}", max_value=60, val_size=args.val_size)
     sampling = SamplingParams(max_new_tokens=40)
     return RolloutDataModule(task, args.prompts, args.group_size, sampling, val_batch_size=200, seed=seed)
-
-
-def warm_start(args: argparse.Namespace, folder: str) -> float:
-    """Train the decoder on solutions until it solves some problems, save it, and return its accuracy."""
-    found = Found()
-    module = SFTModule(PolicyConfig(str(DECODER), init="random"), [MathVerifier()], partial(optimizer, 3e-3))
-    enough = EarlyStopping("val/accuracy", mode="max", stopping_threshold=args.warm_accuracy, patience=1000)
-    pl.seed_everything(1, verbose=False)
-    data = data_of(args, 1)
-    data.prompts_per_step = 32
-    trainer(folder, [found, enough], max_steps=args.warm_steps, val_check_interval=20).fit(module, datamodule=data)
-    module.policy.save_pretrained(folder)
-    return found.accuracy
 
 
 def store(args: argparse.Namespace, policy: str, folder: str) -> None:
@@ -137,7 +96,7 @@ def run(args: argparse.Namespace, variant: str, seed: int, policy: str, stored: 
         fitted = trainer(folder, [found, TokenBudget(args.tokens)], max_steps=100_000, limit_val_batches=0)
         fitted.fit(module, datamodule=data)
         trainer(folder, [found]).validate(module, datamodule=data, verbose=False)
-    return found.row(options.get("critic_warmup_steps", 0) // UPDATES)
+    return row(found, options.get("critic_warmup_steps", 0) // UPDATES)
 
 
 def line(variant: str, rows: Sequence[dict[str, float]], against: Sequence[dict[str, float]]) -> str:
@@ -183,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{machine(torch.device('cpu'))}\n", flush=True)
     rows = {variant: list[dict[str, float]]() for variant in args.variants}
     with tempfile.TemporaryDirectory() as policy, tempfile.TemporaryDirectory() as stored:
-        start = warm_start(args, policy)
+        start = warm_start(data_of(args, 1), MathVerifier(), args.warm_accuracy, args.warm_steps, policy)
         store(args, policy, stored)
         for seed in args.seeds:
             for variant in args.variants:

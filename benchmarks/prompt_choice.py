@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 # Read when torch is imported: on shared cores, threads that spin while waiting cost more than they save.
@@ -33,18 +32,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from meters import machine
+from small_runs import Found, optimizer, trainer, warm_start
 
-from grpo_lightning import GRPOModule, PolicyConfig, RolloutDataModule, SamplingParams, SFTModule
+from grpo_lightning import GRPOModule, PolicyConfig, RolloutDataModule, SamplingParams
 from grpo_lightning.callbacks import TokenBudget
-from grpo_lightning.rollout import EvaluationEnd, ResampleConfig, RunCallback, StepEnd
+from grpo_lightning.rollout import ResampleConfig
 from grpo_lightning.tasks import Arithmetic, ReasoningGym, Task
 from grpo_lightning.verifiers import MathVerifier, ReasoningGymVerifier, Verifier
 
 ROWS = 400
 """Training prompts: about five visits of each in 400,000 tokens."""
-DECODER = Path(__file__).parents[1] / "configs" / "tiny_decoder"
 
 
 @dataclass(frozen=True)
@@ -79,42 +77,17 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
 }
 
 
-class Found(RunCallback):
-    """Keeps what the steps and the last validation say."""
-
-    def __init__(self) -> None:
-        self.steps: list[Mapping[str, float]] = []
-        self.accuracy = 0.0
-
-    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
-        self.steps.append(end.metrics)
-
-    def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
-        self.accuracy = end.metrics["val/accuracy"]
-
-    def row(self) -> dict[str, float]:
-        last = self.steps[-1]
-        silent = statistics.fmean(step["reward/groups_without_signal"] for step in self.steps)
-        return {
-            "accuracy": self.accuracy,
-            "steps": len(self.steps),
-            "sampled": last["total/rollout_tokens"],
-            "learned": last["total/train_tokens"] / last["total/rollout_tokens"],
-            "silent": silent,
-            "cpu": last["total/cpu_s"],
-        }
-
-
-def trainer(folder: str, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, enable_checkpointing=False, check_val_every_n_epoch=None, callbacks=callbacks,
-        default_root_dir=folder, **options,
-    )  # fmt: skip
-
-
-def optimizer(lr: float, parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+def row(found: Found) -> dict[str, float]:
+    last = found.steps[-1]
+    silent = statistics.fmean(step["reward/groups_without_signal"] for step in found.steps)
+    return {
+        "accuracy": found.accuracy,
+        "steps": len(found.steps),
+        "sampled": last["total/rollout_tokens"],
+        "learned": last["total/train_tokens"] / last["total/rollout_tokens"],
+        "silent": silent,
+        "cpu": last["total/cpu_s"],
+    }
 
 
 def data_of(setting: Setting, args: argparse.Namespace, seed: int, **options: Any) -> RolloutDataModule:
@@ -122,19 +95,6 @@ def data_of(setting: Setting, args: argparse.Namespace, seed: int, **options: An
     return RolloutDataModule(
         setting.task(), args.prompts, args.group_size, sampling, val_batch_size=200, seed=seed, **options
     )
-
-
-def warm_start(setting: Setting, args: argparse.Namespace, folder: str) -> float:
-    """Train the decoder on solutions until it solves some prompts, save it, and return its accuracy."""
-    found = Found()
-    module = SFTModule(PolicyConfig(str(DECODER), init="random"), [setting.verifier()], partial(optimizer, 3e-3))
-    enough = EarlyStopping("val/accuracy", mode="max", stopping_threshold=args.warm_accuracy, patience=1000)
-    pl.seed_everything(1, verbose=False)
-    data = data_of(setting, args, 1)
-    data.prompts_per_step = 32
-    trainer(folder, [found, enough], max_steps=args.warm_steps, val_check_interval=20).fit(module, datamodule=data)
-    module.policy.save_pretrained(folder)
-    return found.accuracy
 
 
 def run(setting: Setting, args: argparse.Namespace, variant: str, seed: int, policy: str) -> dict[str, float]:
@@ -147,7 +107,7 @@ def run(setting: Setting, args: argparse.Namespace, variant: str, seed: int, pol
         fitted = trainer(folder, [found, TokenBudget(args.tokens)], max_steps=100_000, limit_val_batches=0)
         fitted.fit(module, datamodule=data)
         trainer(folder, [found]).validate(module, datamodule=data, verbose=False)
-    return found.row()
+    return row(found)
 
 
 def line(task: str, variant: str, rows: Sequence[dict[str, float]], against: Sequence[dict[str, float]]) -> str:
@@ -189,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in args.tasks:
         setting, rows = SETTINGS[task], {variant: list[dict[str, float]]() for variant in VARIANTS}
         with tempfile.TemporaryDirectory() as policy:
-            start = warm_start(setting, args, policy)
+            start = warm_start(
+                data_of(setting, args, 1), setting.verifier(), args.warm_accuracy, args.warm_steps, policy
+            )
             for seed in args.seeds:
                 for variant in VARIANTS:
                     began = time.perf_counter()

@@ -50,7 +50,7 @@ class Option:
 
 @dataclass(frozen=True)
 class NamedClass:
-    """A class that a config can name: the project's, and torch's optimizers and schedulers.
+    """A class that a config can name: the project's, or one of torch or Lightning.
 
     Args:
         kind: the base class that is asked for where it can stand.
@@ -83,7 +83,7 @@ class Options:
         keys: those of all subcommands that take a config, by their dotted names.
         subcommands: those that one subcommand has beside them.
         classes: by their short names.
-        versions: of the packages whose classes are among them.
+        versions: the installed versions of torch and Lightning, whose classes are in the table.
     """
 
     keys: dict[str, Option]
