@@ -29,7 +29,7 @@ class PackedWeights(Shortcut):
     """Rollouts multiply by packed copies of the weights. The plain way calls the layers."""
 
     name = "packed_weights"
-    runs = "grpo_lightning.speed.packed:_product_by_copy"
+    runs = "grpo_lightning.speed.packed:product_by_copy"
     for_decoding = True
 
     def wrong_device(self, device_type: str) -> str | None:
@@ -62,13 +62,13 @@ def fused_linear(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor],
     layers = [module for module in modules if type(module) is nn.Linear]
     if not pack or len(layers) < len(modules) or not _pays(layers):
         return lambda inner_RD: [module(inner_RD) for module in modules]
-    product, sizes = _product_by_copy(layers), [layer.out_features for layer in layers]
+    product, sizes = product_by_copy(layers), [layer.out_features for layer in layers]
     return lambda inner_RD: product(inner_RD).split_with_sizes(sizes, 1)
 
 
 def linear(module: nn.Module, pack: bool) -> Callable[[Tensor], Tensor]:
     """One layer applied to ``[R, D]``; see :func:`fused_linear`."""
-    return _product_by_copy([module]) if pack and type(module) is nn.Linear and _pays([module]) else module
+    return product_by_copy([module]) if pack and type(module) is nn.Linear and _pays([module]) else module
 
 
 def _pays(layers: Sequence[nn.Linear]) -> bool:
@@ -79,16 +79,17 @@ def _elements(layers: Sequence[nn.Linear]) -> int:
     return sum(layer.weight.numel() for layer in layers)
 
 
-def _product_by_copy(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+def product_by_copy(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
     """What applies layers to ``[R, D]``, by a copy of their weights: ``[R, F]``, the results side by side."""
     dtype = product_dtype(layers[0].weight)
-    weight_FD = torch.cat([layer.weight.detach().to(dtype) for layer in layers])
+    weights = [layer.weight.detach().to(dtype) for layer in layers]
+    weight_FD = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias_F = None
     if any(layer.bias is not None for layer in layers):
         bias_F = torch.cat(
             [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
         ).to(dtype)
-    if dtype is torch.float32 and len(weight_FD) * weight_FD.shape[1] <= MAX_TRANSPOSED_ELEMENTS:
+    if dtype is torch.float32 and weight_FD.numel() <= MAX_TRANSPOSED_ELEMENTS:
         weight_DF = weight_FD.T.contiguous()
         if bias_F is None:
             return lambda inner_RD: inner_RD.to(dtype) @ weight_DF
