@@ -47,16 +47,18 @@ def seconds(run: Callable[[], Any], repeats: int, device: torch.device | None = 
 
 
 def packing(args: argparse.Namespace) -> None:
-    """Measure ``packed.PACK_ROWS`` and ``packed.MIN_PACKED_ELEMENTS``: a layer's time over that of its packed copy."""
-    sizes = (64, 128) if args.smoke else (128, 256, 512, 1024, 2048)
+    """Measure the constants of ``packed``: a layer's time over that of a copy, transposed or packed for some rows."""
+    sizes = (64, 128) if args.smoke else (128, 256, 512, 768, 1024, 2048)
     packed.MIN_PACKED_ELEMENTS = 0
-    print("time of the layer / time packed; rows multiplied: 1, 4, 16, 48")
+    print("time of the layer / time by the copy; rows multiplied: 1, 4, 16, 48")
     for dtype, size in itertools.product((torch.float32, torch.bfloat16), sizes):
         if not packed.has_operators(dtype):
             continue
         layer = nn.Linear(size, size, bias=False, dtype=dtype).requires_grad_(False)
-        for layout in (4, 16, 64):
-            packed.PACK_ROWS = layout
+        layouts = {f"layout for {rows:2} rows": (rows, 0) for rows in (4, 16, 64)}
+        if dtype is torch.float32:
+            layouts["transposed"] = (16, 2**62)
+        for layout, (packed.PACK_ROWS, packed.MAX_TRANSPOSED_ELEMENTS) in layouts.items():
             apply, ratios = packed.linear(layer, pack=True), []
             for rows in (1, 4, 16, 48):
                 inner, times = torch.randn(rows, size, dtype=dtype), 2 if args.smoke else max(20, 2**25 // size**2)
@@ -65,8 +67,7 @@ def packing(args: argparse.Namespace) -> None:
                     for run in (layer, apply)
                 )
                 ratios.append(f"{plain / own:5.2f}")
-            size_text = f"2^{(size * size).bit_length() - 1:2} elements, {str(dtype)[6:]}"
-            print(f"{size_text}, layout for {layout:2} rows: {' '.join(ratios)}")
+            print(f"{size} x {size}, {str(dtype)[6:]}, {layout}: {' '.join(ratios)}")
 
 
 def passes_(args: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ class OurSide:
     def __init__(
         self,
         shape: Shape,
-        folder: Path,
+        folder: Path | str,
         device: torch.device,
         memory: bool = False,
         data_options: Mapping[str, Any] | None = None,
@@ -156,7 +156,7 @@ class OurSide:
         data = RolloutDataModule(
             prompts_per_step=shape.prompts,
             group_size=shape.group_size,
-            sampling=SamplingParams(max_new_tokens=shape.cap),
+            sampling=SamplingParams(temperature=shape.temperature, max_new_tokens=shape.cap),
             seed=seed,
             **self.data_options | data_options,
         )

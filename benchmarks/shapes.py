@@ -17,8 +17,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from grpo_lightning.tasks import Task
+from grpo_lightning.tasks import GSM8K, Task
 from grpo_lightning.tasks.base import Split
+from grpo_lightning.tasks.gsm8k import SYSTEM_PROMPT
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers import Verifier
 
@@ -51,6 +52,10 @@ class Shape:
         precision: ``32-true`` or ``bf16-mixed``.
         trl_microbatches: rows per micro-batch that TRL tries; the fastest is kept.
         cuda_only: whether the model is too large for a CPU.
+        pretrained: whether weights and prompts are given, as a folder and as ``questions``, instead of drawn. Lengths
+            are then those that the model gives its answers.
+        temperature: sampling temperature.
+        questions: the texts of the prompts.
     """
 
     name: str
@@ -69,6 +74,9 @@ class Shape:
     precision: str = "32-true"
     trl_microbatches: tuple[int, ...] = (16, 8, 4)
     cuda_only: bool = False
+    pretrained: bool = False
+    temperature: float = 1.0
+    questions: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -100,6 +108,10 @@ LFM25 = {
     "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
 }  # fmt: skip
 
+_smollm2 = Shape(
+    "smollm2", "SmolLM2-135M on GSM8K", "llama", SMOLLM2, prompts=4, cap=256, trl_microbatches=(8, 4),
+    pretrained=True, temperature=0.6,
+)  # fmt: skip
 _tiny = Shape("tiny", "2.5 M Llama-like, V=160", "llama", TINY)
 _small = Shape("small", "42 M LFM2-shaped, V=65,536", "lfm2", SMALL, prompts=2, trl_microbatches=(16, 8, 4))
 _LISTED = (
@@ -127,6 +139,11 @@ _LISTED = (
         "smollm2-135m", "135 M SmolLM2, bf16", "llama", SMOLLM2, cap=512, mean=220.0, precision="bf16-mixed",
         prompt_tokens=(100, 160), trl_microbatches=(64, 32, 16), cuda_only=True,
     ),
+    _smollm2,
+    replace(_smollm2, name="smollm2-cap", about="the same, most rows to the cap", cap=64),
+    replace(_smollm2, name="smollm2-lora", about="the same, LoRA r=16", lora=16),
+    replace(_smollm2, name="smollm2-bf16", about="the same, bf16", precision="bf16-mixed"),
+    replace(_smollm2, name="smollm2-lora-bf16", about="the same, LoRA r=16, bf16", lora=16, precision="bf16-mixed"),
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in _LISTED}
 
@@ -141,7 +158,7 @@ def smoke(shape: Shape) -> Shape:
         dims["layer_types"] = ["conv", "full_attention"]
     return replace(
         shape, dims=dims, prompts=min(shape.prompts, 2), group_size=4, cap=12, prompt_tokens=(6, 9),
-        mean=shape.mean and 6.0, trl_microbatches=(8, 4), dtype="float32", precision="32-true",
+        mean=shape.mean and 6.0, trl_microbatches=(8, 4), dtype="float32", precision="32-true", pretrained=False,
     )  # fmt: skip
 
 
@@ -210,8 +227,16 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 # -- prompts and rewards ----------------------------------------------------------------------------------------------
 
 
+def with_questions(shape: Shape, gsm8k: str) -> Shape:
+    """Return the shape with the first training questions of GSM8K, which is a hub name or a folder."""
+    prompts = GSM8K(gsm8k, system_prompt=None, prompt_template=f"{SYSTEM_PROMPT}\n\n{{prompt}}").prompts("train")
+    return replace(shape, questions=tuple(prompt.messages[0]["content"] for prompt in prompts[: shape.prompts]))
+
+
 def texts(shape: Shape) -> list[str]:
-    """Make the prompts of one step. Their lengths, including BOS, are those of the shape."""
+    """Make the prompts of one step: the given ones, or random letters with the lengths of the shape, including BOS."""
+    if shape.pretrained:
+        return list(shape.questions)
     draw = random.Random(0)
     low, high = shape.prompt_tokens
     span = max(1, shape.prompts - 1)

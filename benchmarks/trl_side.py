@@ -20,7 +20,7 @@ from datasets import Dataset
 from meters import Peak, now
 from our_side import TINY_LR, Step
 from peft import LoraConfig
-from shapes import EOS, Shape, reward, texts
+from shapes import Shape, reward, texts
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.generation import LogitsProcessor, LogitsProcessorList
@@ -33,7 +33,8 @@ Lengths = Callable[[int], Sequence[int]]
 class ScriptedEnd(LogitsProcessor):
     """Ends row ``n`` exactly at its ``lengths[n]``-th token; rows at the token limit do not end."""
 
-    def __init__(self, lengths: Sequence[int], cap: int, device: torch.device) -> None:
+    def __init__(self, lengths: Sequence[int], cap: int, ends: Sequence[int], device: torch.device) -> None:
+        self.ends = list(ends)
         self.lengths_N = torch.tensor([length if length < cap else cap + 1 for length in lengths], device=device)
         self.device = device
         self.step = 0
@@ -42,7 +43,7 @@ class ScriptedEnd(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         start = time.process_time()
         self.step += 1
-        scores[:, EOS] = torch.where(self.lengths_N == self.step, 1e4, -1e4)
+        scores[:, self.ends] = torch.where(self.lengths_N == self.step, 1e4, -1e4)[:, None]
         if self.device.type == "cpu":
             # On CUDA these are two kernel launches; synchronising at every token would cost more.
             self.seconds += time.process_time() - start
@@ -112,7 +113,7 @@ class TRLSide:
     def __init__(
         self,
         shape: Shape,
-        folder: Path,
+        folder: Path | str,
         device: torch.device,
         microbatch: int,
         optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -134,8 +135,9 @@ class TRLSide:
             "output_dir": self.out.name, "per_device_train_batch_size": microbatch,
             "gradient_accumulation_steps": shape.rows // microbatch, "num_generations": shape.group_size,
             "num_iterations": shape.updates, "max_completion_length": shape.cap, "beta": shape.beta,
-            "max_grad_norm": 1.0, "gradient_checkpointing": False, "bf16": mixed, "temperature": 1.0, "top_k": 0,
-            "top_p": 1.0, "max_steps": steps * shape.updates, "use_cpu": device.type == "cpu", "report_to": [],
+            "max_grad_norm": 1.0, "gradient_checkpointing": False, "bf16": mixed, "top_k": 0, "top_p": 1.0,
+            "temperature": shape.temperature, "max_steps": steps * shape.updates, "use_cpu": device.type == "cpu",
+            "report_to": [],
             "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "shuffle_dataset": False,
             "dataloader_pin_memory": False, "seed": 0, "loss_type": "grpo", "learning_rate": TINY_LR,
             "lr_scheduler_type": "constant", "weight_decay": 0.0,
@@ -176,7 +178,7 @@ class TRLSide:
     def begin(self, lengths: Sequence[int]) -> None:
         """Start timing a step; ``lengths`` are those that its rows will have."""
         self.seconds, self.peaks = {}, {}
-        self.script = ScriptedEnd(lengths, self.shape.cap, self.device)
+        self.script = ScriptedEnd(lengths, self.shape.cap, self.trainer.eos_token_ids, self.device)
         generate = type(self.trainer.accelerator.unwrap_model(self.trainer.model)).generate
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         model.generate = lambda **inputs: generate(model, **inputs, logits_processor=LogitsProcessorList([self.script]))

@@ -3,15 +3,16 @@
     pip install -e .[bench]
     python benchmarks/vs_trl.py --all
     python benchmarks/vs_trl.py --config tiny --config small --repeats 5
+    python benchmarks/vs_trl.py --config smollm2 --model FOLDER --gsm8k FOLDER --repeats 5
 
-Both run the same model (random weights), prompts, rewards, completion lengths, number of completions, mu, beta,
-precision and threads, alternating in one process: ours, TRL, ours, TRL, ... The first turn of each is not counted. Time
-is process time on the CPU and wall time on CUDA. ``update`` is everything in a step except rollout and scoring, so it
-includes old log-probs, optimizer and bookkeeping. TRL runs without gradient checkpointing, with the fastest of a few
-micro-batch sizes. On the CPU its head scores every position of a row, including prompt and padding; on a GPU only the
-completions. The second column of TRL is the CPU with the GPU's behaviour; its head is a plain tile of 4096 x 32,768 in
-both (a Triton kernel on a GPU). Memory is the peak of the update above the loaded model, each side in a separate
-process.
+Both run the same model (random weights; ``smollm2`` has trained ones and questions of GSM8K), prompts, rewards,
+completion lengths, number of completions, mu, beta, precision and threads, alternating in one process: ours, TRL, ours,
+TRL, ... The first turn of each is not counted. Time is process time on the CPU and wall time on CUDA. ``update`` is
+everything in a step except rollout and scoring, so it includes old log-probs, optimizer and bookkeeping. TRL runs
+without gradient checkpointing, with the fastest of a few micro-batch sizes. On the CPU its head scores every position
+of a row, including prompt and padding; on a GPU only the completions. The second column of TRL is the CPU with the
+GPU's behaviour; its head is a plain tile of 4096 x 32,768 in both (a Triton kernel on a GPU). Memory is the peak of the
+update above the loaded model, each side in a separate process.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ import torch
 from floors import measure, rollout_floor, update_floor
 from meters import MALLOC, machine, spread
 from our_side import OurSide, Step
-from shapes import SHAPES, Shape, build, smoke
+from shapes import SHAPES, Shape, build, smoke, with_questions
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", choices=SHAPES, help="may be repeated (default: tiny)")
-    parser.add_argument("--all", action="store_true", help="every configuration for the device")
+    parser.add_argument("--all", action="store_true", help="every configuration with random weights for the device")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="of smollm2: hub name or folder")
+    parser.add_argument("--gsm8k", default="openai/gsm8k", help="data of smollm2: hub name or folder")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, per side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +60,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # -- memory, in a separate process ------------------------------------------------------------------------------------
 
 
-def peak_of_update(name: str, shape: Shape, folder: Path, device: torch.device, lengths: list[int], rows: int) -> float:
+def peak_of_update(name: str, shape: Shape, folder: str, device: torch.device, lengths: list[int], rows: int) -> float:
     """Measure the peak of the second step, when the optimizer's state exists, in MiB above the loaded model."""
     if name == "ours":
         ours = OurSide(shape, folder, device, memory=True)
@@ -72,10 +75,10 @@ def peak_of_update(name: str, shape: Shape, folder: Path, device: torch.device, 
     return steps[-1].peaks["update"]
 
 
-def _memory(side: str, name: str, args: argparse.Namespace, folder: Path, lengths: list[int], rows: int) -> float:
+def _memory(side: str, name: str, args: argparse.Namespace, folder: str, lengths: list[int], rows: int) -> float:
     command = [sys.executable, __file__, "--config", name, "--threads", str(args.threads), "--device", args.device]
-    job = json.dumps({"folder": str(folder), "lengths": lengths, "rows": rows})
-    command += ["--memory-of", side, "--job", job, *(["--smoke"] if args.smoke else [])]
+    job = json.dumps({"folder": folder, "lengths": lengths, "rows": rows})
+    command += ["--gsm8k", args.gsm8k, "--memory-of", side, "--job", job, *(["--smoke"] if args.smoke else [])]
     done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the memory of {side} could not be measured:\n{done.stderr[-2000:]}")
@@ -90,7 +93,7 @@ def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
     from trl_side import TRLSide, head_on_completions
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = build(shape, Path(temporary) / "model")
+        folder = args.model if shape.pretrained else str(build(shape, Path(temporary) / "model"))
         ours = OurSide(shape, folder, device)
         lengths = ours.step(1).lengths
         rows = _fastest_microbatch(shape, folder, device, lengths)
@@ -127,7 +130,7 @@ def compare(shape: Shape, args: argparse.Namespace, device: torch.device) -> lis
     return _rows(shape, mine, theirs, rows, peaks, device)
 
 
-def _fastest_microbatch(shape: Shape, folder: Path, device: torch.device, lengths: list[int]) -> int:
+def _fastest_microbatch(shape: Shape, folder: str, device: torch.device, lengths: list[int]) -> int:
     """Return the rows of TRL's fastest micro-batch, by its passes over one rollout."""
     from trl_side import TRLSide
 
@@ -204,12 +207,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     names = args.config or ["tiny"]
     if args.all:
-        names = [name for name, shape in SHAPES.items() if shape.cuda_only == (device.type == "cuda")]
+        wanted = (device.type == "cuda", False)
+        names = [name for name, shape in SHAPES.items() if (shape.cuda_only, shape.pretrained) == wanted]
     shapes = {name: smoke(SHAPES[name]) if args.smoke else SHAPES[name] for name in names}
+    shapes = {name: with_questions(shape, args.gsm8k) if shape.pretrained else shape for name, shape in shapes.items()}
     if args.memory_of:
         job = json.loads(args.job)
-        folder, lengths = Path(job["folder"]), job["lengths"]
-        print(peak_of_update(args.memory_of, shapes[names[0]], folder, device, lengths, job["rows"]))
+        print(peak_of_update(args.memory_of, shapes[names[0]], job["folder"], device, job["lengths"], job["rows"]))
         return
     if importlib.util.find_spec("trl") is None:
         sys.exit("TRL is not installed: pip install -e .[bench]")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.weightless import is_weightless
+
+log = logging.getLogger(__name__)
 
 POLICY = "default"
 """The adapter of the policy, by peft's own name."""
@@ -59,6 +64,35 @@ def checked_base(adapter: str) -> str:
                 "supported: merge it into its base first"
             )
     return str(saved.base_model_name_or_path)
+
+
+_BASE_QUANTIZATION = "base_quantization.json"
+
+
+def note_base(adapter: Path, quantization: dict[str, Any] | None) -> None:
+    """Write into the folder of an adapter how its base was quantised in training; nothing if it was not.
+
+    Args:
+        adapter: the folder.
+        quantization: the ``quantization_config`` of the base.
+    """
+    if quantization is not None:
+        (adapter / _BASE_QUANTIZATION).write_text(json.dumps(quantization, indent=2, default=str) + "\n")
+
+
+def check_base(adapter: str, is_quantised: bool) -> None:
+    """Warn where an adapter that was trained over a 4-bit base stands on full weights.
+
+    Args:
+        adapter: the folder of an adapter; of one that this project has not written, nothing is known.
+        is_quantised: whether the base is in 4 bits now.
+    """
+    if (Path(adapter) / _BASE_QUANTIZATION).is_file() and not is_quantised:
+        log.warning(
+            "model.policy.quantization: the adapter in %s was trained over its base in 4 bits, and fits the full "
+            "weights less well: set it to nf4",
+            adapter,
+        )
 
 
 def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.adapters import LoRAConfig, checked_base, with_adapter
+from grpo_lightning.models.adapters import LoRAConfig, check_base, checked_base, with_adapter
 from grpo_lightning.models.dropout import turn_dropout_off
 from grpo_lightning.models.quantised import (
     Quantization,
@@ -179,6 +179,8 @@ def load_model(config: PolicyConfig, key: str = "model.policy.path") -> tuple[An
     model = with_adapter(_load_causal_lm(path, config, key), config.lora, adapter)
     turn_dropout_off(model)
     remember(model)
+    if adapter is not None and not is_weightless():
+        check_base(adapter, any(is_packed(module) for module in model.modules()))
     return model, adapter is not None
 
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
-from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off
+from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off, note_base
 from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge, merged_weights
-from grpo_lightning.models.quantised import is_packed, unquantised
+from grpo_lightning.models.quantised import is_packed, stored_quantization, unquantised
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
@@ -213,6 +213,7 @@ class Policy(nn.Module):
         """
         if self.has_lora and not merged:
             self.model.save_pretrained(folder, selected_adapters=["default"])
+            note_base(Path(folder), stored_quantization(self.lm.config))
         elif self.has_lora:
             with torch.no_grad(), self.merge.applied(self.lm):
                 unquantised(self.lm).save_pretrained(folder, state_dict=merged_weights(self.lm))

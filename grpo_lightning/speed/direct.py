@@ -11,7 +11,7 @@ of its weights, and if two steps give the states of its own forward pass.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -98,7 +98,7 @@ class _Layer(NamedTuple):
     mix_norm: Callable[[Tensor], Tensor]
     mix: _Mixer
     feed_norm: Callable[[Tensor], Tensor]
-    gate_up: Callable[[Tensor], tuple[Tensor, ...]]
+    gate_up: Callable[[Tensor], Sequence[Tensor]]
     down: Callable[[Tensor], Tensor]
 
 

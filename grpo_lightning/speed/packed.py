@@ -3,7 +3,7 @@
 Most of the time of a product with few rows goes into bringing the weight into the layout that the library's kernel
 wants, at every call. With a copy that has this layout it takes about half of the time. The copy has the type of the
 product: in bfloat16, also of float32 weights under autocast, it takes half of that again where the CPU has instructions
-for it.
+for it. A small weight in float32 is transposed instead, which its kernel reads as it is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from grpo_lightning.speed.base import Shortcut
 # `python benchmarks/constants.py packing` compares layers with their packed copies over sizes, layouts and rows.
 PACK_ROWS = 16
 """Number of rows that the layout is chosen for; it serves more and fewer rows as well."""
-MIN_PACKED_ELEMENTS = 2**18
-"""Smaller weights are not packed: they stay in a core's caches, and packing gains no more than the extra calls cost."""
+MIN_PACKED_ELEMENTS = 2**16
+"""Smaller weights in bfloat16 are not packed, which gains no more than the extra calls cost."""
+MAX_TRANSPOSED_ELEMENTS = 3 * 2**18
+"""Weights in float32 up to this size are transposed, larger ones packed."""
 
 
 class PackedWeights(Shortcut):
     """Rollouts multiply by packed copies of the weights. The plain way calls the layers."""
 
     name = "packed_weights"
-    runs = "grpo_lightning.speed.packed:_packed_linear"
+    runs = "grpo_lightning.speed.packed:product_by_copy"
     for_decoding = True
 
     def wrong_device(self, device_type: str) -> str | None:
@@ -50,36 +52,50 @@ def product_dtype(weight_FD: Tensor) -> torch.dtype:
     return weight_FD.dtype
 
 
-def fused_linear(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Several layers applied to the same ``[R, D]``: a tuple of ``[R, F]``.
+def fused_linear(modules: Sequence[nn.Module], pack: bool) -> Callable[[Tensor], Sequence[Tensor]]:
+    """Several layers applied to the same ``[R, D]``: one ``[R, F]`` each.
 
     Args:
         modules: linear layers, which are one product if they are packed; others are called as they are.
-        pack: make a packed copy of the weights, where that pays.
+        pack: multiply by a copy of the weights, where that pays.
     """
-    linear = [module for module in modules if type(module) is nn.Linear]
-    sizes = [module.out_features for module in linear]
-    if not pack or len(linear) < len(modules) or sum(sizes) * linear[0].in_features <= MIN_PACKED_ELEMENTS:
-        return lambda inner_RD: tuple(module(inner_RD) for module in modules)
-    dtype = product_dtype(linear[0].weight)
-    weights = [module.weight.detach().to(dtype) for module in linear]
-    packed = _packed(weights[0] if len(weights) == 1 else torch.cat(weights))
-    bias_F = None
-    if any(module.bias is not None for module in linear):
-        bias_F = torch.cat(
-            [module.weight.new_zeros(module.out_features) if module.bias is None else module.bias for module in linear]
-        ).to(dtype)
-
-    def apply(inner_RD: Tensor) -> tuple[Tensor, ...]:
-        return _packed_linear(inner_RD.to(dtype), packed, bias_F).split(sizes, 1)
-
-    return apply
+    layers = [module for module in modules if type(module) is nn.Linear]
+    if not pack or len(layers) < len(modules) or not _pays(layers):
+        return lambda inner_RD: [module(inner_RD) for module in modules]
+    product, sizes = product_by_copy(layers), [layer.out_features for layer in layers]
+    return lambda inner_RD: product(inner_RD).split_with_sizes(sizes, 1)
 
 
 def linear(module: nn.Module, pack: bool) -> Callable[[Tensor], Tensor]:
     """One layer applied to ``[R, D]``; see :func:`fused_linear`."""
-    apply = fused_linear([module], pack)
-    return lambda inner_RD: apply(inner_RD)[0]
+    return product_by_copy([module]) if pack and type(module) is nn.Linear and _pays([module]) else module
+
+
+def _pays(layers: Sequence[nn.Linear]) -> bool:
+    return product_dtype(layers[0].weight) is torch.float32 or _elements(layers) > MIN_PACKED_ELEMENTS
+
+
+def _elements(layers: Sequence[nn.Linear]) -> int:
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def product_by_copy(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    """What applies layers to ``[R, D]``, by a copy of their weights: ``[R, F]``, the results side by side."""
+    dtype = product_dtype(layers[0].weight)
+    weights = [layer.weight.detach().to(dtype) for layer in layers]
+    weight_FD = weights[0] if len(weights) == 1 else torch.cat(weights)
+    bias_F = None
+    if any(layer.bias is not None for layer in layers):
+        bias_F = torch.cat(
+            [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+        ).to(dtype)
+    if dtype is torch.float32 and weight_FD.numel() <= MAX_TRANSPOSED_ELEMENTS:
+        weight_DF = weight_FD.T.contiguous()
+        if bias_F is None:
+            return lambda inner_RD: inner_RD.to(dtype) @ weight_DF
+        return lambda inner_RD: torch.addmm(bias_F, inner_RD.to(dtype), weight_DF)
+    packed_FD = _packed(weight_FD)
+    return lambda inner_RD: _packed_linear(inner_RD.to(dtype), packed_FD, bias_F)
 
 
 def padded_rows(rows: int) -> int:

@@ -73,6 +73,23 @@ def test_a_signal_ends_an_evaluation_with_the_results_so_far(
     assert "the results are those of 8 of " in err
 
 
+def test_a_training_run_that_sigterm_ends_is_no_success(tmp_path: Path) -> None:
+    """A scheduler takes the status 0, which Lightning's exception has, for a run that is finished."""
+    verifier = {"class_path": f"{__name__}.Signals", "init_args": {"number": int(signal.SIGTERM)}}
+    changes = {
+        "warm_start": "null",
+        "model.init_args.policy.init": "random",
+        "model.init_args.verifiers": json.dumps([verifier]),
+        "trainer.limit_val_batches": 0,
+        "trainer.max_steps": 5,
+    }
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "configs/quickstart.yaml", *few(tmp_path, **changes)])
+    assert ended.value.code == 1
+    run = only_run(tmp_path, "quickstart")
+    assert (run / "checkpoints/last.ckpt").is_file(), "it can be resumed"
+
+
 def test_an_evaluation_that_runs_to_its_end_is_a_success(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     changes = {
         "warm_start": "null",

@@ -360,25 +360,35 @@ def test_the_sentence_without_tests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known_from", ["rollouts", "test"])
-def test_rewards_that_tell_nothing_correct_rank_no_method(known_from: str, tmp_path: Path) -> None:
+def test_rewards_that_tell_nothing_correct_stand_in_place_of_accuracy(known_from: str, tmp_path: Path) -> None:
     alone = Verdict(False, False, score=0.3, reward_alone=True)
     for name, reward in (("a", 0.25), ("b", 0.5)):
-        logged = {"val/accuracy": [(1, 0.0)], "val/reward": [(1, reward)], "reward/mean": [(0, 0.1)]}
+        logged = {"val/reward": [(0, 0.125), (1, reward)], "total/usd": [(0, 1.0), (1, 2.0)], "reward/mean": [(0, 0.1)]}
+        logged["val/accuracy"] = [(0, 0.0), (1, 0.0)]
         run = write_run(tmp_path / name, curves=logged, correct="00" if known_from == "test" else None, beta=reward)
         (attempt,) = experience([(0.3, FinishReason.STOP)], group_size=1).attempts
         if known_from == "test":
-            found = problem_result(attempt.prompt, Outcome(alone, 0.3, {}, 1, 1, False))
+            found = problem_result(attempt.prompt, Outcome(alone, reward, {}, 1, 1, False))
             (run / "test/first/test_results.jsonl").write_text(json.dumps(found) + "\n")
         else:
             (run / "rollouts/001-from-step-000000").mkdir(parents=True)
             file = run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl"
             file.write_text(json.dumps({"step": 0, **record(replace(attempt, verdict=alone))}) + "\n")
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out/report.md").read_text().split("\n\n")[1] == (
-        "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong: what is called accuracy below "
-        "only says how many are at least 1. Mean reward of the last validation: GRPO, beta 0.25 0.250; "
-        "GRPO, beta 0.5 0.500."
+    text = (tmp_path / "out/report.md").read_text()
+    assert text.split("\n\n")[1] == (
+        "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong, so this report shows mean "
+        "rewards in place of accuracy. In the last validation: GRPO, beta 0.25 0.250; GRPO, beta 0.5 0.500."
     )
+    tested = ["0.250", "0.500"] if known_from == "test" else ["not measured"] * 2
+    results, runs, spent = (table(text, heading) for heading in ("Results", "Runs", "Cost"))
+    assert [row["test reward"] for row in results] == tested
+    assert [row["validation"] for row in results] == ["0.250", "0.500"]
+    assert [row["reward"] for row in runs] == tested
+    # By hand: 0.125 and 0.375 for 2 USD.
+    gained = [(row["reward gained"], row["reward per USD"]) for row in spent]
+    assert gained == [("+0.125", "+0.062"), ("+0.375", "+0.188")]
+    assert "Differences" not in text
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

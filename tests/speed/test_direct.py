@@ -65,13 +65,13 @@ def policy_of(config: PreTrainedConfig, folder: Path, **options: Any) -> Policy:
 
 @pytest.mark.parametrize(
     ("name", "prompts", "small"),
-    # Padded prompts and those of one length; weights as they are, and packed ones.
-    half(list(CONFIGS), [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], [packed.MIN_PACKED_ELEMENTS, 0]),
+    # Padded prompts and those of one length; transposed weights and packed ones.
+    half(list(CONFIGS), [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], [packed.MAX_TRANSPOSED_ELEMENTS, 0]),
 )
 def test_rollouts_equal_those_of_the_forward_pass(
     name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", small)
+    monkeypatch.setattr(packed, "MAX_TRANSPOSED_ELEMENTS", small)
     sampling = SamplingParams(max_new_tokens=40)
     found = []
     for without in ([], ["direct_decoding"]):
@@ -137,9 +137,16 @@ in_bfloat16 = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=in_bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "small"),
+    [(torch.float32, 2**20), (torch.float32, 0), pytest.param(torch.bfloat16, 2**20, marks=in_bfloat16)],
+    ids=["transposed", "packed", "packed in bfloat16"],
+)
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
-def test_a_packed_product_equals_that_of_the_layers(biases: tuple[bool, bool], dtype: torch.dtype) -> None:
+def test_a_product_by_a_copy_equals_that_of_the_layers(
+    biases: tuple[bool, bool], dtype: torch.dtype, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "MAX_TRANSPOSED_ELEMENTS", small)
     torch.manual_seed(0)
     sizes = zip((1000, 200), biases, strict=True)
     layers = [torch.nn.Linear(300, width, bias=bias, dtype=dtype) for width, bias in sizes]
@@ -149,6 +156,7 @@ def test_a_packed_product_equals_that_of_the_layers(biases: tuple[bool, bool], d
         for rows in (1, 2, 3, 4, 5, 17, 64):
             inner_RD = torch.randn(rows, 300, dtype=dtype)
             torch.testing.assert_close(apply(inner_RD), tuple(layer(inner_RD) for layer in layers))
+            torch.testing.assert_close(packed.linear(layers[0], pack=True)(inner_RD), layers[0](inner_RD))
         layers[0].weight.zero_()
         assert apply(inner_RD)[0].any(), "it should have been a copy of the weights"
 
@@ -165,6 +173,12 @@ def test_under_autocast_the_packed_copy_has_its_type() -> None:
             found = apply(inner_RD)
             assert found.dtype is torch.bfloat16
             torch.testing.assert_close(found, layer(inner_RD))
+
+
+@in_bfloat16
+def test_a_small_weight_in_bfloat16_is_not_copied() -> None:
+    layer = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+    assert packed.linear(layer, pack=True) is layer
 
 
 def test_few_kernels_serve_all_numbers_of_rows() -> None:

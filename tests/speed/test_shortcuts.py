@@ -105,7 +105,7 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(in_process, "MIN_JOIN_FRACTION", 0)
             monkeypatch.setattr(in_process, "MAX_CACHE_GROWTH", 100)
-            monkeypatch.setattr(packed, "MIN_PACKED_ELEMENTS", 0)
+            monkeypatch.setattr(packed, "MAX_TRANSPOSED_ELEMENTS", 0)
             monkeypatch.setitem(graphs.RECORDERS, "cpu", Tape)
             adapter = LoRAConfig(r=4, alpha=8) if lora else None
             options = {} if without is None else {"without": [without]}

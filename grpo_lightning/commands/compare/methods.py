@@ -46,6 +46,11 @@ class Method:
         return [run.seed for run in self.runs]
 
     @property
+    def is_graded(self) -> bool:
+        """Whether rewards do not tell right from wrong."""
+        return any(run.reward_alone for run in self.runs)
+
+    @property
     def tested(self) -> list[Run]:
         return [run for run in self.runs if run.test is not None]
 

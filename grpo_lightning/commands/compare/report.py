@@ -16,6 +16,7 @@ from grpo_lightning.commands.compare.differences import difference_blocks, find_
 from grpo_lightning.commands.compare.dynamics import AXES, PANELS, POINTS, all_bands
 from grpo_lightning.commands.compare.figures import draw_accuracy, draw_dynamics
 from grpo_lightning.commands.compare.interactive import chart_data
+from grpo_lightning.commands.compare.measure import ACCURACY, Measure, measure_of
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.runs import TEST_COMMAND
 from grpo_lightning.commands.compare.statistics import accuracy
@@ -46,14 +47,15 @@ def report_blocks(methods: Sequence[Method], options: Options) -> list[Block]:
         ConfigError: runs were tested on different problems.
     """
     problems = shared_problems(methods)
-    differences = find_differences(methods, problems, options.resamples)
+    measure = measure_of(methods)
+    differences = find_differences(methods, problems, options.resamples) if measure is ACCURACY else []
     return [
         Summary(summary(methods, problems, differences)),
-        *_results(methods, problems, options.out),
+        *_results(methods, measure, problems, options.out),
         *_dynamics(methods, options.out),
         *difference_blocks(differences, len(problems), options.resamples),
-        *cost(methods),
-        *_record(methods, options.command),
+        *cost(methods, measure),
+        *_record(methods, measure, options.command),
     ]
 
 
@@ -74,20 +76,21 @@ def shared_problems(methods: Sequence[Method]) -> list[str]:
     return list(tested[0].test.correct) if tested and tested[0].test else []
 
 
-# -- accuracy, memory, time -------------------------------------------------------------------------------------------
+# -- accuracy or reward, memory, time ---------------------------------------------------------------------------------
 
 
-def _results(methods: Sequence[Method], problems: Sequence[str], out: Path) -> list[Block]:
+def _results(methods: Sequence[Method], measure: Measure, problems: Sequence[str], out: Path) -> list[Block]:
     rows, intervals = [], []
     for method in methods:
-        interval = accuracy(results_SQ(method.tested, problems)) if method.tested else None
+        has_interval = measure is ACCURACY and bool(method.tested)
+        interval = accuracy(results_SQ(method.tested, problems)) if has_interval else None
         intervals.append(interval)
         rows.append(
             [
                 method.name,
                 _seeds(method),
-                *_accuracy_cells(method, interval),
-                over_seeds([run.last("val/accuracy") for run in method.runs], share, np.mean),
+                *_tested_cells(method, measure, interval),
+                over_seeds([run.last(measure.curve) for run in method.runs], measure.show, np.mean),
                 over_seeds([run.peak_memory_gib for run in method.runs], lambda gib: f"{gib:.2f} GiB", np.max),
                 over_seeds([run.last("total/wall_s") for run in method.runs], duration, np.mean),
                 over_seeds([run.last("total/cpu_s") for run in method.runs], duration, np.mean),
@@ -96,10 +99,10 @@ def _results(methods: Sequence[Method], problems: Sequence[str], out: Path) -> l
             ]
         )
     header = [
-        "method", "seeds", "test accuracy", "95 % interval", "validation", "peak memory", "wall time", "CPU time",
-        "tokens generated", "tokens trained",
+        "method", "seeds", f"test {measure.name}", "95 % interval", "validation", "peak memory", "wall time",
+        "CPU time", "tokens generated", "tokens trained",
     ]  # fmt: skip
-    blocks: list[Block] = [Heading("Results"), Table(header, rows, _results_caption(methods, len(problems)))]
+    blocks: list[Block] = [Heading("Results"), Table(header, rows, _results_caption(methods, measure, len(problems)))]
     if any(intervals):
         draw_accuracy(methods, intervals, f"accuracy on {len(problems)} test problems", out)
         caption = "Test accuracy: mean (symbol), 95 % interval (bar), and every seed (strokes)."
@@ -107,15 +110,17 @@ def _results(methods: Sequence[Method], problems: Sequence[str], out: Path) -> l
     return blocks
 
 
-def _results_caption(methods: Sequence[Method], problems: int) -> str:
+def _results_caption(methods: Sequence[Method], measure: Measure, problems: int) -> str:
     parts = []
     if any(method.tested for method in methods):
         parts.append(
-            f"Test accuracy is the mean over {problems} test problems, one completion each, and over the seeds."
+            f"Test {measure.name} is the mean over {problems} test problems, one completion each, and over the seeds."
         )
-    if any(len(method.tested) == 1 for method in methods):
+    if measure is not ACCURACY:
+        parts.append("There is no interval: these are of shares of problems that were solved.")
+    elif any(len(method.tested) == 1 for method in methods):
         parts.append("The interval of a single seed is Wilson's and does not generalise to other seeds.")
-    if any(len(method.tested) > 1 for method in methods):
+    if measure is ACCURACY and any(len(method.tested) > 1 for method in methods):
         parts.append(
             "The interval of several seeds generalises to other seeds and other problems: two-way random effects "
             "(seeds x problems), Student's t with Satterthwaite's degrees of freedom."
@@ -138,9 +143,10 @@ def _seeds(method: Method) -> str:
     return f"{len(method.runs)}" + (f" ({len(method.tested)} tested)" if missing and method.tested else "")
 
 
-def _accuracy_cells(method: Method, interval: Interval | None) -> list[str]:
+def _tested_cells(method: Method, measure: Measure, interval: Interval | None) -> list[str]:
     if interval is None:
-        return [NOT_MEASURED, ""]
+        values = [measure.of_test(run.test) for run in method.runs if run.test is not None]
+        return [over_seeds(values, measure.show, np.mean), ""]
     return [share(interval.mean), f"{100 * interval.low:.1f} to {share(interval.high)}"]
 
 
@@ -186,11 +192,11 @@ def _dynamics_caption(methods: Sequence[Method]) -> str:
 # -- runs and versions ------------------------------------------------------------------------------------------------
 
 
-def _record(methods: Sequence[Method], command: str) -> list[Block]:
+def _record(methods: Sequence[Method], measure: Measure, command: str) -> list[Block]:
     rows = []
     for method in methods:
         for run in method.runs:
-            tested = NOT_MEASURED if run.test is None else share(float(np.mean(list(run.test.correct.values()))))
+            tested = over_seeds([None if run.test is None else measure.of_test(run.test)], measure.show, np.mean)
             checkpoint = Path(run.test.checkpoint).name if run.test is not None and run.is_trained else ""
             rows.append(
                 [method.name, f"`{run.folder}`", str(run.environment.get("device", NOT_MEASURED)),
@@ -202,7 +208,7 @@ def _record(methods: Sequence[Method], command: str) -> list[Block]:
         packages = run.environment.get("versions")
         if packages:
             versions[", ".join(f"{name} {number}" for name, number in packages.items())] = None
-    table = Table(["method", "run", "device", "checkpoint", "seed", "steps", "accuracy"], rows, caption, left=4)
+    table = Table(["method", "run", "device", "checkpoint", "seed", "steps", measure.name], rows, caption, left=4)
     commands = [
         [method.name, f"`{shlex.join(run.environment['command'])}`"]
         for method in methods

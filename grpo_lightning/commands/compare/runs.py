@@ -58,12 +58,19 @@ class TestResults:
         errors: number of problems on which a verifier failed; in ``correct`` they count as not solved.
         checkpoint: the checkpoint that was tested.
         reward_alone: whether some rewards do not tell right from wrong, so that ``correct`` says nothing.
+        reward: the mean reward; ``None`` if none was written, as by older versions.
     """
 
     correct: dict[str, float]
     errors: int
     checkpoint: str
     reward_alone: bool = False
+    reward: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the problems that were solved."""
+        return sum(self.correct.values()) / len(self.correct)
 
 
 @dataclass(frozen=True)
@@ -207,6 +214,7 @@ def read_test(folder: Path) -> TestResults | None:
     test_folder = results[-1].parent
     correct: dict[str, float] = {}
     errors, alone = 0, False
+    rewards: list[float] = []
     for file in sorted(test_folder.glob(TEST_RESULTS)):
         for number, line in enumerate(file.read_text().splitlines(), start=1):
             try:
@@ -220,9 +228,12 @@ def read_test(folder: Path) -> TestResults | None:
             correct[unique] = float(bool(solved))
             errors += solved is None
             alone = alone or bool(record.get("reward_alone"))
+            if record.get("reward") is not None:
+                rewards.append(float(record["reward"]))
     config = test_folder / "config.yaml"
     checkpoint = _yaml(config).get("ckpt_path") if config.is_file() else None
-    return TestResults(correct, errors, str(checkpoint or "unknown"), alone) if correct else None
+    reward = sum(rewards) / len(rewards) if rewards else None
+    return TestResults(correct, errors, str(checkpoint or "unknown"), alone, reward) if correct else None
 
 
 def _newest(folder: Path, stem: str, suffix: str) -> Path:

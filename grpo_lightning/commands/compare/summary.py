@@ -8,6 +8,7 @@ import numpy as np
 
 from grpo_lightning.commands.compare.cells import NOT_MEASURED, share, signed
 from grpo_lightning.commands.compare.differences import Difference
+from grpo_lightning.commands.compare.measure import ACCURACY, REWARD
 from grpo_lightning.commands.compare.methods import Method, results_SQ
 from grpo_lightning.commands.compare.statistics import accuracy
 
@@ -17,11 +18,12 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
 
     Where rewards do not tell right from wrong, say so, and give the mean rewards.
     """
-    if graded := [method.name for method in methods if any(run.reward_alone for run in method.runs)]:
-        rewards = "; ".join(f"{name} {value:.3f}" for name, value in _last_validations(methods, "val/reward").items())
+    if graded := [method.name for method in methods if method.is_graded]:
+        last = _last_validations(methods, REWARD.curve)
+        rewards = "; ".join(f"{name} {REWARD.show(value)}" for name, value in last.items())
         return (
-            f"The rewards of {' and '.join(graded)} do not tell right from wrong: what is called accuracy below only "
-            f"says how many are at least 1. Mean reward of the last validation: {rewards or NOT_MEASURED}."
+            f"The rewards of {' and '.join(graded)} do not tell right from wrong, so this report shows mean rewards in "
+            f"place of accuracy. In the last validation: {rewards or NOT_MEASURED}."
         )
     tested = {method.name: accuracy(results_SQ(method.tested, problems)) for method in methods if method.tested}
     if not tested:
@@ -49,7 +51,7 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
 
 
 def _by_validation(methods: Sequence[Method]) -> str:
-    last = _last_validations(methods, "val/accuracy")
+    last = _last_validations(methods, ACCURACY.curve)
     if not last:
         return "No run was tested or validated, so this report cannot say which method is the most accurate."
     best = max(last, key=lambda name: last[name])

@@ -17,20 +17,18 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from grpo_lightning.algorithms.base import PolicyModule
-from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.sharded import heaviest_share
+from grpo_lightning.commands.plan.abridged import counting_copies, first_block_only, heaviest, one_prefill
 from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.meter import HOST
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import chunked_head
 from grpo_lightning.lightning_private import set_optimizer_steps
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.engines import decoder
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Demonstrations, Experience
@@ -94,7 +92,7 @@ class Rehearsal:
             watch(self.module, self.meter, loaded)
             self.policy.keep_pristine_weights()
             # Each pass over many micro-batches is one over the heaviest.
-            self.module.passes.cut = _heaviest(self.module.passes.cut)  # type: ignore[method-assign]
+            self.module.passes.cut = heaviest(self.module.passes.cut)  # type: ignore[method-assign]
         with self._refusing("configure_optimizers"):
             configured = self.module.configure_optimizers()
             self.optimizer: torch.optim.Optimizer = (
@@ -131,7 +129,7 @@ class Rehearsal:
         self.module.phases = Phases()
         self.module.phases.listeners.append(peaks)
         # As Lightning's precision plugin, which casts weights anew at every use.
-        with self._refusing("training_step"), self.meter, _first_block_only(), self._autocast(cache_enabled=False):
+        with self._refusing("training_step"), self.meter, first_block_only(), self._autocast(cache_enabled=False):
             if isinstance(batch, Experience) and batch.recipe.sampling.constraint is not None:
                 with self.meter.counting_as("allowed tokens"):
                     allowed = self.policy.grammars.any_sets(batch.tokens)
@@ -155,7 +153,7 @@ class Rehearsal:
         left = min(cap, max(2, columns - (width + cap - 2)))
         width = max(1, columns - left)
         # Only the cache matters of the passes over those prompts.
-        with _one_prefill():
+        with one_prefill():
             last = self._rollout(prompts, group_size, width, sampling, left, steps=2, on_first=self.meter.reset_peak)
         return max(first, last, key=lambda phase: phase.total)
 
@@ -163,7 +161,7 @@ class Rehearsal:
 
     def _rollout(self, *shape: Any, **options: Any) -> PhaseMemory:
         # As the collector, whose weights stay as they are meanwhile.
-        with self.meter, self._autocast(cache_enabled=True):
+        with self.meter, self._autocast(cache_enabled=True), counting_copies(self.meter):
             self.meter.reset_peak()
             self._generate(*shape, **options)
             return peak_of(self.meter, "rollout")
@@ -268,39 +266,6 @@ class Rehearsal:
     def _autocast(self, cache_enabled: bool) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.precision.startswith("16") else torch.bfloat16
         return torch.autocast("cpu", dtype, enabled=self.precision.endswith("-mixed"), cache_enabled=cache_enabled)
-
-
-def _heaviest(cut: Callable[..., list[Microbatch]]) -> Callable[..., list[Microbatch]]:
-    """Of the micro-batches of a pass only the heaviest: twice if it learns, to meet the gradients of the first."""
-
-    def heaviest(*args: Any) -> list[Microbatch]:
-        parts = cut(*args)
-        most = max(parts, key=lambda part: (part.padded_tokens, len(part.rows)), default=None)
-        return [most] * min(2 if torch.is_grad_enabled() else 1, len(parts)) if most is not None else []
-
-    return heaviest
-
-
-@contextmanager
-def _first_block_only() -> Iterator[None]:
-    """Softmax passes over the first block of logits alone: the others take the same memory, and there are hundreds."""
-    every = chunked_head.softmax_blocks
-    chunked_head.softmax_blocks = lambda logits_CV: every(logits_CV)[:1]
-    try:
-        yield
-    finally:
-        chunked_head.softmax_blocks = every
-
-
-@contextmanager
-def _one_prefill() -> Iterator[None]:
-    """All prompts run in one pass: their cache takes the same memory as that of several."""
-    before = decoder.PREFILL_TOKENS
-    decoder.PREFILL_TOKENS = 2**62
-    try:
-        yield
-    finally:
-        decoder.PREFILL_TOKENS = before
 
 
 def _separate(module: PolicyModule) -> PolicyModule:

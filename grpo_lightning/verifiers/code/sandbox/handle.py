@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn, Protocol
 
 from . import plain, values
 from .plain import BUILTIN_TYPES, builtin_base
 
-if TYPE_CHECKING:
-    from .link import Link
-
 _READABLE = frozenset({"__name__", "__doc__"})
+
+
+class Asks(Protocol):
+    """What has the program's process do what its handles are asked to do."""
+
+    def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any: ...
+
+    def attribute(self, owner: Handle, name: str) -> Any: ...
+
+    def refuse(self, why: str) -> NoReturn: ...
 
 
 class Handle:
@@ -29,11 +36,11 @@ class Handle:
     """
 
     __slots__ = ("_link", "_nature", "_number")
-    _link: Link
+    _link: Asks
     _number: int
     _nature: str
 
-    def __init__(self, link: Link, number: int, nature: str = "") -> None:
+    def __init__(self, link: Asks, number: int, nature: str = "") -> None:
         object.__setattr__(self, "_link", link)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_nature", nature)

@@ -1,0 +1,40 @@
+"""What a report shows of the policies: accuracy, or mean rewards where these do not tell right from wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from grpo_lightning.commands.compare.cells import share, signed
+from grpo_lightning.commands.compare.methods import Method
+from grpo_lightning.commands.compare.runs import TestResults
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number by which policies are judged.
+
+    Args:
+        name: what it is.
+        curve: its curve of validations.
+        of_test: its value in a test, if it was written down.
+        show: the value as text.
+        show_gain: a difference of two values as text, in ``unit``.
+        unit: what differences are counted in.
+    """
+
+    name: str
+    curve: str
+    of_test: Callable[[TestResults], float | None]
+    show: Callable[[float], str]
+    show_gain: Callable[[float], str]
+    unit: str
+
+
+ACCURACY = Measure("accuracy", "val/accuracy", lambda test: test.accuracy, share, signed, "points")
+REWARD = Measure("reward", "val/reward", lambda test: test.reward, "{:.3f}".format, "{:+.3f}".format, "reward")
+
+
+def measure_of(methods: Sequence[Method]) -> Measure:
+    """What all methods of a report have."""
+    return REWARD if any(method.is_graded for method in methods) else ACCURACY
