@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from grpo_lightning.__main__ import main as grpo
 from grpo_lightning.commands.compare.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def train(config: Path, folder: Path, lr: str, seed: int, options: Sequence[str]
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         command = ["fit", "--config", str(config), *options, "--run_dir", str(folder), "--seed_everything", str(seed)]
         command += ["--model.init_args.optimizer.init_args.lr", lr]
-        subprocess.run([sys.executable, "-m", "grpo_lightning", *command], check=True)
+        grpo(command)
     return read_run(folder)
 
 

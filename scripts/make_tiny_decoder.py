@@ -124,11 +124,10 @@ def main() -> None:
     config.save_pretrained(out)
 
     parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    prompt_tokens = [
-        len(tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False))
-        for prompt in prompts
-    ]
-    completion_tokens = [len(tokenizer(f"{prompt.solution}{END}").input_ids) for prompt in prompts]
+    chats = [prompt.messages for prompt in prompts]
+    rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    prompt_tokens = [len(ids) for ids in rendered]
+    completion_tokens = [len(ids) for ids in tokenizer([f"{prompt.solution}{END}" for prompt in prompts]).input_ids]
     print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
     print(f"prompt tokens: mean {mean(prompt_tokens):.1f}, max {max(prompt_tokens)}")
     print(f"completion tokens: mean {mean(completion_tokens):.1f}, max {max(completion_tokens)}")

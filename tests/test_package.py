@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import grpo_lightning
 
@@ -138,17 +139,16 @@ def test_it_is_enough_in_an_empty_folder(python: Path, tmp_path: Path) -> None:
     assert str(python.parents[1]) in where.stdout, "the wheel's package, not the checkout's"
     assert grpo(python, tmp_path, "--version") == f"grpo-lightning {grpo_lightning.__version__}\n"
     assert "quickstart_sft" in grpo(python, tmp_path, "configs")
-    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.task.init_args.train_size", "40"]
-    few += [
-        "--data.task.init_args.val_size",
-        "8",
-        "--data.prompts_per_step",
-        "2",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
     grpo(python, tmp_path, "configs", "quickstart_sft", "--to", "mine")
-    grpo(python, tmp_path, "fit", "mine/quickstart_sft.yaml", *few)
-    grpo(python, tmp_path, "fit", "quickstart", "--warm_start", "null", "--model.policy.init", "random", *few)
-    runs = {path.parent.parent.name for path in tmp_path.glob("runs/*/*/policy")}
-    assert runs == {"quickstart_sft", "quickstart"}
+    own = tmp_path / "mine/quickstart_sft.yaml"
+    config = yaml.safe_load(own.read_text())
+    config["trainer"]["max_steps"] = 1
+    config["data"]["prompts_per_step"] = 2
+    config["data"]["task"]["init_args"] |= {"train_size": 40, "val_size": 8}
+    own.write_text(yaml.safe_dump(config))
+    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
+    few += ["--data.prompts_per_step", "2", "--data.task.init_args.train_size", "40", "--data.val_batch_size", "4"]
+    grpo(python, tmp_path, "fit", "quickstart", "--warm_start", "mine/quickstart_sft.yaml", *few)
+    (run,) = tmp_path.glob("runs/quickstart/*")
+    assert (run / "policy/config.json").is_file()
+    assert (run / "warm_start/policy/config.json").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -35,6 +36,15 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 lfm2_alone = pytest.mark.parametrize("model_path", ["lfm2"], indirect=True)
 """It has attention too, and a convolution, which is easier to break."""
+
+
+def half(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Half of the product of options, in which the values of all options but one still appear in every combination."""
+    return [
+        tuple(values[place] for values, place in zip(options, places, strict=True))
+        for places in itertools.product(*(range(len(values)) for values in options))
+        if sum(places) % 2 == 0
+    ]
 
 
 class ToyTask(Task):

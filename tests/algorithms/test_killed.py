@@ -159,11 +159,9 @@ def _soak(kind: str, path: str, root: Path, kills: int, seed: int) -> None:
     print(f"{kind}, seed {seed}: killed after {moments} of {seconds:.2f} s of CPU time")
 
 
-def test_a_run_killed_at_any_moment_holds_every_step_once(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
-    _soak("grpo", tiny_model("llama"), tmp_path, kills=2, seed=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PARTS)
-def test_many_kills(tiny_model: Callable[[str], str], tmp_path: Path, kind: str) -> None:
-    _soak(kind, tiny_model("llama"), tmp_path, kills=7, seed=2)
+def test_a_run_killed_at_any_moment_holds_every_step_once(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    _soak(kind, tiny_model("llama"), tmp_path, kills=4, seed=2)

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import grpo_lightning.callbacks
 from grpo_lightning.__main__ import main
+from tests.toy import grpo, rollouts, trainer
 
 SHIPPED = sorted(
     name for name in grpo_lightning.callbacks.__all__ if isinstance(getattr(grpo_lightning.callbacks, name), type)
@@ -93,12 +94,14 @@ def test_every_class_that_is_shipped_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_each_alone(name: str, run: Callable[..., Path]) -> None:
-    for subcommand in ("fit", "test"):  # validation is in fit; all three run all of them together, below
-        folder = run(subcommand, [listed(name)])
-        (saved,) = folder.glob("config.yaml")
-        callbacks = yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
-        assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
+def test_each_alone(name: str, run: Callable[..., Path], tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    """In a training with its validation by the command, and in a test by the Trainer; all run together below."""
+    folder = run("fit", [listed(name)], **{"trainer.max_steps": 1})
+    callbacks = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
+    callback = getattr(grpo_lightning.callbacks, name)(**NEEDED.get(name, {}))
+    module = grpo(tiny_model("lfm2"), beta=0.1)
+    trainer(tmp_path / "test", 1, callbacks=[callback], limit_test_batches=1).test(module, datamodule=rollouts())
 
 
 def test_all_together(

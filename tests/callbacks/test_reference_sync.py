@@ -247,12 +247,20 @@ def test_without_validation_there_is_no_accuracy_to_wait_for(tiny_model: Callabl
         fit(tmp_path, grpo(tiny_model("llama"), beta=0.05), 1, callbacks=[ReferenceSync(if_accuracy_improved=True)])
 
 
-@pytest.mark.parametrize(("alpha", "interrupted_at"), [(1.0, 2), (0.5, 3)])
+@pytest.mark.parametrize(
+    ("kind", "form", "alpha", "interrupted_at"),
+    [
+        ("llama", "copy", 1.0, 2), ("lfm2", "copy", 0.5, 3), ("llama", "adapter-off", 0.5, 3),
+        ("lfm2", "adapter-off", 1.0, 2), ("llama", "snapshot", 1.0, 2), ("lfm2", "snapshot", 0.5, 3),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_repeats_the_uninterrupted_one(
-    model_path: str, form: dict[str, Any], tmp_path: Path, alpha: float, interrupted_at: int
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: str, form: str, alpha: float, interrupted_at: int
 ) -> None:
+    """Each kind of reference moves by whole and by half, and is tried with both shapes of model."""
+
     def run(folder: Path, steps: int, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        module = grpo(model_path, beta=0.5, **form)
+        module = grpo(tiny_model(kind), beta=0.5, **FORMS[form])
         callbacks = [ReferenceSync(every_n_steps=2, alpha=alpha), RunCheckpoint()]
         weights = fit(folder, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
         return weights, module.policy.reference_state()

@@ -38,7 +38,10 @@ def test_without_a_signal(
         assert stopped_after(tmp_path, silent, StopWhen(no_signal_steps=steps, reward=9.0)) == lasted
     said = f"stopping: no group had a signal to learn from in {steps} steps running (StopWhen.no_signal_steps)"
     assert (said in caplog.text) is (lasted < 6)
-    assert stopped_after(tmp_path, grpo(tiny_model("llama")), StopWhen(no_signal_steps=steps, reward=9.0)) == 6
+
+
+def test_a_signal_is_no_reason_to_stop(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    assert stopped_after(tmp_path, grpo(tiny_model("llama")), StopWhen(no_signal_steps=2, reward=9.0)) == 6
 
 
 @pytest.mark.parametrize(("max_kl", "patience", "lasted"), [(1e-9, 1, 2), (1e-9, 3, 4), (100.0, 1, 6)])

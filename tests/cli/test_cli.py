@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,11 +26,13 @@ from grpo_lightning.models import Policy, PolicyConfig
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
-# Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them.
+GSM8K_FOLDER = ROOT.parent / "shared/data/gsm8k"
+# Those of the tasks in JSON and code need overrides of their own: tests/tasks/test_task_configs.py runs them. Those of
+# episodes run in tests/environments/test_episode_configs.py, and lfm_gsm8k in `finished_run`.
 CONFIGS = sorted(
     path.name
     for path in (ROOT / "configs").glob("*.yaml")
-    if not {"json", "code", "mbpp", "gym"} & set(path.stem.split("_"))
+    if not {"json", "code", "mbpp", "gym", "guess", "tools"} & set(path.stem.split("_")) and path.stem != "lfm_gsm8k"
 )
 
 
@@ -40,7 +43,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def few(root: Path, **changes: Any) -> list[str]:
-    """A few steps of any config, on a few rows: setting up encodes them all. What is ``None`` is not given."""
+    """A few steps of any config, on a few rows: setting up encodes them all."""
     size = "limit" if "data.task.init_args.path" in changes else "train_size"
     options: dict[str, Any] = {
         f"data.task.init_args.{size}": 40,
@@ -49,8 +52,7 @@ def few(root: Path, **changes: Any) -> list[str]:
         "trainer.limit_predict_batches": 1, "trainer.enable_progress_bar": "false",
         "data.prompts_per_step": 2, "data.group_size": 2, "data.val_batch_size": 4, "data.sampling.max_new_tokens": 8,
     }  # fmt: skip
-    given = {key: value for key, value in (options | changes).items() if value is not None}
-    return [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    return [text for key, value in (options | changes).items() for text in (f"--{key}", str(value))]
 
 
 def only_run(root: Path, config: str) -> Path:
@@ -64,14 +66,29 @@ def lfm(tiny_model: Callable[[str], str], gsm8k_folder: str) -> dict[str, str]:
     return {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": gsm8k_folder}
 
 
+@pytest.fixture(scope="module")
+def finished_run(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps by the real config: tests read it, or change a copy."""
+    if not GSM8K_FOLDER.is_dir():
+        pytest.skip("the real GSM8K rows are not at hand")
+    root = tmp_path_factory.mktemp("finished")
+    lfm = {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": str(GSM8K_FOLDER)}
+    config = str(ROOT / "configs/lfm_gsm8k.yaml")
+    main(["fit", "--config", config, *few(root, **lfm, **{"data.pass_at_k": "[1,2]"})])
+    return only_run(root, "lfm_gsm8k")
+
+
+def copied(run: Path, root: Path) -> Path:
+    """A copy of a run of which ``root`` is the root of all runs."""
+    return Path(shutil.copytree(run, root / run.parent.name / run.name))
+
+
 # -- every shipped config ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     overrides: dict[str, Any] = request.getfixturevalue("lfm") if name.startswith("lfm") else {}
-    if name.startswith("guess"):
-        overrides = {"data.task.init_args.train_size": None}  # its rows are the numbers
     text = (ROOT / "configs" / name).read_text()
     if "warm_start:" in text:
         # The warm start is a config of its own, and in this list itself.
@@ -85,7 +102,7 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e .[quantised]")
         model = save_tiny_model(tmp_path / "model", "lfm2", hidden_size=64, intermediate_size=128)
         overrides = overrides | {"model.init_args.policy.path": model}
-    main(["fit", "--config", f"configs/{name}", *few(tmp_path, **overrides)])
+    main(["fit", "--config", f"configs/{name}", *few(tmp_path, **overrides, **{"trainer.max_steps": 1})])
     run = only_run(tmp_path, Path(name).stem)
     assert (run / "checkpoints/last.ckpt").is_file()
     assert (run / "policy/tokenizer_config.json").is_file()
@@ -93,24 +110,28 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, request: pytest.
     assert saved["data"]["prompts_per_step"] == 2
 
 
-def test_the_real_config_validates_checkpoints_resumes_and_exports(lfm: dict[str, str], tmp_path: Path) -> None:
+def test_the_real_config_validates_checkpoints_resumes_and_exports(
+    lfm: dict[str, str], finished_run: Path, tmp_path: Path
+) -> None:
+    saved = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert saved["data"]["prompts_per_step"] == 2
     base = ["--config", "configs/lfm_gsm8k.yaml"]
-    main(["fit", *base, *few(tmp_path / "whole", **lfm, **{"trainer.max_steps": 4})])
-    main(["fit", *base, *few(tmp_path / "part", **lfm)])
-    main(["fit", *base, *few(tmp_path / "part", **lfm, **{"trainer.max_steps": 4}), "--ckpt_path", "last"])
-    whole, part = only_run(tmp_path / "whole", "lfm_gsm8k"), only_run(tmp_path / "part", "lfm_gsm8k")
+    longer = {"trainer.max_steps": 3, "data.pass_at_k": "[1,2]"}
+    main(["fit", *base, *few(tmp_path / "whole", **lfm, **longer)])
+    part = copied(finished_run, tmp_path / "part")
+    main(["fit", *base, *few(tmp_path / "part", **lfm, **longer), "--ckpt_path", "last"])
+    whole = only_run(tmp_path / "whole", "lfm_gsm8k")
     one, other = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, part))
-    assert one["global_step"] == other["global_step"] == 4
+    assert one["global_step"] == other["global_step"] == 3
     assert all(torch.equal(tensor, other["state_dict"][name]) for name, tensor in one["state_dict"].items())
     # The resumed run went on in its own directory, beside its first config and with its curves continued.
     assert {"config.yaml", "config-2.yaml"} <= {path.name for path in part.iterdir()}
     assert (part / "policy/adapter_config.json").is_file()
+    assert (part / "policy/tokenizer_config.json").is_file()
 
 
-def test_tensorboard_gets_the_curves(lfm: dict[str, str], tmp_path: Path) -> None:
-    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm, **{"data.pass_at_k": "[1,2]"})])
-    run = only_run(tmp_path, "lfm_gsm8k")
-    events = EventAccumulator(str(run))
+def test_tensorboard_gets_the_curves(finished_run: Path) -> None:
+    events = EventAccumulator(str(finished_run))
     events.Reload()
     curves = set(events.Tags()["scalars"])
     wanted = {
@@ -136,7 +157,7 @@ def test_a_config_can_swap_its_verifier_and_objective_by_a_line(lfm: dict[str, s
         "model.init_args.lr_scheduler": "{class_path: torch.optim.lr_scheduler.ConstantLR}",
         "data.refinement": "{mode: distill, budget: 1}",
     }  # fmt: skip
-    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm, **swaps)])
+    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm, **swaps, **{"trainer.max_steps": 1})])
     saved = yaml.safe_load((only_run(tmp_path, "lfm_gsm8k") / "config.yaml").read_text())
     (verifier,) = saved["model"]["init_args"]["verifiers"]
     assert verifier["init_args"]["formats"] == ["boxed"]
@@ -146,11 +167,10 @@ def test_a_config_can_swap_its_verifier_and_objective_by_a_line(lfm: dict[str, s
 
 
 def test_validate_test_and_predict_from_a_checkpoint(
-    lfm: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lfm: dict[str, str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["--config", "configs/lfm_gsm8k.yaml"]
-    main(["fit", *base, *few(tmp_path, **lfm)])
-    run = only_run(tmp_path, "lfm_gsm8k")
+    run = copied(finished_run, tmp_path)
     checkpoint = str(run / "checkpoints/last.ckpt")
     capsys.readouterr()
     for subcommand, metric in (("validate", "val/accuracy"), ("test", "test/accuracy")):
@@ -166,7 +186,16 @@ def test_validate_test_and_predict_from_a_checkpoint(
 
 def test_a_checkpoint_is_what_gets_evaluated(tmp_path: Path) -> None:
     base = ["--config", "configs/quickstart_sft.yaml"]
-    main(["fit", *base, *few(tmp_path / "fit", **{"trainer.max_steps": 6, "data.prompts_per_step": 16})])
+    main(
+        [
+            "fit",
+            *base,
+            *few(
+                tmp_path / "fit",
+                **{"trainer.max_steps": 6, "trainer.val_check_interval": 6, "data.prompts_per_step": 16},
+            ),
+        ]
+    )
     run = only_run(tmp_path / "fit", "quickstart_sft")
     main(["predict", *base, *few(tmp_path / "initial")])
     main(["predict", *base, *few(tmp_path / "fit"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
@@ -222,10 +251,13 @@ def test_a_verifier_in_the_current_folder_is_found(
     config = str(ROOT / "configs/lfm_gsm8k.yaml")
     overrides = {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": gsm8k_folder}
     verifier = "[{class_path: FunctionVerifier, init_args: {function: mine.brief, style: answer}}]"
-    arguments = ["fit", "--config", config, *few(tmp_path, **overrides), "--model.init_args.verifiers", verifier]
-    # In a process of its own: the console script does not put the current folder on the path by itself.
-    code = "import sys; sys.path.remove(''); from grpo_lightning.__main__ import main; main(sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    overrides |= {"trainer.max_steps": 1, "model.init_args.verifiers": verifier}
+    monkeypatch.chdir(tmp_path)
+    # The console script does not put the current folder on the path by itself.
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    main(["fit", "--config", config, *few(tmp_path, **overrides)])
+    assert Path(sys.modules["mine"].__file__ or "") == tmp_path / "mine.py"
+    monkeypatch.delitem(sys.modules, "mine")
 
 
 # -- warm start -------------------------------------------------------------------------------------------------------
@@ -432,15 +464,16 @@ def test_a_warm_start_that_broke_off_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "one/checkpoints/last.ckpt").is_file()
 
 
-def test_a_run_by_the_config_of_another_run_has_a_directory_of_its_own(lfm: dict[str, str], tmp_path: Path) -> None:
-    main(["fit", "--config", "configs/lfm_gsm8k.yaml", *few(tmp_path, **lfm)])
-    first = only_run(tmp_path, "lfm_gsm8k")
-    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
-    main(["fit", "--config", str(first / "config.yaml")])
-    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
-    second = next(path for path in (tmp_path / "lfm_gsm8k").iterdir() if path != first)
+def test_a_run_by_the_config_of_another_run_has_a_directory_of_its_own(finished_run: Path) -> None:
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
+
+    before, runs = written(), set(finished_run.parent.iterdir())
+    main(["fit", "--config", str(finished_run / "config.yaml")])
+    assert written() == before
+    (second,) = set(finished_run.parent.iterdir()) - runs
     assert (second / "checkpoints/last.ckpt").is_file()
-    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+    assert (second / "config.yaml").read_text() == (finished_run / "config.yaml").read_text()
 
 
 def test_a_run_dir_holds_one_run(lfm: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -129,33 +129,36 @@ SHIPPED = [
 ]
 
 
-def launched(root: Path, launcher: list[str], tasks: Sequence[dict[str, str]] = ({},)) -> tuple[Path, str]:
-    """The run that two processes make of the quickstart with its warm start and every shipped callback.
-
-    Args:
-        root: where the run goes.
-        launcher: arguments of Python in front of the module.
-        tasks: environment variables of each command that is started.
-    """
+def arguments_of(root: Path) -> list[str]:
+    """Two processes train the quickstart with its warm start and every shipped callback."""
     options: dict[str, Any] = {
         "warm_start": short_warm_start(root), "trainer.devices": 2, "trainer.strategy": "ddp", "model.beta": 0.1,
         "trainer.callbacks": json.dumps(SHIPPED), "export.best": "true", "rollouts.every_n_steps": 1,
         "tensorboard.every_n_steps": 1, "data.prompts_per_step": 3,
     }  # fmt: skip
-    arguments = ["-m", "grpo_lightning", "fit", "--config", "configs/quickstart.yaml"]
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
-        "OMP_NUM_THREADS": "1"
-    }
-    command = [sys.executable, *launcher, *arguments, *few(root / "runs", **options)]
-    logs = [root / f"task{number}.log" for number in range(len(tasks))]
-    started = []
-    for log, own in zip(logs, tasks, strict=True):
-        with log.open("w") as file:
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment | own, stdout=file, stderr=file))
-    codes = [process.wait(600) for process in started]
-    output = "".join(log.read_text() for log in logs)
-    assert not any(codes), output[-3000:]
-    return only_run(root / "runs", "quickstart"), output
+    return ["fit", "--config", "configs/quickstart.yaml", *few(root / "runs", **options)]
+
+
+def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
+    """The run that a launcher makes, given as the arguments of Python before the module, and what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    command = [sys.executable, *launcher, "-m", "grpo_lightning", *arguments_of(root)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return only_run(root / "runs", "quickstart"), done.stdout
+
+
+def _task(variables: dict[str, str], arguments: list[str]) -> None:
+    """One task of srun."""
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    os.environ |= variables
+    launch._rounds = itertools.count()  # as in a new process
+    os.chdir(ROOT)
+    sys.stderr = sys.stdout
+    main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +215,8 @@ def test_the_tasks_of_srun_take_the_steps_that_torchrun_does(by_torchrun: tuple[
         "SLURM_STEP_ID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": port,
     }  # fmt: skip
     tasks = [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in (0, 1)]
-    run, output = launched(tmp_path, [], tasks)
+    output = "".join(forked(_task, [(task, arguments_of(tmp_path)) for task in tasks]))
+    run = only_run(tmp_path / "runs", "quickstart")
     assert run.name == "slurm-77-0"
     assert output.count("All distributed processes registered. Starting with 2 processes") == 1
     assert {file.name.split("-")[0] for file in (run / "rollouts").rglob("*.jsonl")} == {"rank0", "rank1"}

@@ -42,7 +42,7 @@ from grpo_lightning.types import TokenRows
 from tests.algorithms.test_ppo import CRITICS, ppo
 from tests.sampling import generate
 from tests.tiny import save_tiny_model
-from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo, needs_bitsandbytes
+from tests.toy import LetterVerifier, ToyTask, adam, fit, grpo, half, needs_bitsandbytes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -379,8 +379,11 @@ def test_persistent_memory_is_exact(model_path: str, lora: LoRAConfig | None) ->
     assert gradients_of(rehearsal) == sum(p.nbytes for p in policy.trainable_parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], ids=str)
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(
+    ("model_path", "options", "mixed"),
+    half(["llama", "lfm2"], [{}, {"lora": LoRAConfig(r=4)}, {"gradient_checkpointing": True}], [False, True]),
+    indirect=["model_path"],
+)
 def test_the_planned_update_equals_a_real_one(model_path: str, options: dict[str, Any], mixed: bool) -> None:
     module = sft(model_path, **options)
     rows = step_rows([24] * 8, [16] * 8)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_the_config_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     few = {
-        "run_dir": str(tmp_path / "run"), "trainer.max_steps": "1", "trainer.val_check_interval": "1",
+        "run_dir": str(tmp_path / "run"), "trainer.accelerator": "cpu", "trainer.max_steps": "1",
+        "trainer.val_check_interval": "1",
         "trainer.limit_val_batches": "1", "trainer.enable_progress_bar": "false", "data.prompts_per_step": "2",
         "data.val_batch_size": "4",
     }  # fmt: skip
@@ -27,6 +28,7 @@ def test_the_config_trains(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         few |= {"warm_start": "null", "model.init_args.policy.init": "random", "data.group_size": "2"}
     main(["fit", "--config", f"configs/{name}.yaml", *(text for key in few for text in (f"--{key}", few[key]))])
     assert (tmp_path / "run/policy/tokenizer_config.json").is_file()
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
     if name == "tools":
         first = next((tmp_path / "run/rollouts").rglob("*.jsonl")).read_text().splitlines()[0]
         assert json.loads(first)["prompt"][0]["content"].startswith(("Compute ", "Repeat "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,10 +211,30 @@ WAYS_TO_JOIN = {
 }
 
 
+@pytest.fixture(scope="module")
+def alone() -> Callable[[str, Request, SamplingParams], Completion]:
+    """What a model answers to a request alone. Rows ask for the same, however they join."""
+    policies: dict[str, Policy] = {}
+    made: dict[str, Completion] = {}
+
+    def generate_alone(path: str, request: Request, sampling: SamplingParams) -> Completion:
+        if path not in policies:
+            policies[path] = Policy(PolicyConfig(path=path))
+        key = f"{path} {request} {sampling}"
+        if key not in made:
+            temperature = sampling.temperature if request.temperature is None else request.temperature
+            (made[key],) = generate(
+                policies[path], [request.prompt], 1, replace(sampling, temperature=temperature), [request.seed]
+            )
+        return made[key]
+
+    return generate_alone
+
+
 @pytest.mark.parametrize("way", WAYS_TO_JOIN)
 @pytest.mark.parametrize("stop", [None, ["7"]])
 def test_further_rows_are_what_they_would_be_alone(
-    model_path: str, way: str, stop: list[str] | None, monkeypatch: pytest.MonkeyPatch
+    model_path: str, way: str, stop: list[str] | None, monkeypatch: pytest.MonkeyPatch, alone: Any
 ) -> None:
     for name, value in WAYS_TO_JOIN[way].items():
         monkeypatch.setattr(sampled_rows if name == "CHECK_EVERY" else in_process, name, value)
@@ -250,11 +271,10 @@ def test_further_rows_are_what_they_would_be_alone(
     assert len(asked) >= 30
     assert bool(joins) == (way != "at the end")
     assert max(together) == 18
-    alone = generate(policy, PROMPTS, 6, sampling, list(range(18)))
-    for one in asked:
-        temperature = sampling.temperature if one.temperature is None else one.temperature
-        alone += generate(policy, [one.prompt], 1, replace(sampling, temperature=temperature), [one.seed])
-    for one, other in zip(made, alone, strict=True):
+    expected = generate(policy, PROMPTS, 6, sampling, list(range(18)))
+    monkeypatch.undo()
+    expected += [alone(model_path, request, sampling) for request in asked]
+    for one, other in zip(made, expected, strict=True):
         assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
 

@@ -25,7 +25,7 @@ from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choos
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, Verifier
 from tests.tiny import tiny_tokenizer
-from tests.toy import Watch, fit, grpo, rollouts, same, sgd, trainer
+from tests.toy import Watch, fit, grpo, half, rollouts, same, sgd, trainer
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
 
@@ -261,8 +261,11 @@ class SlowParity(Parity):
     slow = True
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 8])
-@pytest.mark.parametrize("verifier", [Parity(accept_truncated=True), SlowParity(accept_truncated=True)])
+@pytest.mark.parametrize(
+    ("model_path", "rows_at_once", "verifier"),
+    half(["llama", "lfm2"], [None, 8], [Parity(accept_truncated=True), SlowParity(accept_truncated=True)]),
+    indirect=["model_path"],
+)
 def test_the_budget_is_spent_whenever_verdicts_come(
     model_path: str, tmp_path: Path, verifier: Verifier, rows_at_once: int | None
 ) -> None:
@@ -400,8 +403,15 @@ def test_the_temperature_of_distilled_attempts_is_their_own(tiny_model: Callable
     assert first[0] == first[1]
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.1}, {"updates_per_rollout": 2}, {"max_tokens_per_microbatch": 64}])
-@pytest.mark.parametrize("mode", ["in_context", "distill"])
+@pytest.mark.parametrize(
+    ("model_path", "mode", "options"),
+    half(
+        ["llama", "lfm2"],
+        ["in_context", "distill"],
+        [{"beta": 0.1}, {"updates_per_rollout": 2}, {"max_tokens_per_microbatch": 64}],
+    ),
+    indirect=["model_path"],
+)
 def test_refinement_goes_with_everything_else(
     model_path: str, tmp_path: Path, mode: Any, options: dict[str, Any]
 ) -> None:

@@ -28,6 +28,7 @@ from grpo_lightning.speed.direct import DirectDecoding, DirectStep
 from grpo_lightning.speed.packed import PackedWeights
 from tests.sampling import generate
 from tests.tiny import tiny_config, tiny_tokenizer
+from tests.toy import half
 
 PROMPTS = [[1, 30, 40, 50], [1, 60, 61, 62, 63, 64, 65, 66], [1, 90]]
 SIZES = {
@@ -62,9 +63,11 @@ def policy_of(config: PreTrainedConfig, folder: Path, **options: Any) -> Policy:
     return Policy(PolicyConfig(path=str(folder), **options))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
-@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], ids=["padded", "of one length"])
-@pytest.mark.parametrize("small", [packed.MAX_TRANSPOSED_ELEMENTS, 0], ids=["transposed weights", "packed weights"])
+@pytest.mark.parametrize(
+    ("name", "prompts", "small"),
+    # Padded prompts and those of one length; transposed weights and packed ones.
+    half(list(CONFIGS), [PROMPTS, [PROMPTS[0], PROMPTS[0][::-1]]], [packed.MAX_TRANSPOSED_ELEMENTS, 0]),
+)
 def test_rollouts_equal_those_of_the_forward_pass(
     name: str, prompts: list[list[int]], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.shared_prompt import SharedPrompts, predicting_states
 from grpo_lightning.types import Sharing, TokenRows
 from tests.tiny import tiny_config, tiny_tokenizer
-from tests.toy import Watch, fit, grpo, rollouts, same
+from tests.toy import Watch, fit, grpo, half, rollouts, same
 
 # Two prompts of equal length, one longer, one of a single token; completions of one or more tokens.
 GROUPS = [(9, [12, 1, 2, 7]), (9, [5, 5]), (14, [3, 20, 1]), (1, [4, 9])]
@@ -94,9 +94,11 @@ def close(one: Any, other: Any, forward: float = 1e-13, gradient: float = 1e-6) 
         assert (mine - theirs).norm() <= gradient * theirs.norm()
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("groups", [GROUPS, LEVEL], ids=["uneven", "level"])
-@pytest.mark.parametrize("overhead", [0, 64])
+@pytest.mark.parametrize(
+    ("model_path", "lora", "groups", "overhead"),
+    half(["llama", "lfm2"], [False, True], [GROUPS, LEVEL], [0, 64]),
+    indirect=["model_path"],
+)
 def test_shared_prompts_give_the_logprobs_and_gradients_of_plain_rows(
     model_path: str, monkeypatch: pytest.MonkeyPatch, groups: list[tuple[int, list[int]]], lora: bool, overhead: int
 ) -> None:
@@ -209,9 +211,11 @@ def planned(tokens: TokenRows, prefixes: bool) -> TokenRows:
     return replace(tokens, sharing=microbatch._sharing(sequences, True, tokens.ids_NL.device))
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("prefixes", [False, True])
-@pytest.mark.parametrize("overhead", [0, 64])
+@pytest.mark.parametrize(
+    ("model_path", "lora", "prefixes", "overhead"),
+    half(["llama", "lfm2"], [False, True], [False, True], [0, 64]),
+    indirect=["model_path"],
+)
 @pytest.mark.usefixtures("exact_norms")
 def test_prefixes_are_read_from_the_pass_of_the_longer_row(
     model_path: str, monkeypatch: pytest.MonkeyPatch, prefixes: bool, lora: bool, overhead: int

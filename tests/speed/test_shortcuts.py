@@ -33,6 +33,7 @@ from grpo_lightning.speed.registry import NAMES, SHORTCUTS, SWITCHED_OFF
 from grpo_lightning.types import Completion, TokenRows
 from tests.sampling import generate
 from tests.tape import Tape
+from tests.toy import half
 
 KINDS = ("llama", "qwen3", "lfm2", "lfm3")
 BEGINNING = [1, *range(100, 140)]
@@ -122,9 +123,7 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
     return run
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("name", "kind", "lora"), half(NAMES, KINDS, [False, True]))
 def test_the_plain_way_gives_the_same_completions_logprobs_and_gradients(
     results_of: Callable[..., Results], name: str, kind: str, lora: bool
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from transformers import AutoTokenizer
 from grpo_lightning.__main__ import main
 from grpo_lightning.tasks import Extraction, Programs, Task
 from grpo_lightning.tasks.base import SPLITS
-from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, tuple[Task, str]] = {
@@ -66,7 +64,7 @@ CONFIGS = [
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_trains(name: str, overrides: dict[str, dict[str, str]], tmp_path: Path) -> None:
     few = {
-        "trainer.default_root_dir": str(tmp_path), "trainer.accelerator": "cpu", "trainer.max_steps": "2",
+        "trainer.default_root_dir": str(tmp_path), "trainer.accelerator": "cpu", "trainer.max_steps": "1",
         "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1", "trainer.enable_progress_bar": "false",
         "data.prompts_per_step": "2", "data.group_size": "2", "data.val_batch_size": "4",
         "data.sampling.max_new_tokens": "8",
@@ -113,14 +111,3 @@ def test_prompts_and_solutions_are_short(name: str) -> None:
     assert len(rendered) == len(prompts)
     assert max(map(len, rendered)) <= 40
     assert max(map(len, tokenizer([prompt.solution for prompt in prompts]).input_ids)) + 1 <= 32
-
-
-@pytest.mark.parametrize("name", [*TINY, "turns"])
-def test_the_script_writes_the_committed_folder(name: str, tmp_path: Path) -> None:
-    folder = ROOT / "configs" / (TINY[name][1] if name in TINY else f"tiny_decoder_{name}")
-    script = ROOT / "scripts/make_tiny_decoder.py"
-    run_script(script, "--task", name, "--out", str(tmp_path))
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / file).read_text() == (folder / file).read_text(), f"run {script} again"
-    made, committed = (json.loads((place / "config.json").read_text()) for place in (tmp_path, folder))
-    assert made | {"transformers_version": ""} == committed | {"transformers_version": ""}, f"run {script} again"

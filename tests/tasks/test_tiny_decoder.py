@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -73,10 +74,19 @@ def test_problems_are_short() -> None:
     assert max(len(TOKENIZER(prompt.solution).input_ids) + 1 for prompt in prompts) <= 32
 
 
-def test_the_script_writes_the_committed_folder(tmp_path: Path) -> None:
-    script = ROOT / "scripts/make_tiny_decoder.py"
-    assert "parameters" in run_script(script, "--out", str(tmp_path))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"run {script} again"
-    made, committed = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, FOLDER))
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("arithmetic", "tiny_decoder"),
+        ("extraction", "tiny_decoder_json"),
+        ("programs", "tiny_decoder_code"),
+        ("turns", "tiny_decoder_turns"),
+    ],
+)
+def test_the_script_writes_the_committed_folder(task: str, name: str, tmp_path: Path) -> None:
+    folder, script = ROOT / "configs" / name, ROOT / "scripts/make_tiny_decoder.py"
+    assert "parameters" in run_script(script, "--task", task, "--out", str(tmp_path))
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / file).read_text() == (folder / file).read_text(), f"run {script} again"
+    made, committed = (json.loads((place / "config.json").read_text()) for place in (tmp_path, folder))
     assert made | {"transformers_version": ""} == committed | {"transformers_version": ""}, f"run {script} again"

@@ -17,6 +17,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import FormatVerifier, judge
 from grpo_lightning.verifiers.limited import LimitedWorker
+from tests.processes import busy_machine
 
 TAGS = ["think", "answer"]
 FORM = "<think>...</think> <answer>...</answer>"
@@ -168,16 +169,11 @@ def test_the_limit_of_cpu_time_is_an_option() -> None:
 
 def test_a_busy_machine_changes_no_verdict() -> None:
     """Half a second of work is far from both limits, 0.01 s and 60 s, of CPU time; the wall clock is not asked."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
-    try:
-        texts = [SLOW_TEXT, "xy", "x" * 50_000, "yx"]
+    texts = [SLOW_TEXT, "xy", "x" * 50_000, "yx"]
+    with busy_machine():
         for pattern, expected in ((SLOW_PATTERN, [True] * 4), (r"(?:xy)*", [True, True, False, False])):
             assert [passes(text, FormatVerifier(pattern=pattern, timeout_s=60.0)) for text in texts] == expected
         assert not passes(SLOW_TEXT, FormatVerifier(pattern=SLOW_PATTERN, timeout_s=0.01))
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
 
 
 def test_a_worker_that_dies_is_an_error_and_no_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
