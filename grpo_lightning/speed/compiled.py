@@ -85,7 +85,8 @@ class _Compiler:
 
 @functools.cache
 def _compiled(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    return torch.compile(plain, fullgraph=True, dynamic=True, backend=backend, recompile_limit=_FORMS)
+    # torch's overloads lack recompile_limit, which its implementation takes.
+    return torch.compile(plain, fullgraph=True, dynamic=True, backend=backend, recompile_limit=_FORMS)  # type: ignore[call-overload]
 
 
 def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
