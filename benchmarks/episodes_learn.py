@@ -4,7 +4,8 @@
     python benchmarks/episodes_learn.py --runs RUNS --studies guess --seeds 1 -- --trainer.max_steps 20
 
 ``tools`` trains configs/tools.yaml after its warm start, and as a control the same model on the same task without the
-tool, whose warm start has no calls to imitate. ``guess`` trains configs/guess.yaml. Each policy is measured on the test
+tool, whose warm start has no calls to imitate. ``guess`` trains configs/guess.yaml; ``turns`` does so with PPO, whose
+turns are episodes with their return to go, or one episode (``turn_lam``). Each policy is measured on the test
 split, before and after RL, greedily and by sampling as in training. What follows ``--`` goes to ``grpo fit`` of both
 stages. A run that has finished is not repeated. Intervals are 95 %, over seeds and problems; then come the seeds. CPU
 time is that of training with its validations, of the warm start and of RL.
@@ -53,8 +54,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Study:
-    """Completions sampled per problem, variants of a shipped config with a warm start, and what is measured."""
+    """A shipped config with a warm start, completions sampled per problem, variants, and what is measured."""
 
+    config: str
     samples: int
     variants: Mapping[str, Variant]
     columns: Mapping[str, Column]
@@ -84,8 +86,16 @@ def greedy(*kinds: str | None) -> Callable[[Record], bool]:
     return lambda record: record["sampled_for"] == "accuracy" and record["metadata"].get("kind") in kinds
 
 
-STUDIES: Mapping[str, Study] = {  # by the name of the config
+GAMES = {
+    "games won, sampled": Column(is_correct, sampled()),
+    "last guess fits all hints, sampled": Column(fits_all_hints, sampled()),
+    "games won, greedy": Column(is_correct, greedy(None)),
+}
+PPO = ["--model.class_path", "PPOModule", "--model.init_args.critic", "separate", "--model.init_args.value_lr", "1e-3",
+       "--trainer.max_steps", "80", "--trainer.val_check_interval", "80"]  # fmt: skip
+STUDIES: Mapping[str, Study] = {
     "tools": Study(
+        "tools",
         4,
         {
             "calculator": Variant(),
@@ -101,14 +111,15 @@ STUDIES: Mapping[str, Study] = {  # by the name of the config
             "correct, greedy": Column(is_correct, greedy("product", "repeat")),
         },
     ),
-    "guess": Study(
+    "guess": Study("guess", 64, {"hints": Variant()}, GAMES),
+    "turns": Study(
+        "guess",
         64,
-        {"hints": Variant()},
         {
-            "games won, sampled": Column(is_correct, sampled()),
-            "last guess fits all hints, sampled": Column(fits_all_hints, sampled()),
-            "games won, greedy": Column(is_correct, greedy(None)),
+            "PPO": Variant(training=PPO),
+            "PPO, turn_lam 0.9": Variant(training=[*PPO, "--model.init_args.turn_lam", "0.9"]),
         },
+        GAMES,
     ),
 }
 
@@ -128,12 +139,12 @@ def predictions(run: Path, name: str, options: Sequence[str]) -> list[Record]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def measured(name: str, variant: Variant, run: Path, seed: int, options: Sequence[str]) -> dict[str, list[Record]]:
+def measured(study: Study, variant: Variant, run: Path, seed: int, options: Sequence[str]) -> dict[str, list[Record]]:
     """Train a variant with a seed, and return the records before and after RL."""
     with contextlib.redirect_stdout(sys.stderr):
-        fit(f"{name}_sft", run / "warm_start", seed, [*variant.warm_start, *options])
-        fit(name, run, seed, [*variant.training, *options])  # finds the warm start in its folder
-        samples = ["--data.pass_at_k", "1", "--data.pass_samples", str(STUDIES[name].samples)]
+        fit(f"{study.config}_sft", run / "warm_start", seed, [*variant.warm_start, *options])
+        fit(study.config, run, seed, [*variant.training, *options])  # finds the warm start in its folder
+        samples = ["--data.pass_at_k", "1", "--data.pass_samples", str(study.samples)]
         start = ["--warm_start", "null", "--model.init_args.policy.path", str(run / "warm_start" / "policy")]
         end = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
         return {
@@ -163,8 +174,10 @@ def table(name: str, args: argparse.Namespace) -> list[str]:
     lines = [f"| {name} | after | " + " | ".join(study.columns) + " | CPU s of each seed |"]
     lines.append("|---|---|" + "---|" * (len(study.columns) + 1))
     for label, variant in study.variants.items():
-        runs = {seed: args.runs / f"{name}-{label.replace(' ', '-')}-seed{seed}" for seed in args.seeds}
-        found = [measured(name, variant, run, seed, args.options) for seed, run in runs.items()]
+        runs = {
+            seed: args.runs / f"{name}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-seed{seed}" for seed in args.seeds
+        }
+        found = [measured(study, variant, run, seed, args.options) for seed, run in runs.items()]
         seconds = list(zip(*map(cpu_seconds, runs.values()), strict=True))
         for stage, spent in zip(("warm start", "RL"), seconds, strict=True):
             cells = [cell(column, [records[stage] for records in found]) for column in study.columns.values()]
@@ -175,7 +188,7 @@ def table(name: str, args: argparse.Namespace) -> list[str]:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=["tools", "guess"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("options", nargs="*", help="after --: options of grpo fit")
     return parser.parse_args(argv)

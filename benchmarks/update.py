@@ -1,12 +1,15 @@
-"""Time and memory of an optimizer step, with prompts shared within groups versus one prompt per row.
+"""Time and memory of an optimizer step: one prompt per row, prompts shared within groups, layers compiled.
 
     python benchmarks/update.py --prompt-length 1000
+    python benchmarks/update.py --variants shared compiled --shape 135m --prompts 2 --group-size 4 --prompt-length 60
 
 The model has random weights and the given shape. Every measurement is one step (log-probs with their gradients in
 micro-batches, and AdamW) in a separate process, after a small step to warm up; the variants alternate. ``plain`` runs
-every row with its own prompt; ``shared`` is the default, which shares prompts where that is cheaper. Memory is the peak
-above the loaded model with its optimizer: resident memory on the CPU, allocated memory on CUDA. Time is CPU seconds on
-the CPU and wall time on CUDA. The variants must agree on the loss and the norm of the gradient.
+every row with its own prompt; ``shared`` is the default, which shares prompts where that is cheaper; ``compiled`` is
+the default with ``policy.compile``. Memory is the peak above the loaded model with its optimizer: resident memory on
+the CPU, allocated memory on CUDA. Time is CPU seconds on the CPU and wall time on CUDA; "ready after" is the wall time
+of loading and of the step before, with all compilation, whose results later repeats find on the disk. The variants must
+agree on the loss and the norm of the gradient.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from meters import Peak, machine, now, spread
 
-VARIANTS = ("plain", "shared")
+VARIANTS = ("plain", "shared", "compiled")
 SHAPES: dict[str, dict[str, Any]] = {
     # 2.5 M parameters: Llama-shaped, a vocabulary of characters.
     "tiny": {"kind": "llama", "vocab": 160, "hidden": 256, "layers": 3, "heads": 4, "kv": 2, "mlp": 768},
@@ -30,6 +34,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small": {"kind": "lfm2", "vocab": 65_536, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
     # The same with a small vocabulary.
     "body": {"kind": "lfm2", "vocab": 160, "hidden": 384, "layers": 8, "heads": 6, "kv": 2, "mlp": 1024},
+    # SmolLM2-135M.
+    "135m": {"kind": "llama", "vocab": 49_152, "hidden": 576, "layers": 30, "heads": 9, "kv": 3, "mlp": 1536},
     # LiquidAI/LFM2.5-1.2B.
     "1.2b": {"kind": "lfm2", "vocab": 65_536, "hidden": 2048, "layers": 16, "heads": 32, "kv": 8, "mlp": 8192},
 }
@@ -37,6 +43,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "shared"])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--prompt-length", type=int, default=1000)
@@ -121,10 +128,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device(args.device)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, SHAPES[args.shape])
         lora = LoRAConfig(r=args.lora) if args.lora else None
-        policy = Policy(PolicyConfig(path=folder, init="random", dtype=args.dtype, lora=lora)).to(device)
+        config = PolicyConfig(
+            path=folder, init="random", dtype=args.dtype, lora=lora, compile=args.worker == "compiled"
+        )
+        policy = Policy(config).to(device)
     parameters = policy.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     prompts, completions = make_rows(args)
@@ -132,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     total = sum(map(len, completions))
 
     def step(rows: torch.Tensor) -> dict[str, float]:
-        split = microbatches(tokens, rows, args.max_tokens, args.worker == "shared", policy.pass_overhead)
+        split = microbatches(tokens, rows, args.max_tokens, args.worker != "plain", policy.pass_overhead)
         for parameter in parameters:
             parameter.grad = None
         loss = torch.zeros((), device=device)
@@ -152,7 +163,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "tokens": sum(microbatch.padded_tokens for microbatch in split),
         }
 
-    step(torch.arange(len(tokens), device=device) if device.type == "cuda" else torch.arange(min(2, len(tokens))))
+    whole = device.type == "cuda" or args.worker == "compiled"
+    step(torch.arange(len(tokens) if whole else min(2, len(tokens)), device=device))
+    ready = time.monotonic() - began
     for parameter in parameters:
         parameter.grad = None
     torch.manual_seed(0)
@@ -171,6 +184,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return result | {
         "seconds": seconds,
         "mib": peak.peak() - held,
+        "ready": ready,
+        "compiled": next(line for line in policy.shortcuts.lines() if "compiled_layers" in line),
         "parameters": sum(parameter.numel() for parameter in policy.parameters()),
         "completion_tokens": total,
         "machine": machine(device),
@@ -187,19 +202,22 @@ def main() -> None:
         command = [sys.executable, *sys.argv, "--worker", "shared"]
         subprocess.run(command, check=True, env=environment)
         return
-    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in args.variants}
     for _ in range(args.repeats):
-        for variant in VARIANTS:
+        for variant in args.variants:
             command = [sys.executable, *sys.argv, "--worker", variant]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
             results[variant].append(json.loads(done.stdout))
-    plain, shared = results["plain"], results["shared"]
+    first_name, *others = args.variants
+    first = results[first_name][0]
     tolerance = 1e-4 if args.dtype == "float32" and not args.autocast else 5e-2
     for quantity in ("loss", "grad_norm"):
-        expected, got = plain[0][quantity], shared[0][quantity]
-        assert abs(got - expected) < tolerance * abs(expected), f"the variants disagree: {quantity} {expected} {got}"
+        for other in others:
+            expected, got = first[quantity], results[other][0][quantity]
+            assert abs(got - expected) < tolerance * abs(expected), (
+                f"the variants disagree: {quantity} {expected} {got}"
+            )
 
-    first = plain[0]
     print("command ", shlex.join(["python", *sys.argv]))
     print("machine ", first["machine"])
     print(
@@ -210,10 +228,15 @@ def main() -> None:
     for variant, runs in results.items():
         seconds = f"{spread([run['seconds'] for run in runs])} s"
         mib = f"{spread([run['mib'] for run in runs])} MiB above the model"
-        print(f"{variant:8} {seconds}  {mib}  {runs[0]['microbatches']} micro-batches, {runs[0]['tokens']} tokens")
-    for name, key in (("time", "seconds"), ("memory", "mib")):
-        ratios = [before[key] / after[key] for before, after in zip(plain, shared, strict=True)]
-        print(f"plain / shared, {name:6} {spread(ratios)} x")
+        ready = ", ".join(f"{run['ready']:.0f}" for run in runs)
+        cut = f"{runs[0]['microbatches']} micro-batches, {runs[0]['tokens']} tokens"
+        print(f"{variant:8} {seconds}  {mib}  {cut}  ready after {ready} s")
+    if "compiled" in results:
+        print(results["compiled"][0]["compiled"])
+    for other in others:
+        for name, key in (("time", "seconds"), ("memory", "mib")):
+            pairs = zip(results[first_name], results[other], strict=True)
+            print(f"{first_name} / {other}, {name:6} {spread([before[key] / after[key] for before, after in pairs])} x")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class PolicyConfig:
             rollouts, SFT and the exported tokenizer. ``data.task.init_args.chat_template`` replaces the template.
         without: names of shortcuts to switch off. The results are the same without them, up to rounding; the log and
             ``grpo plan`` list them.
+        compile: have ``torch.compile`` make the layers that learn, which takes minutes on a CPU when a run starts. Off
+            until it is measured to pay: see ``docs/performance.md``.
     """
 
     path: str
@@ -66,6 +68,7 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
+    compile: bool = False
     given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = field(default=None, init=False, repr=False)
     """The model object that a program passed, and its tokenizer; see :meth:`from_model`."""
 
@@ -93,6 +96,7 @@ class PolicyConfig:
         gradient_checkpointing: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         without: list[str] | None = None,
+        compile: bool = False,
     ) -> PolicyConfig:
         """A policy that is a model object, trained in place. A run is resumed with the model as it was before training.
 
@@ -115,7 +119,7 @@ class PolicyConfig:
         config = cls(
             model.name_or_path or type(model).__name__, dtype=dtype, lora=lora, reference=reference,
             gradient_checkpointing=gradient_checkpointing, chat_template_kwargs=chat_template_kwargs or {},
-            without=without or [],
+            without=without or [], compile=compile,
         )  # fmt: skip
         config.given = model, tokenizer
         return config

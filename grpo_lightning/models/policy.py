@@ -22,6 +22,7 @@ from grpo_lightning.models.quantised import is_packed, stored_quantization, unqu
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
+from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
 from grpo_lightning.speed.registry import SWITCHED_OFF, Shortcuts
@@ -242,6 +243,9 @@ class Policy(nn.Module):
     def _ruled_out(self) -> dict[str, str]:
         """Reasons by name for shortcuts that the config excludes."""
         reasons = dict.fromkeys(self.config.without, SWITCHED_OFF)
+        if not self.config.compile:
+            reasons.setdefault(CompiledLayers.name, NOT_ASKED_FOR)
         if self.config.gradient_checkpointing:
             reasons.setdefault(SharedPrompts.name, "gradient checkpointing drops the cache that rows continue from")
+            reasons.setdefault(CompiledLayers.name, "gradient checkpointing runs the layers in its own way")
         return reasons

@@ -83,6 +83,8 @@ def recompute_in_backward(lm: nn.Module) -> Iterator[None]:
 
 
 def _recomputable(result: Tensor, recipe: _Recipe) -> Tensor:
+    if torch.compiler.is_compiling():
+        return result  # the compiler decides what to recompute, and cannot trace what is kept here
     kept = _kept.get()
     if kept is not None and result.requires_grad:
         kept.add(result, recipe)

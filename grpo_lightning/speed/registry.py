@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from grpo_lightning.speed.base import Shortcut
 from grpo_lightning.speed.caches import EarlyJoins
+from grpo_lightning.speed.compiled import CompiledLayers
 from grpo_lightning.speed.direct import DirectDecoding
 from grpo_lightning.speed.graphs import GraphedDecoding
 from grpo_lightning.speed.packed import PackedWeights
@@ -26,6 +27,7 @@ SHORTCUTS: tuple[Shortcut, ...] = (
     InPlaceGradients(),
     KeptProbabilities(),
     SharedPrompts(),
+    CompiledLayers(),
     DirectDecoding(),
     GraphedDecoding(),
     PackedWeights(),

@@ -178,17 +178,10 @@ class SharedPrompts(Shortcut):
 
         Compared are the hidden states, and the gradient that reaches the embedded tokens, through the cache.
         """
-        ids_NL = torch.tensor([[0, 1, 2, 1, 0], [0, 1, 2, 2, 1], [2, 1, 0, 2, 0]], device=lm.device)
-        rows = TokenRows(
-            ids_NL % lm.config.get_text_config().vocab_size,
-            prompt_lengths_N=torch.tensor([2, 2, 1], device=lm.device),
-            completion_lengths_N=torch.tensor([3, 3, 3], device=lm.device),
-        )
-        numbers_N = torch.tensor([0, 0, 1], device=lm.device)
-        sharing = Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
+        rows, sharing = trial_rows(lm)
         try:
-            plain = _states_and_gradient(lm, rows)
-            shared = _states_and_gradient(lm, replace(rows, sharing=sharing))
+            plain = states_and_gradient(lm, rows)
+            shared = states_and_gradient(lm, replace(rows, sharing=sharing))
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
             return f"{type(lm).__name__} cannot continue from a forked cache ({error})"
         # Rounding aside, the two are equal; where a layer forgets its prompt, they differ by as much as there is.
@@ -198,7 +191,23 @@ class SharedPrompts(Shortcut):
         return None
 
 
-def _states_and_gradient(lm: PreTrainedModel, rows: TokenRows) -> tuple[Tensor, Tensor]:
+def trial_rows(lm: PreTrainedModel) -> tuple[TokenRows, Sharing]:
+    """Three rows of a few tokens to try passes on, and how they share two prefixes.
+
+    No two sizes of a pass over them are equal, nor 1, where a compiler would take one for the other, or for a constant.
+    """
+    ids_NL = torch.arange(36, device=lm.device).view(3, 12) % 7 % lm.config.get_text_config().vocab_size
+    ids_NL[1, :5] = ids_NL[0, :5]
+    rows = TokenRows(
+        ids_NL,
+        prompt_lengths_N=torch.tensor([5, 5, 4], device=lm.device),
+        completion_lengths_N=torch.tensor([7, 7, 7], device=lm.device),
+    )
+    numbers_N = torch.tensor([0, 0, 1], device=lm.device)
+    return rows, Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
+
+
+def states_and_gradient(lm: PreTrainedModel, rows: TokenRows) -> tuple[Tensor, Tensor]:
     """``hidden_NTD``, and the gradient of a weighted sum of it with respect to all embedded tokens, added up."""
     embedded: list[Tensor] = []
 
@@ -210,7 +219,7 @@ def _states_and_gradient(lm: PreTrainedModel, rows: TokenRows) -> tuple[Tensor, 
     try:
         with torch.enable_grad():
             states = predicting_states(cast(nn.Module, lm.get_decoder()), rows)
-            hidden_NTD = states.hidden_MD.new_zeros(3, 3, states.hidden_MD.shape[1])
+            hidden_NTD = states.hidden_MD.new_zeros(len(rows), 7, states.hidden_MD.shape[1])
             hidden_NTD = hidden_NTD.index_put((states.row_M, states.place_M), states.hidden_MD)
             weights_NTD = torch.linspace(-1, 1, hidden_NTD.numel(), device=lm.device).view_as(hidden_NTD)
             gradients = torch.autograd.grad((hidden_NTD.float() * weights_NTD).sum(), embedded)

@@ -693,8 +693,11 @@ def test_the_plan_says_which_shortcuts_run(capsys: pytest.CaptureFixture[str]) -
     assert f"shared_prompts: used{trial}" in lines
     assert "packed_weights: used" in lines
     assert "early_joins: not used: switched off by model.policy.without" in lines
-    _, out = run(capsys, *base, "--trainer.accelerator", "gpu", "--memory", "64GiB")
+    assert "compiled_layers: not used: set model.policy.compile to true to use it" in lines
+    gpu = ["--trainer.accelerator", "gpu", "--memory", "64GiB"]
+    _, out = run(capsys, *base, *gpu, "--model.policy.compile", "true")
     assert "shortcut packed_weights: not used: it is for CPUs" in out
+    assert f"shortcut compiled_layers: used{trial}" in out
 
 
 @pytest.mark.usefixtures("_in_the_repository")

@@ -26,8 +26,9 @@ from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import in_process
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams
-from grpo_lightning.speed import graphs, packed
+from grpo_lightning.speed import compiled, graphs, packed
 from grpo_lightning.speed.base import Shortcut
+from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers
 from grpo_lightning.speed.registry import NAMES, SHORTCUTS, SWITCHED_OFF
 from grpo_lightning.types import Completion, TokenRows
 from tests.sampling import generate
@@ -101,17 +102,18 @@ def results(policy: Policy) -> Results:
 @pytest.fixture(scope="module")
 def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
     @functools.cache
-    def run(kind: str, lora: bool, without: str | None = None) -> Results:
+    def run(kind: str, lora: bool, without: str | None = None, compiles: bool = False) -> Results:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(in_process, "MIN_JOIN_FRACTION", 0)
             monkeypatch.setattr(in_process, "MAX_CACHE_GROWTH", 100)
             monkeypatch.setattr(packed, "MAX_TRANSPOSED_ELEMENTS", 0)
             monkeypatch.setitem(graphs.RECORDERS, "cpu", Tape)
+            monkeypatch.setattr(compiled, "BACKEND", "eager")  # runs what was captured, and makes no code of it
             adapter = LoRAConfig(r=4, alpha=8) if lora else None
             options = {} if without is None else {"without": [without]}
             path = tiny_model(kind)  # makes the model the first time, with a seed of its own
             torch.manual_seed(0)
-            policy = Policy(PolicyConfig(path=path, lora=adapter, **options))
+            policy = Policy(PolicyConfig(path=path, lora=adapter, compile=compiles, **options))
             torch.manual_seed(1)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
@@ -125,7 +127,10 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
 def test_the_plain_way_gives_the_same_completions_logprobs_and_gradients(
     results_of: Callable[..., Results], name: str, kind: str, lora: bool
 ) -> None:
-    usual, plain = results_of(kind, lora), results_of(kind, lora, name)
+    # Capturing takes many seconds for each kind of layer, and again under an adapter.
+    compiles = name == CompiledLayers.name and (kind == "llama" or (kind == "lfm2" and not lora))
+    usual, plain = results_of(kind, lora, None, compiles), results_of(kind, lora, name)
+    assert (f"shortcut {CompiledLayers.name}: used" in usual.lines) == compiles
     for one, other in zip(sorted(usual.completions, key=ids), sorted(plain.completions, key=ids), strict=True):
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
@@ -154,7 +159,7 @@ def ids(completion: Completion) -> list[int]:
 
 def test_most_shortcuts_are_used_on_every_shape(results_of: Callable[..., Results]) -> None:
     """By hand: which are not used, and why. Otherwise the comparisons might compare the plain way with itself."""
-    frozen = {"in_place_gradients", "kept_probabilities"}
+    frozen, not_asked_for = {"in_place_gradients", "kept_probabilities"}, {"compiled_layers"}
     for kind in KINDS:
         # Sliding windows drop tokens, so their caches cannot be widened, and direct decoding does not support them.
         expected = {"direct_decoding", "graphed_decoding", "early_joins"} if kind == "lfm3" else set()
@@ -164,7 +169,7 @@ def test_most_shortcuts_are_used_on_every_shape(results_of: Callable[..., Result
             lines = results_of(kind, lora).lines
             assert [line.split(":")[0] for line in lines] == [f"shortcut {name}" for name in NAMES]
             unused = {line.split()[1].rstrip(":") for line in lines if "not used" in line}
-            assert unused == expected | (frozen if lora else set())
+            assert unused == expected | not_asked_for | (frozen if lora else set())
 
 
 @pytest.mark.parametrize("without", [[], *([name] for name in NAMES), list(NAMES)], ids=str)
@@ -184,6 +189,8 @@ def test_the_log_has_one_line_per_shortcut(
 
 def _reason(shortcut: Shortcut, path: str) -> str | None:
     """As for a model in which nothing is installed."""
+    if isinstance(shortcut, CompiledLayers):
+        return NOT_ASKED_FOR
     return shortcut.why_not(Policy(PolicyConfig(path=path, without=list(NAMES))).eval().lm)
 
 

@@ -1,0 +1,157 @@
+"""Decoder layers compiled by ``torch.compile`` in passes with gradients.
+
+The layers are compiled, not the model: those of one kind run the same code, so each kind is compiled once per form of
+a pass (rows as they are, prefixes, what follows a prefix), however many layers there are. Batch and length are symbols:
+other ones compile nothing, except a batch of one row.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from grpo_lightning.speed.base import Shortcut, is_close
+from grpo_lightning.speed.shared_prompt import SharedPrompts, states_and_gradient, trial_rows
+
+log = logging.getLogger(__name__)
+
+BACKEND = "inductor"
+"""What makes code of the operations of a layer."""
+NOT_ASKED_FOR = "set model.policy.compile to true to use it"
+_FORMS = 64
+"""As many kinds of layers, times forms of a pass, adapters and dtypes, are compiled at most."""
+
+
+class CompiledLayers(Shortcut):
+    """Passes with gradients run decoder layers that ``torch.compile`` has made. The plain way runs them as they are."""
+
+    name = "compiled_layers"
+    runs = "grpo_lightning.speed.compiled:_forward"
+
+    def unsuitable(self, lm: PreTrainedModel) -> str | None:
+        return None if _layers(lm) else f"{type(lm).__name__} does not say which of its modules are layers"
+
+    def differs(self, lm: PreTrainedModel) -> str | None:
+        """Try a few tokens, as rows and with shared prefixes: the states, and the gradient of the embedded tokens."""
+        rows, sharing = trial_rows(lm)
+        forms = [rows] if SharedPrompts().why_not(lm) else [rows, replace(rows, sharing=sharing)]
+        plain = states_and_gradient(lm, rows)
+        try:
+            with _installed(lm):
+                compiled = [result for form in forms for result in states_and_gradient(lm, form)]
+        except Exception as error:  # a compiler, a driver and a system's C++ fail in many ways
+            return f"{type(lm).__name__} cannot be compiled ({_clause(error)})"
+        tolerance = 0.01 if lm.dtype in (torch.float32, torch.float64) else 0.05
+        if not all(
+            is_close(found, expected, tolerance) for found, expected in zip(compiled, plain * len(forms), strict=True)
+        ):
+            return f"{type(lm).__name__} has other results when it is compiled"
+        return None
+
+    def install(self, lm: PreTrainedModel) -> None:
+        if lm.device.type != "meta":  # such a model has nothing to run
+            _install(lm, _Compiler(BACKEND))
+
+
+class _Compiler:
+    """What compiles the layers of one model, until it fails."""
+
+    def __init__(self, backend: str, in_trial: bool = False) -> None:
+        self.backend = backend
+        self.in_trial = in_trial
+        self.failed = False
+
+    def __call__(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        return _compiled(plain, self.backend)
+
+    def fail(self, error: Exception) -> None:
+        """Compile no more, and say so; a trial fails with the error."""
+        if self.in_trial:
+            raise error
+        self.failed = True
+        name = CompiledLayers.name
+        log.warning("shortcut %s: not used from now on: a layer cannot be compiled (%s)", name, _clause(error))
+
+
+@functools.cache
+def _compiled(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    # torch's overloads lack recompile_limit, which its implementation takes.
+    return torch.compile(plain, fullgraph=True, dynamic=True, backend=backend, recompile_limit=_FORMS)  # type: ignore[call-overload]
+
+
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward pass of a layer, compiled where gradients are wanted."""
+    plain, compiler = type(layer).forward, layer.compiler
+    if compiler.failed or not torch.is_grad_enabled():
+        return plain(layer, *args, **kwargs)
+    cache = kwargs.get("past_key_values")
+    own = kwargs if cache is None else kwargs | {"past_key_values": _OneLayer(cache.layers[layer.place])}
+    try:
+        return compiler(plain)(layer, *args, **own)
+    except Exception as error:  # nothing has run yet: the whole layer is compiled, or nothing of it
+        compiler.fail(error)
+    return plain(layer, *args, **kwargs)
+
+
+class _OneLayer:
+    """The cache of one layer, whichever number the layer has: with its number in it, code would serve one layer."""
+
+    def __init__(self, layer: Any) -> None:
+        self._cache = Cache(layers=[layer])
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._cache.update(keys, values, 0, *args, **kwargs)
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self._cache.get_conv_state(0, state_idx)
+
+    def update_conv_state(self, states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        return self._cache.update_conv_state(states, 0, state_idx, **kwargs)
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self._cache.get_recurrent_state(0, state_idx)
+
+    def update_recurrent_state(self, states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        return self._cache.update_recurrent_state(states, 0, state_idx, **kwargs)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return self._cache.is_recording_past(0)
+
+
+def _layers(lm: PreTrainedModel) -> list[Any]:
+    modules = cast(nn.Module, lm.get_decoder()).modules()
+    return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _install(lm: PreTrainedModel, compiler: _Compiler) -> None:
+    for place, layer in enumerate(_layers(lm)):
+        layer.compiler, layer.place = compiler, place
+        layer.forward = MethodType(_forward, layer)  # a copy of the model has a method of its own layer
+
+
+@contextmanager
+def _installed(lm: PreTrainedModel) -> Iterator[None]:
+    _install(lm, _Compiler(BACKEND, in_trial=True))
+    was_training = lm.training
+    lm.train()  # as when it learns, so that the code is compiled for that; dropout is off in either mode
+    try:
+        yield
+    finally:
+        lm.train(was_training)
+        for layer in _layers(lm):
+            del layer.compiler, layer.place, layer.forward
+
+
+def _clause(error: Exception) -> str:
+    cause = getattr(error, "inner_exception", error)  # of a backend; the first line of the outer one names the backend
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
