@@ -55,6 +55,12 @@ def _early_stopping(options: str) -> str:
     return f"{{class_path: EarlyStopping, init_args: {{monitor: val/accuracy, mode: max, {options}}}}}"
 
 
+JSON_TEST = {"data.task.init_args.test_size": "200"}
+SDPO = {
+    "model": "DistillationModule", "model.init_args.teacher": "self",
+    "model.init_args.context": "{class_path: FeedbackContext, init_args: {solved_sibling: true}}",
+}  # fmt: skip
+
 QUICKSTART = Study(
     "The quickstart task",
     (
@@ -110,6 +116,24 @@ SELF_DISTILLATION = Study(
     offline=True,
 )  # fmt: skip
 
+SMOLLM2_JSON = Study(
+    "Self-distillation of SmolLM2-135M on the JSON task",
+    (
+        Method("untouched", "untouched model", "smollm2_json", JSON_TEST, trains=False),
+        Method("grpo", "GRPO", "smollm2_json", JSON_TEST),
+        # As many samples more as refinement may add, without any feedback.
+        Method("grpo_group8", "GRPO, 8 samples per prompt", "smollm2_json", JSON_TEST | {"data.group_size": "8"}),
+        Method(
+            "refine_distill", "GRPO + refinement (distill)", "smollm2_json",
+            JSON_TEST | {"data.refinement": "{mode: distill, budget: 2}"},
+        ),
+        Method("sdpo", "SDPO", "smollm2_json", JSON_TEST | SDPO),
+    ),
+    tokens=18_000,  # about as many as 25 steps of configs/smollm2_json.yaml generate
+    out="docs/results/sdpo_json",
+    jobs=1,
+)  # fmt: skip
+
 LFM_GSM8K = Study(
     "GSM8K",
     (
@@ -129,7 +153,12 @@ LFM_GSM8K = Study(
     jobs=1,
 )  # fmt: skip
 
-STUDIES = {"quickstart": QUICKSTART, "self_distillation": SELF_DISTILLATION, "lfm_gsm8k": LFM_GSM8K}
+STUDIES = {
+    "quickstart": QUICKSTART,
+    "self_distillation": SELF_DISTILLATION,
+    "smollm2_json": SMOLLM2_JSON,
+    "lfm_gsm8k": LFM_GSM8K,
+}
 
 SMOKE = {
     "trainer.max_steps": "2", "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1",
