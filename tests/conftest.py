@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +42,18 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _own_process_state() -> Iterator[None]:
+    """Undo what commands and benchmarks set for their whole process: where it imports from, and what it logs."""
+    path = list(sys.path)
+    loggers = [logging.getLogger(name) for name in ("grpo_lightning", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    yield
+    sys.path[:] = path
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

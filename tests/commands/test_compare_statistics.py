@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_lightning.commands.compare.cells import signed
 from grpo_lightning.commands.compare.statistics import (
     accuracy,
     holm,
@@ -99,3 +100,7 @@ def test_holm_by_hand() -> None:
     # Sorted .01 .02 .03 times 3, 2, 1: .03, .04, and .03 raised to .04.
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_a_difference_of_nothing_has_no_minus() -> None:
+    assert [signed(value) for value in (-0.0, -0.0004, 0.0, -0.0006, 0.25)] == ["+0.0", "+0.0", "+0.0", "-0.1", "+25.0"]

@@ -20,7 +20,7 @@ def share(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def p_value(value: float) -> str:

@@ -37,7 +37,7 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
     (pair,) = (pair for pair in differences if {pair.first.name, pair.second.name} == set(ranked[:2]))
     sign = 1 if pair.second.name == best else -1
     between = pair.over_all or pair.over_problems.interval
-    difference = sign * between.mean + 0.0  # never -0.0
+    difference = sign * between.mean
     low, high = sorted((sign * between.low, sign * between.high))
     noise = "more than the noise" if low > 0 or high < 0 else "within the noise"
     others = "over seeds and problems" if pair.over_all else "over problems"
