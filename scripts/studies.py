@@ -155,7 +155,7 @@ OBJECTIVES = Study(
         _advantage("batch_std", "BatchStd", "batch-std"),
         _advantage("leave_one_out", "LeaveOneOut", "leave_one_out"),
         _advantage("max_rl", "MaxRL", "{class_path: MaxRL, init_args: {success: 1.0}}"),
-        _advantage("pass_at_2", "PassAtK, k = 2", "{class_path: PassAtK, init_args: {k: 2}}"),
+        _advantage("pass_at_2", "PassAtK with k of 2", "{class_path: PassAtK, init_args: {k: 2}}"),
         _two_rewards("two_rewards", "GroupStd of two rewards", "group"),
         _two_rewards(
             "gdpo", "GDPO of two rewards", "{class_path: GDPO, init_args: {weights: {answer: 1.0, short: 0.5}}}"
