@@ -55,6 +55,12 @@ def _early_stopping(options: str) -> str:
     return f"{{class_path: EarlyStopping, init_args: {{monitor: val/accuracy, mode: max, {options}}}}}"
 
 
+JSON_TEST = {"data.task.init_args.test_size": "200"}
+SDPO = {
+    "model": "DistillationModule", "model.init_args.teacher": "self",
+    "model.init_args.context": "{class_path: FeedbackContext, init_args: {solved_sibling: true}}",
+}  # fmt: skip
+
 QUICKSTART = Study(
     "The quickstart task",
     (
@@ -110,6 +116,88 @@ SELF_DISTILLATION = Study(
     offline=True,
 )  # fmt: skip
 
+FOUR_STEPS = {"model.init_args.minibatches_per_update": "4"}
+"""Four optimizer steps per rollout. With one, the ratio is 1 and all objectives have the same gradient."""
+
+
+def _objective(name: str, title: str, options: str) -> Method:
+    return Method(name, title, "quickstart", FOUR_STEPS | {"model.init_args.objective": options}, "sft")
+
+
+def _advantage(name: str, title: str, options: str) -> Method:
+    return Method(name, title, "quickstart", {"model.init_args.advantage": options}, "sft")
+
+
+def _two_rewards(name: str, title: str, advantage: str) -> Method:
+    """The answer, and whether the completion is short, which the longest solutions are not."""
+    verifier = (
+        "{class_path: WeightedVerifier, init_args: {required: [answer], weights: {answer: 1.0, short: 0.5}, "
+        "parts: {answer: {class_path: MathVerifier}, "
+        "short: {class_path: FormatVerifier, init_args: {pattern: '(?s).{1,25}'}}}}}"
+    )
+    options = {"model.init_args.verifiers": f"[{verifier}]", "model.init_args.advantage": advantage}
+    return Method(name, title, "quickstart", options, "sft")
+
+
+OBJECTIVES = Study(
+    "Objectives, advantages and entropy on the quickstart task",
+    (
+        Method("sft", "SFT (warm start)", "quickstart_sft", samples=False),
+        Method("grpo", "GRPO", "quickstart", start="sft"),
+        Method("clip", "Clip, 4 steps per rollout", "quickstart", FOUR_STEPS, "sft"),
+        _objective("cispo", "CISPO", "{class_path: CISPO, init_args: {epsilon_high: 5.0}}"),
+        _objective("gspo", "GSPO", "{class_path: GSPO, init_args: {epsilon: 3.0e-4, epsilon_high: 4.0e-4}}"),
+        _objective("sapo", "SAPO", "{class_path: SAPO, init_args: {tau_pos: 1.0, tau_neg: 1.05}}"),
+        _objective("gmpo", "GMPO", "{class_path: GMPO, init_args: {epsilon: 0.4}}"),
+        _objective("dppo_tv", "DPPO (TV)", "{class_path: DPPO, init_args: {divergence: tv, threshold: 0.15}}"),
+        _objective("dppo_kl", "DPPO (KL)", "{class_path: DPPO, init_args: {divergence: kl, threshold: 0.05}}"),
+        _advantage("unscaled", "Unscaled", "none-scaled"),
+        _advantage("batch_std", "BatchStd", "batch-std"),
+        _advantage("leave_one_out", "LeaveOneOut", "leave_one_out"),
+        _advantage("max_rl", "MaxRL", "{class_path: MaxRL, init_args: {success: 1.0}}"),
+        _advantage("pass_at_2", "PassAtK with k of 2", "{class_path: PassAtK, init_args: {k: 2}}"),
+        _two_rewards("two_rewards", "GroupStd of two rewards", "group"),
+        _two_rewards(
+            "gdpo", "GDPO of two rewards", "{class_path: GDPO, init_args: {weights: {answer: 1.0, short: 0.5}}}"
+        ),
+        Method(
+            "entropy_bonus", "ScheduledEntropy", "quickstart",
+            {"model.init_args.entropy_bonus": "{class_path: ScheduledEntropy, init_args: {coef: 0.01}}"}, "sft",
+        ),
+        Method(
+            "entropy_target", "TargetEntropy", "quickstart",
+            {"model.init_args.entropy_bonus": "{class_path: TargetEntropy, init_args: {target: 0.2, delta: 1.0e-3}}"},
+            "sft",
+        ),
+        Method(
+            "top_entropy", "top_entropy_share: 0.2", "quickstart", {"model.init_args.top_entropy_share": "0.2"}, "sft",
+        ),
+    ),
+    tokens=SELF_DISTILLATION.tokens,
+    out="docs/results/objectives",
+    jobs=1,
+    stops=SELF_DISTILLATION.stops,
+    offline=True,
+)  # fmt: skip
+
+SMOLLM2_JSON = Study(
+    "Self-distillation of SmolLM2-135M on the JSON task",
+    (
+        Method("untouched", "untouched model", "smollm2_json", JSON_TEST, trains=False),
+        Method("grpo", "GRPO", "smollm2_json", JSON_TEST),
+        # As many samples more as refinement may add, without any feedback.
+        Method("grpo_group8", "GRPO, 8 samples per prompt", "smollm2_json", JSON_TEST | {"data.group_size": "8"}),
+        Method(
+            "refine_distill", "GRPO + refinement (distill)", "smollm2_json",
+            JSON_TEST | {"data.refinement": "{mode: distill, budget: 2}"},
+        ),
+        Method("sdpo", "SDPO", "smollm2_json", JSON_TEST | SDPO),
+    ),
+    tokens=18_000,  # about as many as 25 steps of configs/smollm2_json.yaml generate
+    out="docs/results/sdpo_json",
+    jobs=1,
+)  # fmt: skip
+
 LFM_GSM8K = Study(
     "GSM8K",
     (
@@ -129,7 +217,13 @@ LFM_GSM8K = Study(
     jobs=1,
 )  # fmt: skip
 
-STUDIES = {"quickstart": QUICKSTART, "self_distillation": SELF_DISTILLATION, "lfm_gsm8k": LFM_GSM8K}
+STUDIES = {
+    "quickstart": QUICKSTART,
+    "self_distillation": SELF_DISTILLATION,
+    "objectives": OBJECTIVES,
+    "smollm2_json": SMOLLM2_JSON,
+    "lfm_gsm8k": LFM_GSM8K,
+}
 
 SMOKE = {
     "trainer.max_steps": "2", "trainer.val_check_interval": "1", "trainer.limit_val_batches": "1",
