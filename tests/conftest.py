@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 from hypothesis import settings
 
 from grpo_lightning.curves import CURVES
+from tests.processes import process_state_kept
 from tests.tiny import save_tiny_model
 
 torch.set_num_threads(1)
@@ -46,14 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_process_state() -> Iterator[None]:
-    """Undo what commands and benchmarks set for their whole process: where it imports from, and what it logs."""
-    path = list(sys.path)
-    loggers = [logging.getLogger(name) for name in ("grpo_lightning", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    yield
-    sys.path[:] = path
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    with process_state_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
-"""Forked processes, without the seconds in which a new interpreter imports torch and Lightning; a busy machine."""
+"""Forked processes, without the seconds in which a new interpreter imports torch and Lightning; a busy machine.
+
+Also what commands change in the process that they run in.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import subprocess
@@ -12,6 +16,22 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
+
+TIMEOUT_S = 600.0
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Undo what commands and benchmarks set for their whole process: where it imports from, and what it logs."""
+    path = list(sys.path)
+    loggers = [logging.getLogger(name) for name in ("grpo_lightning", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -43,13 +63,21 @@ def forked(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> li
         ]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join()
-        for process, (out, errors) in zip(processes, outputs, strict=True):
-            out.seek(0)
-            errors.seek(0)
-            assert process.exitcode == 0, errors.read()[-3000:]
-        return [out.read() for out, _ in outputs]
+        try:
+            for process in processes:
+                process.join(TIMEOUT_S)
+        finally:
+            for process in processes:
+                process.kill()  # one that waits for another which has failed
+                process.join()
+        texts = []
+        for process, files in zip(processes, outputs, strict=True):
+            for file in files:
+                file.seek(0)
+            out, errors = (file.read() for file in files)
+            assert process.exitcode == 0, out[-3000:] + errors[-3000:]
+            texts.append(out)
+        return texts
 
 
 def _redirected(out: TextIO, errors: TextIO, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -39,7 +39,8 @@ lfm2_alone = pytest.mark.parametrize("model_path", ["lfm2"], indirect=True)
 
 
 def half(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Half of the product of options, in which the values of all options but one still appear in every combination."""
+    """Half of the product. Whichever option is left out, the values of the others still meet in every combination."""
+    assert len(options) > 2, "of two options, each value of one would meet half of the other's"
     return [
         tuple(values[place] for values, place in zip(options, places, strict=True))
         for places in itertools.product(*(range(len(values)) for values in options))

@@ -138,17 +138,19 @@ def _check_equal(whole: Path, killed: Path) -> None:
 
 
 def _soak(kind: str, path: str, root: Path, kills: int, seed: int) -> None:
-    """Kill runs and resume them until they end, until this many kills have been made."""
+    """Kill runs and resume them until they end, until this many kills have been made, each in another part of a run."""
     whole, draw = root / "whole", random.Random(seed)
     assert _run(kind, path, whole, None) == 0
     seconds = float((whole / "seconds").read_text())
+    parts = draw.sample(range(kills), kills)
     moments: list[float] = []
     while len(moments) < kills:
         killed = root / "killed"
         while True:
             if not (killed / "checkpoints/last.ckpt").exists():
                 shutil.rmtree(killed, ignore_errors=True)  # as a start without a checkpoint is a new run
-            moment = draw.uniform(0.02, 1.0) * seconds if len(moments) < kills else None
+            part = parts[len(moments)] if len(moments) < kills else None
+            moment = None if part is None else (part + draw.random()) / kills * seconds
             ended = _run(kind, path, killed, moment)
             if ended == 0:
                 break

@@ -23,6 +23,7 @@ from grpo_lightning.cli.sentences import sentence
 from grpo_lightning.cli.subcommands import SUMMARIES
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
+from tests.processes import process_state_kept
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -74,12 +75,13 @@ def finished_run(tiny_model: Callable[[str], str], tmp_path_factory: pytest.Temp
     root = tmp_path_factory.mktemp("finished")
     lfm = {"model.init_args.policy.path": tiny_model("lfm2"), "data.task.init_args.path": str(GSM8K_FOLDER)}
     config = str(ROOT / "configs/lfm_gsm8k.yaml")
-    main(["fit", "--config", config, *few(root, **lfm, **{"data.pass_at_k": "[1,2]"})])
+    with process_state_kept():
+        main(["fit", "--config", config, *few(root, **lfm, **{"data.pass_at_k": "[1,2]"})])
     return only_run(root, "lfm_gsm8k")
 
 
 def copied(run: Path, root: Path) -> Path:
-    """A copy of a run of which ``root`` is the root of all runs."""
+    """Copy a run into another root folder."""
     return Path(shutil.copytree(run, root / run.parent.name / run.name))
 
 
@@ -124,7 +126,10 @@ def test_the_real_config_validates_checkpoints_resumes_and_exports(
     one, other = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, part))
     assert one["global_step"] == other["global_step"] == 3
     assert all(torch.equal(tensor, other["state_dict"][name]) for name, tensor in one["state_dict"].items())
-    # The resumed run went on in its own directory, beside its first config and with its curves continued.
+    # The resumed run went on in its directory, beside its first config and with its curves continued.
+    events = EventAccumulator(str(part))
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward/mean")] == [0, 1, 2]
     assert {"config.yaml", "config-2.yaml"} <= {path.name for path in part.iterdir()}
     assert (part / "policy/adapter_config.json").is_file()
     assert (part / "policy/tokenizer_config.json").is_file()
@@ -186,16 +191,8 @@ def test_validate_test_and_predict_from_a_checkpoint(
 
 def test_a_checkpoint_is_what_gets_evaluated(tmp_path: Path) -> None:
     base = ["--config", "configs/quickstart_sft.yaml"]
-    main(
-        [
-            "fit",
-            *base,
-            *few(
-                tmp_path / "fit",
-                **{"trainer.max_steps": 6, "trainer.val_check_interval": 6, "data.prompts_per_step": 16},
-            ),
-        ]
-    )
+    options = {"trainer.max_steps": 6, "trainer.val_check_interval": 6, "data.prompts_per_step": 16}
+    main(["fit", *base, *few(tmp_path / "fit", **options)])
     run = only_run(tmp_path / "fit", "quickstart_sft")
     main(["predict", *base, *few(tmp_path / "initial")])
     main(["predict", *base, *few(tmp_path / "fit"), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
@@ -255,9 +252,11 @@ def test_a_verifier_in_the_current_folder_is_found(
     monkeypatch.chdir(tmp_path)
     # The console script does not put the current folder on the path by itself.
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
-    main(["fit", "--config", config, *few(tmp_path, **overrides)])
-    assert Path(sys.modules["mine"].__file__ or "") == tmp_path / "mine.py"
-    monkeypatch.delitem(sys.modules, "mine")
+    try:
+        main(["fit", "--config", config, *few(tmp_path, **overrides)])
+        assert Path(sys.modules["mine"].__file__ or "") == tmp_path / "mine.py"
+    finally:
+        sys.modules.pop("mine", None)
 
 
 # -- warm start -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from grpo_lightning.cli import launch
 from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.errors import ConfigError
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
-from tests.processes import forked
+from tests.processes import TIMEOUT_S, forked
 
 VARIABLES = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GRPO_RUN_DIR", "SLURM_PROCID",
@@ -130,7 +130,7 @@ SHIPPED = [
 
 
 def arguments_of(root: Path) -> list[str]:
-    """Two processes train the quickstart with its warm start and every shipped callback."""
+    """The arguments with which two processes train the quickstart, with its warm start and every shipped callback."""
     options: dict[str, Any] = {
         "warm_start": short_warm_start(root), "trainer.devices": 2, "trainer.strategy": "ddp", "model.beta": 0.1,
         "trainer.callbacks": json.dumps(SHIPPED), "export.best": "true", "rollouts.every_n_steps": 1,
@@ -140,11 +140,22 @@ def arguments_of(root: Path) -> list[str]:
 
 
 def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
-    """The run that a launcher makes, given as the arguments of Python before the module, and what it prints."""
+    """The run that a launcher makes, and what it prints.
+
+    Args:
+        root: where.
+        launcher: the arguments of Python before the module.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, *launcher, "-m", "grpo_lightning", *arguments_of(root)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return only_run(root / "runs", "quickstart"), done.stdout
@@ -152,10 +163,10 @@ def launched(root: Path, launcher: list[str]) -> tuple[Path, str]:
 
 def _task(variables: dict[str, str], arguments: list[str]) -> None:
     """One task of srun."""
-    for name in VARIABLES:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name in VARIABLES or name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        del os.environ[name]
     os.environ |= variables
-    launch._rounds = itertools.count()  # as in a new process
+    launch._rounds, launch._store = itertools.count(), None  # as in a new process
     os.chdir(ROOT)
     sys.stderr = sys.stdout
     main(arguments)

@@ -15,7 +15,12 @@ from grpo_lightning.tasks import Calculations, Numbers
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["tools", "tools_sft", "guess", "guess_sft"])
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.yaml") if {"guess", "tools"} & set(path.stem.split("_"))
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     few = {

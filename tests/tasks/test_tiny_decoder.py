@@ -75,17 +75,17 @@ def test_problems_are_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "name"),
+    ("arguments", "name"),
     [
-        ("arithmetic", "tiny_decoder"),
-        ("extraction", "tiny_decoder_json"),
-        ("programs", "tiny_decoder_code"),
-        ("turns", "tiny_decoder_turns"),
+        ([], "tiny_decoder"),
+        (["--task", "extraction"], "tiny_decoder_json"),
+        (["--task", "programs"], "tiny_decoder_code"),
+        (["--task", "turns"], "tiny_decoder_turns"),
     ],
 )
-def test_the_script_writes_the_committed_folder(task: str, name: str, tmp_path: Path) -> None:
+def test_the_script_writes_the_committed_folder(arguments: list[str], name: str, tmp_path: Path) -> None:
     folder, script = ROOT / "configs" / name, ROOT / "scripts/make_tiny_decoder.py"
-    assert "parameters" in run_script(script, "--task", task, "--out", str(tmp_path))
+    assert "parameters" in run_script(script, *arguments, "--out", str(tmp_path))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / file).read_text() == (folder / file).read_text(), f"run {script} again"
     made, committed = (json.loads((place / "config.json").read_text()) for place in (tmp_path, folder))

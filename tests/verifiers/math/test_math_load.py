@@ -8,7 +8,7 @@ from grpo_lightning.verifiers.math.symbolic_client import compare, symbolic_work
 from grpo_lightning.verifiers.math.verifier import EXPRESSIONS_PER_WORKER
 from tests.processes import busy_machine
 
-VERDICTS = 10
+VERDICTS = 15
 
 
 def samples(count: int) -> list[Sample]:
