@@ -163,7 +163,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "tokens": sum(microbatch.padded_tokens for microbatch in split),
         }
 
-    whole = device.type == "cuda" or args.worker == "compiled"
+    whole = device.type == "cuda" or "compiled" in args.variants
     step(torch.arange(len(tokens) if whole else min(2, len(tokens)), device=device))
     ready = time.monotonic() - began
     for parameter in parameters:

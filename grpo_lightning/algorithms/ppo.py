@@ -172,14 +172,9 @@ class PPOModule(CriticModule):
             )
         if stage == "fit" and self.turn_lam is not None and data.environment is None:
             raise ConfigError("model.turn_lam: there are turns only with data.environment: set it, or remove turn_lam")
-        if stage == "fit" and self.value_pretraining is not None and not self._is_resumed:
+        if stage == "fit" and self.value_pretraining is not None:
             self._stored = self._stored_rollouts(self.value_pretraining, data)
             self._stored.check()
-
-    @property
-    def _is_resumed(self) -> bool:
-        """Whether values come from a checkpoint, so that no stored rollouts are needed."""
-        return self.trainer.ckpt_path is not None
 
     def _stored_rollouts(self, options: ValuePretraining, data: RolloutDataModule) -> StoredRollouts:
         """The rollouts that the critic is fitted to.
@@ -204,7 +199,7 @@ class PPOModule(CriticModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         options = self.value_pretraining
-        if options is None or self._is_resumed:
+        if options is None or self.trainer.ckpt_path is not None:
             return
         rows: list[ValuedRow] = []
         with self.trainer.precision_plugin.train_step_context():

@@ -70,18 +70,20 @@ _BASE_QUANTIZATION = "base_quantization.json"
 
 
 def note_base(adapter: Path, quantization: dict[str, Any] | None) -> None:
-    """Write into the folder of an adapter how its base was quantised in training; nothing if it was not.
+    """Write into the folder of an adapter how its base was quantised in training; no file if it was not.
 
     Args:
         adapter: the folder.
         quantization: the ``quantization_config`` of the base.
     """
+    file = adapter / _BASE_QUANTIZATION
+    file.unlink(missing_ok=True)
     if quantization is not None:
-        (adapter / _BASE_QUANTIZATION).write_text(json.dumps(quantization, indent=2, default=str) + "\n")
+        file.write_text(json.dumps(quantization, indent=2, default=str) + "\n")
 
 
 def check_base(adapter: str, is_quantised: bool) -> None:
-    """Warn where an adapter that was trained over a 4-bit base stands on full weights.
+    """Warn where an adapter that was trained over a 4-bit base is loaded over full weights.
 
     Args:
         adapter: the folder of an adapter; of one that this project has not written, nothing is known.
@@ -89,8 +91,8 @@ def check_base(adapter: str, is_quantised: bool) -> None:
     """
     if (Path(adapter) / _BASE_QUANTIZATION).is_file() and not is_quantised:
         log.warning(
-            "model.policy.quantization: the adapter in %s was trained over its base in 4 bits, and fits the full "
-            "weights less well: set it to nf4",
+            "the adapter in %s was trained over its base in 4 bits, and fits the full weights less well: for a policy, "
+            "set model.policy.quantization to nf4; for another model, export it merged (export.merged)",
             adapter,
         )
 

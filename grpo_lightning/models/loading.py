@@ -53,8 +53,8 @@ class PolicyConfig:
             rollouts, SFT and the exported tokenizer. ``data.task.init_args.chat_template`` replaces the template.
         without: names of shortcuts to switch off. The results are the same without them, up to rounding; the log and
             ``grpo plan`` list them.
-        compile: have ``torch.compile`` make the layers that learn, which takes minutes on a CPU when a run starts. Off
-            until it is measured to pay: see ``docs/performance.md``.
+        compile: compile the layers of passes with gradients with ``torch.compile``, which takes minutes on a CPU when a
+            run starts. Off, for no gain has been measured yet: see ``docs/performance.md``.
     """
 
     path: str

@@ -22,7 +22,7 @@ from grpo_lightning.models.quantised import is_packed, stored_quantization, unqu
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
-from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers
+from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers, uninstall
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
 from grpo_lightning.speed.registry import SWITCHED_OFF, Shortcuts
@@ -235,6 +235,7 @@ class Policy(nn.Module):
     def _choose_shortcuts(self) -> Shortcuts:
         if is_weightless():
             return Shortcuts(self.lm, self._ruled_out(), has_weights=False)
+        uninstall(self.lm)
         shortcuts = Shortcuts(self.lm, self._ruled_out())
         for line in shortcuts.lines():
             log.info(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
@@ -45,8 +46,13 @@ class Shortcut(ABC):
         """
         return None
 
-    def install(self, lm: PreTrainedModel) -> None:  # noqa: B027 - most shortcuts change no layer
-        """Prepare the layers of a model that :meth:`why_not` has found nothing against."""
+    def install(self, lm: PreTrainedModel, give_up: Callable[[str], None]) -> None:  # noqa: B027 - most change no layer
+        """Prepare the layers of a model that :meth:`why_not` has found nothing against.
+
+        Args:
+            lm: the model.
+            give_up: to be called with the reason, in one clause, if the shortcut fails later and is used no more.
+        """
 
     def why_not(self, lm: PreTrainedModel) -> str | None:
         """The reason in one clause why this model cannot use the shortcut, or ``None``: it can."""

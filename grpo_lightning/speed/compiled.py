@@ -2,13 +2,12 @@
 
 The layers are compiled, not the model: those of one kind run the same code, so each kind is compiled once per form of
 a pass (rows as they are, prefixes, what follows a prefix), however many layers there are. Batch and length are symbols:
-other ones compile nothing, except a batch of one row.
+other ones compile nothing, except a batch of one row. A critic of its own runs as it is.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,18 +16,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as autograd_config
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_lightning.speed.base import Shortcut, is_close
 from grpo_lightning.speed.shared_prompt import SharedPrompts, states_and_gradient, trial_rows
 
-log = logging.getLogger(__name__)
-
 BACKEND = "inductor"
 """What makes code of the operations of a layer."""
 NOT_ASKED_FOR = "set model.policy.compile to true to use it"
-_FORMS = 64
+RECOMPILE_LIMIT = 64
 """As many kinds of layers, times forms of a pass, adapters and dtypes, are compiled at most."""
 
 
@@ -43,7 +42,8 @@ class CompiledLayers(Shortcut):
 
     def differs(self, lm: PreTrainedModel) -> str | None:
         """Try a few tokens, as rows and with shared prefixes: the states, and the gradient of the embedded tokens."""
-        rows, sharing = trial_rows(lm)
+        # No two sizes are equal, nor 1: a compiler would take one for the other, or for a constant.
+        rows, sharing = trial_rows(lm, prefixes=[5, 5, 4], completions=7)
         forms = [rows] if SharedPrompts().why_not(lm) else [rows, replace(rows, sharing=sharing)]
         plain = states_and_gradient(lm, rows)
         try:
@@ -58,35 +58,48 @@ class CompiledLayers(Shortcut):
             return f"{type(lm).__name__} has other results when it is compiled"
         return None
 
-    def install(self, lm: PreTrainedModel) -> None:
+    def install(self, lm: PreTrainedModel, give_up: Callable[[str], None]) -> None:
         if lm.device.type != "meta":  # such a model has nothing to run
-            _install(lm, _Compiler(BACKEND))
+            _install(lm, _Compiler(BACKEND, give_up))
 
 
 class _Compiler:
-    """What compiles the layers of one model, until it fails."""
+    """How the layers of one model and its copies are compiled, until one cannot be.
 
-    def __init__(self, backend: str, in_trial: bool = False) -> None:
+    Args:
+        backend: makes code of the operations.
+        give_up: called with the reason when a layer cannot be compiled; ``None``: the error is raised.
+    """
+
+    def __init__(self, backend: str, give_up: Callable[[str], None] | None = None) -> None:
         self.backend = backend
-        self.in_trial = in_trial
+        self.give_up = give_up
         self.failed = False
 
-    def __call__(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        return _compiled(plain, self.backend)
+    def __deepcopy__(self, _: Any) -> _Compiler:
+        return self
 
-    def fail(self, error: Exception) -> None:
-        """Compile no more, and say so; a trial fails with the error."""
-        if self.in_trial:
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The results of a layer's forward pass, compiled.
+
+        Raises:
+            TorchDynamoException: it cannot be compiled; nothing of it has run.
+        """
+        # Otherwise a backward pass that cannot be compiled is found when it runs.
+        with autograd_config.patch(force_non_lazy_backward_lowering=True):
+            return _compiled(plain, self.backend)(*args, **kwargs)
+
+    def fail(self, error: TorchDynamoException) -> None:
+        if self.give_up is None:
             raise error
         self.failed = True
-        name = CompiledLayers.name
-        log.warning("shortcut %s: not used from now on: a layer cannot be compiled (%s)", name, _clause(error))
+        self.give_up(f"a layer cannot be compiled ({_clause(error)})")
 
 
 @functools.cache
 def _compiled(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
     # torch's overloads lack recompile_limit, which its implementation takes.
-    return torch.compile(plain, fullgraph=True, dynamic=True, backend=backend, recompile_limit=_FORMS)  # type: ignore[call-overload]
+    return torch.compile(plain, fullgraph=True, dynamic=True, backend=backend, recompile_limit=RECOMPILE_LIMIT)  # type: ignore[call-overload]
 
 
 def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,14 +110,14 @@ def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     cache = kwargs.get("past_key_values")
     own = kwargs if cache is None else kwargs | {"past_key_values": _OneLayer(cache.layers[layer.place])}
     try:
-        return compiler(plain)(layer, *args, **own)
-    except Exception as error:  # nothing has run yet: the whole layer is compiled, or nothing of it
+        return compiler.run(plain, layer, *args, **own)
+    except TorchDynamoException as error:
         compiler.fail(error)
     return plain(layer, *args, **kwargs)
 
 
 class _OneLayer:
-    """The cache of one layer, whichever number the layer has: with its number in it, code would serve one layer."""
+    """The cache of one layer, whichever number the layer has: code that has seen the number serves that layer alone."""
 
     def __init__(self, layer: Any) -> None:
         self._cache = Cache(layers=[layer])
@@ -133,6 +146,13 @@ def _layers(lm: PreTrainedModel) -> list[Any]:
     return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
 
 
+def uninstall(lm: PreTrainedModel) -> None:
+    """Run the layers as they are: a model object may come from a policy that compiled them."""
+    for layer in _layers(lm):
+        for name in ("compiler", "place", "forward"):
+            vars(layer).pop(name, None)
+
+
 def _install(lm: PreTrainedModel, compiler: _Compiler) -> None:
     for place, layer in enumerate(_layers(lm)):
         layer.compiler, layer.place = compiler, place
@@ -141,15 +161,14 @@ def _install(lm: PreTrainedModel, compiler: _Compiler) -> None:
 
 @contextmanager
 def _installed(lm: PreTrainedModel) -> Iterator[None]:
-    _install(lm, _Compiler(BACKEND, in_trial=True))
+    _install(lm, _Compiler(BACKEND))
     was_training = lm.training
     lm.train()  # as when it learns, so that the code is compiled for that; dropout is off in either mode
     try:
         yield
     finally:
         lm.train(was_training)
-        for layer in _layers(lm):
-            del layer.compiler, layer.place, layer.forward
+        uninstall(lm)
 
 
 def _clause(error: Exception) -> str:

@@ -26,7 +26,7 @@ MAX_TRANSPOSED_ELEMENTS = 3 * 2**18
 
 
 class PackedWeights(Shortcut):
-    """Rollouts multiply by packed copies of the weights. The plain way calls the layers."""
+    """Rollouts multiply by packed or transposed copies of the weights. The plain way calls the layers."""
 
     name = "packed_weights"
     runs = "grpo_lightning.speed.packed:product_by_copy"

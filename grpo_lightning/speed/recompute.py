@@ -206,7 +206,7 @@ class RecomputedActivations(Shortcut):
             return None
         return f"the norms and feed-forward layers of {type(lm).__name__} compute something else"
 
-    def install(self, lm: PreTrainedModel) -> None:
+    def install(self, lm: PreTrainedModel, give_up: Callable[[str], None]) -> None:
         install_recomputing_layers(lm)
 
 

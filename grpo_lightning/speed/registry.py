@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ class Shortcuts:
         for shortcut in SHORTCUTS:
             self._why_not[shortcut.name] = self._reason(shortcut, lm)
             if self.uses(type(shortcut)):
-                shortcut.install(lm)
+                shortcut.install(lm, partial(self.rule_out, type(shortcut)))
 
     def uses(self, shortcut: type[Shortcut]) -> bool:
         """Whether the model uses a shortcut."""
@@ -85,10 +86,10 @@ class Shortcuts:
         log.warning(next(self._line(one) for one in SHORTCUTS if type(one) is shortcut))
 
     def install_in(self, lm: PreTrainedModel) -> None:
-        """Install in another model, such as a critic's, what is used in this one."""
+        """Install in another model, such as a critic's, what is used in this one and needs no trial of the whole."""
         for shortcut in SHORTCUTS:
-            if self.uses(type(shortcut)):
-                shortcut.install(lm)
+            if self.uses(type(shortcut)) and not isinstance(shortcut, CompiledLayers):
+                shortcut.install(lm, partial(self.rule_out, type(shortcut)))
 
     def plan_for(self, device_type: str, lm: PreTrainedModel) -> None:
         """Decide as on another device than that of a model without weights."""

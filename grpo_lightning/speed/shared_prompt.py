@@ -11,7 +11,7 @@ conversation. Their states are read out of that other row's pass.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -178,7 +178,8 @@ class SharedPrompts(Shortcut):
 
         Compared are the hidden states, and the gradient that reaches the embedded tokens, through the cache.
         """
-        rows, sharing = trial_rows(lm)
+        # Prefixes shorter than LFM2's convolution, which needs what came before them.
+        rows, sharing = trial_rows(lm, prefixes=[2, 2, 1], completions=3)
         try:
             plain = states_and_gradient(lm, rows)
             shared = states_and_gradient(lm, replace(rows, sharing=sharing))
@@ -191,17 +192,21 @@ class SharedPrompts(Shortcut):
         return None
 
 
-def trial_rows(lm: PreTrainedModel) -> tuple[TokenRows, Sharing]:
-    """Three rows of a few tokens to try passes on, and how they share two prefixes.
+def trial_rows(lm: PreTrainedModel, prefixes: Sequence[int], completions: int) -> tuple[TokenRows, Sharing]:
+    """Three rows of a few tokens to try passes on, and how they share two prefixes: the first two rows have one.
 
-    No two sizes of a pass over them are equal, nor 1, where a compiler would take one for the other, or for a constant.
+    Args:
+        lm: the model.
+        prefixes: tokens of each row's prefix.
+        completions: tokens of every completion.
     """
-    ids_NL = torch.arange(36, device=lm.device).view(3, 12) % 7 % lm.config.get_text_config().vocab_size
-    ids_NL[1, :5] = ids_NL[0, :5]
+    length = max(prefixes) + completions
+    ids_NL = torch.arange(3 * length, device=lm.device).view(3, length) % 7 % lm.config.get_text_config().vocab_size
+    ids_NL[1, : prefixes[0]] = ids_NL[0, : prefixes[0]]
     rows = TokenRows(
         ids_NL,
-        prompt_lengths_N=torch.tensor([5, 5, 4], device=lm.device),
-        completion_lengths_N=torch.tensor([7, 7, 7], device=lm.device),
+        prompt_lengths_N=torch.tensor(prefixes, device=lm.device),
+        completion_lengths_N=torch.full((3,), completions, device=lm.device),
     )
     numbers_N = torch.tensor([0, 0, 1], device=lm.device)
     return rows, Sharing(torch.arange(3, device=lm.device), numbers_N, rows.prompt_lengths_N)
@@ -219,7 +224,8 @@ def states_and_gradient(lm: PreTrainedModel, rows: TokenRows) -> tuple[Tensor, T
     try:
         with torch.enable_grad():
             states = predicting_states(cast(nn.Module, lm.get_decoder()), rows)
-            hidden_NTD = states.hidden_MD.new_zeros(len(rows), 7, states.hidden_MD.shape[1])
+            completion = int(rows.completion_lengths_N.max())
+            hidden_NTD = states.hidden_MD.new_zeros(len(rows), completion, states.hidden_MD.shape[1])
             hidden_NTD = hidden_NTD.index_put((states.row_M, states.place_M), states.hidden_MD)
             weights_NTD = torch.linspace(-1, 1, hidden_NTD.numel(), device=lm.device).view_as(hidden_NTD)
             gradients = torch.autograd.grad((hidden_NTD.float() * weights_NTD).sum(), embedded)

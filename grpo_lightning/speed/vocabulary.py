@@ -6,6 +6,8 @@ implemented in :mod:`grpo_lightning.functional.in_place` and :mod:`grpo_lightnin
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import PreTrainedModel
 
 from grpo_lightning.functional import InPlaceEmbedding
@@ -22,7 +24,7 @@ class InPlaceGradients(Shortcut):
         weights = [module.weight for module in (lm.get_input_embeddings(), lm.get_output_embeddings()) if module]
         return None if any(weight.requires_grad for weight in weights) else "the vocabulary's weights are frozen"
 
-    def install(self, lm: PreTrainedModel) -> None:
+    def install(self, lm: PreTrainedModel, give_up: Callable[[str], None]) -> None:
         words = lm.get_input_embeddings()
         if InPlaceEmbedding.replaces(words):
             words.__class__ = InPlaceEmbedding

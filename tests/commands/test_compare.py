@@ -360,7 +360,7 @@ def test_the_sentence_without_tests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known_from", ["rollouts", "test"])
-def test_rewards_that_tell_nothing_correct_stand_in_place_of_accuracy(known_from: str, tmp_path: Path) -> None:
+def test_rewards_that_tell_nothing_correct_replace_accuracy(known_from: str, tmp_path: Path) -> None:
     alone = Verdict(False, False, score=0.3, reward_alone=True)
     for name, reward in (("a", 0.25), ("b", 0.5)):
         logged = {"val/reward": [(0, 0.125), (1, reward)], "total/usd": [(0, 1.0), (1, 2.0)], "reward/mean": [(0, 0.1)]}
@@ -377,8 +377,8 @@ def test_rewards_that_tell_nothing_correct_stand_in_place_of_accuracy(known_from
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
     assert text.split("\n\n")[1] == (
-        "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong, so this report shows mean "
-        "rewards in place of accuracy. In the last validation: GRPO, beta 0.25 0.250; GRPO, beta 0.5 0.500."
+        "The rewards of GRPO, beta 0.25 and GRPO, beta 0.5 do not tell right from wrong, so the tables show mean "
+        "rewards instead of accuracy. In the last validation: GRPO, beta 0.25 0.250; GRPO, beta 0.5 0.500."
     )
     tested = ["0.250", "0.500"] if known_from == "test" else ["not measured"] * 2
     results, runs, spent = (table(text, heading) for heading in ("Results", "Runs", "Cost"))

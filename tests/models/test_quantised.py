@@ -186,7 +186,10 @@ def test_an_exported_folder_says_what_its_weights_are(
     caplog.clear()
     again = Policy(PolicyConfig(path=str(tmp_path / "policy"), quantization="nf4"))
     assert torch.equal(logprobs(again), logprobs(module.policy))
-    noted = "was trained over its base in 4 bits, and fits the full weights less well: set it to nf4"
+    noted = (
+        "was trained over its base in 4 bits, and fits the full weights less well: for a policy, "
+        "set model.policy.quantization to nf4"
+    )
     assert noted not in caplog.text
     Policy(PolicyConfig(path=str(tmp_path / "policy")))
     assert noted in caplog.text

@@ -99,9 +99,13 @@ def test_a_copy_runs_its_own_weights_and_a_compiler_that_fails_later_leads_to_th
     with caplog.at_level(logging.INFO, logger="grpo_lightning"):
         check(policy, plain, rows(1, 7))  # one row would be compiled anew
         check(policy, plain, rows(4, 13))
-    logged = "shortcut compiled_layers: not used from now on: a layer cannot be compiled (no C++ here)"
+    logged = "shortcut compiled_layers: not used: a layer cannot be compiled (no C++ here)"
     said = [record.getMessage() for record in caplog.records if record.name.startswith("grpo_lightning")]
     assert said == [logged]
+    assert logged in policy.shortcuts.lines()
+    calls = backend.asked
+    Policy(PolicyConfig.from_model(policy.lm, compile=False)).logprobs(rows(1, 9))
+    assert backend.asked == calls, "a model that was compiled before runs as it is"
 
 
 def test_a_compiler_that_fails_when_the_model_loads_is_a_reason(

@@ -31,10 +31,14 @@ class Measure:
     unit: str
 
 
+def signed_reward(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # never -0.000
+
+
 ACCURACY = Measure("accuracy", "val/accuracy", lambda test: test.accuracy, share, signed, "points")
-REWARD = Measure("reward", "val/reward", lambda test: test.reward, "{:.3f}".format, "{:+.3f}".format, "reward")
+REWARD = Measure("reward", "val/reward", lambda test: test.reward, "{:.3f}".format, signed_reward, "reward")
 
 
 def measure_of(methods: Sequence[Method]) -> Measure:
-    """What all methods of a report have."""
+    """Mean rewards if any method is graded, else accuracy."""
     return REWARD if any(method.is_graded for method in methods) else ACCURACY

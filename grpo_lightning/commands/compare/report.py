@@ -115,9 +115,10 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
     if any(method.tested for method in methods):
         parts.append(
             f"Test {measure.name} is the mean over {problems} test problems, one completion each, and over the seeds."
+            + (" Completions without a verdict have no reward and are left out." if measure is not ACCURACY else "")
         )
     if measure is not ACCURACY:
-        parts.append("There is no interval: these are of shares of problems that were solved.")
+        parts.append("Intervals are computed for accuracy only.")
     elif any(len(method.tested) == 1 for method in methods):
         parts.append("The interval of a single seed is Wilson's and does not generalise to other seeds.")
     if measure is ACCURACY and any(len(method.tested) > 1 for method in methods):

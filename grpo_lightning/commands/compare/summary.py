@@ -22,8 +22,8 @@ def summary(methods: Sequence[Method], problems: Sequence[str], differences: Seq
         last = _last_validations(methods, REWARD.curve)
         rewards = "; ".join(f"{name} {REWARD.show(value)}" for name, value in last.items())
         return (
-            f"The rewards of {' and '.join(graded)} do not tell right from wrong, so this report shows mean rewards in "
-            f"place of accuracy. In the last validation: {rewards or NOT_MEASURED}."
+            f"The rewards of {' and '.join(graded)} do not tell right from wrong, so the tables show mean rewards "
+            f"instead of accuracy. In the last validation: {rewards or NOT_MEASURED}."
         )
     tested = {method.name: accuracy(results_SQ(method.tested, problems)) for method in methods if method.tested}
     if not tested:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.microbatch import Microbatch
-from grpo_lightning.commands.plan.meter import MemoryMeter
+from grpo_lightning.commands.plan.meter import PACKED, MemoryMeter
 from grpo_lightning.functional import chunked_head
 from grpo_lightning.rollout.engines import decoder
 from grpo_lightning.speed import packed
@@ -44,7 +44,7 @@ def counting_copies(meter: MemoryMeter) -> Iterator[None]:
     product_by_copy = packed.product_by_copy
 
     def counted(layers: Sequence[torch.nn.Linear]) -> Callable[[Tensor], Tensor]:
-        with meter.counting_as("packed weights"):
+        with meter.counting_as(PACKED):
             return product_by_copy(layers)
 
     packed.product_by_copy = counted

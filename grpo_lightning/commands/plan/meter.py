@@ -26,6 +26,8 @@ _READ: dict[torch.dtype, int | bool] = {torch.bool: False, torch.int64: 0, torch
 
 HOST = "host"
 """The part of tensors that do not lie on the device."""
+PACKED = "packed weights"
+"""The part of the copies of weights that rollouts multiply by."""
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -132,7 +134,8 @@ class MemoryMeter(TorchDispatchMode):
         if key in self._storages:
             return
         columns = tensor.shape[-1] if tensor.dim() > 1 else None
-        part = "logits" if columns is not None and columns == self.vocab_size else self.part
+        is_logits = columns is not None and columns == self.vocab_size and self.part != PACKED
+        part = "logits" if is_logits else self.part
         self._storages[key] = (part, storage.nbytes())
         self._add(part, storage.nbytes())
         weakref.finalize(storage, self._forget, key)
