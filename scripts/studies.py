@@ -169,8 +169,6 @@ OBJECTIVES = Study(
             {"model.init_args.entropy_bonus": "{class_path: TargetEntropy, init_args: {target: 0.2, delta: 1.0e-3}}"},
             "sft",
         ),
-        # Its teacher is trained first, by the command in its config.
-        Method("distill", "Distillation", "quickstart_distill", start="sft"),
         Method(
             "top_entropy", "top_entropy_share: 0.2", "quickstart", {"model.init_args.top_entropy_share": "0.2"}, "sft",
         ),
