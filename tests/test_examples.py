@@ -417,7 +417,8 @@ def test_a_model_family_trains_alike_with_its_shortcuts_and_without(
     lines = capsys.readouterr().out.splitlines()
     used = [line.split()[1].rstrip(":") for line in lines if line.endswith(": used")]
     assert {"shared_prompts", "recomputed_activations"} <= set(used)
-    refused, *others = [line for line in lines if not line.endswith(": used")]
+    asked_for, refused, *others = [line for line in lines if not line.endswith(": used")]
+    assert asked_for.startswith("shortcut compiled_layers: not used: set model.policy.compile")
     assert all("graphed_decoding" in line for line in others), "it needs a GPU, and direct_decoding"
     assert re.match(r"shortcut direct_decoding: not used: \w+ForCausalLM is built differently", refused)
     ((*arguments, _),) = commands("model_family", "grpo fit")

@@ -96,6 +96,7 @@ def test_a_copy_runs_its_own_weights_and_a_compiler_that_fails_later_leads_to_th
 
     plain.load_state_dict(policy.state_dict())
     backend.fails = True
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="grpo_lightning"):
         check(policy, plain, rows(1, 7))  # one row would be compiled anew
         check(policy, plain, rows(4, 13))
