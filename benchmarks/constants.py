@@ -58,8 +58,8 @@ def packing(args: argparse.Namespace) -> None:
         layouts = {f"layout for {rows:2} rows": (rows, 0) for rows in (4, 16, 64)}
         if dtype is torch.float32:
             layouts["transposed"] = (16, 2**62)
-        for layout, (rows, largest) in layouts.items():
-            packed.PACK_ROWS, packed.MAX_TRANSPOSED_ELEMENTS = rows, largest
+        for layout, (packed_for, largest) in layouts.items():
+            packed.PACK_ROWS, packed.MAX_TRANSPOSED_ELEMENTS = packed_for, largest
             apply, ratios = packed.linear(layer, pack=True), []
             for rows in (1, 4, 16, 48):
                 inner, times = torch.randn(rows, size, dtype=dtype), 2 if args.smoke else max(20, 2**25 // size**2)

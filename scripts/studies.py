@@ -98,7 +98,7 @@ SELF_DISTILLATION = Study(
     (
         Method("sft", "SFT (warm start)", "quickstart_sft", samples=False),
         Method("grpo", "GRPO", "quickstart", start="sft"),
-        # As many samples more as refinement may add, without any feedback.
+        # As many more samples as refinement may add, without any feedback.
         Method("grpo_group10", "GRPO, 10 samples per prompt", "quickstart", {"data.group_size": "10"}, "sft"),
         Method(
             "refine_distill", "GRPO + refinement (distill)", "quickstart",
@@ -185,7 +185,7 @@ SMOLLM2_JSON = Study(
     (
         Method("untouched", "untouched model", "smollm2_json", JSON_TEST, trains=False),
         Method("grpo", "GRPO", "smollm2_json", JSON_TEST),
-        # As many samples more as refinement may add, without any feedback.
+        # As many more samples as refinement may add, without any feedback.
         Method("grpo_group8", "GRPO, 8 samples per prompt", "smollm2_json", JSON_TEST | {"data.group_size": "8"}),
         Method(
             "refine_distill", "GRPO + refinement (distill)", "smollm2_json",
@@ -193,7 +193,7 @@ SMOLLM2_JSON = Study(
         ),
         Method("sdpo", "SDPO", "smollm2_json", JSON_TEST | SDPO),
     ),
-    tokens=18_000,  # about as many as 25 steps of configs/smollm2_json.yaml generate
+    tokens=18_000,  # about as many as 32 steps of configs/smollm2_json.yaml generate
     out="docs/results/sdpo_json",
     jobs=1,
 )  # fmt: skip

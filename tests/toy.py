@@ -39,7 +39,7 @@ lfm2_alone = pytest.mark.parametrize("model_path", ["lfm2"], indirect=True)
 
 
 def half(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Half of the product. Whichever option is left out, the values of the others still meet in every combination."""
+    """Half of the product. Whichever option is omitted, the values of the others still meet in every combination."""
     assert len(options) > 2, "of two options, each value of one would meet half of the other's"
     return [
         tuple(values[place] for values, place in zip(options, places, strict=True))

@@ -2,7 +2,7 @@
 
 The layers are compiled, not the model: those of one kind run the same code, so each kind is compiled once per form of
 a pass (rows as they are, prefixes, what follows a prefix), however many layers there are. Batch and length are symbols:
-other ones compile nothing, except a batch of one row. A critic of its own runs as it is.
+other ones compile nothing, except a batch of one row. A separate critic runs as it is.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def uninstall(lm: PreTrainedModel) -> None:
 def _install(lm: PreTrainedModel, compiler: _Compiler) -> None:
     for place, layer in enumerate(_layers(lm)):
         layer.compiler, layer.place = compiler, place
-        layer.forward = MethodType(_forward, layer)  # a copy of the model has a method of its own layer
+        layer.forward = MethodType(_forward, layer)  # bound again when the model is copied
 
 
 @contextmanager

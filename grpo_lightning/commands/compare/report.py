@@ -115,7 +115,7 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
     if any(method.tested for method in methods):
         parts.append(
             f"Test {measure.name} is the mean over {problems} test problems, one completion each, and over the seeds."
-            + (" Completions without a verdict have no reward and are left out." if measure is not ACCURACY else "")
+            + (" Completions without a verdict have no reward and are omitted." if measure is not ACCURACY else "")
         )
     if measure is not ACCURACY:
         parts.append("Intervals are computed for accuracy only.")

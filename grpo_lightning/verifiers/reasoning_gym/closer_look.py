@@ -21,7 +21,7 @@ def is_right(answer: str, row: Row) -> bool:
 
     Args:
         answer: its text.
-        row: of the data set: ``question``, ``answer`` and ``metadata``.
+        row: a row of the data set, with ``question``, ``answer`` and ``metadata``.
     """
     look = _LOOKS.get(row["metadata"].get("source_dataset"))
     return look is None or look(answer, row)
