@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
+from grpo_lightning.verifiers.limited import processors
+
 TIMEOUT_S = 600.0
 
 
@@ -36,9 +38,9 @@ def process_state_kept() -> Iterator[None]:
 
 @contextmanager
 def busy_machine() -> Iterator[None]:
-    """Two processes per core that do nothing but run."""
+    """Four processes per core that do nothing but run."""
     loop = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(loop) for _ in range(min(64, 2 * (os.cpu_count() or 1)))]
+    busy = [subprocess.Popen(loop) for _ in range(min(64, 4 * processors()))]
     try:
         yield
     finally:

@@ -101,7 +101,11 @@ def test_each_alone(name: str, run: Callable[..., Path], tiny_model: Callable[[s
     assert [entry["class_path"].rsplit(".", 1)[1] for entry in callbacks if name in entry["class_path"]] == [name]
     callback = getattr(grpo_lightning.callbacks, name)(**NEEDED.get(name, {}))
     module = grpo(tiny_model("lfm2"), beta=0.1)
-    trainer(tmp_path / "test", 1, callbacks=[callback], limit_test_batches=1).test(module, datamodule=rollouts())
+    # Lightning refuses a listed checkpoint or progress bar where they are switched off.
+    switches = {"enable_checkpointing": True, "enable_progress_bar": True}
+    trainer(tmp_path / "test", 1, callbacks=[callback], limit_test_batches=1, **switches).test(
+        module, datamodule=rollouts()
+    )
 
 
 def test_all_together(

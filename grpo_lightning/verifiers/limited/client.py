@@ -59,7 +59,8 @@ class LimitedWorker:
     """Calls one function, each time in a fresh fork of a warm process.
 
     What a call returns depends on its arguments alone: the limit counts the call's own CPU time, not the time it waits
-    for a busy machine, and no call sees what another one left. The start of a process counts against no call.
+    for a busy machine, and grows where a second of CPU time does less than usual. No call sees what another one left.
+    The start of a process counts against no call.
 
     Args:
         setup: ``module:function``, called once in a process before its first call, to import and to warm up; empty

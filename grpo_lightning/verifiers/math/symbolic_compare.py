@@ -226,14 +226,15 @@ def _parts(thing: Any) -> list[Any]:
 
 def _same_relation(gold: Any, answer: Any) -> bool:
     """Two equations are the same when they differ by a constant factor; inequalities also need its sign."""
-    from sympy import Eq, Ne
+    from sympy import Eq, N, Ne
 
     if not all(_is_scalar(side) for side in (gold.lhs, gold.rhs, answer.lhs, answer.rhs)):
         return bool(gold == answer)
     pairs = [(g, a) for g, a in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g != 0 or a != 0]
     if not pairs or any(g == 0 or a == 0 for g, a in pairs):
         return False
-    ratios = [g / a for g, a in pairs]
+    # As numbers: SymPy would simplify each fraction of complex ones, which takes most of a comparison's time.
+    ratios = [N(g / a, DIGITS) for g, a in pairs]
     if not all(_close(ratio, ratios[0]) for ratio in ratios):
         return False
     if isinstance(gold, (Eq, Ne)):

@@ -69,8 +69,9 @@ class MathVerifier(Verifier):
         formats: which forms of a final answer count: ``hash`` (``#### 42``), ``boxed`` (``\boxed{42}``), ``tag``
             (``<answer>42</answer>``), ``phrase`` ("the answer is 42") and ``bare`` (the completion is nothing but the
             answer).
-        symbolic_timeout_s: CPU time of one symbolic comparison. An answer beyond it is not correct. What other programs
-            do meanwhile does not count, and neither does the start of the process.
+        symbolic_timeout_s: CPU time of one symbolic comparison, in seconds of an idle core of today; a slower machine
+            gives more. An answer beyond it is not correct. What other programs do meanwhile does not count, and neither
+            does the start of the process.
         max_chars: longer completions are not read, and have no valid format.
         reward_correct: reward of a correct completion.
         reward_format: reward of a completion that has only the format right.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 _WARM: list[str] = []
@@ -44,3 +45,16 @@ def stop_once(mark: str, text: str = "") -> str:
 
 def fail_to_start() -> None:
     raise ImportError("no such library")
+
+
+def on_a_slow_machine() -> None:
+    """Let the known piece of work look 40 times as slow as it is."""
+    sys.modules["__main__"].WORK_S /= 40  # type: ignore[attr-defined]
+
+
+def work(times: int) -> str:
+    """Do the known piece of work."""
+    total = 0
+    for number in range(times * sys.modules["__main__"].WORK_ADDITIONS):  # type: ignore[attr-defined]
+        total += number
+    return "done"

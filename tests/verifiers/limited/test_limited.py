@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from grpo_lightning.verifiers.limited import LimitedWorker, OutOf
+from grpo_lightning.verifiers.limited.process import WORK_S
 
 CALLS = "tests.verifiers.limited.calls"
 
@@ -37,6 +38,15 @@ def test_a_result_comes_back(workers: list[LimitedWorker]) -> None:
 def test_cpu_time_ends_a_call_inside_of_c_code_and_the_next_one_works(workers: list[LimitedWorker]) -> None:
     assert call(workers, "operator:pow", 9, 9**9, cpu_s=0.05) is OutOf.TIME
     assert workers[0].call([2, 3], 0.05) == 8
+
+
+def test_a_call_gets_more_cpu_time_where_a_second_does_less(workers: list[LimitedWorker]) -> None:
+    """Four times the work that fits in the limit, on this machine and on one that looks 40 times as slow."""
+    assert call(workers, f"{CALLS}:work", 4, cpu_s=WORK_S) is OutOf.TIME
+    assert workers[0].call([0], WORK_S) == "done"
+    slow = f"{CALLS}:on_a_slow_machine"
+    assert call(workers, f"{CALLS}:work", 4, cpu_s=WORK_S, setup=slow) == "done"
+    assert call(workers, "operator:pow", 9, 9**9, cpu_s=0.01, setup=slow) is OutOf.TIME
 
 
 def test_waiting_is_not_cpu_time(workers: list[LimitedWorker]) -> None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import MathVerifier, judge
 from grpo_lightning.verifiers.math.symbolic_client import compare, symbolic_worker
 from grpo_lightning.verifiers.math.verifier import EXPRESSIONS_PER_WORKER
+from tests.processes import busy_machine
 
-BUSY_PER_CORE = 4
 VERDICTS = 25
 
 
@@ -32,18 +26,6 @@ def samples(count: int) -> list[Sample]:
         ][i % 5]
         made.append(Sample("", f"\\boxed{{{answer}}}", gold))
     return made
-
-
-@contextmanager
-def busy_machine() -> Iterator[None]:
-    loop = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(loop) for _ in range(min(64, BUSY_PER_CORE * (os.cpu_count() or 1)))]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
 
 
 def test_verdicts_are_the_same_on_an_idle_and_on_a_busy_machine() -> None:
