@@ -266,7 +266,7 @@ def resolved(args: Sequence[str]) -> dict[str, Any]:
         _Parsing(list(args))
     except _Parsed as parsed:
         cli = parsed.args[0]
-        config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
         return config[cli.subcommand]
     raise AssertionError("the command line was to be parsed alone")
 

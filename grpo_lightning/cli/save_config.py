@@ -51,7 +51,7 @@ class SaveRunConfig(SaveConfigCallback):
         if secret:
             log.info("%s is without %s: give them again where it is used", path, ", ".join(secret))
         # A secret may have to be a text; whoever uses the config is told.
-        self.parser.save(config, path, skip_none=False, overwrite=False, multifile=False, skip_validation=bool(secret))
+        self.parser.save(config, path, skip_unset=False, overwrite=False, multifile=False, skip_validation=bool(secret))
         made_with = environment(trainer.strategy.root_device, trainer.world_size, self.arguments)
         record_of(path).write_text(json.dumps(made_with, indent=2) + "\n")
         self.already_saved = True
