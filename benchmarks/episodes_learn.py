@@ -92,7 +92,7 @@ GAMES = {
     "games won, greedy": Column(is_correct, greedy(None)),
 }
 PPO = ["--model.class_path", "PPOModule", "--model.init_args.critic", "separate", "--model.init_args.value_lr", "1e-3",
-       "--trainer.max_steps", "80", "--trainer.val_check_interval", "80"]  # fmt: skip
+       "--trainer.max_steps", "200", "--trainer.val_check_interval", "200"]  # fmt: skip
 STUDIES: Mapping[str, Study] = {
     "tools": Study(
         "tools",
