@@ -15,6 +15,7 @@ from grpo_lightning.tasks.reasoning_gym import GymDataset, ReasoningGym
 from grpo_lightning.types import FinishReason, Prompt, Sample
 from grpo_lightning.verifiers import ReasoningGymVerifier
 from grpo_lightning.verifiers.base import judge
+from grpo_lightning.verifiers.limited import OutOf
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN, _worker
 from tests.verifiers.code.code_cases import ISOLATING, verifier_or_skip
 
@@ -130,6 +131,15 @@ def test_the_sandbox_holds_even_where_code_runs(
     (value,) = _worker(level).call([row["source"], [[row["entry"], answer]]], 5.0)
     assert value in (None, 0.0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("level", ISOLATING)
+def test_an_answer_that_takes_too_long_ends_and_the_next_one_is_scored(prompts: dict[str, Prompt], level: Any) -> None:
+    verifier_or_skip(level).stop()
+    row, gold = prompts["spiral_matrix"].metadata[COLUMN], str(prompts["spiral_matrix"].answer)
+    worker = _worker(level)
+    assert worker.call([row["source"], [[row["entry"], "[9**9**9]"]]], 0.1) is OutOf.TIME
+    assert worker.call([row["source"], [[row["entry"], gold]]], 5.0) == [1.0]
 
 
 def test_each_answer_starts_from_the_same_state(prompts: dict[str, Prompt]) -> None:
