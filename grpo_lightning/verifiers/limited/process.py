@@ -7,8 +7,8 @@ exception reaches), it starts from the same state every time, and it leaves noth
 process has one thread and no device.
 
 A second of CPU time is not the same everywhere: a busy or virtual machine does less in it, or counts time that another
-program had. So when a call runs out of time, a known piece of work is timed by the same clock. If it is slow, too, the
-call is made once more with as much more time.
+program had. So when a call runs out of time, a known piece of work that usually takes as long is timed by the same
+clock. If it is slow, too, the call is made once more with as much more time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 _NO_LIMIT_S = 3600.0
 
-# The known piece of work, and the CPU time that it takes on a server's core of 2023 (3 GHz), idle.
-WORK_ADDITIONS = 1_000_000
-WORK_S = 0.05
+# The known piece of work is additions, of which an idle core of a server of 2023 (3 GHz) does so many per second. The
+# clock counts in ticks of 4 to 10 ms, so less than LEAST_S cannot be timed; more than MOST_S says no more.
+ADDITIONS_PER_S = 20_000_000
+LEAST_S, MOST_S = 0.05, 1.0
 # What is slower by less is not worth a second try.
 SLOWER = 1.5
 
@@ -63,7 +64,7 @@ def main(settings: str) -> None:
             continue
         limits = Limits(request["cpu_s"], given["memory_bytes"], lockdown)
         reply = _in_a_child(function, request["args"], limits, replies.fileno())
-        if reply is None and (slower := work_s() / WORK_S) > SLOWER:
+        if reply is None and (slower := slowness(limits.cpu_s)) > SLOWER:
             limits = limits._replace(cpu_s=limits.cpu_s * slower)
             reply = _in_a_child(function, request["args"], limits, replies.fileno())
         replies.write(_line({"out_of": "CPU time"}) if reply is None else reply)
@@ -94,14 +95,19 @@ def _lockdown(level: str, memory_bytes: int, readable: list[str]) -> Any:
     return lockdown
 
 
-def work_s() -> float:
-    """What the known piece of work takes now, in seconds of the clock that limits calls."""
+def slowness(cpu_s: float) -> float:
+    """How many times as long as usual a known piece of work takes now, by the clock that limits calls.
+
+    Args:
+        cpu_s: what it usually takes, within ``LEAST_S`` and ``MOST_S``.
+    """
+    usual = min(max(cpu_s, LEAST_S), MOST_S)
     signal.setitimer(signal.ITIMER_PROF, _NO_LIMIT_S)
     total = 0
-    for number in range(WORK_ADDITIONS):
+    for number in range(int(usual * ADDITIONS_PER_S)):
         total += number
     left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
-    return _NO_LIMIT_S - left
+    return (_NO_LIMIT_S - left) / usual
 
 
 def _in_a_child(function: Call, args: list[Any], limits: Limits, replies: int) -> bytes | None:

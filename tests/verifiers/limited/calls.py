@@ -48,13 +48,12 @@ def fail_to_start() -> None:
 
 
 def on_a_slow_machine() -> None:
-    """Let the known piece of work look 40 times as slow as it is."""
-    sys.modules["__main__"].WORK_S /= 40  # type: ignore[attr-defined]
+    """Let the known piece of work look 10 times as slow as it is."""
+    sys.modules["__main__"].ADDITIONS_PER_S *= 10  # type: ignore[attr-defined]
 
 
-def work(times: int) -> str:
-    """Do the known piece of work."""
+def work(additions: int) -> str:
     total = 0
-    for number in range(times * sys.modules["__main__"].WORK_ADDITIONS):  # type: ignore[attr-defined]
+    for number in range(additions):
         total += number
     return "done"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from grpo_lightning.verifiers.limited import LimitedWorker, OutOf
-from grpo_lightning.verifiers.limited.process import WORK_S
+from grpo_lightning.verifiers.limited.process import ADDITIONS_PER_S, LEAST_S
 
 CALLS = "tests.verifiers.limited.calls"
 
@@ -41,11 +41,12 @@ def test_cpu_time_ends_a_call_inside_of_c_code_and_the_next_one_works(workers: l
 
 
 def test_a_call_gets_more_cpu_time_where_a_second_does_less(workers: list[LimitedWorker]) -> None:
-    """Four times the work that fits in the limit, on this machine and on one that looks 40 times as slow."""
-    assert call(workers, f"{CALLS}:work", 4, cpu_s=WORK_S) is OutOf.TIME
-    assert workers[0].call([0], WORK_S) == "done"
+    """Four times the work that fits in the limit, on this machine and on one that looks 10 times as slow."""
+    too_much, limit = int(4 * LEAST_S * ADDITIONS_PER_S), LEAST_S
+    assert call(workers, f"{CALLS}:work", too_much, cpu_s=limit) is OutOf.TIME
+    assert workers[0].call([0], limit) == "done"
     slow = f"{CALLS}:on_a_slow_machine"
-    assert call(workers, f"{CALLS}:work", 4, cpu_s=WORK_S, setup=slow) == "done"
+    assert call(workers, f"{CALLS}:work", too_much, cpu_s=limit, setup=slow) == "done"
     assert call(workers, "operator:pow", 9, 9**9, cpu_s=0.01, setup=slow) is OutOf.TIME
 
 
