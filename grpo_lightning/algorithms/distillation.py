@@ -159,7 +159,7 @@ class DistillationModule(GroupModule):
         if isinstance(self.teacher_source, TeacherConfig):
             self.teacher = OtherModel(self.teacher_source, self.policy, self._longest_teacher_row)
         else:
-            self.teacher = OwnModel(self.policy, self.teacher_source)
+            self.teacher = OwnModel(self.policy, self.teacher_source, self._longest_teacher_row)
 
     # -- one iteration ----------------------------------------------------------------------------------------------
 

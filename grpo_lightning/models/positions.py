@@ -12,8 +12,11 @@ from grpo_lightning.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def check_length(lm: PreTrainedModel, tokens: int) -> None:
+def check_length(lm: PreTrainedModel, tokens: int, row: str = "a prompt and its completion") -> None:
     """Check that rows of ``tokens`` tokens suit a model. Warn of rotary positions beyond those it was trained for.
+
+    Args:
+        row: what such a row holds.
 
     Raises:
         ConfigError: there is no embedding for that many positions, or frequencies would change with the longest row of
@@ -23,7 +26,7 @@ def check_length(lm: PreTrainedModel, tokens: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or tokens <= limit:
         return
-    rows = f"a prompt and its completion have up to {tokens} tokens"
+    rows = f"{row} have up to {tokens} tokens"
     fix = "lower data.max_prompt_tokens or data.sampling.max_new_tokens"
     if _has_learned_positions(lm, limit):
         raise ConfigError(f"data: {rows}, but {type(lm).__name__} has {limit} positions: {fix}")

@@ -27,6 +27,8 @@ from grpo_lightning.types import TokenRows
 
 TeacherForm = Literal["self", "reference"]
 
+_ROW = "what the teacher reads and a completion"
+
 
 @dataclass
 class TeacherConfig:
@@ -133,7 +135,7 @@ class OtherModel(Teacher):
         if is_weightless():
             return
         check_model(self.lm, config.path, key)
-        check_length(self.lm, longest_row)
+        check_length(self.lm, longest_row, _ROW)
         self.shares_prompts = policy.shares_prompts and can_share_prompts(self.lm, "teacher")
         rows, own = (len(lm.get_output_embeddings().weight) for lm in (self.lm, policy.lm))
         if rows < own:
@@ -153,10 +155,15 @@ class OwnModel(Teacher):
     Args:
         policy: what it teaches.
         form: which of the two.
+        longest_row: tokens of the longest row that it reads.
+
+    Raises:
+        ConfigError: the model has no position for that many tokens.
     """
 
-    def __init__(self, policy: Policy, form: TeacherForm) -> None:
+    def __init__(self, policy: Policy, form: TeacherForm, longest_row: int) -> None:
         super().__init__(policy)
+        check_length(policy.lm, longest_row, _ROW)
         self.form = form
 
     @contextmanager

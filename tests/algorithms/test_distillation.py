@@ -172,6 +172,16 @@ def test_the_self_teacher_reads_the_feedback_of_failures(tiny_model: Callable[[s
     assert logged["policy/teacher_divergence"] == pytest.approx(mean, rel=1e-4)
 
 
+def test_a_context_beyond_the_model_s_positions_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prompts and completions fit, and what a self-teacher reads before a completion does not."""
+    path = save_tiny_model(tmp_path / "model", "llama", max_position_embeddings=128)
+    module = distillation(path, "self", context=FeedbackContext(solved_sibling=True))
+    fit(tmp_path / "run", module, 1)
+    assert module.longest_row <= 128
+    (said,) = [record.message for record in caplog.records if "positions that" in record.message]
+    assert said.startswith("what the teacher reads and a completion have up to ")
+
+
 def test_the_reference_teaches_and_follows_as_an_average(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     """At first it equals the policy and teaches nothing; with a context, it is a self-teacher that follows later."""
     path, context = tiny_model("llama"), FeedbackContext()
