@@ -179,7 +179,7 @@ class Completion:
 
     Args:
         token_ids: the sampled tokens, the terminator included.
-        text: what the verifier reads.
+        text: what the verifier reads: without a stop string, unless ``SamplingParams.stop_in_text``.
         finish_reason: ``STOP`` on a terminator or a stop string, ``LENGTH`` at ``max_new_tokens``.
         logprobs: log-prob of each token under the policy at the sampling temperature, before any truncation by
             top-k, top-p or min-p: what the training pass computes again (nats).

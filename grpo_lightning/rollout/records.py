@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any
 
@@ -106,7 +107,10 @@ class TokenCharacters:
         self._texts: dict[int, str] = {}
 
     def __call__(self, token_ids: Sequence[int], text: str) -> list[int] | None:
-        """One number per token, with the length of ``text`` as their sum; ``None`` if the tokens do not make it up."""
+        """One number per token, with the length of ``text`` as their sum; ``None`` if the tokens do not make it up.
+
+        A text may end before its tokens do: at a stop string.
+        """
         self._texts |= {token: self._decode([token]) for token in set(token_ids) - self._texts.keys()}
         pieces = [self._texts[token] for token in token_ids]
         parts: list[int] = []  # places of tokens that hold parts of characters, with hidden ones between them
@@ -122,11 +126,14 @@ class TokenCharacters:
                 pieces[parts[-1]] = joined
                 parts = []
         whole = "".join(pieces)
-        if whole == " " + text:
+        if not whole.startswith(text) and whole.startswith(" " + text):
             first = next(index for index, piece in enumerate(pieces) if piece)
             pieces[first] = pieces[first][1:]
-            whole = text
-        return [len(piece) for piece in pieces] if whole == text else None
+            whole = whole[1:]
+        if not whole.startswith(text):
+            return None
+        ends = [min(end, len(text)) for end in accumulate(map(len, pieces), initial=0)]
+        return [end - start for start, end in pairwise(ends)]
 
     def _decode(self, tokens: list[int]) -> str:
         alone, followed = self._tokenizer.batch_decode(

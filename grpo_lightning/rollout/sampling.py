@@ -26,8 +26,10 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
         min_p: keep tokens with at least this share of the best token's probability (arXiv 2407.01082); 0 keeps all.
         max_new_tokens: a completion that is longer is truncated. Default: 512; in ``val_sampling``, ``sampling``'s.
-        stop: strings that end a completion as soon as its text contains one; they stay in the text. Default: none, or
-            the next question under ``chat_template: plain``; in ``val_sampling``, ``sampling``'s.
+        stop: strings that end a completion as soon as its text contains one. Default: none, or the next question under
+            ``chat_template: plain``; in ``val_sampling``, ``sampling``'s.
+        stop_in_text: whether verifiers read the stop string. Default: yes, but not the next question of ``plain``; in
+            ``val_sampling``, as in ``sampling``.
         constraint: what completions may be at all, such as ``RowSchema``: JSON by the schema of their row. Log-probs,
             entropy and KL are then those among the allowed tokens, in sampling and in training. Default: anything; in
             ``val_sampling`` as well, whatever ``sampling`` says. Needs ``grpo-lightning[constraint]``.
@@ -39,6 +41,7 @@ class SamplingParams:
     min_p: float = 0.0
     max_new_tokens: int | None = None
     stop: list[str] | None = None
+    stop_in_text: bool | None = None
     constraint: Constraint | None = None
 
     @property
@@ -52,11 +55,20 @@ class SamplingParams:
 
     def filled_from(self, defaults: SamplingParams) -> SamplingParams:
         """These parameters, with the length and stop strings of ``defaults`` where they have none."""
+        has_own = self.stop is not None or self.stop_in_text is not None
         return replace(
             self,
             max_new_tokens=defaults.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
             stop=defaults.stop if self.stop is None else self.stop,
+            stop_in_text=self.stop_in_text if has_own else defaults.stop_in_text,
         )
+
+    def read(self, text: str) -> str:
+        """What a verifier reads of the text of a completion: all of it, or what precedes the stop string."""
+        if self.stop_in_text is not False:
+            return text
+        places = [text.index(string) for string in self.stop or [] if string in text]
+        return text[: min(places)] if places else text
 
     def validate(self, key: str) -> None:
         """Check the ranges; ``key`` is where the user wrote them.

@@ -239,4 +239,5 @@ def test_characters_of_tokens_add_up_to_the_text(ids: list[int]) -> None:
 def test_a_character_of_several_tokens_belongs_to_the_last_and_a_terminator_has_none() -> None:
     ids = [*TOKENIZER.encode("aé\u2713b", add_special_tokens=False), 7]
     assert TokenCharacters(TOKENIZER)(ids, "aé\u2713b") == [1, 0, 1, 0, 0, 1, 1, 0]
+    assert TokenCharacters(TOKENIZER)(ids, "a\u00e9") == [1, 0, 1, 0, 0, 0, 0, 0], "the rest is a stop string"
     assert TokenCharacters(TOKENIZER)(ids, "another text") is None

@@ -145,9 +145,17 @@ def test_a_base_model_is_told_of_the_plain_template(tmp_path: Path) -> None:
 
 def test_under_the_plain_template_the_next_question_ends_a_completion() -> None:
     task = ToyTask(chat_template="plain")
-    for given, stop in ((None, ["\n\nQuestion:"]), ([], []), (["."], ["."])):
-        data = rollouts(task=task, sampling=SamplingParams(stop=given))
+    text = "4. \n\nQuestion:"
+    for given, stop, read in (
+        (SamplingParams(), ["\n\nQuestion:"], "4. "),
+        (SamplingParams(stop_in_text=True), ["\n\nQuestion:"], text),
+        (SamplingParams(stop=[]), [], text),
+        (SamplingParams(stop=["."]), ["."], text),
+        (SamplingParams(stop=["."], stop_in_text=False), ["."], "4"),
+    ):
+        data = rollouts(task=task, sampling=given)
         assert data.sampling.stop == data.val_sampling.stop == stop
+        assert data.sampling.read(text) == data.val_sampling.read(text) == read
     assert rollouts(task=ToyTask()).sampling.stop is None
 
 

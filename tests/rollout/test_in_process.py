@@ -106,13 +106,18 @@ def test_completions_end_at_any_terminator_or_at_the_cap(model_path: str) -> Non
     assert {c.token_ids[-1] for c in completions} >= {2, 7}, "both terminators should have been drawn"
 
 
-def test_stop_strings_end_a_completion_and_stay_in_its_text(model_path: str) -> None:
+def test_stop_strings_end_a_completion_and_stay_in_its_text_unless_told_otherwise(model_path: str) -> None:
     policy = Policy(PolicyConfig(path=model_path))
     free = generate(policy, PROMPTS, 8, SamplingParams(max_new_tokens=40), list(range(24)))
     text = max((c.text for c in free), key=len)
     stop = next(text[i : i + 2] for i in range(4, len(text) - 2) if text[i : i + 2].isascii())
     stopped = generate(policy, PROMPTS, 8, SamplingParams(max_new_tokens=40, stop=[stop]), list(range(24)))
-    for before, after in zip(free, stopped, strict=True):
+    without = SamplingParams(max_new_tokens=40, stop=[stop], stop_in_text=False)
+    cut = generate(policy, PROMPTS, 8, without, list(range(24)))
+    for before, after, shorter in zip(free, stopped, cut, strict=True):
+        assert shorter.token_ids == after.token_ids, "what is learned is the same"
+        assert shorter.finish_reason is after.finish_reason
+        assert shorter.text == after.text.removesuffix(stop)
         if stop in before.text:
             assert after.text.endswith(stop)
             assert after.text == before.text[: before.text.index(stop) + len(stop)]

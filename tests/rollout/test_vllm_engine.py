@@ -142,7 +142,7 @@ def test_stop_strings_temperatures_and_further_requests(
     engine = started(engines(served, shared_dir=str(tmp_path), rows_in_flight=3), policy)
     wanted = [Request(request.prompt, request.seed, 0.7) for request in requests(2)]
     text = max((completion.text for completion in in_process(policy, wanted)), key=len)
-    sampling = SamplingParams(max_new_tokens=24, stop=[text[2]])
+    sampling = SamplingParams(max_new_tokens=24, stop=[text[2]], stop_in_text=False)
     handed: list[int] = []
 
     def follow(numbers: list[int], completions: list[Completion]) -> list[Request]:

@@ -142,7 +142,7 @@ class SampledRows:
         return [
             Completion(
                 token_ids=row,
-                text=text,
+                text=self.sampling.read(text),
                 finish_reason=FinishReason.STOP if stop else FinishReason.LENGTH,
                 logprobs=before[:length],
                 sampling_logprobs=after[:length],
