@@ -33,7 +33,7 @@ PLAIN = """\
 TEMPLATES = {"plain": PLAIN}
 """Templates that ``chat_template`` takes by name."""
 
-STOPS = {"plain": ["\n\nQuestion:"]}
+STOPS: Mapping[str | None, list[str]] = {"plain": ["\n\nQuestion:"]}
 """What ends a completion under such a template, beside EOS: a base model writes the next question instead of EOS, even
 after examples that end with EOS (seen with Gemma-3-270m)."""
 

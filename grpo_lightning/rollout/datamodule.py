@@ -101,8 +101,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.task = task
         self.prompts_per_step = prompts_per_step
         self.group_size = group_size
-        stop = STOPS.get(task.chat_template or "")
-        self.sampling = sampling.filled_from(SamplingParams(stop=stop, stop_in_text=False))
+        self.sampling = sampling.filled_from(SamplingParams(stop=STOPS.get(task.chat_template), stop_in_text=False))
         self.val_sampling = val_sampling.filled_from(self.sampling)
         self.val_batch_size = val_batch_size
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
