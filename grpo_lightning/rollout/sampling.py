@@ -26,10 +26,10 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
         min_p: keep tokens with at least this share of the best token's probability (arXiv 2407.01082); 0 keeps all.
         max_new_tokens: a completion that is longer is truncated. Default: 512; in ``val_sampling``, ``sampling``'s.
-        stop: strings that end a completion as soon as its text contains one. Default: none, or the next question under
+        stop: strings that end a completion whose text has one. Default: none, or the next question under
             ``chat_template: plain``; in ``val_sampling``, ``sampling``'s.
-        stop_in_text: whether verifiers read the stop string. Default: yes, but not the next question of ``plain``; in
-            ``val_sampling``, as in ``sampling``.
+        stop_in_text: whether verifiers read the stop string. Default: all but ``plain``'s own; in ``val_sampling``,
+            ``sampling``'s.
         constraint: what completions may be at all, such as ``RowSchema``: JSON by the schema of their row. Log-probs,
             entropy and KL are then those among the allowed tokens, in sampling and in training. Default: anything; in
             ``val_sampling`` as well, whatever ``sampling`` says. Needs ``grpo-lightning[constraint]``.

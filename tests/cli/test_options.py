@@ -160,7 +160,7 @@ def test_help_begins_with_our_own_keys(capsys: pytest.CaptureFixture[str]) -> No
     assert {*table.keys, *table.subcommands["fit"]} <= set(keys)
     first_of_lightning = next(index for index, key in enumerate(keys) if key.startswith("trainer."))
     assert {key.partition(".")[0] for key in keys[first_of_lightning:]} == {"trainer"}
-    assert len(lines) < 650
+    assert len(lines) < 600
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,6 @@ class Job:
         is_chat: whether the request is a chat completion.
         logprobs: return the log-prob of each token.
         token_ids: return the token ids of prompts and completions.
-        stop_in_text: keep a stop string in the text; OpenAI's protocol ends the text before it.
         stream: answer with server-sent events.
         usage_event: end the stream with an event about the usage.
     """
@@ -76,7 +75,6 @@ class Job:
     is_chat: bool
     logprobs: bool
     token_ids: bool
-    stop_in_text: bool
     stream: bool
     usage_event: bool
 
@@ -125,8 +123,8 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
         raise BadRequest("logprobs: only the sampled token's log-prob is kept: use 0, or true for a chat", "logprobs")
     wanted = bool(logprobs) if is_chat else logprobs is not None and logprobs is not False
     return Job(
-        rows, is_chat, wanted, bool(body.get("return_token_ids")), bool(body.get("include_stop_str_in_output")),
-        _stream(body), bool((body.get("stream_options") or {}).get("include_usage")),
+        rows, is_chat, wanted, bool(body.get("return_token_ids")), _stream(body),
+        bool((body.get("stream_options") or {}).get("include_usage")),
     )  # fmt: skip
 
 
@@ -144,9 +142,10 @@ def _sampling(body: Mapping[str, Any], cap: int) -> SamplingParams:
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or not all(isinstance(string, str) for string in stop):
         raise BadRequest("stop: must be a string or a list of strings", "stop")
+    # OpenAI's protocol ends the text before a stop string.
     sampling = SamplingParams(
         _number(body, "temperature", 1.0), max(top_k, 0), _number(body, "top_p", 1.0), _number(body, "min_p", 0.0),
-        cap, stop or None,
+        cap, stop or None, bool(body.get("include_stop_str_in_output")),
     )  # fmt: skip
     try:
         sampling.validate("")
@@ -244,8 +243,7 @@ def events_of(job: Job, answer: JSON) -> str:
 
 
 def _choice(job: Job, index: int, row: Row, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> JSON:
-    strings = [] if job.stop_in_text else row.sampling.stop or []
-    text = min((completion.text.split(string)[0] for string in strings), key=len, default=completion.text)
+    text = row.sampling.read(completion.text)
     choice: JSON = {"index": index, "finish_reason": str(completion.finish_reason), "logprobs": None}
     choice |= {"message": {"role": "assistant", "content": text}} if job.is_chat else {"text": text}
     if job.token_ids:

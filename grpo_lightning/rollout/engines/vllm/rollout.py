@@ -98,8 +98,7 @@ class ServedRollout:
             logprobs = choice["logprobs"]["token_logprobs"]
             reason = FinishReason(choice["finish_reason"])
             # In training nothing truncates, and the two are the same.
-            text = self.sampling.read(text)
-            completions.append(Completion(choice["token_ids"], text, reason, logprobs, logprobs))
+            completions.append(Completion(choice["token_ids"], self.sampling.read(text), reason, logprobs, logprobs))
         return [number for number, _ in outcomes], completions
 
     def _check(self, choice: JSON, prompt: list[int]) -> None:
