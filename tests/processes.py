@@ -17,8 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
-from grpo_lightning.verifiers.limited import processors
-
 TIMEOUT_S = 600.0
 
 
@@ -40,7 +38,7 @@ def process_state_kept() -> Iterator[None]:
 def busy_machine() -> Iterator[None]:
     """Four processes per core that do nothing but run."""
     loop = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(loop) for _ in range(min(64, 4 * processors()))]
+    busy = [subprocess.Popen(loop) for _ in range(min(64, 4 * (os.cpu_count() or 1)))]
     try:
         yield
     finally:
