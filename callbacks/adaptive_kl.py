@@ -53,7 +53,7 @@ class AdaptiveKL(RunCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         assert isinstance(module, OnlineModule), "setup refuses others"
-        module.log("policy/beta", module.beta, batch_size=1)
+        module.log("policy/beta", module.beta)
         # Reduced over the ranks: all of them move alike. A step without anything to learn has none.
         kl = end.metrics.get("policy/kl")
         if kl is not None and math.isfinite(kl):

@@ -32,4 +32,4 @@ class Cost(RunCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         usd = end.metrics["total/wall_s"] / SECONDS_PER_HOUR * self.price_per_hour
-        module.log("total/usd", usd, batch_size=1)
+        module.log("total/usd", usd)

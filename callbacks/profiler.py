@@ -172,7 +172,7 @@ class VRAMProfiler(RunCallback):
         stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device)
         highest = self._trainer.strategy.reduce(stacked, reduce_op="max").tolist()
         for name, value in zip(values, highest, strict=True):
-            self._module.log(f"memory/{name}", value, batch_size=1)
+            self._module.log(f"memory/{name}", value)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

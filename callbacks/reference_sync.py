@@ -86,7 +86,7 @@ class ReferenceSync(RunCallback):
         self._kl = end.metrics.get("policy/kl")
         if not self.if_accuracy_improved and self._due(trainer):
             self._move(trainer, module)
-        module.log("reference/moves", float(self._moves), batch_size=1)
+        module.log("reference/moves", float(self._moves))
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         # A validation after the last step is followed by no step: a longer run would not have made it.

@@ -357,3 +357,8 @@ def test_sampler_gap_prints_a_line_per_setting() -> None:
     assert len(rows) == 8
     means = [float(row[1]) for row in rows[1:]]
     assert means[0] < 1e-5 < means[-1], "only an adapter over bfloat16 makes a gap in so small a model"
+
+
+def test_step_logging_compares_two_ways_to_log() -> None:
+    text = run("step_logging.py", "--repeats", "1", "--steps", "2")
+    assert [line.count("|") for line in text.splitlines() if line.startswith("|")] == [5, 5, 5]

@@ -171,9 +171,11 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
         self._step = batch.recipe.step
         set_logged_step(self.trainer, self._step)
+        self.collect_logged()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Free the gradients, once all callbacks have seen them: a rollout comes next."""
+        """Write the curves. Free the gradients, once all callbacks have seen them: a rollout comes next."""
+        self.write_logged(self._step)
         cast(LightningOptimizer, self.optimizers()).zero_grad()
 
     def on_train_end(self) -> None:
@@ -247,7 +249,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             logged["reward/unsafe_sandbox"] = 1.0
         for name, value in logged.items():
             curve = CURVES.get(name)
-            self.log(name, value, prog_bar=curve is not None and curve.bar is not None, batch_size=1)
+            self.log(name, value, prog_bar=curve is not None and curve.bar is not None)
         step_ended(self, StepEnd(batch.recipe.step, logged, batch if isinstance(batch, Experience) else None))
         return logged
 

@@ -95,6 +95,7 @@ class MeasuredModule(pl.LightningModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phases = Phases()
+        self._logged: dict[str, float] | None = None
 
     def step_metrics(self, *more: str) -> StepMetrics:
         """Metrics of a step, nothing added yet; ``more`` are names of means beside those of the class."""
@@ -120,6 +121,37 @@ class MeasuredModule(pl.LightningModule):
         metrics.add(f"time/{phase}_s", timed.seconds, 1)
         if phase in ("update", "value"):  # a critic learns in both
             metrics.add("throughput/train_tokens_per_s", 0, timed.seconds)
+
+    # -- logging ----------------------------------------------------------------------------------------------------
+
+    def collect_logged(self) -> None:
+        """Collect what :meth:`log` is given from now on, until :meth:`write_logged`."""
+        self._logged = {}
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """As Lightning's ``log``; the numbers of a training step are collected and written at once.
+
+        Lightning makes a torchmetrics object for each name and puts each value through it. For the curves of a step
+        that takes as long as the step of a tiny model. A number that all ranks share needs none of it: callbacks find
+        it in ``trainer.callback_metrics`` at once.
+        """
+        if self._logged is None or not isinstance(value, int | float) or args or not options.keys() <= {"prog_bar"}:
+            super().log(name, value, *args, **options)
+            return
+        self._logged[name] = value
+        self.trainer.callback_metrics[name] = torch.tensor(float(value))
+        if options.get("prog_bar"):
+            self.trainer.progress_bar_metrics[name] = value
+
+    def write_logged(self, step: int) -> None:
+        """Give the loggers what has been collected, where ``trainer.log_every_n_steps`` asks for this step."""
+        trainer, logged, self._logged = self.trainer, self._logged, None
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if logged and every and ((step + 1) % every == 0 or trainer.should_stop):
+            trainer.logged_metrics.update({name: trainer.callback_metrics[name] for name in logged})
+            for logger in trainer.loggers:
+                logger.log_metrics(logged | {"epoch": trainer.current_epoch}, step=step)
+                logger.save()
 
 
 def stacked(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
