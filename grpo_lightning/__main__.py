@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import grpo_lightning
 from grpo_lightning.cli.answer import print_answer
+from grpo_lightning.cli.importing import importing
 from grpo_lightning.cli.subcommands import COMMANDS, LIGHTNING_SUBCOMMANDS, SUMMARIES, WITH_CONFIG, WITH_KEYS_ALONE
 
 _SUBCOMMANDS = "\n".join(f"  {name:13}  {summary}" for name, summary in SUMMARIES.items())
@@ -105,9 +106,12 @@ def _run(args: list[str]) -> None:
 
         args = with_config_options(args)
     if args[0] in COMMANDS:
-        importlib.import_module(COMMANDS[args[0]]).main(args[1:])
+        with importing():
+            command = importlib.import_module(COMMANDS[args[0]])
+        command.main(args[1:])
         return
-    from grpo_lightning.cli.grpo_cli import run
+    with importing():
+        from grpo_lightning.cli.grpo_cli import run
 
     run(args)
 

@@ -139,7 +139,8 @@ class MeasuredModule(pl.LightningModule):
             super().log(name, value, *args, **options)
             return
         self._logged[name] = value
-        self.trainer.callback_metrics[name] = torch.tensor(float(value))
+        found = torch.tensor(float(value))
+        self.trainer.callback_metrics[name] = self.trainer.logged_metrics[name] = found
         if options.get("prog_bar"):
             self.trainer.progress_bar_metrics[name] = value
 
@@ -148,7 +149,6 @@ class MeasuredModule(pl.LightningModule):
         trainer, logged, self._logged = self.trainer, self._logged, None
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if logged and every and ((step + 1) % every == 0 or trainer.should_stop):
-            trainer.logged_metrics.update({name: trainer.callback_metrics[name] for name in logged})
             for logger in trainer.loggers:
                 logger.log_metrics(logged | {"epoch": trainer.current_epoch}, step=step)
                 logger.save()

@@ -93,12 +93,12 @@ def tensorboard_layout(logged: Iterable[str]) -> dict[str, dict[str, str]]:
         logged: names of logged curves; charts that show none of them are omitted, and so are empty categories.
     """
     names = list(logged)
-    layout = {
-        category: {
-            title: text for title in titles if any(re.search(text := _expression(title), name) for name in names)
+    layout: dict[str, dict[str, str]] = {}
+    for category, titles in CHARTS.items():
+        expressions = {title: _expression(title) for title in titles}
+        layout[category] = {
+            title: text for title, text in expressions.items() if any(re.search(text, name) for name in names)
         }
-        for category, titles in CHARTS.items()
-    }
     return {category: charts for category, charts in layout.items() if charts}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from grpo_lightning.cli.importing import importing
 from grpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def main(args: list[str]) -> None:
     if given.prompt_tokens is not None and given.prompt_tokens < 1:
         raise ConfigError(f"--prompt_tokens: must be at least 1, not {given.prompt_tokens}")
     memory = None if given.memory is None else _size(given.memory)
-    # Imported here: ``grpo plan --help`` needs no torch.
-    from grpo_lightning.commands.plan.configured import planner_of
+    with importing():  # here: ``grpo plan --help`` needs no torch
+        from grpo_lightning.commands.plan.configured import planner_of
 
     planner, device = planner_of(rest, given.prompt_tokens, memory)
     overhead = CUDA if planner.on_cuda else PROCESS

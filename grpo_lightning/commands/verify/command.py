@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.importing import importing
 from grpo_lightning.commands.verify.read import read_samples
 from grpo_lightning.commands.verify.rejudge import rejudge
 from grpo_lightning.commands.verify.report import report
@@ -47,8 +48,8 @@ def main(args: Sequence[str]) -> None:
     refuse_folder_of_runs(path, "--samples")
     if path.is_dir() and not any(argument.split("=")[0] == "--config" for argument in rest):
         rest = ["--config", str(path / "config.yaml"), *rest]
-    # Imported here: help and mistakes need no torch.
-    from grpo_lightning.cli.grpo_cli import parse, set_up_output
+    with importing():  # here: help and mistakes need no torch
+        from grpo_lightning.cli.grpo_cli import parse, set_up_output
 
     set_up_output()
     cli = parse(rest)
