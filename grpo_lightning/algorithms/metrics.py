@@ -135,7 +135,8 @@ class MeasuredModule(pl.LightningModule):
         that takes as long as the step of a tiny model. A number that all ranks share needs none of it: callbacks find
         it in ``trainer.callback_metrics`` at once.
         """
-        if self._logged is None or not isinstance(value, int | float) or args or not options.keys() <= {"prog_bar"}:
+        is_plain = not args and options.keys() <= {"prog_bar", "batch_size"}
+        if self._logged is None or not is_plain or not isinstance(value, int | float):
             super().log(name, value, *args, **options)
             return
         self._logged[name] = value
