@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-MMAP_THRESHOLD = 2**20
+MMAP_THRESHOLD = 2**18
 """Blocks of at least this many bytes are mapped separately and unmapped when freed, so they leave no holes in the heap.
 Every new mapping costs page faults; ``benchmarks/resident.py`` compares thresholds."""
 

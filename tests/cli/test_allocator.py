@@ -53,3 +53,33 @@ def test_blocks_above_the_threshold_are_mapped_separately() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "confstr", lambda name: None)
     assert not set_up_allocator("cpu")
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+COMMAND = """
+from contextlib import suppress
+from pathlib import Path
+from grpo_lightning.__main__ import main
+with suppress(SystemExit):
+    main(["nothing"])
+import torch
+block = torch.ones(2**24)
+lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")))
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="the kernel gives huge pages to all programs, or to none",
+)
+def test_the_command_takes_huge_pages_for_large_blocks_unless_told_otherwise() -> None:
+    def kib_in_huge_pages(**environment: str) -> int:
+        given = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        command = [sys.executable, "-c", COMMAND]
+        done = subprocess.run(command, env=given | environment, cwd=ROOT, check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert kib_in_huge_pages() > 2**15
+    assert kib_in_huge_pages(THP_MEM_ALLOC_ENABLE="0") == 0
