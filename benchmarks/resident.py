@@ -93,8 +93,8 @@ def config(args: argparse.Namespace, case: str, folder: Path) -> Path:
 
 def worker(args: argparse.Namespace) -> None:
     """Train a case in this process, then plan it."""
+    from grpo_lightning.__main__ import main as grpo
     from grpo_lightning.cli import allocator
-    from grpo_lightning.cli.grpo_cli import run
 
     case, setting = args.worker
     if setting.isdigit():
@@ -103,7 +103,7 @@ def worker(args: argparse.Namespace) -> None:
         os.environ["MALLOC_TRIM_THRESHOLD_"] = "0"  # read by glibc at the start of a process only; our setting is off
     with tempfile.TemporaryDirectory() as folder:
         path = config(args, case, Path(folder))
-        run(["fit", "--config", str(path)])
+        grpo(["fit", "--config", str(path)])
         before, *steps = json.loads((Path(folder) / "steps.json").read_text())
         usage = resource.getrusage(resource.RUSAGE_SELF)
         result = {"before": before, "steps": steps, "user": usage.ru_utime, "sys": usage.ru_stime}
