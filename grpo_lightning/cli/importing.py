@@ -13,7 +13,7 @@ def importing() -> Iterator[None]:
     """Collect no garbage while libraries are imported, nor ever go through them.
 
     Imports leave next to no garbage, and every collection goes through all that has been imported before: a sixth of
-    the time. Does nothing once torch is there: a program that calls this may have garbage of its own.
+    the time. Does nothing once torch is there: the garbage of a program that calls this is not ours.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
