@@ -133,7 +133,7 @@ def compute_in(lm: nn.Module, dtype: torch.dtype, key: str) -> None:
         if columns not in tried and not is_close(unpacked(four_bit)[:BLOCK], _unpacked_rows(four_bit), 0.01):
             raise ConfigError(
                 f"{key}: bitsandbytes unpacks 4-bit weights with {columns} columns to wrong values on "
-                f"{four_bit.weight.device.type} (0.50 does on a CPU if {BLOCK} does not divide them): use another "
+                f"{four_bit.weight.device.type} (0.50 does on some CPUs if {BLOCK} does not divide them): use another "
                 "device, or a model that is not quantised"
             )
         tried.add(columns)
