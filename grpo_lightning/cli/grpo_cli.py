@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import importlib
 import logging
 import warnings
@@ -223,14 +222,6 @@ class GRPOCLI(FilteringCLI):
                 if is_set_up:
                     log.info("allocator: glibc maps blocks of %d KiB and more separately", MMAP_THRESHOLD // 1024)
         return trainer
-
-    def before_fit(self) -> None:
-        """Exclude what has been imported from garbage collection: 0.3 s every 20 steps of a tiny model."""
-        gc.collect()
-        gc.freeze()
-
-    def after_fit(self) -> None:
-        gc.unfreeze()
 
     def after_test(self) -> None:
         """LightningCLI calls this after the subcommand ``test``, when the results have been printed."""
