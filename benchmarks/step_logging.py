@@ -31,7 +31,7 @@ from grpo_lightning.verifiers import MathVerifier
 class LightningLog(GRPOModule):
     """Collects nothing, so that each number goes through Lightning's ``log``."""
 
-    def collect_logged(self) -> None:
+    def collect_logged(self, step: int) -> None:
         pass
 
 

@@ -171,14 +171,15 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         """Log at the number of steps done, which Lightning 2.6 counts one too high in some resumed runs."""
         self._step = batch.recipe.step
         set_logged_step(self.trainer, self._step)
-        self.collect_logged()
+        self.collect_logged(self._step)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Write the curves. Free the gradients, once all callbacks have seen them: a rollout comes next."""
-        self.write_logged(self._step)
+        self.write_logged()
         cast(LightningOptimizer, self.optimizers()).zero_grad()
 
     def on_train_end(self) -> None:
+        self.write_logged()
         self.totals.stop()
 
     # -- one training step ------------------------------------------------------------------------------------------

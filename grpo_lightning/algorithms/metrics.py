@@ -96,6 +96,7 @@ class MeasuredModule(pl.LightningModule):
         super().__init__(*args, **kwargs)
         self.phases = Phases()
         self._logged: dict[str, float] | None = None
+        self._logged_step = 0
 
     def step_metrics(self, *more: str) -> StepMetrics:
         """Metrics of a step, nothing added yet; ``more`` are names of means beside those of the class."""
@@ -124,9 +125,13 @@ class MeasuredModule(pl.LightningModule):
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
-    def collect_logged(self) -> None:
-        """Collect what :meth:`log` is given from now on, until :meth:`write_logged`."""
-        self._logged = {}
+    def collect_logged(self, step: int) -> None:
+        """Collect what :meth:`log` is given in a step from now on, until :meth:`write_logged`.
+
+        A subclass may have a hook that does not call its parent's. What is then still there is written now.
+        """
+        self.write_logged()
+        self._logged, self._logged_step = {}, step
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """As Lightning's ``log``; the numbers of a training step are collected and written at once.
@@ -136,7 +141,7 @@ class MeasuredModule(pl.LightningModule):
         it in ``trainer.callback_metrics`` at once.
         """
         is_plain = not args and options.keys() <= {"prog_bar", "batch_size"}
-        if self._logged is None or not is_plain or not isinstance(value, int | float):
+        if self._logged is None or not self.trainer.training or not is_plain or not isinstance(value, int | float):
             super().log(name, value, *args, **options)
             return
         self._logged[name] = value
@@ -145,9 +150,9 @@ class MeasuredModule(pl.LightningModule):
         if options.get("prog_bar"):
             self.trainer.progress_bar_metrics[name] = value
 
-    def write_logged(self, step: int) -> None:
-        """Give the loggers what has been collected, where ``trainer.log_every_n_steps`` asks for this step."""
-        trainer, logged, self._logged = self.trainer, self._logged, None
+    def write_logged(self) -> None:
+        """Give the loggers what has been collected, where ``trainer.log_every_n_steps`` asks for that step."""
+        trainer, step, logged, self._logged = self.trainer, self._logged_step, self._logged, None
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if logged and every and ((step + 1) % every == 0 or trainer.should_stop):
             for logger in trainer.loggers:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
+from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.callbacks import VRAMProfiler
+from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import StepEnd
 from grpo_lightning.rollout.events import RunCallback
-from tests.toy import Watch, fit, grpo, llama_alone
+from tests.toy import LetterVerifier, Watch, adam, fit, grpo, llama_alone
 
 
 class Calls(Logger):
@@ -75,3 +77,23 @@ def test_only_the_steps_that_are_asked_for_are_written(model_path: str, tmp_path
     fit(tmp_path, grpo(model_path), 5, logger=logger, log_every_n_steps=2, callbacks=[watch])
     assert [step for step, _ in logger.calls] == [1, 3]
     assert all("reward/mean" in logged for logged in watch.logged)
+
+
+class OwnHook(GRPOModule):
+    """Overrides a hook that is empty in Lightning, so a subclass need not call its parent's there."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.log("mine/hook", 1.0)
+
+
+@llama_alone
+def test_a_subclass_with_a_hook_of_its_own_has_the_same_curves(model_path: str, tmp_path: Path) -> None:
+    found = []
+    for kind in (GRPOModule, OwnHook):
+        logger, module = Calls(), kind(PolicyConfig(model_path), [LetterVerifier()], adam)
+        options = {"log_every_n_steps": 1, "val_check_interval": 2, "limit_val_batches": 1}
+        fit(tmp_path / kind.__name__, module, 3, logger=logger, **options)
+        found.append(sorted((step, name) for step, written in logger.calls for name in written))
+    assert (1, "reward/mean") in found[0]
+    assert any(name == "val/accuracy" for _, name in found[0])
+    assert found[1] == sorted([*found[0], *((step, "mine/hook") for step in range(3))])
