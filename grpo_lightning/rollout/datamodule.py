@@ -26,6 +26,7 @@ from grpo_lightning.rollout.pass_rates import PassRateKeeper, PassRates
 from grpo_lightning.rollout.prompts import EncodedPrompts, PromptBatch
 from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.resampling import ResampleConfig
+from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.rollout.splits import load_splits, longest_prompt
 from grpo_lightning.rollout.steps import StepCount
@@ -116,13 +117,10 @@ class RolloutDataModule(pl.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.engine = InProcessEngine() if engine is None else engine
         self.rollouts_ahead = rollouts_ahead
-        # The version of the engine's weights; "" once it has been checked, None before that.
-        self._pushed: str | None = None
         self._prompts: dict[Split, EncodedPrompts] = {}
         self._ranks: tuple[int, int]  # this one and their number
         self._learner: Learner
-        self._collector: Collector
-        self._ahead: LookAhead | None = None
+        self._sampler: Sampler | None = None
         self._rates: PassRates | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
@@ -151,12 +149,7 @@ class RolloutDataModule(pl.LightningDataModule):
         trainer, learner = self.trainer, learner_of(self.trainer)
         self._ranks, self._learner = (trainer.global_rank, trainer.world_size), learner
         self.prepare(learner, trainer, stage)
-        self._collector = Collector(
-            learner, self.engine, trainer.precision_plugin.forward_context, self.rollout_rows_at_once
-        )
-        is_ahead = self.rollouts_ahead and stage == "fit"
-        self._ahead = LookAhead(learner, self.engine, self.rollout_rows_at_once) if is_ahead else None
-        self._pushed = ""
+        self._sampler = self._make_sampler(learner, trainer, stage)
         sampling = self.sampling if stage == "fit" else None
         self.engine.check(learner.policy_config, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
@@ -167,6 +160,13 @@ class RolloutDataModule(pl.LightningDataModule):
             # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
             callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
+
+    def _make_sampler(self, learner: Learner, trainer: pl.Trainer, stage: str) -> Sampler:
+        engine, at_once = self.engine, self.rollout_rows_at_once
+        collector = Collector(learner, engine, trainer.precision_plugin.forward_context, at_once)
+        ahead = LookAhead(learner, engine, at_once) if self.rollouts_ahead and stage == "fit" else None
+        longest = self.longest_row(samples_to_learn=True)
+        return Sampler(learner, engine, collector, ahead, longest, lambda: int(trainer.global_step))
 
     def prepare(self, learner: Learner, trainer: pl.Trainer, stage: str) -> None:
         """Load and check the data: the part of :meth:`setup` for which the trainer need not have started."""
@@ -234,7 +234,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 f"{type(self._learner).__name__}.training_step did not report its end: call "
                 "grpo_lightning.rollout.step_ended(self, StepEnd(...)) as its last line"
             )
-        return self._learner.batch_from(batch, self.collect if self._ahead is None else self._collect_ahead)
+        return self._learner.batch_from(batch, self._collect_step)
 
     @property
     def steps_done(self) -> int:
@@ -271,57 +271,32 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Attempts of the module's current policy at some prompts, by the recipe that they carry."""
-        self._push()
-        return self._collector(prompts)
+        assert self._sampler is not None, "attach the data module to a Trainer, whose module it samples from"
+        return self._sampler.collect(prompts)
 
-    def _collect_ahead(self, prompts: PromptBatch) -> Experience:
-        """Attempts made during the step before, and the beginning of those of the next step."""
-        assert self._ahead is not None
-        experience = self._ahead.take(prompts, self._weights)
-        if experience is None:
-            experience = self.collect(prompts)
-        self._push()
-        self._ahead.start(self._train_loader.batch(prompts.recipe.step + 1), self._weights)
-        return experience
-
-    @property
-    def _weights(self) -> int:
-        """Optimizer steps of the present weights."""
-        return int(cast(pl.Trainer, self.trainer).global_step)
-
-    def _push(self) -> None:
-        """Have the engine hold the present weights."""
-        policy, version = self._learner.policy, f"step-{self._weights}"
-        if self._ahead is not None:
-            self._ahead.settle(all_ranks=self._pushed != version)
-        if not self._pushed:
-            self.engine.start(policy, self.longest_row(samples_to_learn=True))
-        if self._pushed != version:
-            self.engine.push(policy, version)
-            self._pushed = version
+    def _collect_step(self, prompts: PromptBatch) -> Experience:
+        assert self._sampler is not None
+        return self._sampler.collect_step(prompts, self._train_loader.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The pass rates, and what has been sampled ahead. A run that is broken off does not wait for more of it."""
         state: dict[str, Any] = {}
-        if self._ahead is not None:
-            state["ahead"] = self._ahead.state(wait=not cast(pl.Trainer, self.trainer).interrupted)
+        if self._sampler is not None:
+            state |= self._sampler.state(wait=not cast(pl.Trainer, self.trainer).interrupted)
         if self._rates is not None:
             state["pass_rates"] = self._rates.state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._ahead is not None and "ahead" in state_dict:
-            self._ahead.load(state_dict["ahead"])
+        if self._sampler is not None:
+            self._sampler.load(state_dict)
         if self._rates is not None and "pass_rates" in state_dict:
             self._rates.load(state_dict["pass_rates"])
 
     def teardown(self, stage: str) -> None:
         """Stop the engine; the next stage may run with other weights."""
-        if self._pushed is not None:
-            self._pushed = None
-            self.engine.stop()
-        if self._ahead is not None:
-            self._ahead.join()
+        if self._sampler is not None:
+            self._sampler.stop()
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the engine when a run breaks off."""
