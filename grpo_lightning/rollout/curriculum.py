@@ -52,10 +52,11 @@ class Curriculum(ABC):
 
     @abstractmethod
     def weights(self, rate_N: Tensor, step: int) -> Tensor:
-        """How likely each prompt is to be drawn, relative to the others; 0 never.
+        """How likely each prompt is to be drawn, relative to the others; 0: only where no others are left.
 
         Args:
-            rate_N: estimated pass rates, ``(passes + 1) / (attempts + 2)``, so 1/2 for a prompt not visited yet.
+            rate_N: estimated pass rates of the prompts that are not excluded: ``(passes + 1) / (attempts + 2)``, so 1/2
+                for a prompt not visited yet.
             step: training steps done.
         """
 
@@ -82,20 +83,29 @@ class Curriculum(ABC):
             seed: the run's.
             parts: the rows of each task of a mixture, and its share of the weights.
         """
+        kept_N = ~self.excluded(rates, step)
         rate_N = (rates.passes_N + 1) / (rates.attempts_N + 2)
-        weight_N = self.weights(rate_N, step).double()
-        if weight_N.shape != rate_N.shape or not (weight_N.isfinite() & (weight_N >= 0)).all():
-            raise ConfigError(f"data.curriculum: {type(self).__name__}.weights must return a number >= 0 for each row")
-        weight_N = torch.where(self.excluded(rates, step), 0.0, weight_N)
+        weight_N = torch.zeros_like(rate_N, dtype=torch.double)
+        if kept_N.any():
+            weight_N[kept_N] = self._checked_weights(rate_N[kept_N], step)
         for rows, share in parts:
             weight_N[rows] *= share / weight_N[rows].sum().clamp(min=torch.finfo(weight_N.dtype).tiny)
         generator = torch.Generator().manual_seed(row_seed(seed, "curriculum", step))
         # The first arrivals of Poisson processes with these rates are a weighted draw without replacement.
         arrival_N = torch.empty_like(weight_N).exponential_(generator=generator) / weight_N
-        arrival_N = torch.where(weight_N > 0, arrival_N, torch.inf)
-        oldest_N = rates.step_N.argsort(stable=True)
-        order: list[int] = oldest_N[arrival_N[oldest_N].argsort(stable=True)][:count].tolist()
+        # Then those excluded first, then those that are not to be drawn yet; at random where nothing tells them apart.
+        later_N = torch.where(kept_N, torch.inf, rates.step_N.double())
+        order_N = torch.randperm(len(rate_N), generator=generator)
+        for key_N in (torch.where(weight_N > 0, arrival_N, later_N), (weight_N == 0).double()):
+            order_N = order_N[key_N[order_N].argsort(stable=True)]
+        order: list[int] = order_N[:count].tolist()
         return order
+
+    def _checked_weights(self, rate_N: Tensor, step: int) -> Tensor:
+        weight_N = self.weights(rate_N, step).double()
+        if weight_N.shape != rate_N.shape or not (weight_N.isfinite() & (weight_N >= 0)).all():
+            raise ConfigError(f"data.curriculum: {type(self).__name__}.weights must return a number >= 0 for each row")
+        return weight_N
 
 
 class UniformDraw(Curriculum):
@@ -115,9 +125,10 @@ class Informative(Curriculum):
 class EasyToHard(Curriculum):
     """The easiest prompts first, and more of them as training continues.
 
-    At step ``t`` the easiest ``c(t) = min(1, sqrt(t / steps (1 - start^2) + start^2))`` of the prompts are drawn alike:
-    the competence of Platanios et al. (arXiv 1903.09848), with pass rates as the difficulty. Equal rates are admitted
-    together, so all prompts are as long as nothing is known of them: measure them with ``grpo check --pass-rates``.
+    At step ``t`` the easiest ``c(t) = min(1, sqrt(t / steps (1 - start^2) + start^2))`` of the prompts that are not
+    excluded are drawn alike: the competence of Platanios et al. (arXiv 1903.09848), with pass rates as the difficulty.
+    Equal rates are admitted together, so all prompts are as long as nothing is known of them: measure them with ``grpo
+    check --pass-rates``.
 
     Args:
         start: share of the prompts that is admitted at first.

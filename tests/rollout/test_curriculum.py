@@ -105,6 +105,24 @@ def test_solved_and_hopeless_prompts_are_excluded_and_return() -> None:
     assert UniformDraw().draw(rates, 12, 3, 0) == [2, 1, 0]
 
 
+def test_the_easiest_of_those_left_are_drawn_and_not_the_first_ones() -> None:
+    """Solved prompts are the easiest of all: they must not take the place of those that can be learned from."""
+    hopeless, halves, solved = range(40), range(40, 70), range(70, 100)
+    rates = rates_of([0] * 40 + [4] * 30 + [8] * 30)
+    for step in range(4):
+        first, second = (EasyToHard().draw(rates, step, 8, seed) for seed in (1, 2))
+        assert {*first, *second} <= {*halves}
+        assert first != second
+    # 30 rows can be drawn. What fills a step up was excluded, and is not the same for all seeds.
+    rows = EasyToHard().draw(rates, 1, 60, 1)
+    assert {*rows[:30]} == {*halves}
+    assert {*rows[30:]} <= {*hopeless, *solved}
+    assert rows[30:] != EasyToHard().draw(rates, 1, 60, 2)[30:]
+    # Those that are not admitted yet come last.
+    harder = EasyToHard(solved=None, hopeless=None).draw(rates, 0, 100, 1)
+    assert {*harder[:30]} == {*solved}
+
+
 def run(path: str, folder: Path, steps: int, watch: Watch, **options: Any) -> dict[str, torch.Tensor]:
     more = {name: options.pop(name) for name in ("curriculum", "engine", "rollouts_ahead") if name in options}
     data = rollouts(**{"curriculum": "informative", "group_size": 2, "task": ToyTask(rows=12)} | more)
