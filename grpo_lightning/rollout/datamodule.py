@@ -122,6 +122,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self._learner: Learner
         self._sampler: Sampler | None = None
         self._rates: PassRates | None = None
+        # Where a resumed run begins. Lightning tells the loader itself, but not where an epoch had come to its end.
+        self._place: dict[str, Any] | None = None
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
         check_options(self)
@@ -179,7 +181,11 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
-        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw())
+        limit = cast(pl.Trainer, self.trainer).limit_train_batches
+        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw(), limit)
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
         return self._train_loader
 
     def _draw(self) -> Draw | None:
@@ -279,8 +285,11 @@ class RolloutDataModule(pl.LightningDataModule):
         return self._sampler.collect_step(prompts, self._train_loader.batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The pass rates, and what has been sampled ahead. A run that is broken off does not wait for more of it."""
-        state: dict[str, Any] = {}
+        """The place in the data, the pass rates, and what has been sampled ahead.
+
+        A run that is broken off does not wait for more of it.
+        """
+        state: dict[str, Any] = {"place": self._train_loader.state_dict()} if hasattr(self, "_train_loader") else {}
         if self._sampler is not None:
             state |= self._sampler.state(wait=not cast(pl.Trainer, self.trainer).interrupted)
         if self._rates is not None:
@@ -288,6 +297,7 @@ class RolloutDataModule(pl.LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = state_dict.get("place")
         if self._sampler is not None:
             self._sampler.load(state_dict)
         if self._rates is not None and "pass_rates" in state_dict:

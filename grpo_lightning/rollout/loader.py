@@ -67,6 +67,7 @@ class TrainLoader:
         ranks: number of processes.
         shares: weights of the tasks of a mixture, by ``Prompt.task``.
         draw: returns different rows for a step, given their number, instead of the next ones of a pass: a curriculum.
+        limit: ``trainer.limit_train_batches``: steps of an epoch, or their share of those of a pass.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class TrainLoader:
         ranks: int,
         shares: Mapping[str, float] = MappingProxyType({}),
         draw: Draw | None = None,
+        limit: int | float = 1.0,
     ) -> None:
         self.prompts = prompts
         self.prompts_per_step = prompts_per_step
@@ -85,6 +87,7 @@ class TrainLoader:
         self.rank = rank
         self.ranks = ranks
         self.step = 0
+        self._epoch_steps = max(1, min(len(self), limit) if isinstance(limit, int) else int(len(self) * limit))
         self._parts = parts_of(prompts.prompts, shares)
         self._draw = draw
         self._drawn: tuple[int, list[int]] | None = None
@@ -95,8 +98,8 @@ class TrainLoader:
         return -(-len(self.prompts) // self.prompts_per_step)
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        """The steps left of the pass that :attr:`step`, the number of steps done, is in."""
-        for step in range(self.step, (self.step // len(self) + 1) * len(self)):
+        """The steps left of the epoch that :attr:`step`, the number of steps done, is in."""
+        for step in range(self.step, (self.step // self._epoch_steps + 1) * self._epoch_steps):
             yield self.batch(step)
 
     def batch(self, step: int) -> PromptBatch:

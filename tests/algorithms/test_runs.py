@@ -107,6 +107,43 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
 
 
 @llama_alone
+def test_a_run_that_ended_with_its_epochs_goes_on_where_it_was(model_path: str, tmp_path: Path) -> None:
+    """Lightning restores no loader after an epoch that had ended, unless the run has ``max_steps``."""
+
+    def run(name: str, epochs: int, **options: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
+        watch, data = Watch(), rollouts(task=ToyTask(rows=6), prompts_per_step=3, group_size=3)
+        options |= {"callbacks": [RunCheckpoint(), watch], "max_epochs": epochs, "enable_checkpointing": True}
+        weights = fit(tmp_path / name, grpo(model_path), -1, data, **options)
+        return weights, [batch.recipe.step for batch in watch.batches]
+
+    whole, _ = run("whole", 4)
+    _, before = run("part", 2)
+    resumed, after = run("part", 4, ckpt_path=tmp_path / "part/checkpoints/last.ckpt")
+    assert (before, after) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert same(whole, resumed)
+
+
+@llama_alone
+def test_a_limit_of_batches_gives_every_epoch_as_many_and_a_validation(model_path: str, tmp_path: Path) -> None:
+    watch, seen = Watch(), list[int]()
+
+    class Validated(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            seen.append(trainer.global_step)
+
+    data = rollouts(task=ToyTask(rows=6), prompts_per_step=2, group_size=2)  # 3 steps are a pass
+    options = {
+        "limit_train_batches": 2,
+        "limit_val_batches": 1,
+        "check_val_every_n_epoch": 1,
+        "val_check_interval": 1.0,
+    }
+    fit(tmp_path, grpo(model_path), -1, data, callbacks=[watch, Validated()], max_epochs=3, **options)
+    assert [batch.recipe.step for batch in watch.batches] == [0, 1, 2, 3, 4, 5]
+    assert seen == [2, 4, 6]
+
+
+@llama_alone
 def test_a_lora_checkpoint_holds_the_adapter_alone_and_loads_safely(model_path: str, tmp_path: Path) -> None:
     weights = fit(
         tmp_path, grpo(model_path, lora=LORA, beta=0.1), 1, callbacks=[RunCheckpoint()], enable_checkpointing=True
