@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from grpo_lightning.advantages.base import Advantage, RewardMoments
@@ -61,4 +62,4 @@ class GDPO(Advantage):
         return decoupled_scores(list(separate_BG.values()), weights, self.eps)
 
     def advantages(self, rewards_BG: Tensor, moments: RewardMoments) -> Tensor:
-        return rewards_BG / (moments.std + self.eps)
+        return torch.where(rewards_BG == 0, rewards_BG, rewards_BG / (moments.std + self.eps))

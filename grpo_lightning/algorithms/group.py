@@ -70,7 +70,7 @@ class GroupModule(OnlineModule, ABC):
             )
 
     def group_advantages(self, experience: Experience, metrics: StepMetrics) -> Tensor:
-        """Advantages within the groups, ``[N]``. Distilled attempts are one group with the others, and take no std."""
+        """Advantages within the groups, ``[N]``. A distilled attempt joins its group, which then takes no std."""
         scored_N, groups = experience.scored_N, groups_of(experience, self.episode_credit)
         rewards_BG = groups.table(self.credited(experience))
         separate_BG = {
@@ -81,9 +81,9 @@ class GroupModule(OnlineModule, ABC):
         first_N = (groups.rows(scores_BG) if separate_BG else self._own_rewards(experience))[: experience.first]
         moments = RewardMoments(*self.all_ranks_moments(first_N[~first_N.isnan()]))
         centred_N = groups.rows(Unscaled()(rewards_BG, moments))
-        advantages_N = centred_N
-        if not experience.distilled_N.any():
-            advantages_N = groups.rows(self.advantage(scores_BG, moments))
+        joined_BG = groups.table((experience.distilled_N & scored_N).float()) > 0
+        joined_N = groups.rows(joined_BG.any(1, keepdim=True).expand_as(joined_BG))
+        advantages_N = torch.where(joined_N, centred_N, groups.rows(self.advantage(scores_BG, moments)))
         signal_B = has_signal(experience.of_groups(advantages_N))
         replaced = len(experience.replaced) // experience.recipe.group_size
         metrics.add("reward/groups_without_signal", (~signal_B).sum() + replaced, len(signal_B) + replaced)

@@ -167,6 +167,11 @@ def test_gdpo_has_exact_zeros_where_a_group_has_no_signal_and_skips_missing_rewa
     torch.testing.assert_close(got[1, :2] / got[1, 0], alone[0] / alone[0, 0])
 
 
+def test_gdpo_without_a_constant_in_its_denominators_is_zero_where_no_step_has_a_signal():
+    equal = [[1.0, 1.0], [0.0, 0.0]]
+    assert not gdpo(GDPO(eps=0.0), first=equal, second=equal).any()
+
+
 def test_the_std_of_all_ranks_replaces_the_local_one():
     scores_BG = torch.tensor([[1.0, -1.0]])
     whole = GDPO()(scores_BG, RewardMoments(torch.tensor(0.0), torch.tensor(2.0)))

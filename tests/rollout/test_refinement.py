@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from grpo_lightning.advantages import RewardMoments
 from grpo_lightning.algorithms import GRPOModule, PPOModule, passes
 from grpo_lightning.algorithms.credit import credited_rewards
 from grpo_lightning.algorithms.online import OnlineModule
@@ -209,7 +210,7 @@ def test_the_gradient_is_that_of_the_formula(model_path: str, tmp_path: Path, mo
             if row not in mates:
                 continue
         own = mates.index(row)
-        advantage = group_advantage([rewards[mate] for mate in mates], own, std=mode == "in_context")
+        advantage = group_advantage([rewards[mate] for mate in mates], own, std=mode == "in_context" or max(mates) < 12)
         logprobs = naive(model, *split(batch, row))
         if one.trained_under is None:
             terms.append(advantage * logprobs.mean())
@@ -355,6 +356,23 @@ def test_what_is_distilled_credits_nothing_and_counts_only_if_correct() -> None:
     torch.testing.assert_close(credited_rewards(distilled), expected, equal_nan=True)
     assert distilled.scored_N.tolist() == [True] * 5 + [False]
     torch.testing.assert_close(distilled.reward_N, torch.tensor(rewards))
+
+
+def test_a_distilled_attempt_changes_the_scale_of_its_own_group_alone() -> None:
+    def advantages(rewards: list[float], parents: list[int | None]) -> torch.Tensor:
+        rows = experience(rewards, parents, RefinementConfig(mode="distill"))
+        module = grpo("none", verifiers=[Parity()])
+        module.all_ranks_moments = lambda rewards_N: RewardMoments(rewards_N.mean(), rewards_N.std())
+        return module.group_advantages(rows, module.step_metrics())
+
+    # Rows 0, 2, 4 are one group, rows 1, 3, 5 the other.
+    first, none = [1.0, 0.0, 0.2, 0.5, 0.0, 0.1], [None] * 6
+    alone = advantages(first, none)
+    assert alone[0] == pytest.approx((1.0 - 0.4) / (0.28**0.5 + 1e-4))
+    torch.testing.assert_close(advantages([*first, 0.4], [*none, 1])[:6], alone)  # it failed, and counts nowhere
+    joined = advantages([*first, 1.0], [*none, 1])
+    torch.testing.assert_close(joined[[0, 2, 4]], alone[[0, 2, 4]])
+    torch.testing.assert_close(joined[[1, 3, 5, 6]], torch.tensor([0.0, 0.5, 0.1, 1.0]) - 0.4)
 
 
 def test_rows_stand_by_round_in_the_order_of_their_parents() -> None:
