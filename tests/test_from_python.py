@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
 import grpo_lightning as grpo
+from grpo_lightning.algorithms import DistillationModule
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import TeacherConfig
 from grpo_lightning.rollout.generate import generate_texts
+from tests.toy import LetterVerifier, adam, rollouts, trainer
 
 SAMPLING = grpo.SamplingParams(temperature=0.0, max_new_tokens=6)
 
@@ -61,6 +65,24 @@ def test_a_run_from_python_is_like_one_of_the_command_line(
     assert fresh.generate(["1 + 1?", "2 + 2?"], SAMPLING) == before
     with pytest.raises(ConfigError, match="of another policy"):
         grpo.GRPOModule.load_from_checkpoint(tmp_path / "my.ckpt", policy=tiny_model("qwen3"), verifiers=length)
+
+
+@pytest.mark.parametrize("kind", [grpo.PPOModule, DistillationModule])
+def test_a_module_with_further_models_generates_and_loads_without_them(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: Any
+) -> None:
+    path = tiny_model("llama")
+    more = {"teacher": TeacherConfig(path)} if kind is DistillationModule else {}
+    options = {"policy": path, "verifiers": LetterVerifier(), "beta": 0.0, "optimizer": adam} | more
+    module = kind(**options)
+    before = module.generate("1 + 1?", SAMPLING)
+    run = trainer(tmp_path, 1)
+    run.fit(module, datamodule=rollouts())
+    run.save_checkpoint(tmp_path / "my.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "my.ckpt", **options)
+    for name, parameter in module.policy.named_parameters():
+        assert torch.equal(dict(loaded.policy.named_parameters())[name], parameter)
+    assert kind(**options).generate("1 + 1?", SAMPLING) == before
 
 
 def test_generate_takes_one_text_or_many(tiny_model: Callable[[str], str]) -> None:

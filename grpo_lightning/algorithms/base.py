@@ -130,6 +130,10 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
     def configure_model(self) -> None:
         """Load the policy: Lightning's hook, called when the data has been checked."""
+        self.load_policy()
+
+    def load_policy(self) -> None:
+        """Load the policy, if that has not been done: all that is needed to generate."""
         if not hasattr(self, "policy"):
             self.policy = Policy(
                 self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
@@ -176,7 +180,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     def on_train_batch_end(self, *_: Any) -> None:
         """Write the curves. Free the gradients, once all callbacks have seen them: a rollout comes next."""
         self.write_logged()
-        cast(LightningOptimizer, self.optimizers()).zero_grad()
+        self.free_gradients()
 
     def on_train_end(self) -> None:
         self.write_logged()
@@ -233,6 +237,9 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
             skipped=self.skipped,
         )
 
+    def free_gradients(self) -> None:
+        cast(LightningOptimizer, self.optimizers()).zero_grad()
+
     def finish_step(self, batch: Experience | Demonstrations, metrics: StepMetrics) -> dict[str, float]:
         """Log a step's means, over its micro-batches and all ranks, and tell the callbacks that it is done.
 
@@ -274,7 +281,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
                 "transformers or peft"
             )
         module = cls(**options)
-        module.configure_model()
+        module.load_policy()
         checkpoint = torch.load(checkpoint_path, weights_only=True, map_location="cpu")
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -293,8 +300,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         Returns:
             The completion of a text; of a list, a list of completions.
         """
-        if not hasattr(self, "policy"):
-            self.configure_model()
+        self.load_policy()
         given = [prompts] if isinstance(prompts, str) else prompts
         texts = generate_texts(self.policy, given, sampling or SamplingParams(temperature=0.0), seed)
         return texts[0] if isinstance(prompts, str) else texts

@@ -271,6 +271,7 @@ class OnlineModule(PolicyModule, ABC):
             # Over all ranks, so that all of them choose alike.
             gap, compared = self.all_ranks_sum(*self.passes.sampler_gap(batch))
             self.correction.choose(gap / max(compared, 1))
+        self.free_gradients()  # targets may propagate gradients back; a subclass's hook may have left others
         experience = self.targets(batch, metrics)
         if self.top_entropy_share is not None:
             with self.timed(metrics, "reference"):

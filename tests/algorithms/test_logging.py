@@ -15,7 +15,7 @@ from grpo_lightning.callbacks import VRAMProfiler
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import StepEnd
 from grpo_lightning.rollout.events import RunCallback
-from tests.toy import LetterVerifier, Watch, adam, fit, grpo, llama_alone
+from tests.toy import LetterVerifier, Watch, adam, fit, grpo, llama_alone, same
 
 
 class Calls(Logger):
@@ -87,13 +87,14 @@ class OwnHook(GRPOModule):
 
 
 @llama_alone
-def test_a_subclass_with_a_hook_of_its_own_has_the_same_curves(model_path: str, tmp_path: Path) -> None:
-    found = []
+def test_a_subclass_with_a_hook_of_its_own_has_the_same_curves_and_weights(model_path: str, tmp_path: Path) -> None:
+    found, weights = [], []
     for kind in (GRPOModule, OwnHook):
         logger, module = Calls(), kind(PolicyConfig(model_path), [LetterVerifier()], adam)
         options = {"log_every_n_steps": 1, "val_check_interval": 2, "limit_val_batches": 1}
-        fit(tmp_path / kind.__name__, module, 3, logger=logger, **options)
+        weights.append(fit(tmp_path / kind.__name__, module, 3, logger=logger, **options))
         found.append(sorted((step, name) for step, written in logger.calls for name in written))
     assert (1, "reward/mean") in found[0]
     assert any(name == "val/accuracy" for _, name in found[0])
+    assert same(*weights), "each step has gradients of its own alone"
     assert found[1] == sorted([*found[0], *((step, "mine/hook") for step in range(3))])
