@@ -10,18 +10,33 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpo_lightning.algorithms import PolicyModule
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
 from grpo_lightning.rollout.events import ACCURACY, REWARD
+from grpo_lightning.stored import BEST
 
 
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint under another name in its folder and renames it: a file that is there is whole.
 
     Lightning's own writes into the folder for temporary files, and a move to another file system may break off midway.
+
+    Args:
+        module: whose checkpoints are written.
     """
 
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if isinstance(self.module, PolicyModule) and "skipped_steps" not in checkpoint:
+            raise ConfigError(
+                f"{type(self.module).__name__}.on_save_checkpoint: call super().on_save_checkpoint(checkpoint), or "
+                "nothing can be resumed from what it saves"
+            )
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -51,7 +66,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         every_n_train_steps: int | None = None,
     ) -> None:
         super().__init__(
-            filename="best-step{step}",
+            filename=f"{BEST}{{step}}",
             auto_insert_metric_name=False,
             monitor=monitor,
             mode=mode,
@@ -76,7 +91,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFiles()
+            trainer.strategy.checkpoint_io = WholeFiles(pl_module)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

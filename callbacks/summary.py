@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
 
+from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
 from grpo_lightning.rollout import EvaluationEnd, RolloutDataModule, RunCallback, StepEnd
 
@@ -34,8 +36,18 @@ class RunSummary(RunCallback):
         self._data = data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.validate_first and trainer.global_step == 0:
+        if not self.validate_first or trainer.global_step != 0:
+            return
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning ends a run whose EarlyStopping finds no value, and curves of training have none yet.
+        trained = {name for name in CURVES if not name.startswith("val/")}
+        trainer.callbacks = [  # type: ignore[attr-defined]
+            one for one in callbacks if not (isinstance(one, EarlyStopping) and one.monitor in trained)
+        ]
+        try:
             validate_now(trainer)
+        finally:
+            trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         self._see("reward/mean", end.metrics)

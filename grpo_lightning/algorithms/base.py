@@ -96,6 +96,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.skipped = SkippedSteps()
         self.passes: Passes
         self._step = 0
+        self._is_restored = False
         self._rates: dict[str, float] = {}
 
     # -- set-up -----------------------------------------------------------------------------------------------------
@@ -108,6 +109,8 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check that the data is made for this algorithm, before the model is loaded."""
         super().on_data_ready(data, stage)
+        if data.trainer is not None:
+            refuse_unsupported(data.trainer, self)  # once more: a subclass's configure_callbacks may have added some
         if data.resample_silent is not None and not self.compares_groups:
             raise ConfigError(
                 f"data.resample_silent: {type(self).__name__} does not compare the completions of a prompt with each "
@@ -119,7 +122,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
         This is Lightning's first hook, before any callback copies the module, and before loggers start.
         """
-        refuse_unsupported(self.trainer)
+        refuse_unsupported(self.trainer, self)
         keep_metrics(self.trainer)
         return []
 
@@ -164,8 +167,13 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     def on_train_start(self) -> None:
         """Start the clocks; give a resumed run the learning rate of its config."""
         self.totals.start()
-        if self.trainer.ckpt_path is not None:
-            self.optimization.take_up(self.trainer, self.optimizer_parameters())
+        self.optimization.check(self.trainer)
+        if self.trainer.ckpt_path is None:
+            return
+        if not self._is_restored:
+            name = type(self).__name__
+            raise ConfigError(f"{name}.on_load_checkpoint: call super().on_load_checkpoint(checkpoint)")
+        self.optimization.take_up(self.trainer, self.optimizer_parameters())
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
@@ -314,6 +322,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self)
+        self._is_restored = True
         self.skipped.count = checkpoint["skipped_steps"]
         self.totals.load(checkpoint["totals"])
         self.policy.load_reference_state(checkpoint["reference"])

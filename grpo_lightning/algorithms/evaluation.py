@@ -15,7 +15,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.intervals import normal, wilson
 from grpo_lightning.rollout import EvaluationBatch, EvaluationEnd, RolloutDataModule
-from grpo_lightning.rollout.events import run_callbacks
+from grpo_lightning.rollout.events import RunCallback, run_callbacks
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import record
 from grpo_lightning.rollout.scoring import reward_names
@@ -168,9 +168,14 @@ class EvaluatedModule(RankedModule):
         sampled = [] if batch.sampled is None else batch.sampled.answers
         return single + [record(attempt) | {"sampled_for": "pass@k"} for attempt in sampled]
 
+    @property
+    def _told(self) -> list[RunCallback]:
+        """The callbacks that hear of an evaluation: none of Lightning's sanity check, which measures nothing."""
+        return [] if self.trainer.sanity_checking else run_callbacks(self.trainer)
+
     def _see(self, purpose: Purpose, batch: EvaluationBatch) -> None:
         self._evaluation.update(batch)
-        for callback in run_callbacks(self.trainer):
+        for callback in self._told:
             callback.on_evaluation_batch(self.trainer, self, purpose, batch)
 
     def _end_evaluation(self, purpose: Purpose) -> None:
@@ -178,5 +183,5 @@ class EvaluatedModule(RankedModule):
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name == f"{purpose}/accuracy")
         end = self._evaluation.end(purpose, metrics)
-        for callback in run_callbacks(self.trainer):
+        for callback in self._told:
             callback.on_evaluation_end(self.trainer, self, end)

@@ -49,11 +49,33 @@ class Optimization:
         return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def take_up(self, trainer: pl.Trainer, parameters: Any) -> None:
-        """Give the restored optimizer and schedule of a resumed run the configured learning rates, if they differ."""
+        """Give the restored optimizer and schedule of a resumed run the configured learning rates, if they differ.
+
+        Nothing where a subclass's ``configure_optimizers`` made them itself.
+        """
+        if not self._rates:
+            return
         (optimizer,), schedulers = trainer.optimizers, trainer.lr_scheduler_configs
         scheduler: Any = schedulers[0].scheduler if schedulers else None
         if _initial_rates(optimizer, scheduler) != self._rates:
             _take_up(optimizer, scheduler, *self._make(parameters))
+
+    @staticmethod
+    def check(trainer: pl.Trainer) -> None:
+        """Raises:
+        ConfigError: a subclass's ``configure_optimizers`` returned what training steps cannot use.
+        """
+        name, schedulers = type(trainer.lightning_module).__name__, trainer.lr_scheduler_configs
+        if len(trainer.optimizers) != 1 or len(schedulers) > 1:
+            raise ConfigError(
+                f"{name}.configure_optimizers: returned {len(trainer.optimizers)} optimizers and {len(schedulers)} "
+                "schedules: a step takes one optimizer, whose groups may differ, and one schedule at most"
+            )
+        if schedulers and isinstance(schedulers[0].scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                f"{name}.configure_optimizers: {type(schedulers[0].scheduler).__name__} waits for a metric, but the "
+                "schedule is stepped with the optimizer: take one that needs none"
+            )
 
     def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
         try:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from grpo_lightning.errors import ConfigError
@@ -12,12 +18,21 @@ from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 _PRECISIONS = ("16-true", "bf16-true", "64-true")
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)
+_RISING = ("val/accuracy", "val/reward", "val/pass@", "val/format_valid", "reward/mean", "reward/correct")
+"""What curves begin with that are better the higher they are."""
+_NEVER_CALLED = {
+    "configure_gradient_clipping": "set model.max_grad_norm",
+    "optimizer_step": "make the optimizer in configure_optimizers",
+    "optimizer_zero_grad": "gradients are freed between steps",
+    "lr_scheduler_step": "the schedule is stepped with the optimizer",
+}
+"""Hooks of Lightning's automatic optimization, and what to do instead."""
 
 
-def refuse_unsupported(trainer: pl.Trainer) -> None:
+def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Raises:
     ConfigError: no RolloutDataModule, a precision that changes the weights or scales the loss, a strategy that shards
-        the weights, or a callback that averages them.
+        the weights, a callback that averages them or takes the worst for the best, or a hook that is never called.
     """
     precision, strategy = str(trainer.precision), trainer.strategy
     if getattr(trainer.precision_plugin, "scaler", None) is not None or precision in _PRECISIONS:
@@ -37,10 +52,25 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
                 "weights that rollouts are drawn from: omit it, and use checkpoint.monitor or export.best to keep the "
                 "best policy"
             )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ConfigError(
+                "trainer.callbacks: GradientAccumulationScheduler: set model.max_tokens_per_microbatch instead"
+            )
+        ranks = isinstance(callback, EarlyStopping | ModelCheckpoint)
+        if ranks and callback.mode == "min" and (callback.monitor or "").startswith(_RISING):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__}.mode: {callback.monitor} is better when higher: set "
+                "mode: max, since Lightning's default is min"
+            )
+    for name, instead in _NEVER_CALLED.items():
+        if getattr(type(module), name) is not getattr(pl.LightningModule, name):
+            raise ConfigError(
+                f"{type(module).__name__}.{name}: is never called, as the module steps by itself: {instead}"
+            )
     if isinstance(strategy, DDPStrategy) and has_static_graph(strategy):
         raise ConfigError("trainer.strategy: static_graph does not work with micro-batches: remove it")
     if not isinstance(getattr(trainer, "datamodule", None), RolloutDataModule):
         raise ConfigError(
-            f"trainer: {type(trainer.lightning_module).__name__} takes its batches from a RolloutDataModule: call "
+            f"trainer: {type(module).__name__} takes its batches from a RolloutDataModule: call "
             "trainer.fit(module, datamodule=RolloutDataModule(task)), and likewise validate, test and predict"
         )

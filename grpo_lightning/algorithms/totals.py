@@ -46,6 +46,8 @@ class Totals:
 
     def after(self, step: dict[str, float]) -> dict[str, float]:
         """Add the tokens of a step, from what it logs, and return all counts by the names of their curves."""
+        if self._started is None:
+            self.start()  # late: a subclass's on_train_start does not call its parent's
         self.rollout_tokens += round(step["total/rollout_tokens"])
         self.train_tokens += round(step["total/train_tokens"])
         return {f"total/{name}": value for name, value in self.state().items()}

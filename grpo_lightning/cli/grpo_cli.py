@@ -236,7 +236,8 @@ class GRPOCLI(FilteringCLI):
         """Omit a callback that every run has where the config lists one of its class itself."""
         if config["barebones"]:
             return []
-        listed = {type(callback) for callback in config.get("callbacks") or []}
+        given = config.get("callbacks") or []
+        listed = {type(callback) for callback in (given if isinstance(given, list) else [given])}
         callbacks = [importlib.import_module("grpo_lightning.callbacks").EndOnSignal(), *callbacks]
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")

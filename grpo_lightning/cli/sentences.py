@@ -26,6 +26,7 @@ TYPES = {
 }  # fmt: skip
 
 _OPTIMIZER = "set model.optimizer.init_args.lr, with model.optimizer.class_path such as torch.optim.AdamW"
+_DATA = "the options of RolloutDataModule stand directly under data"
 ELSEWHERE = {
     "lr": _OPTIMIZER,
     "learning_rate": _OPTIMIZER,
@@ -43,6 +44,9 @@ ELSEWHERE = {
     "max_prompt_length": "set data.max_prompt_tokens",
     "temperature": "set data.sampling.temperature",
     "num_train_epochs": "set trainer.max_steps",
+    "epochs": "set trainer.max_epochs or trainer.max_steps",
+    "data.class_path": _DATA,
+    "data.init_args": _DATA,
     "output_dir": "set run_dir",
 }
 """Keys that users of LightningCLI and TRL know, and where these settings are here."""
@@ -172,8 +176,9 @@ def no_such_key(place: str, names: Iterable[str]) -> str:
         names: keys that exist; the nearest one is suggested, if one is near.
     """
     *above, last = place.split(".")
-    if last in ELSEWHERE and not {"callbacks", "logger"} & set(above):
-        return f"{place}: there is no such key: {ELSEWHERE[last]}"
+    elsewhere = ELSEWHERE.get(place) or ELSEWHERE.get(last)
+    if elsewhere and not {"callbacks", "logger"} & set(above):
+        return f"{place}: there is no such key: {elsewhere}"
     names = sorted(names)
     missing = above[0] if above and above[0] not in names else last
     near = difflib.get_close_matches(missing, names, n=1, cutoff=0.7)

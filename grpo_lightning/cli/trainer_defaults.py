@@ -65,6 +65,8 @@ def add_run_defaults(trainer: Any, run_dir: Path) -> None:
         trainer.logger = _tensorboard(run_dir)
     _into_run_dir(trainer.logger, run_dir)
     callbacks = trainer.callbacks or []
+    if not isinstance(callbacks, list):
+        trainer.callbacks = callbacks = [callbacks]  # Lightning takes one without a list, too
     if trainer.enable_progress_bar is not False and not any("ProgressBar" in c.class_path for c in callbacks):
         bar = Namespace(class_path="grpo_lightning.callbacks.StepProgressBar", init_args=Namespace())
         trainer.callbacks = [*callbacks, bar]

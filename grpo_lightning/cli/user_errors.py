@@ -21,6 +21,8 @@ def check_seed(seed: Any) -> None:
     """Raises:
     ConfigError: no generator takes it.
     """
+    if seed is None:
+        raise ConfigError("seed_everything: null is no seed: give a number, true for one at random, or false for none")
     if not 0 <= seed < SEEDS:
         raise ConfigError(f"seed_everything: must be from 0 to {SEEDS - 1}, not {seed}")
 
@@ -80,6 +82,14 @@ def as_sentences() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except ValueError as error:
+        found = re.match(r" *`val_check_interval` \((\d+)\) must be less than or equal to the number", str(error))
+        if found is None:
+            raise
+        raise ConfigError(
+            f"trainer.val_check_interval: an epoch has fewer than {found[1]} steps: set it to 1.0 to validate at the "
+            "end of epochs, or omit check_val_every_n_epoch to count steps over all epochs"
+        ) from error
     except RuntimeError as error:
         mistake = of_run(error)
         if mistake is None:

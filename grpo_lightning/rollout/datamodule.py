@@ -124,6 +124,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._rates: PassRates | None = None
         # Where a resumed run begins. Lightning tells the loader itself, but not where an epoch had come to its end.
         self._place: dict[str, Any] | None = None
+        self._train_loader: TrainLoader
         self._evaluated_loader: EvalLoader
         self._steps: StepCount
         check_options(self)
@@ -181,11 +182,13 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
-        limit = cast(pl.Trainer, self.trainer).limit_train_batches
-        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw(), limit)
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
+        trainer, place, before = cast(pl.Trainer, self.trainer), self._place, getattr(self, "_train_loader", None)
+        if place is None and before is not None and trainer.global_step:
+            place = before.state_dict()  # the same trainer goes on
+        self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw(), trainer.limit_train_batches)
+        if place is not None:
+            self._train_loader.load_state_dict(place)
+        self._place = None
         return self._train_loader
 
     def _draw(self) -> Draw | None:

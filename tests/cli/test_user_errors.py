@@ -59,6 +59,12 @@ def callback(name: str, **options: Any) -> list[str]:
             callback("EarlyStopping", monitor="accuracy"),
             "trainer.callbacks: EarlyStopping.monitor: nothing is logged as accuracy: use one of `val/accuracy`",
         ),
+        (
+            ["--trainer.check_val_every_n_epoch", "1", "--trainer.val_check_interval", "50"],
+            "trainer.val_check_interval: an epoch has fewer than 50 steps: set it to 1.0 to validate at the end of",
+        ),
+        (["--trainer.epochs", "2"], "trainer.epochs: there is no such key: set trainer.max_epochs or trainer.max_st"),
+        (["--data.class_path", "X"], "data.class_path: there is no such key: the options of RolloutDataModule stand"),
         (["--trainer.max_step", "1"], "trainer.max_step: there is no such key (did you mean max_steps?)"),
     ],
 )  # fmt: skip
@@ -67,6 +73,17 @@ def test_what_others_raise_is_one_sentence_with_the_key(
 ) -> None:
     assert error_of(capsys, *QUICKSTART, *few(tmp_path), *options).startswith(text)
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_what_lightning_takes_in_yaml_is_taken_or_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    stop = {"class_path": "EarlyStopping", "init_args": {"monitor": "reward/mean", "mode": "max"}}
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": stop}}))
+    trainer = parse([*QUICKSTART, "--config", str(config), *few(tmp_path)]).trainer
+    assert "EarlyStopping" in [type(one).__name__ for one in trainer.callbacks]
+    config.write_text("seed_everything: null")
+    text = "seed_everything: null is no seed: give a number, true for one at random, or false for none"
+    assert error_of(capsys, *QUICKSTART, "--config", config, *few(tmp_path)) == text
 
 
 @pytest.mark.parametrize("name", ["ReferenceSink", "CSVLoger", "MathVerifyer"])
