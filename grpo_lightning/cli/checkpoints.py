@@ -67,7 +67,7 @@ def _best_beside(last: Path) -> Path:
 
     callbacks = torch.load(last, weights_only=True, map_location="cpu", mmap=True).get("callbacks", {})
     paths = [state.get("best_model_path") for state in callbacks.values() if isinstance(state, dict)]
-    # A ModelCheckpoint of the config has a best of its own. The run may have been moved: the best lies beside the last.
+    # A ModelCheckpoint of the config has a separate best. The run may have been moved: its best lies beside the last.
     names = [Path(path).name for path in paths if path]
     best = next((last.parent / name for name in names if name.startswith(BEST)), None)
     if best is None or not best.is_file():

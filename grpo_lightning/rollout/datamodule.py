@@ -182,9 +182,10 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         shape = (self.prompts_per_step, self.recipe("train"), *self._ranks, self.task.shares)
-        trainer, place, before = cast(pl.Trainer, self.trainer), self._place, getattr(self, "_train_loader", None)
+        trainer, before = cast(pl.Trainer, self.trainer), getattr(self, "_train_loader", None)
+        place = self._place if trainer.ckpt_path is not None else None  # a test before this fit may have left one
         if place is None and before is not None and trainer.global_step:
-            place = before.state_dict()  # the same trainer goes on
+            place = before.state_dict()  # the same trainer continues
         self._train_loader = TrainLoader(self._prompts["train"], *shape, self._draw(), trainer.limit_train_batches)
         if place is not None:
             self._train_loader.load_state_dict(place)

@@ -96,5 +96,5 @@ def test_a_subclass_with_a_hook_of_its_own_has_the_same_curves_and_weights(model
         found.append(sorted((step, name) for step, written in logger.calls for name in written))
     assert (1, "reward/mean") in found[0]
     assert any(name == "val/accuracy" for _, name in found[0])
-    assert same(*weights), "each step has gradients of its own alone"
+    assert same(*weights), "no step has the gradients of another one"
     assert found[1] == sorted([*found[0], *((step, "mine/hook") for step in range(3))])
