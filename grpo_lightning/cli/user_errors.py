@@ -51,14 +51,17 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
         error: a user's mistake, or anything else that a constructor raised, in the parser's wrapping.
         config: the config that names the class.
     """
-    cause = error
+    cause, named = error, dict(_classes(config))
     while not isinstance(cause, ConfigError) and (cause.__cause__ or cause.__context__) is not None:
+        # In a list, the parser goes on to try what else the option may be, and keeps of this one the text alone.
+        lacks = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)':\s*(Requirement .+)", str(cause))
+        if lacks is not None and lacks[1] in named:
+            return ConfigError(f"{named[lacks[1]]}: {lacks[1]} cannot be built: {lacks[2]}")
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if isinstance(cause, ConfigError):
         return cause
     frames = list(traceback.walk_tb(cause.__traceback__))
     built = [type(frame.f_locals.get("self")).__name__ for frame, _ in frames if frame.f_code.co_name == "__init__"]
-    named = dict(_classes(config))
     name = next((name for name in built if name in named), None)
     what = f"{named[name]}: {name}" if name else "the config"
     place = ""

@@ -45,7 +45,11 @@ def callback(name: str, **options: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger cannot be built: ModuleNotFoundError: Req"),
+        (["--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger cannot be built: Requirement 'wandb"),
+        (
+            ["--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: .}}, {class_path: WandbLogger}]"],
+            "trainer.logger: WandbLogger cannot be built: Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip",
+        ),
         (
             ["--model.verifiers", "[{class_path: tests.cli.test_user_errors.WithoutItsTable}]"],
             "model.verifiers: WithoutItsTable cannot be built: OSError: no such table (test_user_errors.py line ",
