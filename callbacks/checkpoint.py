@@ -32,7 +32,8 @@ class WholeFiles(TorchCheckpointIO):
         self.module = module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if isinstance(self.module, PolicyModule) and "skipped_steps" not in checkpoint:
+        is_whole = "pytorch-lightning_version" in checkpoint  # a launcher hands over weights alone in this way
+        if is_whole and isinstance(self.module, PolicyModule) and "skipped_steps" not in checkpoint:
             raise ConfigError(
                 f"{type(self.module).__name__}.on_save_checkpoint: call super().on_save_checkpoint(checkpoint), or "
                 "nothing can be resumed from what it saves"
