@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
@@ -104,7 +105,12 @@ class RunSummary(RunCallback):
             for label, name in (self._validated, ("reward", "reward/mean"))
             if name in self._last
         ]
-        lines += [("steps", str(trainer.global_step)), ("run dir", str(run_dir))]
+        lines.append(("steps", str(trainer.global_step)))
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for one in callbacks:
+            if isinstance(one, EarlyStopping) and one.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+                lines.append(("stopped", f"{type(one).__name__}: {one.stopping_reason_message}"))
+        lines.append(("run dir", str(run_dir)))
         places = {
             "checkpoint": run_dir / "checkpoints" / "last.ckpt",
             "policy": run_dir / "policy",

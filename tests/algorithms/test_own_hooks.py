@@ -127,11 +127,14 @@ def test_callbacks_that_do_harm_are_refused(model_path: str, tmp_path: Path, cal
 
 
 @llama_alone
-def test_a_curve_of_training_stops_a_run_that_validates_first(model_path: str, tmp_path: Path) -> None:
+def test_a_curve_of_training_stops_a_run_that_validates_first(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     watch, stop = Watch(), EarlyStopping("reward/mean", mode="max", stopping_threshold=0.0)
     options = {"limit_val_batches": 1, "val_check_interval": 2}
     fit(tmp_path, made(GRPOModule, model_path), 6, callbacks=[RunSummary(), stop, watch], **options)
     assert len(watch.batches) == 2
+    assert "\nstopped     EarlyStopping: Stopping threshold reached: reward/mean = " in capsys.readouterr().out
 
 
 @llama_alone
