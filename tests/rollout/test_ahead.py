@@ -96,11 +96,12 @@ def test_validation_uses_the_newest_weights(path: str, tmp_path: Path) -> None:
     watch = Watch()
     fit(tmp_path, grpo(path), 3, ahead(engine), callbacks=[watch], **options)
     # Step 1 and its rows for step 2 are over before the weights for the validation come.
-    assert engine.log == [
+    assert engine.log[:12] == [
         "push step-0", "now step-0", "done", "ahead step-0", "done",
         "push step-1", "ahead step-1", "done", "push step-2", "now step-2", "done",
-        "ahead step-2", "done", "stop",
+        "ahead step-2",
     ]  # fmt: skip
+    assert sorted(engine.log[12:]) == ["done", "stop"], "the engine stops, whether rows are in flight or not"
     assert "throughput/learner_waits" not in watch.logged[0]
 
 
