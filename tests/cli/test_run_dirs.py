@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.cli.checkpoints import named_checkpoint
 from grpo_lightning.cli.run_dirs import RunDir, config_name
 from grpo_lightning.cli.warm_start import _wait_for
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
@@ -120,6 +121,16 @@ def test_runs_are_called_like_their_first_config(tmp_path: Path) -> None:
     (tmp_path / "mine/1/checkpoints").mkdir(parents=True)
     assert config_name([str(tmp_path / "mine/1/config-2.yaml")], "fit") == "mine"
     assert config_name([str(tmp_path / "mine/config.yaml")], "fit") == "config"
+
+
+def test_the_best_is_that_of_the_run_and_not_of_a_checkpoint_callback_in_its_config(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    best = {"ModelCheckpoint": str(folder / "step=1.ckpt"), "RunCheckpoint": str(folder / "best-step4.ckpt")}
+    states = {name: {"best_model_path": path} for name, path in best.items()}
+    for name in ("last", "step=1", "best-step4"):
+        torch.save({"callbacks": states, "skipped_steps": 0}, folder / f"{name}.ckpt")
+    assert named_checkpoint("best", tmp_path, "mine") == str(folder / "best-step4.ckpt")
 
 
 def test_the_best_checkpoint_is_found_where_the_run_is_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
