@@ -134,6 +134,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     def configure_model(self) -> None:
         """Load the policy: Lightning's hook, called when the data has been checked."""
         self.load_policy()
+        self.passes = Passes(self.policy, self.max_tokens_per_microbatch)
 
     def load_policy(self) -> None:
         """Load the policy, if that has not been done: all that is needed to generate."""
@@ -142,7 +143,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
                 self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
             )
             check_length(self.policy.lm, self.longest_row)
-        self.passes = Passes(self.policy, self.max_tokens_per_microbatch)
 
     def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
         """The trained parameters, in sides that are clipped by separate norms, logged as ``optim/<side>grad_norm``."""

@@ -71,11 +71,8 @@ class Optimization:
                 f"{name}.configure_optimizers: returned {len(trainer.optimizers)} optimizers and {len(schedulers)} "
                 "schedules: a step takes one optimizer, whose groups may differ, and one schedule at most"
             )
-        if schedulers and isinstance(schedulers[0].scheduler, ReduceLROnPlateau):
-            raise ConfigError(
-                f"{name}.configure_optimizers: {type(schedulers[0].scheduler).__name__} waits for a metric, but the "
-                "schedule is stepped with the optimizer: take one that needs none"
-            )
+        if schedulers:
+            _refuse_waiting(schedulers[0].scheduler, f"{name}.configure_optimizers")
 
     def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
         try:
@@ -95,12 +92,16 @@ class Optimization:
         if self.make_scheduler is None:
             return optimizer, None
         scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ConfigError(
-                f"model.lr_scheduler: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with "
-                "the optimizer: take one that needs none"
-            )
+        _refuse_waiting(scheduler, "model.lr_scheduler")
         return optimizer, scheduler
+
+
+def _refuse_waiting(scheduler: Any, place: str) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigError(
+            f"{place}: {type(scheduler).__name__} waits for a metric, but the schedule is stepped with the optimizer: "
+            "take one that needs none"
+        )
 
 
 def _take_up(

@@ -46,7 +46,7 @@ class SentenceParser(LightningArgumentParser):
         return super().parse_args(nulls, *rest, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        # What is written was validated when it was parsed. To do so again takes an eighth of a run of two tiny steps.
+        # What is written was validated when it was parsed; to do so again costs every start.
         return super().dump(*args, **{"skip_validation": True} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -53,7 +53,7 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
     """
     cause, named = error, dict(_classes(config))
     while not isinstance(cause, ConfigError) and (cause.__cause__ or cause.__context__) is not None:
-        # In a list, the parser goes on to try what else the option may be, and keeps of this one the text alone.
+        # In a list, the parser then tries what else the option may be, and only the text of this error is left.
         lacks = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)':\s*(Requirement .+)", str(cause))
         if lacks is not None and lacks[1] in named:
             return ConfigError(f"{named[lacks[1]]}: {lacks[1]} cannot be built: {lacks[2]}")

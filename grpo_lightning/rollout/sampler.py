@@ -1,4 +1,4 @@
-"""What samples for the DataModule: an engine that holds the present weights, and what it samples a step ahead."""
+"""Samples for the DataModule: keeps an engine's weights up to date, and samples the next step ahead where asked."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def results_of(tiny_model: Callable[[str], str]) -> Callable[..., Results]:
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, std=0.2)
-            if compiles:  # what is captured later calls a million functions, and each would be recorded
+            if compiles:  # capturing calls many functions, and each would be recorded
                 results(policy, recorded=False)
                 policy.zero_grad()
             return results(policy)
