@@ -15,7 +15,6 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
 from grpo_lightning.rollout.events import ACCURACY, REWARD
-from grpo_lightning.stored import BEST
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -67,7 +66,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         every_n_train_steps: int | None = None,
     ) -> None:
         super().__init__(
-            filename=f"{BEST}{{step}}",
+            filename="best-step{step}",
             auto_insert_metric_name=False,
             monitor=monitor,
             mode=mode,

@@ -1,4 +1,4 @@
-"""What a run has stored: names, and its rollouts without those of steps that were repeated after an interruption."""
+"""Read the rollouts that a run logged, without those of steps that were repeated after an interruption."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any
 
 from grpo_lightning.errors import ConfigError
 
-BEST = "best-step"
-"""What the name of a run's best checkpoint begins with."""
 FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
 JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""

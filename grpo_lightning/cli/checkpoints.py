@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.stored import BEST
 
 NAMED = ("last", "best")
 """What ``--ckpt_path`` takes instead of a path: a checkpoint of the config's newest run."""
@@ -66,10 +65,10 @@ def _best_beside(last: Path) -> Path:
     import torch
 
     callbacks = torch.load(last, weights_only=True, map_location="cpu", mmap=True).get("callbacks", {})
-    paths = [state.get("best_model_path") for state in callbacks.values() if isinstance(state, dict)]
-    # A ModelCheckpoint of the config has a separate best. The run may have been moved: its best lies beside the last.
-    names = [Path(path).name for path in paths if path]
-    best = next((last.parent / name for name in names if name.startswith(BEST)), None)
+    # A ModelCheckpoint of the config has a separate best.
+    paths = [state.get("best_model_path") for key, state in callbacks.items() if key.startswith("RunCheckpoint")]
+    # The run may have been moved since: the best lies beside the last.
+    best = next((last.parent / Path(path).name for path in paths if path), None)
     if best is None or not best.is_file():
         raise ConfigError(
             f"ckpt_path: {last.parent.parent} has no best checkpoint, which a validation with checkpoint.monitor "
