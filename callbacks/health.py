@@ -38,7 +38,8 @@ class HealthCheck(RunCallback):
     completions are like: random or repeating, unfinished or complete, without the format or wrong.
 
     Args:
-        prompts: training prompts sampled before the first step; 0 for none.
+        prompts: training prompts sampled before the first step; 0 for none. Default: those of one step, at most 4, so
+            that the preflight takes less time than a step.
         truncated: warn when more than this share of completions is truncated.
         patience: warn when this many steps in a row were truncated so, had no group with signal, or had completions
             of another length.
@@ -56,7 +57,7 @@ class HealthCheck(RunCallback):
 
     def __init__(
         self,
-        prompts: int = 4,
+        prompts: int | None = None,
         truncated: float = 0.5,
         patience: int = 5,
         length_change: float = 4.0,
@@ -64,7 +65,7 @@ class HealthCheck(RunCallback):
         examples: bool = True,
     ) -> None:
         checks = {
-            "prompts": (prompts >= 0, f"must be at least 0, not {prompts}"),
+            "prompts": (prompts is None or prompts >= 0, f"must be at least 0, not {prompts}"),
             "truncated": (0 <= truncated <= 1, f"must be from 0 to 1, not {truncated}"),
             "patience": (patience >= 1, f"must be at least 1, not {patience}"),
             "length_change": (length_change > 1, f"must be above 1, not {length_change}"),
@@ -93,8 +94,9 @@ class HealthCheck(RunCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = policy_module(pl_module, self)
-        if self.prompts and module.samples_to_learn and trainer.global_step == 0:
-            experience = self._data.sample(self.prompts)
+        prompts = min(4, self._data.prompts_per_step) if self.prompts is None else self.prompts
+        if prompts and module.samples_to_learn and trainer.global_step == 0:
+            experience = self._data.sample(prompts)
             if trainer.is_global_zero:
                 for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
@@ -222,7 +224,8 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(attempts)} completions of {len(prompts)} prompts: {lengths[0]} to {lengths[-1]} tokens, "
+            f"preflight: {len(attempts)} completions of {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}: "
+            f"{lengths[0]} to {lengths[-1]} tokens, "
             f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
             f"{cap}",
         ),

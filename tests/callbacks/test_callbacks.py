@@ -73,6 +73,16 @@ def test_the_health_check_runs_before_the_first_step_and_changes_nothing(
 
 
 @llama_alone
+@pytest.mark.parametrize(("per_step", "sampled"), [(1, "1 prompt:"), (8, "4 prompts:")])
+def test_the_preflight_samples_no_more_prompts_than_a_step_has(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, per_step: int, sampled: str
+) -> None:
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path), 1, rollouts(prompts_per_step=per_step), callbacks=[HealthCheck()])
+    assert f"completions of {sampled}" in caplog.text
+
+
+@llama_alone
 @pytest.mark.parametrize(("patience", "alarmed"), [(2, True), (5, False)])
 def test_alarms_ring_after_so_many_steps_in_a_row(
     model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, patience: int, alarmed: bool
