@@ -35,6 +35,7 @@ class Step:
         completions: token ids of the completions, one list per row.
         texts: prompts of the rows.
         loss: mean loss over the optimizer steps.
+        gap: mean absolute difference of log-probs between sampling and training, in nats per token.
         peaks: peak memory by phase, in MiB above the loaded model.
         further: tokens per further attempt.
         conversations: tokens of the conversation before each further attempt.
@@ -46,6 +47,7 @@ class Step:
     completions: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     loss: float = float("nan")
+    gap: float = float("nan")
     peaks: dict[str, float] = field(default_factory=dict)
     further: list[int] = field(default_factory=list)
     conversations: list[int] = field(default_factory=list)
@@ -93,6 +95,7 @@ class _Probe(pl.Callback):
         self.seconds["step"] = now(self.device) - self.started["step"]
         self.batch = batch
         self.loss = float(trainer.callback_metrics["policy/loss"])
+        self.gap = float(trainer.callback_metrics["policy/sampler_gap"])
 
 
 class OurSide:
@@ -190,6 +193,7 @@ class OurSide:
             completions=[attempt.completion.token_ids for attempt in batch.first_attempts],
             texts=[attempt.prompt.messages[0]["content"] for attempt in batch.first_attempts],
             loss=probe.loss,
+            gap=probe.gap,
             peaks=probe.peaks,
             further=batch.tokens.completion_lengths_N.tolist()[count:],
             conversations=prompt_lengths[count:],

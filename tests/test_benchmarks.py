@@ -359,6 +359,15 @@ def test_sampler_gap_prints_a_line_per_setting() -> None:
     assert means[0] < 1e-5 < means[-1], "only an adapter over bfloat16 makes a gap in so small a model"
 
 
+@pytest.mark.slow
+def test_precision_compares_steps_of_three_precisions() -> None:
+    lines = run("precision.py", "--smoke", "--repeats", "1").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == ["float32", "bf16-mixed", "bfloat16 weights"]
+    assert rows[0][4] == "**1.00**"
+    assert float(rows[0][5]) < 1e-5
+
+
 def test_step_logging_compares_two_ways_to_log() -> None:
     text = run("step_logging.py", "--repeats", "1", "--steps", "2")
     assert [line.count("|") for line in text.splitlines() if line.startswith("|")] == [5, 5, 5]
