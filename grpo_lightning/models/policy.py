@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off, note_base
-from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
+from grpo_lightning.models.checks import causal_lm_of, check_model, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge, merged_weights
 from grpo_lightning.models.quantised import is_packed, stored_quantization, unquantised
@@ -123,7 +123,7 @@ class Policy(nn.Module):
         """
         with self.reference.model() if reference else nullcontext(self.lm) as lm:
             with self.recomputing(lm):
-                states = predicting_states(decoder_of(lm), tokens)
+                states = predicting_states(lm.get_decoder(), tokens)
             if on_states is not None:
                 on_states(states)
             head = output_head(lm, temperature)
@@ -148,7 +148,7 @@ class Policy(nn.Module):
     @property
     def pass_overhead(self) -> int:
         """See :func:`grpo_lightning.speed.passes.pass_overhead`."""
-        return pass_overhead(decoder_of(self.lm))
+        return pass_overhead(self.lm.get_decoder())
 
     @property
     def shares_prompts(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from grpo_lightning.models.checks import decoder_of, logit_scale_of, softcap_of
+from grpo_lightning.models.checks import output_head
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
 from grpo_lightning.speed.decoding_cache import decoding_cache, drop_rows
@@ -32,14 +32,13 @@ class DecodingModel:
 
     def __init__(self, policy: Policy) -> None:
         self.lm = policy.lm
-        self.body = decoder_of(self.lm)
+        self.body = self.lm.get_decoder()
         self.pad = policy.pad_token_id
         uses = policy.shortcuts.uses
         packs = uses(PackedWeights)
         self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
-        self._head = linear(self.lm.get_output_embeddings(), packs)
-        self._softcap = softcap_of(self.lm)
-        self._scale = logit_scale_of(self.lm)
+        self._head = output_head(self.lm)
+        self._product = linear(self.lm.get_output_embeddings(), packs)
         self.has_plain_cache = has_plain_cache(self.lm)
         self.joins_early = uses(EarlyJoins)
         self.shares_beginnings = uses(SharedBeginnings)
@@ -58,11 +57,8 @@ class DecodingModel:
         self._shortcuts.rule_out(GraphedDecoding, f"a step has failed ({reason})")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """``logits_RV`` of the output head, with the final softcap and the scale where the model has them."""
-        logits_RV = self._head(hidden_RD)
-        if self._softcap is not None:
-            logits_RV = self._softcap * torch.tanh(logits_RV / self._softcap)
-        return logits_RV if self._scale == 1 else logits_RV * self._scale
+        """``logits_RV`` of the output head."""
+        return self._head.logits(self._product(hidden_RD))
 
 
 class Decoder:
