@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -67,8 +66,11 @@ class UpdateStep:
             losses: see :data:`Losses`.
             metrics: what is logged is added here.
         """
+        strategy = self.trainer.strategy
         for part in parts:
-            with self._without_exchange(), self.policy.adding_gradients():
+            # Gradients are added up on each rank, and exchanged once, by `finish`.
+            alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+            with alone, self.policy.adding_gradients():
                 for loss in losses(part):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.backward(loss * self.trainer.world_size)
@@ -110,11 +112,6 @@ class UpdateStep:
             all(parameter.grad is None and parameter not in resting for parameter in side)
             for side in self.sides.values()
         )
-
-    def _without_exchange(self) -> AbstractContextManager[Any]:
-        """Backward passes inside add up the gradients of this rank and do not exchange them."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _clip(self) -> Tensor:
         """Clip the gradient of each side, and return the norms that they had before."""

@@ -22,6 +22,7 @@ from grpo_lightning.models.quantised import is_packed, stored_quantization, unqu
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
+from grpo_lightning.speed.caches import has_plain_cache
 from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers, uninstall
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
@@ -180,6 +181,11 @@ class Policy(nn.Module):
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
     @cached_property
+    def has_plain_cache(self) -> bool:
+        """See :func:`grpo_lightning.speed.caches.has_plain_cache`."""
+        return has_plain_cache(self.lm)
+
+    @cached_property
     def grammars(self) -> Grammars:
         """Grammars over the policy's tokens, for constrained rollouts.
 
@@ -196,7 +202,7 @@ class Policy(nn.Module):
         # Gradient checkpointing, which acts in train mode only, would drop the cache. (Dropout is 0 in any mode.)
         self.eval()
         try:
-            with torch.no_grad(), self.merge.applied(self.lm):
+            with torch.no_grad(), self.merge.applied(self.lm) if self.has_lora else nullcontext():
                 self.shortcuts.check_decoding(self.lm)
                 yield self.lm
         finally:
