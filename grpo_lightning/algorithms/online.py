@@ -20,9 +20,8 @@ from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
 from grpo_lightning.algorithms.rollout_loss import RolloutLoss
-from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, check_verifier_errors
 from grpo_lightning.algorithms.top_entropy import top_entropy_advantages
-from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import Aggregation, KLEstimator
 from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
