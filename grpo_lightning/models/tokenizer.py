@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import PolicyConfig, base_path
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
 

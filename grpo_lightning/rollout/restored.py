@@ -14,7 +14,8 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.dialogue import Dialogue
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.tokenizer import encode_prompt
-from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
+from grpo_lightning.rollout.batch import experience_of
+from grpo_lightning.rollout.experience import Experience, Recipe
 from grpo_lightning.rollout.records import TokenCharacters
 from grpo_lightning.rollout.splits import dialogue_of
 from grpo_lightning.stored import read_rollouts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from grpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from grpo_lightning.models.loading import PolicyConfig
+    from grpo_lightning.models.config import PolicyConfig
     from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 HELP = """\

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
 from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer

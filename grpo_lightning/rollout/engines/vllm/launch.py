@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.models.loading import PolicyConfig, load_architecture
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import load_architecture
 from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
 
 ROUND = 64
