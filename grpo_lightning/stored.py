@@ -1,4 +1,4 @@
-"""Read the rollouts that a run logged, without those of steps that were repeated after an interruption."""
+"""Read the files that runs have written: the rollouts, without those of repeated steps, and any JSONL."""
 
 from __future__ import annotations
 
@@ -27,6 +27,36 @@ def refuse_folder_of_runs(folder: Path, option: str) -> None:
     runs = sorted(config.parent for config in folder.glob("*/config.yaml"))
     if runs and not (folder / "config.yaml").exists():
         raise ConfigError(f"{option}: {folder} is a folder of runs: give one of them, such as {runs[-1]}")
+
+
+def read_jsonl(file: Path, drop_incomplete: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line that is not blank.
+
+    Args:
+        file: a JSONL file in UTF-8, with or without a byte order mark.
+        drop_incomplete: omit a last line without a line break, which an interrupted run leaves.
+
+    Raises:
+        ConfigError: a line is not JSON, or the file is not UTF-8 text.
+        OSError: the file cannot be read.
+    """
+    try:
+        # Not splitlines(): it also splits at characters that a JSON string may hold, such as U+2028.
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if drop_incomplete and not line.endswith("\n"):
+                    return
+                if line.strip():
+                    yield number, _parsed(line, f"line {number} of {file}")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}): convert it") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error})") from error
 
 
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -77,13 +107,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         for record in pyarrow.parquet.read_table(file).to_pylist():
             yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    record = json.loads(line)
-                    record["step"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
-                yield record
+        for number, record in read_jsonl(file, drop_incomplete=True):
+            try:
+                record["step"]
+            except (KeyError, TypeError) as error:
+                raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
+            yield record

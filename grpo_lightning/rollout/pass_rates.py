@@ -14,6 +14,7 @@ import torch.distributed as dist
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.events import RunCallback, StepEnd
 from grpo_lightning.rollout.sampling import row_seed
+from grpo_lightning.stored import read_jsonl
 from grpo_lightning.types import Attempt, Prompt
 
 FILE = "pass_rates.jsonl"
@@ -127,8 +128,7 @@ class PassRates:
         """
         key = "data.curriculum.init_args.pass_rates"
         try:
-            lines = Path(file).read_text("utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
+            rows = (row for _, row in read_jsonl(Path(file)))
             counts = {int(row["id"], 16): (int(row["passes"]), int(row["attempts"])) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(

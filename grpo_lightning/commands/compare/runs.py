@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.stored import read_rollouts
+from grpo_lightning.stored import read_jsonl, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
@@ -216,11 +216,10 @@ def read_test(folder: Path) -> TestResults | None:
     errors, alone = 0, False
     rewards: list[float] = []
     for file in sorted(test_folder.glob(TEST_RESULTS)):
-        for number, line in enumerate(file.read_text().splitlines(), start=1):
+        for number, record in read_jsonl(file):
             try:
-                record = json.loads(line)
                 key, solved = str(record["problem"]), record["correct"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise ConfigError(f"{file} line {number} is not a test result; run grpo test again") from error
             repeats = 0
             while (unique := f"{key}#{repeats}" if repeats else key) in correct:
