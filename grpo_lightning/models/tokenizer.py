@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning import hub
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, first_line
 from grpo_lightning.models.loading import PolicyConfig, base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
@@ -74,7 +74,7 @@ def plain_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedToke
         with hub.from_hub(path):
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, revision=revision))
     except (OSError, ValueError) as error:
-        reason = hub.first_line(error)
+        reason = first_line(error)
         if not Path(path).is_dir():
             raise ConfigError(f"{key}: {hub.why_not(path, reason)}") from error
         raise ConfigError(f"{key}: no tokenizer found in the folder {path} ({reason})") from error

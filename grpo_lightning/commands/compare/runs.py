@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, first_line
 from grpo_lightning.stored import read_jsonl, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
@@ -245,7 +245,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(path.read_text()) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path} cannot be read as a config: {first_line(error)}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
