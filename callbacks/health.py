@@ -116,9 +116,7 @@ class HealthCheck(RunCallback):
 
     def _show(self, when: str, experience: Experience, prompts: int | None = None) -> None:
         if self.examples:
-            size, attempts = experience.recipe.group_size, experience.first_attempts
-            groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-            text = example_text(groups[:prompts])
+            text = example_text(experience.groups[:prompts])
             if text is not None:
                 log.info("%s: %s", when, text)
 
@@ -203,15 +201,21 @@ class HealthCheck(RunCallback):
 
 
 def preflight(experience: Experience, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
-    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from."""
-    attempts, size, cap = experience.attempts, experience.recipe.group_size, experience.recipe.sampling.cap
-    lengths = sorted(len(attempt.completion.token_ids) for attempt in attempts)
-    cut = sum(attempt.is_truncated for attempt in attempts) / len(attempts)
-    prompts = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-    rewards = [attempt.reward for attempt in attempts if attempt.verdict.error is None]
-    errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
+    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from.
+
+    The turns of an episode are completions; its reward and its ending are those of the whole episode.
+    """
+    outcomes, cap = experience.outcomes, experience.recipe.sampling.cap
+    lengths = sorted(len(attempt.completion.token_ids) for attempt in experience.attempts)
+    cut = sum(outcome.is_truncated for outcome in outcomes) / len(outcomes)
+    prompts = experience.in_groups(outcomes)
+    rewards = [outcome.reward for outcome in outcomes if outcome.verdict.error is None]
+    errors = [outcome.verdict.error for outcome in outcomes if outcome.verdict.error is not None]
+    made, noun, broke = f"{len(lengths)} completions", "completions", "a verifier"
+    if experience.recipe.environment is not None:
+        made, noun, broke = f"{made} in {len(outcomes)} episodes", "episodes", "the environment or a verifier"
     if groups:
-        by_group = [{attempt.reward for attempt in group if attempt.verdict.error is None} for group in prompts]
+        by_group = [{outcome.reward for outcome in group if outcome.verdict.error is None} for group in prompts]
         signal = sum(len(distinct) > 1 for distinct in by_group)
         found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
     else:
@@ -224,7 +228,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(attempts)} completions of {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}: "
+            f"preflight: {made} of {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}: "
             f"{lengths[0]} to {lengths[-1]} tokens, "
             f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
             f"{cap}",
@@ -237,10 +241,10 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     if cut > truncated:
         cause = about_truncation(experience)
         also, advice = (f", and {silence}", None) if advice == cause else ("", advice)
-        lines.append((logging.WARNING, f"preflight: {cut:.0%} of the completions were truncated{also}: {cause}"))
+        lines.append((logging.WARNING, f"preflight: {cut:.0%} of the {noun} were truncated{also}: {cause}"))
     if errors:
-        lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
-    lines += _constant(attempts)
+        lines.append((logging.WARNING, f"preflight: {broke} broke on {len(errors)} {noun}, first: {errors[0]}"))
+    lines += _constant(experience.answers)
     if advice is not None:
         lines.append((logging.WARNING, f"preflight: {silence}: {advice}"))
     return lines
