@@ -193,13 +193,13 @@ class VRAMProfiler(RunCallback):
         lines = ["# Memory of a run that broke off", "", *self._table(), *self._lists()]
         if isinstance(exception, OutOfMemory):
             evaluated = self._evaluation()
-            exception.shapes = self._shapes(exception.phase, evaluated)
+            exception.shapes = self._shapes(evaluated)
             held = [f"Held when the memory did not suffice ({self._meter.now().allocated / GIB:.3f} GiB):"]
             lines += ["", str(exception), "", *held, *_tensor_table(self._biggest(max(self.biggest_tensors, 10)))]
         self._write("\n".join(lines))
         self._stop()
 
-    def _shapes(self, phase: str, evaluated: str | None) -> str:
+    def _shapes(self, evaluated: str | None) -> str:
         data = self._data
         if evaluated:
             return f"{evaluated}: {data.val_batch_size} prompts at a time, up to {data.val_sampling.cap} new tokens"
