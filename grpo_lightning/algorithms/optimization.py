@@ -62,8 +62,10 @@ class Optimization:
 
     @staticmethod
     def check(trainer: pl.Trainer) -> None:
-        """Raises:
-        ConfigError: a subclass's ``configure_optimizers`` returned what training steps cannot use.
+        """Check the optimizers and schedules of a run.
+
+        Raises:
+            ConfigError: a subclass's ``configure_optimizers`` returned what training steps cannot use.
         """
         name, schedulers = type(trainer.lightning_module).__name__, trainer.lr_scheduler_configs
         if len(trainer.optimizers) != 1 or len(schedulers) > 1:

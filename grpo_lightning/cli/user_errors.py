@@ -18,8 +18,10 @@ SEEDS = 2**32
 
 
 def check_seed(seed: Any) -> None:
-    """Raises:
-    ConfigError: no generator takes it.
+    """Check that random number generators take a seed.
+
+    Raises:
+        ConfigError: no generator takes it.
     """
     if seed is None:
         raise ConfigError("seed_everything: null is no seed: give a number, true for one at random, or false for none")

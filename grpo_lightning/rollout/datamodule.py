@@ -130,8 +130,10 @@ class RolloutDataModule(pl.LightningDataModule):
         check_options(self)
 
     def check_devices(self, devices: int) -> None:
-        """Raises:
-        ConfigError: a step has fewer prompts than there are devices.
+        """Check that every device has a prompt in each step.
+
+        Raises:
+            ConfigError: a step has fewer prompts than there are devices.
         """
         if self.prompts_per_step < devices:
             raise ConfigError(

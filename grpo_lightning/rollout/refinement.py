@@ -47,8 +47,10 @@ class RefinementConfig:
     val_feedback: Literal["format", "verdict", "none"] = "format"
 
     def validate(self, sampling_temperature: float) -> None:
-        """Raises:
-        ConfigError: one sentence with the first key that is out of its range.
+        """Check the options before anything is sampled.
+
+        Raises:
+            ConfigError: one sentence with the first key that is out of its range.
         """
         checks = {
             "budget": (self.budget >= 1, "at least 1"),

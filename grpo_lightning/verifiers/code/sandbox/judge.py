@@ -100,7 +100,12 @@ def serve(control: socket.socket) -> NoReturn:
 
 
 def _judge(link: Link, payload: int) -> None:
-    """Raises: Decided: the program is not right. TestsBroken: the row's tests can judge no program."""
+    """Run the program of a request under its tests and calls.
+
+    Raises:
+        Decided: the program is not right.
+        TestsBroken: the row's tests can judge no program.
+    """
     with open(payload, "rb") as file:
         request = json.load(file)
     entry_point = EntryPoint.read(request["entry_point"])
