@@ -211,7 +211,7 @@ def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
     if verdict.error is not None:
         yield _cell(f"error: {verdict.error}", 200)
     else:
-        yield "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
+        yield verdict.kind
         yield f"reward {attempt.reward:.2f}"
     if advantage is not None:
         yield f"advantage {advantage:+.2f}"

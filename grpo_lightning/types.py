@@ -129,6 +129,17 @@ class Explanation(NamedTuple):
     reason: str = ""
 
 
+VERDICT_KINDS = ("correct", "format only", "wrong", "error")
+"""Words for verdicts, as commands and callbacks show them."""
+
+
+def verdict_kind(correct: bool, format_valid: bool, error: str | None) -> str:
+    """Return the word for a verdict with these fields, of a :class:`Verdict` or of a stored rollout."""
+    if error is not None:
+        return "error"
+    return "correct" if correct else "format only" if format_valid else "wrong"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A verifier's judgement of one sample.
@@ -161,6 +172,11 @@ class Verdict:
     explanation: Explanation | None = field(default=None, compare=False)
     correct_but_truncated: bool = False
     reward_alone: bool = False
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`VERDICT_KINDS`."""
+        return verdict_kind(self.correct, self.format_valid, self.error)
 
     @property
     def correct_if_ended(self) -> bool:
