@@ -144,6 +144,11 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator:
     return [*tokenizer.encode(text, add_special_tokens=False), terminator]
 
 
+def without_end(completion_ids: list[int], terminators: Sequence[int]) -> list[int]:
+    """Token ids of a completion without the terminator, if it ends with one: the chat template writes its own."""
+    return completion_ids[:-1] if completion_ids[-1] in terminators else completion_ids
+
+
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The special tokens by their text: those with a role, such as EOS, and all others."""
     marked = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
