@@ -15,6 +15,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
 from grpo_lightning.rollout.events import ACCURACY, REWARD
+from grpo_lightning.stored import whole_file
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -40,11 +41,8 @@ class WholeFiles(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")
-        torch.save(checkpoint, part)
-        part.replace(file)
+        with whole_file(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 class RunCheckpoint(SavingCheckpoint, RunCallback):

@@ -15,6 +15,7 @@ from grpo_lightning.rollout import EvaluationBatch, RolloutDataModule, RunCallba
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.resumed import drop_rollouts
+from grpo_lightning.stored import whole_file
 
 from .tables import log_tables
 
@@ -188,7 +189,5 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
         record |= {name: json.dumps(record[name]) for name in _AS_JSON}
     table = pyarrow.Table.from_pylist(records, schema=pyarrow.schema(list(types.items())))
-    # Under another name first: a file that is there is whole.
-    unfinished = path.with_suffix(".part")
-    pyarrow.parquet.write_table(table, unfinished, compression="zstd")
-    unfinished.rename(path)
+    with whole_file(path) as part:
+        pyarrow.parquet.write_table(table, part, compression="zstd")

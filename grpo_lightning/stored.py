@@ -1,4 +1,4 @@
-"""Read the files that runs have written: the rollouts, without those of repeated steps, and any JSONL."""
+"""The files of runs: written whole, and read again: rollouts without those of repeated steps, and any JSONL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,15 @@ def refuse_folder_of_runs(folder: Path, option: str) -> None:
     runs = sorted(config.parent for config in folder.glob("*/config.yaml"))
     if runs and not (folder / "config.yaml").exists():
         raise ConfigError(f"{option}: {folder} is a folder of runs: give one of them, such as {runs[-1]}")
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give a path beside a file to write to, then rename it to the file: a file that is there is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    yield part
+    part.replace(file)
 
 
 def read_jsonl(file: Path, drop_incomplete: bool = False) -> Iterator[tuple[int, Any]]:

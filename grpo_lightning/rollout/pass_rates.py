@@ -14,7 +14,7 @@ import torch.distributed as dist
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.events import RunCallback, StepEnd
 from grpo_lightning.rollout.sampling import row_seed
-from grpo_lightning.stored import read_jsonl
+from grpo_lightning.stored import read_jsonl, whole_file
 from grpo_lightning.types import Attempt, Prompt
 
 FILE = "pass_rates.jsonl"
@@ -114,11 +114,10 @@ class PassRates:
                 }
 
     def write(self, file: Path) -> None:
-        """Write one JSON object per line, under another name first: a file that is there is whole."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")
-        part.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in self.records()), "utf-8")
-        part.replace(file)
+        """Write one JSON object per line."""
+        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in self.records())
+        with whole_file(file) as part:
+            part.write_text(text, "utf-8")
 
     def read(self, file: str) -> None:
         """Take the visits of a file that :meth:`write` made, in this run or another, as if made at step 0.
