@@ -69,6 +69,19 @@ def _parsed(line: str, where: str) -> Any:
         raise ConfigError(f"{where} is not JSON ({error})") from error
 
 
+def newest(run_dir: Path, stem: str, suffix: str) -> Path:
+    """Return ``config.yaml``, or for a resumed run the last of ``config-2.yaml``, ``config-3.yaml`` and so on.
+
+    Args:
+        run_dir: the run directory.
+        stem: ``config`` or ``environment``.
+        suffix: with its dot.
+    """
+    pattern = re.compile(rf"{stem}-(\d+){re.escape(suffix)}")
+    numbered = {int(match[1]): file for file in run_dir.glob("*") if (match := pattern.fullmatch(file.name))}
+    return numbered[max(numbered)] if numbered else run_dir / f"{stem}{suffix}"
+
+
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the records of a run's ``rollouts`` folder, one step after the other.
 

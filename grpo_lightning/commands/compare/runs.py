@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.errors import ConfigError, first_line
-from grpo_lightning.stored import read_jsonl, read_rollouts
+from grpo_lightning.stored import newest, read_jsonl, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
@@ -154,8 +154,8 @@ def read_run(folder: Path) -> Run:
             "not include a TensorBoardLogger"
         )
     return Run(
-        folder, _yaml(_newest(folder, "config", ".yaml")), curves,
-        _json(_newest(folder, "environment", ".json")), read_test(folder),
+        folder, _yaml(newest(folder, "config", ".yaml")), curves,
+        _json(newest(folder, "environment", ".json")), read_test(folder),
     )  # fmt: skip
 
 
@@ -233,12 +233,6 @@ def read_test(folder: Path) -> TestResults | None:
     checkpoint = _yaml(config).get("ckpt_path") if config.is_file() else None
     reward = sum(rewards) / len(rewards) if rewards else None
     return TestResults(correct, errors, str(checkpoint or "unknown"), alone, reward) if correct else None
-
-
-def _newest(folder: Path, stem: str, suffix: str) -> Path:
-    """Return ``config.yaml``, or for a resumed run the last of ``config-2.yaml``, ``config-3.yaml`` and so on."""
-    numbered = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{stem}-[0-9]*{suffix}")}
-    return numbered[max(numbered)] if numbered else folder / f"{stem}{suffix}"
 
 
 def _yaml(path: Path) -> dict[str, Any]:
