@@ -7,13 +7,13 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
 from grpo_lightning.algorithms.sharded import ShardedOptimizer
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout.ranks import world_size
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Optimization:
     def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
         try:
             optimizer: Optimizer
-            if self.shard and dist.is_initialized() and dist.get_world_size() > 1:
+            if self.shard and world_size() > 1:
                 optimizer = ShardedOptimizer(parameters, self.make_optimizer)
             else:
                 optimizer = self.make_optimizer(parameters)
