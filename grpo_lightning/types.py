@@ -153,8 +153,8 @@ class Verdict:
         feedback: one or two sentences for a second attempt. Never contains the gold answer.
         score: a separate reward, instead of one of the verifier's three values.
         error: why no judgement was possible; ``None`` when there was one.
-        abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
-            sample that no verifier has a say on is an error.
+        abstained: the verifier does not judge this sample, and nothing broke. Composites go by their other parts; a
+            sample on which all verifiers abstain is an error.
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
         explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
