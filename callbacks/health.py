@@ -12,7 +12,7 @@ import transformers
 
 from grpo_lightning.algorithms import PolicyModule, policy_module
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.rollout import EvaluationBatch, Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, Experience, RunCallback, StepEnd
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.types import Attempt
@@ -89,14 +89,11 @@ class HealthCheck(RunCallback):
         self._truncated_steps = 0
         self._silent_steps = 0
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = policy_module(pl_module, self)
-        prompts = min(4, self._data.prompts_per_step) if self.prompts is None else self.prompts
+        prompts = min(4, self.data_module.prompts_per_step) if self.prompts is None else self.prompts
         if prompts and module.samples_to_learn and trainer.global_step == 0:
-            experience = self._data.sample(prompts)
+            experience = self.data_module.sample(prompts)
             if trainer.is_global_zero:
                 for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
@@ -132,14 +129,14 @@ class HealthCheck(RunCallback):
         gap = total / max(tokens, 1)
         half = "16" in str(trainer.precision) or any(p.dtype.itemsize < 4 for p in module.policy.lm.parameters())
         # The precision of other engines is not known here.
-        in_process = isinstance(self._data.engine, InProcessEngine)
+        in_process = isinstance(self.data_module.engine, InProcessEngine)
         bound = self.max_sampler_gap or (HALF_GAP if half or not in_process else FLOAT32_GAP)
         if trainer.is_global_zero:
             log.info("preflight: sampling and training differ by %.2g nats per token", gap)
         if gap <= bound:
             return
         if not in_process:
-            engine = type(self._data.engine).__name__
+            engine = type(self.data_module.engine).__name__
             fix = f"set data.engine to InProcessEngine, or let {engine} sample from these weights in this precision"
         elif half:
             fix = "set trainer.precision to 32-true and model.policy.dtype to float32"

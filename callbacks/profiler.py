@@ -12,7 +12,7 @@ import torch
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError, OutOfMemory
-from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback
+from grpo_lightning.rollout import Experience, RunCallback
 
 from .memory import GIB, Memory, Meter, biggest_tensors, meter_of
 
@@ -75,9 +75,6 @@ class VRAMProfiler(RunCallback):
         self._meter: Meter
 
     # -- phases -----------------------------------------------------------------------------------------------------
-
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         module = policy_module(pl_module, self)
@@ -200,7 +197,7 @@ class VRAMProfiler(RunCallback):
         self._stop()
 
     def _shapes(self, evaluated: str | None) -> str:
-        data = self._data
+        data = self.data_module
         if evaluated:
             return f"{evaluated}: {data.val_batch_size} prompts at a time, up to {data.val_sampling.cap} new tokens"
         budget = self._module.max_tokens_per_microbatch

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.rollout import EvaluationBatch, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, RunCallback, StepEnd
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.resumed import drop_rollouts
@@ -78,13 +78,10 @@ class RolloutLogger(RunCallback):
         self._characters: TokenCharacters | None = None
         self._deleted = False
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._folder = self._shard = None
         if trainer.training and trainer.ckpt_path is not None and trainer.is_global_zero:
-            drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self._data.steps_done)
+            drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self.data_module.steps_done)
         tokenizer = policy_module(pl_module, self).policy.tokenizer
         self._characters = TokenCharacters(tokenizer) if self.tokens else None
 
