@@ -184,14 +184,14 @@ class VRAMProfiler(RunCallback):
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say what was being computed when the memory did not suffice, and what held it."""
+        """Say what was being computed when memory ran out, and what held it."""
         if not self._is_listening():
             return  # The run broke off before this was set up: nothing has been measured.
         lines = ["# Memory of a run that broke off", "", *self._table(), *self._lists()]
         if isinstance(exception, OutOfMemory):
             evaluated = self._evaluation()
             exception.shapes = self._shapes(evaluated)
-            held = [f"Held when the memory did not suffice ({self._meter.now().allocated / GIB:.3f} GiB):"]
+            held = [f"Held when memory ran out ({self._meter.now().allocated / GIB:.3f} GiB):"]
             lines += ["", str(exception), "", *held, *_tensor_table(self._biggest(max(self.biggest_tensors, 10)))]
         self._write("\n".join(lines))
         self._stop()

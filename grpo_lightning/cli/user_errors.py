@@ -24,7 +24,9 @@ def check_seed(seed: Any) -> None:
         ConfigError: no generator takes it.
     """
     if seed is None:
-        raise ConfigError("seed_everything: null is no seed: give a number, true for one at random, or false for none")
+        raise ConfigError(
+            "seed_everything: null is not a seed: give a number, true for one at random, or false for none"
+        )
     if not 0 <= seed < SEEDS:
         raise ConfigError(f"seed_everything: must be from 0 to {SEEDS - 1}, not {seed}")
 

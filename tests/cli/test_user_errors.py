@@ -97,7 +97,7 @@ def test_what_lightning_takes_in_yaml_is_taken_or_answered(tmp_path: Path, capsy
     trainer = parse([*QUICKSTART, "--config", str(config), *few(tmp_path)]).trainer
     assert "EarlyStopping" in [type(one).__name__ for one in trainer.callbacks]
     config.write_text("seed_everything: null")
-    text = "seed_everything: null is no seed: give a number, true for one at random, or false for none"
+    text = "seed_everything: null is not a seed: give a number, true for one at random, or false for none"
     assert error_of(capsys, *QUICKSTART, "--config", config, *few(tmp_path)) == text
 
 

@@ -188,7 +188,7 @@ class NumbersAsClip(Right):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (MeanOfTheBatch, "MeanOfTheBatch: its loss of a completion is another one beside other completions"),
+        (MeanOfTheBatch, "MeanOfTheBatch: its loss for a completion changes with the other completions in the"),
         (DividedByTheWidth, "DividedByTheWidth: its loss of a completion is another one"),
         (Flowing, "Flowing: its loss of a completion is another one"),
         (Constant, "Constant: its loss has no gradient"),

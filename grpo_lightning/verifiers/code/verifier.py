@@ -120,7 +120,7 @@ class CodeVerifier(Verifier):
         """Start the sandbox and let a canary try it, which the first program does otherwise.
 
         Raises:
-            SandboxUnavailable: the level asked for is not to be had here, or does not hold.
+            SandboxUnavailable: the level asked for is not available here, or does not hold.
         """
         self._pool.start()
 
@@ -141,7 +141,7 @@ class CodeVerifier(Verifier):
 
         Raises:
             ValueError: the row has no tests, or unusable ones, or the program hung.
-            SandboxUnavailable: the level asked for is not to be had here, or does not hold.
+            SandboxUnavailable: the level asked for is not available here, or does not hold.
             RuntimeError: the sandbox broke.
         """
         row = read_row(sample.metadata)

@@ -91,7 +91,7 @@ class ReasoningGymVerifier(Verifier):
         """Start the sandbox, which the first answer does otherwise.
 
         Raises:
-            SandboxUnavailable: the level is not to be had here, or does not hold.
+            SandboxUnavailable: the level is not available here, or does not hold.
         """
         _worker(self.sandbox).start()
 
@@ -103,7 +103,7 @@ class ReasoningGymVerifier(Verifier):
         """Judge one completion.
 
         Raises:
-            SandboxUnavailable: the level is not to be had here, or does not hold.
+            SandboxUnavailable: the level is not available here, or does not hold.
             RuntimeError: the scoring process broke, or the scorer lacks a package.
         """
         answer, problem = self._read(sample)
