@@ -127,9 +127,9 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             self.save_as_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing.
+        """Save ``last.ckpt`` on interruption, so that ``--ckpt_path last`` loses nothing.
 
-        A step that broke off after its first update is not saved: its weights have learned from rollouts that a
+        A step that was interrupted after its first update is not saved: its weights have learned from rollouts that a
         resumed run would learn from again. The checkpoint before it stays the last.
         """
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step == 0:

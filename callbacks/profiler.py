@@ -244,7 +244,7 @@ class VRAMProfiler(RunCallback):
         return biggest_tensors(count, self._device, names)
 
     def _write(self, text: str) -> Path | None:
-        """Into the run dir, one file a process; a resumed run's goes beside the first."""
+        """Write a file into the run dir, one per process. A resumed run keeps the files of earlier starts."""
         if getattr(self._trainer, "fast_dev_run", False):
             return None
         folder = Path(self._trainer.default_root_dir)

@@ -107,7 +107,7 @@ class LookAhead:
         return {"ranks": ranks}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds, unless another number of processes wrote it."""
+        """Load what a checkpoint holds, unless another number of processes wrote it."""
         ranks = state["ranks"]
         if len(ranks) == world_size() and all(mine is not None for mine in ranks):
             self._restored = ranks[rank()]

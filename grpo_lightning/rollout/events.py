@@ -53,7 +53,7 @@ class EvaluationEnd:
 
     @property
     def result(self) -> tuple[str, Interval] | None:
-        """What the evaluation is about, by name: the accuracy, or else the mean reward."""
+        """The result to show, with its name: the accuracy, or the mean reward where there is none."""
         if self.accuracy is not None:
             return "accuracy", self.accuracy
         return None if self.reward is None else ("mean reward", self.reward)

@@ -94,7 +94,7 @@ class PassRates:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up a :meth:`state`; of prompts that are still rows."""
+        """Load a :meth:`state`, for prompts that are still rows."""
         columns = (state[name].tolist() for name in ("id", "passes", "attempts", "step"))
         for prompt, passes, attempts, step in zip(*columns, strict=True):
             self.see({prompt: (passes, attempts)}, step)
