@@ -48,7 +48,7 @@ class Optimization:
         self._rates = _initial_rates(optimizer, scheduler)
         return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def take_up(self, trainer: pl.Trainer, parameters: Any) -> None:
+    def apply_configured_rates(self, trainer: pl.Trainer, parameters: Any) -> None:
         """Give the restored optimizer and schedule of a resumed run the configured learning rates, if they differ.
 
         Nothing where a subclass's ``configure_optimizers`` made them itself.
@@ -58,7 +58,7 @@ class Optimization:
         (optimizer,), schedulers = trainer.optimizers, trainer.lr_scheduler_configs
         scheduler: Any = schedulers[0].scheduler if schedulers else None
         if _initial_rates(optimizer, scheduler) != self._rates:
-            _take_up(optimizer, scheduler, *self._make(parameters))
+            _apply_rates(optimizer, scheduler, *self._make(parameters))
 
     @staticmethod
     def check(trainer: pl.Trainer) -> None:
@@ -106,7 +106,7 @@ def _refuse_waiting(scheduler: Any, place: str) -> None:
         )
 
 
-def _take_up(
+def _apply_rates(
     optimizer: Optimizer, scheduler: LRScheduler | None, configured: Optimizer, schedule: LRScheduler | None
 ) -> None:
     """Give a restored optimizer and its schedule the configured learning rates.
