@@ -16,13 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import MeasuredModule, StepMetrics
-from grpo_lightning.algorithms.nonfinite import SkippedSteps
 from grpo_lightning.algorithms.optimization import Optimization
 from grpo_lightning.algorithms.options import check_options
 from grpo_lightning.algorithms.passes import Passes
 from grpo_lightning.algorithms.supported import refuse_unsupported
 from grpo_lightning.algorithms.totals import Totals
-from grpo_lightning.algorithms.update import Losses, UpdateStep
+from grpo_lightning.algorithms.update import Losses, SkippedSteps, UpdateStep
 from grpo_lightning.curves import CURVES
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import set_logged_step

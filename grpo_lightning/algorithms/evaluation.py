@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torchmetrics import MeanMetric, SumMetric
 
-from grpo_lightning.algorithms.metrics import widest
-from grpo_lightning.algorithms.ranks import RankedModule
+from grpo_lightning.algorithms.metrics import RankedModule, widest
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.intervals import normal, wilson

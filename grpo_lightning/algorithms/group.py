@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, Unscaled, named_advantage
+from grpo_lightning.advantages import Advantage, AdvantageName, RewardMoments, named_advantage
 from grpo_lightning.algorithms.credit import groups_of
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective
+from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective, unscaled_advantages
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Experience
 from grpo_lightning.speed.shared_prompt import PredictingStates
@@ -72,15 +72,18 @@ class GroupModule(OnlineModule, ABC):
     def group_advantages(self, experience: Experience, metrics: StepMetrics) -> Tensor:
         """Advantages within the groups, ``[N]``. A distilled attempt joins its group, which then takes no std."""
         scored_N, groups = experience.scored_N, groups_of(experience, self.episode_credit)
-        rewards_BG = groups.table(self.credited(experience))
+        credited_N = self.credited(experience)
+        rewards_BG = groups.table(credited_N)
         separate_BG = {
             name: groups.table(self.credited(experience, experience.rewards_by_name(name)))
             for name in self.advantage.rewards_taken(self.reward_names)
         }
         scores_BG = self.advantage.checked_scores(rewards_BG, separate_BG)
-        first_N = (groups.rows(scores_BG) if separate_BG else self._own_rewards(experience))[: experience.first]
+        # Rewards without what refinement credits; of an episode's first turn, its credit.
+        own_N = experience.reward_N if experience.recipe.environment is None else credited_N
+        first_N = (groups.rows(scores_BG) if separate_BG else own_N)[: experience.first]
         moments = RewardMoments(*self.all_ranks_moments(first_N[~first_N.isnan()]))
-        centred_N = groups.rows(Unscaled()(rewards_BG, moments))
+        centred_N = groups.rows(unscaled_advantages(rewards_BG))
         joined_BG = groups.table((experience.distilled_N & scored_N).float()) > 0
         joined_N = groups.rows(joined_BG.any(1, keepdim=True).expand_as(joined_BG))
         advantages_N = torch.where(joined_N, centred_N, groups.rows(self.advantage(scores_BG, moments)))
@@ -91,10 +94,6 @@ class GroupModule(OnlineModule, ABC):
         metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         return advantages_N
-
-    def _own_rewards(self, experience: Experience) -> Tensor:
-        """``[N]``: rewards without what refinement credits; of an episode's first turn, its credit."""
-        return experience.reward_N if experience.recipe.environment is None else self.credited(experience)
 
     def token_losses(
         self,

@@ -20,9 +20,8 @@ from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
 from grpo_lightning.algorithms.rollout_loss import RolloutLoss
-from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts, check_verifier_errors
 from grpo_lightning.algorithms.top_entropy import top_entropy_advantages
-from grpo_lightning.algorithms.verifier_errors import check_verifier_errors
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import Aggregation, KLEstimator
 from grpo_lightning.objectives import Objective, ObjectiveName, RatioLevel, ShortForm, check_objective
@@ -291,11 +290,18 @@ class OnlineModule(PolicyModule, ABC):
         seed = row_seed(experience.recipe.seed, "minibatches", self.global_step)
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(self.updates_per_rollout):
-            rows = len(experience)
-            order_N = torch.randperm(rows, generator=generator) if minibatches > 1 else torch.arange(rows)
+            count = len(experience)
+            order_N = torch.randperm(count, generator=generator) if minibatches > 1 else torch.arange(count)
             for number, rows_N in enumerate(torch.tensor_split(order_N.to(self.device), minibatches)):
                 is_first = epoch == 0 and number == 0
-                self._optimizer_step(experience, rows_N, metrics, is_first)
+                counted = self.rollout_loss.counted(experience, rows_N, self, is_first)
+                passed = rows_N[self.rows_to_learn(counted)[rows_N]]
+                learned, rows = rows_N[experience.learned_N[rows_N]], experience.tokens
+                self.count_trained(metrics, rows.lengths_N[learned], rows.completion_lengths_N[learned])
+                losses = partial(self.losses, counted, metrics=metrics)
+                attempts = [experience.attempts[row] for row in learned.tolist()]
+                # What `targets` has propagated back belongs to the first step.
+                self.optimizer_step_on(rows, passed, losses, metrics, attempts, keep_gradients=is_first)
             if self.target_kl is not None:
                 measured = self.passes.update_kl(experience)
                 # Over all ranks, so that all of them decide alike.
@@ -304,16 +310,6 @@ class OnlineModule(PolicyModule, ABC):
                     break
         metrics.add("policy/epochs", epoch + 1, 1)
         return measured
-
-    def _optimizer_step(self, experience: Experience, rows_N: Tensor, metrics: StepMetrics, is_first: bool) -> None:
-        experience = self.rollout_loss.counted(experience, rows_N, self, is_first)
-        learned, passed = rows_N[experience.learned_N[rows_N]], rows_N[self.rows_to_learn(experience)[rows_N]]
-        tokens = experience.tokens
-        self.count_trained(metrics, tokens.lengths_N[learned], tokens.completion_lengths_N[learned])
-        losses = partial(self.losses, experience, metrics=metrics)
-        attempts = [experience.attempts[row] for row in learned.tolist()]
-        # What `targets` has propagated back belongs to the first step.
-        self.optimizer_step_on(tokens, passed, losses, metrics, attempts, keep_gradients=is_first)
 
     def rows_to_learn(self, experience: Experience) -> Tensor:
         """True for the rows whose :meth:`losses` an optimizer step needs; ``experience.is_first_step`` tells which."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms.correction import SamplerCorrection
-from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.metrics import RankedModule, StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
-from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.functional import Aggregation, aggregate, kl_divergence
 from grpo_lightning.objectives import Objective, PolicyLossTerms
 from grpo_lightning.rollout.experience import Experience

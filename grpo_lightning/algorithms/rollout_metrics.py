@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.metrics import RankedModule, StepMetrics
+from grpo_lightning.errors import RunError
 from grpo_lightning.functional import masked_std
 from grpo_lightning.rollout.experience import Ahead, Experience
 from grpo_lightning.rollout.resampling import is_silent
@@ -22,6 +23,10 @@ ROLLOUT_MEANS = (
     "policy/rollout_age", "throughput/learner_waits", "throughput/engine_waits",
 )  # fmt: skip
 ROLLOUT_MAXIMA = ("completion/length_max",)
+
+
+class VerifierError(RunError):
+    """A verifier broke on too many completions of one step."""
 
 
 def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Sequence[str]) -> None:
@@ -102,3 +107,20 @@ def add_truncation(experience: Experience, metrics: StepMetrics) -> None:
     for attempt in experience.attempts if experience.recipe.environment is not None else experience.sampled:
         drawn, whole = attempt.completion.sampling_logprobs, attempt.completion.logprobs
         metrics.add("policy/truncation_gap", sum(drawn) - sum(whole), len(drawn))
+
+
+def check_verifier_errors(experience: Experience, ranks: RankedModule, max_error_rate: float) -> None:
+    """Stop a run whose verifiers break. Every rank must call it.
+
+    Raises:
+        VerifierError: over all ranks, more attempts than ``max_error_rate`` allows have no verdict.
+    """
+    judged = [*experience.attempts, *experience.replaced]
+    errors = [attempt.verdict.error for attempt in judged if attempt.verdict.error is not None]
+    broken, attempts = ranks.all_ranks_sum(len(errors), len(judged))
+    if broken > max_error_rate * attempts:
+        breaks = "a verifier" if experience.recipe.environment is None else "the environment or a verifier"
+        raise VerifierError(
+            f"{breaks} broke on {broken:.0f} of {attempts:.0f} completions, more than model.max_error_rate="
+            f"{max_error_rate} allows; the last error on this rank: {errors[-1] if errors else 'none'}"
+        )

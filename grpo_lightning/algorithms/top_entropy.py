@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from grpo_lightning.algorithms.metrics import RankedModule
 from grpo_lightning.algorithms.passes import Passes
-from grpo_lightning.algorithms.ranks import RankedModule
 from grpo_lightning.functional import length_mask
 from grpo_lightning.rollout.experience import Experience
 

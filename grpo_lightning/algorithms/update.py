@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,15 +19,61 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
-from grpo_lightning.algorithms.nonfinite import SkippedSteps
+from grpo_lightning.errors import RunError
 from grpo_lightning.models.policy import Policy
+from grpo_lightning.rollout.records import record
 from grpo_lightning.types import Attempt
+
+log = logging.getLogger(__name__)
 
 Losses = Callable[[Microbatch], Iterator[Tensor]]
 """Yields a micro-batch's shares of the losses of the whole step.
 
 Each is propagated back before the next one is requested: the activations of two models need not be in memory together.
 """
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradient was not finite in the updates of two consecutive training steps."""
+
+
+class SkippedSteps:
+    """Counts skipped optimizer steps. One bad rollout may spoil every update made on it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: int | None = None
+
+    def step_succeeded(self) -> None:
+        """An optimizer step was made."""
+        self._last = None
+
+    def skip(self, norm: float, step: int, attempts: Sequence[Attempt], file: Path) -> None:
+        """An optimizer step was skipped.
+
+        Args:
+            norm: the norm of the gradient.
+            step: number of the training step that the optimizer step belongs to.
+            attempts: what was learned from, written down for inspection; may be empty.
+            file: where to write them; the number of skipped steps and a suffix are added to its name.
+
+        Raises:
+            NonFiniteError: this happened in the training step before, too, so it is not an accident.
+        """
+        self.count += 1
+        where = ""
+        if attempts:
+            file = file.with_name(f"{file.name}-{self.count}.jsonl")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(record(attempt)) + "\n" for attempt in attempts))
+            where = f" (its rollouts are in {file})"
+        log.warning("the gradient's norm is %s: the step is skipped%s", norm, where)
+        if self._last not in (None, step):
+            raise NonFiniteError(
+                f"the gradient was not finite in two consecutive training steps{where}: lower the learning rate, or "
+                "look for a completion with an extreme log-prob there"
+            )
+        self._last = step
 
 
 @dataclass(frozen=True)
@@ -67,8 +114,11 @@ class UpdateStep:
             losses: see :data:`Losses`.
             metrics: what is logged is added here.
         """
+        strategy = self.trainer.strategy
         for part in parts:
-            with self._without_exchange(), self.policy.adding_gradients():
+            # Gradients are added up on each rank, and exchanged once, by `finish`.
+            alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+            with alone, self.policy.adding_gradients():
                 for loss in losses(part):
                     # Strategies average gradients over ranks, and the loss has been divided by the count of all.
                     self.backward(loss * self.trainer.world_size)
@@ -110,11 +160,6 @@ class UpdateStep:
             all(parameter.grad is None and parameter not in resting for parameter in side)
             for side in self.sides.values()
         )
-
-    def _without_exchange(self) -> AbstractContextManager[Any]:
-        """Backward passes inside add up the gradients of this rank and do not exchange them."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _clip(self) -> Tensor:
         """Clip the gradient of each side, and return the norms that they had before."""

@@ -40,6 +40,12 @@ class OutputHead(NamedTuple):
     temperature: float = 1.0
     softcap: float | None = None
 
+    def logits(self, products_RV: Tensor) -> Tensor:
+        """The logits, from ``W h + b``."""
+        if self.softcap is not None:
+            products_RV = self.softcap * torch.tanh(products_RV / self.softcap)
+        return products_RV if self.temperature == 1 else products_RV / self.temperature
+
     def first(self, tokens: int) -> OutputHead:
         """The head of the first tokens of the vocabulary."""
         if tokens == len(self.weight_VD):

@@ -181,6 +181,8 @@ def _keeping_trained(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The parameters of one adapter; none if the model does not have it."""
+    if name not in getattr(model, "peft_config", {}):
+        return []
     return [p for path, p in model.named_parameters() if re.search(rf"\.lora_\w+\.{name}(\.|$)", path)]
 
 

@@ -23,30 +23,13 @@ def causal_lm_of(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model)
 
 
-def decoder_of(lm: PreTrainedModel) -> nn.Module:
-    """The language model without its output head."""
-    return cast(nn.Module, lm.get_decoder())
-
-
-def softcap_of(lm: PreTrainedModel) -> float | None:
-    """The final softcap of the logits, or ``None``."""
-    return getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-
-
-def logit_scale_of(lm: PreTrainedModel) -> float:
-    """What the logits are multiplied by, after the softcap: 1 for most models.
-
-    Granite divides by ``logits_scaling``, Cohere multiplies by ``logit_scale``.
-    """
-    config = lm.config.get_text_config()
-    return float(getattr(config, "logit_scale", 1.0) or 1.0) / float(getattr(config, "logits_scaling", 1.0) or 1.0)
-
-
 def output_head(lm: PreTrainedModel, temperature: float = 1.0) -> OutputHead:
     """What turns the hidden states of a model into logits over the sampling temperature; 0 (greedy) counts as 1."""
-    head = lm.get_output_embeddings()
-    bias_V = getattr(head, "bias", None)
-    return OutputHead(head.weight, bias_V, (temperature or 1.0) / logit_scale_of(lm), softcap_of(lm))
+    head, config = lm.get_output_embeddings(), lm.config.get_text_config()
+    # Granite divides its logits, after a softcap; Cohere multiplies them.
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(head.weight, getattr(head, "bias", None), (temperature or 1.0) / scale, softcap)
 
 
 def can_share_prompts(model: nn.Module, name: str) -> bool:
@@ -93,12 +76,9 @@ def check_model(lm: PreTrainedModel, path: str, key: str = "model.policy.path") 
     ids = torch.tensor([[0, 1, 2]], device=lm.device) % head.weight.shape[0]
     with torch.no_grad():
         logits = lm(input_ids=ids, use_cache=False).logits.float()
-        body = decoder_of(lm)
-        own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+        body = cast(nn.Module, lm.get_decoder())
+        own = output_head(lm).logits(head(body(input_ids=ids, use_cache=False).last_hidden_state).float())
         cached = body(input_ids=ids, use_cache=True)
-        if cap := softcap_of(lm):
-            own = cap * torch.tanh(own / cap)
-        own *= logit_scale_of(lm)
     if not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
         raise ConfigError(
             f"{key}: {path} ({type(lm).__name__}) changes its logits after the output "

@@ -30,7 +30,7 @@ class AdapterMerge:
 
     @contextmanager
     def applied(self, lm: nn.Module) -> Iterator[None]:
-        """Inside, the adapter is in the weights, except for 4-bit ones. Nothing happens to a model without one."""
+        """Inside, the adapter is in the weights, except for 4-bit ones."""
         layers = {
             name: layer
             for name, layer in lm.named_modules()

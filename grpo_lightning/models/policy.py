@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off, note_base
-from grpo_lightning.models.checks import causal_lm_of, check_model, decoder_of, output_head
+from grpo_lightning.models.checks import causal_lm_of, check_model, output_head
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.merging import AdapterMerge, merged_weights
 from grpo_lightning.models.quantised import is_packed, stored_quantization, unquantised
 from grpo_lightning.models.reference import make_reference
 from grpo_lightning.models.tokenizer import terminators, tokenizer_of
 from grpo_lightning.models.weightless import is_weightless
+from grpo_lightning.speed.caches import has_plain_cache
 from grpo_lightning.speed.compiled import NOT_ASKED_FOR, CompiledLayers, uninstall
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.recompute import RecomputedActivations, recompute_in_backward
@@ -123,7 +124,7 @@ class Policy(nn.Module):
         """
         with self.reference.model() if reference else nullcontext(self.lm) as lm:
             with self.recomputing(lm):
-                states = predicting_states(decoder_of(lm), tokens)
+                states = predicting_states(lm.get_decoder(), tokens)
             if on_states is not None:
                 on_states(states)
             head = output_head(lm, temperature)
@@ -148,7 +149,7 @@ class Policy(nn.Module):
     @property
     def pass_overhead(self) -> int:
         """See :func:`grpo_lightning.speed.passes.pass_overhead`."""
-        return pass_overhead(decoder_of(self.lm))
+        return pass_overhead(self.lm.get_decoder())
 
     @property
     def shares_prompts(self) -> bool:
@@ -180,6 +181,11 @@ class Policy(nn.Module):
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
     @cached_property
+    def has_plain_cache(self) -> bool:
+        """See :func:`grpo_lightning.speed.caches.has_plain_cache`."""
+        return has_plain_cache(self.lm)
+
+    @cached_property
     def grammars(self) -> Grammars:
         """Grammars over the policy's tokens, for constrained rollouts.
 
@@ -196,7 +202,7 @@ class Policy(nn.Module):
         # Gradient checkpointing, which acts in train mode only, would drop the cache. (Dropout is 0 in any mode.)
         self.eval()
         try:
-            with torch.no_grad(), self.merge.applied(self.lm):
+            with torch.no_grad(), self.merge.applied(self.lm) if self.has_lora else nullcontext():
                 self.shortcuts.check_decoding(self.lm)
                 yield self.lm
         finally:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import OutputHead, token_logprobs
-from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, check_model, decoder_of, output_head
+from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, check_model, output_head
 from grpo_lightning.models.loading import PolicyConfig, base_path, load_frozen
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
@@ -92,7 +92,7 @@ class Teacher(nn.Module, ABC):
     def states(self, tokens: TokenRows) -> PredictingStates:
         """The hidden states that predict the completion tokens of some rows."""
         with torch.no_grad(), self.model() as lm:
-            return predicting_states(decoder_of(lm), tokens)
+            return predicting_states(lm.get_decoder(), tokens)
 
     def head(self, temperature: float) -> OutputHead:
         """What turns these states into logits over the sampling temperature, of the policy's vocabulary."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.adapters import VALUE, add_adapter
-from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, decoder_of
+from grpo_lightning.models.checks import can_share_prompts, causal_lm_of
 from grpo_lightning.models.loading import PolicyConfig, load_model
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.speed.shared_prompt import PredictingStates, predicting_states
@@ -99,7 +99,7 @@ class Critic(nn.Module):
             ``values_NT``, float32, 0 after each row's last token.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_trunk), self._policy[0].recomputing(lm):
-            states = predicting_states(decoder_of(lm), tokens)
+            states = predicting_states(lm.get_decoder(), tokens)
         return self.values(states, tokens)
 
     def values(self, states: PredictingStates, tokens: TokenRows) -> Tensor:

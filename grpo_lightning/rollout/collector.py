@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from grpo_lightning.constraints.base import Constraint
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.attempts import Attempts, Follower
@@ -17,7 +18,7 @@ from grpo_lightning.rollout.episodes import Episodes
 from grpo_lightning.rollout.experience import Experience, experience_of
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import PromptBatch
-from grpo_lightning.rollout.replacing import Replacing, group_turns
+from grpo_lightning.rollout.replacing import Replacing
 from grpo_lightning.rollout.rounds import Rounds
 from grpo_lightning.rollout.scoring import Scoring, all_reward_names
 
@@ -52,8 +53,7 @@ class Collector:
         recipe, policy = prompts.recipe, self.learner.policy
         if recipe.environment is not None:
             return self._episodes(prompts, recipe.environment)
-        places = range(len(prompts.prompts))
-        firsts = [turn for place in places for turn in group_turns(prompts, place, policy.tokenizer)]
+        firsts = [turn for place in range(len(prompts.prompts)) for turn in prompts.turns(place, policy.tokenizer)]
         refinement = recipe.refinement
         rounds = None if refinement is None else Rounds(refinement, policy, len(firsts), recipe.group_size)
         in_training = rounds if recipe.purpose == "train" else None
@@ -65,13 +65,11 @@ class Collector:
             self._sample(made, 1)
         replaced = [] if replacing is None else replacing.replaced(made)
         experience = experience_of(made.settled(), recipe, made.seconds, policy.pad_token_id, policy.device, replaced)
-        return self._with_allowed(experience) if recipe.purpose == "train" else experience
+        constraint = recipe.sampling.constraint if recipe.purpose == "train" else None
+        return experience if constraint is None else self._with_allowed(experience, constraint)
 
-    def _with_allowed(self, experience: Experience) -> Experience:
+    def _with_allowed(self, experience: Experience, constraint: Constraint) -> Experience:
         """The experience with the tokens that its constraint allowed, found anew from the completions."""
-        constraint = experience.recipe.sampling.constraint
-        if constraint is None:
-            return experience
         policy, phases = self.learner.policy, self.phases or self.learner.phases
         with phases("rollout", policy.device) as replay:
             completions = [

@@ -133,7 +133,12 @@ class TrainLoader:
                 self._drawn = step, self._draw(step, size * (1 + rounds))
             rows = list(islice(cycle(self._drawn[1]), size * (1 + rounds)))
             return [rows[start : start + size] for start in range(0, len(rows), size)]
-        rows_of_round = [[self._row(step * size + place) for place in range(size)]]
+        rows_of_round: list[list[int]] = [[]]
+        for place in range(step * size, (step + 1) * size):
+            number, within = divmod(place, len(self.prompts))
+            if self._pass is None or self._pass[0] != number:
+                self._pass = number, self._order(number)
+            rows_of_round[0].append(self._pass[1][within])
         if rounds:
             order = self._shuffled(len(self.prompts), "replacements", step)
             tasks = [self.prompts.rows[row][0].task for row in rows_of_round[0]]
@@ -145,12 +150,6 @@ class TrainLoader:
         """Rows of a task without end, in an order: first those that are not taken."""
         own = [row for row in order if self.prompts.rows[row][0].task == task]
         return chain((row for row in own if row not in taken), cycle(own))
-
-    def _row(self, place: int) -> int:
-        number, within = divmod(place, len(self.prompts))
-        if self._pass is None or self._pass[0] != number:
-            self._pass = number, self._order(number)
-        return self._pass[1][within]
 
     def _order(self, number: int) -> list[int]:
         """The rows of a pass, as many as there are; those of the tasks of a mixture by weight."""

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import encode_prompt
+from grpo_lightning.models.tokenizer import encode_prompt, prompt_end
 from grpo_lightning.rollout.experience import Recipe
-from grpo_lightning.types import Prompt
+from grpo_lightning.types import Prompt, Turn
 from grpo_lightning.verifiers.base import Verifier
 
 
@@ -33,6 +33,12 @@ class PromptBatch:
     keys: list[str]
     recipe: Recipe
     replacements: Sequence[PromptBatch] = ()
+
+    def turns(self, place: int, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
+        """The first attempts at one of the prompts."""
+        prompt, ids, key = self.prompts[place], self.prompt_ids[place], self.keys[place]
+        end = prompt_end(tokenizer, ids)
+        return [Turn(prompt, ids, end, f"{key}/{member}", key) for member in range(self.recipe.group_size)]
 
     def to(self, device: torch.device) -> PromptBatch:
         """Nothing to move: Lightning asks every batch."""

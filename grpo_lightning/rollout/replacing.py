@@ -6,18 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.models.tokenizer import prompt_end
 from grpo_lightning.rollout.attempts import Attempts, Follower
 from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.resampling import Places
 from grpo_lightning.types import Attempt, Turn
-
-
-def group_turns(prompts: PromptBatch, place: int, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
-    """The first attempts at one of the prompts."""
-    prompt, ids, key = prompts.prompts[place], prompts.prompt_ids[place], prompts.keys[place]
-    end = prompt_end(tokenizer, ids)
-    return [Turn(prompt, ids, end, f"{key}/{member}", key) for member in range(prompts.recipe.group_size)]
 
 
 class Replacing(Follower):
@@ -46,7 +38,7 @@ class Replacing(Follower):
         count, turns = len(made.turns), list[Turn]()
         for place, number in self.places.silent(made.attempts):
             start = count + len(turns)
-            turns += group_turns(self.prompts.replacements[number - 1], place, self.tokenizer)
+            turns += self.prompts.replacements[number - 1].turns(place, self.tokenizer)
             self.places.replace(place, number, range(start, count + len(turns)))
         return turns
 

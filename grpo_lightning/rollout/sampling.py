@@ -138,7 +138,7 @@ def draw(
         logits_NV = logits_NV / temperature_N[:, None]
     elif params.temperature != 1:
         logits_NV = logits_NV / params.temperature
-    probs_NV = _truncate(logits_NV, params).softmax(-1)
+    probs_NV = (_truncate(logits_NV, params) if params.truncates else logits_NV).softmax(-1)
     cumulative_NV = probs_NV.cumsum(-1)
     # Strictly below the total in float32, or the search would run past the last token that has any weight.
     targets_N1 = (uniforms_N.clamp(max=1 - 2**-22) * cumulative_NV[:, -1])[:, None]

@@ -29,10 +29,10 @@ class Scoring:
 
     def __init__(self, verifiers: Mapping[str, Verifier], turns: list[Turn]) -> None:
         self.verifiers = verifiers
+        self.parts = part_curves(verifiers)
         self.turns = turns
         self._threads = {name: ThreadPoolExecutor(1) for name, verifier in verifiers.items() if verifier.slow}
         self._running: dict[str, list[tuple[list[int], Future[Judged]]]] = {name: [] for name in self._threads}
-        self._parts = part_curves(verifiers)
         self.any_slow = bool(self._threads)
         """Whether any verifier needs completions as they finish."""
 
@@ -59,10 +59,22 @@ class Scoring:
             name: self._collect(name, rows) if name in self._threads else rewarded(verifier, samples)
             for name, verifier in self.verifiers.items()
         }
-        return [
-            _attempt(self.turns[row], completion, {name: col[i] for name, col in columns.items()}, self._parts)
-            for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
-        ]
+        attempts = []
+        for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+            judged = {name: column[i] for name, column in columns.items()}
+            rewards = {name: reward for name, (_, reward) in judged.items()}
+            rewards |= {curve: judged[name][0].parts.get(part, math.nan) for curve, (name, part) in self.parts.items()}
+            verdict, reward = combine(judged)
+            attempts.append(
+                Attempt(
+                    **vars(self.turns[row]),
+                    completion=completion,
+                    verdict=verdict,
+                    reward=reward,
+                    rewards_by_verifier=rewards,
+                )
+            )
+        return attempts
 
     def _samples(self, rows: Sequence[int], completions: Sequence[Completion]) -> list[Sample]:
         turns = [self.turns[row] for row in rows]
@@ -78,24 +90,6 @@ class Scoring:
             for row, judged in zip(handed, running.result(), strict=True)
         }
         return [by_row[row] for row in rows]
-
-
-def _attempt(
-    turn: Turn,
-    completion: Completion,
-    judged: Mapping[str, tuple[Verdict, float]],
-    parts: Mapping[str, tuple[str, str]],
-) -> Attempt:
-    rewards = {name: reward for name, (_, reward) in judged.items()}
-    rewards |= {curve: judged[name][0].parts.get(part, math.nan) for curve, (name, part) in parts.items()}
-    verdict, reward = combine(judged)
-    return Attempt(
-        **vars(turn),
-        completion=completion,
-        verdict=verdict,
-        reward=reward,
-        rewards_by_verifier=rewards,
-    )
 
 
 def reward_names(verifiers: Mapping[str, Verifier]) -> list[str]:

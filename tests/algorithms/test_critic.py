@@ -13,7 +13,6 @@ from torch import Tensor
 
 from grpo_lightning.algorithms import PPOModule
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.rollout import Experience
 from grpo_lightning.verifiers import Verdict, Verifier
 from tests.toy import LetterVerifier, Watch, adam, fit, rollouts, same, sgd
@@ -59,7 +58,7 @@ class Calls(pl.Callback):
         self.steps: list[dict[tuple[str, bool], int]] = [{}]
         self.phase = ""
         pl_module.phases.listeners.append(self)
-        decoder_of(pl_module.policy.lm).register_forward_pre_hook(self._count)
+        pl_module.policy.lm.get_decoder().register_forward_pre_hook(self._count)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps.append({})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.algorithms import PPOModule, ValuePretraining
-from grpo_lightning.algorithms.nonfinite import NonFiniteError
+from grpo_lightning.algorithms.update import NonFiniteError
 from grpo_lightning.callbacks import RolloutLogger, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Critic, LoRAConfig, Policy, PolicyConfig

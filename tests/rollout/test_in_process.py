@@ -22,7 +22,6 @@ from transformers import (
 
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
-from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.engines import decoder, in_process
 from grpo_lightning.rollout.engines import rows as sampled_rows
@@ -286,7 +285,7 @@ def test_further_rows_are_what_they_would_be_alone(
 
 def test_equal_prompts_are_prefilled_once(model_path: str) -> None:
     policy, seen = Policy(PolicyConfig(path=model_path)), []
-    decoder_of(policy.lm).register_forward_pre_hook(
+    policy.lm.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     sampling = SamplingParams(max_new_tokens=12)

@@ -15,7 +15,6 @@ from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import InPlaceEmbedding
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.adapters import REFERENCE, VALUE
-from grpo_lightning.models.checks import decoder_of
 from grpo_lightning.models.weightless import weightless
 from grpo_lightning.speed.passes import pass_overhead
 from grpo_lightning.speed.vocabulary import InPlaceGradients
@@ -71,7 +70,7 @@ class WeightlessPolicy(Policy):
 
     @property
     def pass_overhead(self) -> int:
-        return pass_overhead(decoder_of(self.lm), "cuda" if self.on_cuda else "cpu")
+        return pass_overhead(self.lm.get_decoder(), "cuda" if self.on_cuda else "cpu")
 
     @contextmanager
     def rollout_mode(self) -> Iterator[PreTrainedModel]:
@@ -94,7 +93,7 @@ class WeightlessPolicy(Policy):
             for tensor in _tensors_in(getattr(output, "past_key_values", None)):
                 self.meter.assign(tensor, "cache")
 
-        decoder = decoder_of(self.lm)
+        decoder = self.lm.get_decoder()
         decoder.register_forward_pre_hook(before, with_kwargs=True)
         decoder.register_forward_hook(after, with_kwargs=True)
 
@@ -150,7 +149,7 @@ def _added_in_place(module: nn.Module) -> list[tuple[Tensor, nn.Module]]:
         (part.weight, part) for part in module.modules() if isinstance(part, InPlaceEmbedding)
     ]
     policies = [part for part in module.modules() if isinstance(part, Policy) and part.shortcuts.uses(InPlaceGradients)]
-    found += [(policy.lm.get_output_embeddings().weight, decoder_of(policy.lm)) for policy in policies]
+    found += [(policy.lm.get_output_embeddings().weight, policy.lm.get_decoder()) for policy in policies]
     return [(weight, user) for weight, user in found if weight.requires_grad]
 
 

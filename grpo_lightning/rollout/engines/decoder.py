@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import Cache
 
 from grpo_lightning.errors import first_line
-from grpo_lightning.models.checks import decoder_of, logit_scale_of, softcap_of
+from grpo_lightning.models.checks import output_head
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.speed.caches import EarlyJoins, has_plain_cache
+from grpo_lightning.speed.caches import EarlyJoins
 from grpo_lightning.speed.decoding_cache import decoding_cache, drop_rows
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep, HasLayers
 from grpo_lightning.speed.graphs import GraphedDecoding, GraphedStep
@@ -33,15 +33,14 @@ class DecodingModel:
 
     def __init__(self, policy: Policy) -> None:
         self.lm = policy.lm
-        self.body = decoder_of(self.lm)
+        self.body = self.lm.get_decoder()
         self.pad = policy.pad_token_id
         uses = policy.shortcuts.uses
         packs = uses(PackedWeights)
         self.direct = DirectStep(self.lm, packs) if uses(DirectDecoding) else None
-        self._head = linear(self.lm.get_output_embeddings(), packs)
-        self._softcap = softcap_of(self.lm)
-        self._scale = logit_scale_of(self.lm)
-        self.has_plain_cache = has_plain_cache(self.lm)
+        self._head = output_head(self.lm)
+        self._product = linear(self.lm.get_output_embeddings(), packs)
+        self.has_plain_cache = policy.has_plain_cache
         self.joins_early = uses(EarlyJoins)
         self.shares_beginnings = uses(SharedBeginnings)
         self.graphs = uses(GraphedDecoding)
@@ -58,11 +57,8 @@ class DecodingModel:
         self._shortcuts.rule_out(GraphedDecoding, f"a step has failed ({first_line(error)})")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """``logits_RV`` of the output head, with the final softcap and the scale where the model has them."""
-        logits_RV = self._head(hidden_RD)
-        if self._softcap is not None:
-            logits_RV = self._softcap * torch.tanh(logits_RV / self._softcap)
-        return logits_RV if self._scale == 1 else logits_RV * self._scale
+        """``logits_RV`` of the output head."""
+        return self._head.logits(self._product(hidden_RD))
 
 
 class Decoder:
@@ -91,7 +87,7 @@ class Decoder:
         # them, and on a GPU every look waits for the tokens before.
         self.kernel_mask = model.has_plain_cache and model.lm.config._attn_implementation == "sdpa"
         self.logits_RV, caches, forks = self._prefill(prompts)
-        self.position_R = self._last_positions(prompts)
+        self.position_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
         self._fork(caches, forks)
         self.length = max(map(len, prompts))
         self.padded = min(map(len, prompts)) < self.length
@@ -103,15 +99,13 @@ class Decoder:
         active_R = torch.arange(len(self.position_R), device=self.device)
         self._settle()
         self.logits_RV = torch.cat([self.logits_RV, logits_RV])
-        self.position_R = torch.cat([self.position_R, self._last_positions(prompts)])
+        last_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        self.position_R = torch.cat([self.position_R, last_R])
         self._fork([self.cache, *caches], [active_R, *forks])
         lengths = {self.length, *map(len, prompts)}
         self.length = max(lengths)
         self.padded = self.padded or len(lengths) > 1
         self._make_mask()
-
-    def _last_positions(self, prompts: list[list[int]]) -> Tensor:
-        return torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
 
     def _fork(self, caches: list[Cache], forks: list[Tensor]) -> None:
         """Make the cache of all rows, and what decodes them at its addresses."""
@@ -194,7 +188,7 @@ class Decoder:
         distinct = list(slots)
         overhead = pass_overhead(self.model.body)
         parts = _parts(distinct, overhead) if self.model.has_plain_cache else [distinct]
-        beginning = self._beginning(distinct, overhead)
+        beginning = self._beginning(distinct, overhead) if self.model.shares_beginnings else None
         first, last, caches, forks = 0, [], [], []
         for part in parts:
             of_part_R = (slot_R >= first) & (slot_R < first + len(part))
@@ -207,8 +201,6 @@ class Decoder:
 
     def _beginning(self, prompts: Sequence[tuple[int, ...]], overhead: int) -> Beginning | None:
         """What all prompts begin with, unless running it again for each of them costs less than a pass."""
-        if not self.model.shares_beginnings:
-            return None
         tokens = common_beginning(prompts)
         if len(tokens) * (len(prompts) - 1) <= overhead:
             return None

@@ -62,7 +62,7 @@ class InProcessEngine(Engine):
                 if decoder is None:
                     decoder = Decoder(model, admit(len(requests)), sampling.cap)
                 tokens_R = rows.draw(decoder.logits_RV)
-                if rows.check_is_due and (finished := rows.finished()):
+                if finished := rows.finished():
                     ended += rows.active_R[finished].tolist()
                     if len(finished) < len(rows.active_R):
                         kept_R = decoder.drop(finished)

@@ -97,14 +97,15 @@ class SampledRows:
         self.step += 1
         return drawn.tokens_N
 
-    @property
-    def check_is_due(self) -> bool:
-        """Whether to check for finished rows: at intervals, and whenever some have reached the cap."""
-        return self.step - self.checked >= self.check_every or self.step in self._caps
-
     def finished(self) -> list[int]:
-        """Places among the active rows of those that have finished since the last check."""
-        window, self.checked = self.step - self.checked, self.step
+        """Places among the active rows of those that have finished since the last check.
+
+        It is made at intervals, and whenever some rows have reached the cap; else there are none.
+        """
+        window = self.step - self.checked
+        if window < self.check_every and self.step not in self._caps:
+            return []
+        self.checked = self.step
         ended_RW = torch.isin(self.latest(window), self.ends)
         if self.stops is not None:
             ended_RW |= self.stops.found(self)[:, None]
