@@ -74,6 +74,14 @@ def test_the_preflight_compares_whole_episodes(
     said = [text for _, text in preflight(batch, 0.5)]
     assert said[0].startswith("preflight: 8 completions in 4 episodes of 2 prompts: 1 to 4 tokens")
     assert said[1] == "preflight: reward 0.62 on average, from 0.00 to 1.00; 1 of 2 groups have a signal to learn from"
+    # Each episode earns 1, half of it per turn, and its last turn was cut off.
+    halves = [replace(row, reward=0.5) for row in alone.attempts]
+    cut = [replace(row, reward=0.5, completion=replace(row.completion, finish_reason=CUT)) for row in later]
+    batch = experience_of([*halves, *cut], recipe, alone.seconds, 0, torch.device("cpu"))
+    said = [text for _, text in preflight(batch, 0.5)]
+    assert "0% ended by themselves, 100% were truncated at 9" in said[0]
+    assert "100% of the episodes were truncated" in said[2]
+    assert "no group has a signal to learn from: the policy solves these prompts already" in said[-1]
     # In a run, some episodes have more turns than others.
     data = rollouts(environment=Chatty(max_turns=3), sampling=SamplingParams(max_new_tokens=20))
     with caplog.at_level(logging.INFO, "grpo_lightning"):
