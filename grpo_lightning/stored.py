@@ -1,4 +1,4 @@
-"""Read the rollouts that a run logged, without those of steps that were repeated after an interruption."""
+"""The files of runs: written whole, and read again: rollouts without those of repeated steps, and any JSONL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,58 @@ def refuse_folder_of_runs(folder: Path, option: str) -> None:
     runs = sorted(config.parent for config in folder.glob("*/config.yaml"))
     if runs and not (folder / "config.yaml").exists():
         raise ConfigError(f"{option}: {folder} is a folder of runs: give one of them, such as {runs[-1]}")
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give a path beside a file to write to, then rename it to the file: a file that is there is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    yield part
+    part.replace(file)
+
+
+def read_jsonl(file: Path, drop_incomplete: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line that is not blank.
+
+    Args:
+        file: a JSONL file in UTF-8, with or without a byte order mark.
+        drop_incomplete: omit a last line without a line break, which an interrupted run leaves.
+
+    Raises:
+        ConfigError: a line is not JSON, or the file is not UTF-8 text.
+        OSError: the file cannot be read.
+    """
+    try:
+        # Not splitlines(): it also splits at characters that a JSON string may hold, such as U+2028.
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if drop_incomplete and not line.endswith("\n"):
+                    return
+                if line.strip():
+                    yield number, _parsed(line, f"line {number} of {file}")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}): convert it") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error})") from error
+
+
+def newest(run_dir: Path, stem: str, suffix: str) -> Path:
+    """Return ``config.yaml``, or for a resumed run the last of ``config-2.yaml``, ``config-3.yaml`` and so on.
+
+    Args:
+        run_dir: the run directory.
+        stem: ``config`` or ``environment``.
+        suffix: with its dot.
+    """
+    pattern = re.compile(rf"{stem}-(\d+){re.escape(suffix)}")
+    numbered = {int(match[1]): file for file in run_dir.glob("*") if (match := pattern.fullmatch(file.name))}
+    return numbered[max(numbered)] if numbered else run_dir / f"{stem}{suffix}"
 
 
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -77,13 +130,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         for record in pyarrow.parquet.read_table(file).to_pylist():
             yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    record = json.loads(line)
-                    record["step"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
-                yield record
+        for number, record in read_jsonl(file, drop_incomplete=True):
+            try:
+                record["step"]
+            except (KeyError, TypeError) as error:
+                raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
+            yield record

@@ -172,7 +172,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         if not self._is_restored:
             name = type(self).__name__
             raise ConfigError(f"{name}.on_load_checkpoint: call super().on_load_checkpoint(checkpoint)")
-        self.optimization.take_up(self.trainer, self.optimizer_parameters())
+        self.optimization.apply_configured_rates(self.trainer, self.optimizer_parameters())
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:

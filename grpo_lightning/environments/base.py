@@ -129,8 +129,10 @@ def checked(step: object, name: str) -> Step:
 
 
 def check_messages(messages: Sequence[Message], source: str) -> None:
-    """Raises:
-    TypeError: some message is not a dict of a role and a text.
+    """Check the messages that an environment returned.
+
+    Raises:
+        TypeError: some message is not a dict of a role and a text.
     """
     for message in messages:
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):

@@ -77,7 +77,7 @@ class PythonEnvironment(ToolEnvironment):
         """Start the sandbox.
 
         Raises:
-            SandboxUnavailable: the level asked for is not to be had here, or does not hold.
+            SandboxUnavailable: the level asked for is not available here, or does not hold.
         """
         self._pool.start()
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo_lightning import hub
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, first_line
 from grpo_lightning.models.adapters import check_base, checked_base, with_adapter
 from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.dropout import turn_dropout_off
@@ -97,17 +97,16 @@ def _load_causal_lm(
                 lm = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, **options)
         compute_in(lm, dtype, key)
     except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"model.policy: {path} cannot be loaded with attn_implementation={config.attn_implementation} "
-            f"here: {reason}"
+            f"here: {first_line(error)}"
         ) from error
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         if not Path(path).is_dir() and (isinstance(error, OSError) or not hub.is_name(path)):
             plan = "; grpo plan needs a folder with its config.json alone" if is_weightless() else ""
-            raise ConfigError(f"{key}: {hub.why_not(path, hub.first_line(error))}{plan}") from error
+            raise ConfigError(f"{key}: {hub.why_not(path, first_line(error))}{plan}") from error
         if isinstance(error, OSError) and is_weightless():
             raise ConfigError(
                 f"{key}: the folder {path} has no config.json that can be read, and grpo plan reads no other file of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Attempt, TokenRows, Verdict
+
+_Value = TypeVar("_Value")
 
 Purpose = Literal["train", "val", "test", "predict"]
 
@@ -147,6 +149,16 @@ class Experience:
     @property
     def first_attempts(self) -> list[Attempt]:
         return self.attempts[: self.first]
+
+    @property
+    def groups(self) -> list[list[Attempt]]:
+        """The first attempts, one list per group."""
+        return self.in_groups(self.first_attempts)
+
+    def in_groups(self, values: Sequence[_Value]) -> list[list[_Value]]:
+        """Split values of the first attempts, such as :attr:`answers` or :attr:`outcomes`, into lists per group."""
+        size = self.recipe.group_size
+        return [list(values[start : start + size]) for start in range(0, len(values), size)]
 
     @property
     def sampled(self) -> list[Attempt]:

@@ -26,10 +26,10 @@ from grpo_lightning.rollout.engines.vllm.launch import (
     base_and_rank,
     server_command,
 )
-from grpo_lightning.rollout.engines.vllm.ranks import on_first_rank, rank
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
 from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
 from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
+from grpo_lightning.rollout.ranks import on_first_rank, rank
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion
 

@@ -170,8 +170,10 @@ class ServerProcess:
         )
 
     def check(self) -> None:
-        """Raises:
-        RunError: the server has ended; with the last lines of its log.
+        """Check that the server still runs.
+
+        Raises:
+            RunError: the server has ended; with the last lines of its log.
         """
         if self._process.poll() is not None:
             raise RunError(
