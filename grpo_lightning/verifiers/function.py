@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
-from grpo_lightning.verifiers._signature import OF_TRLS_TRAINER, Style, signature_of, style_of
+from grpo_lightning.verifiers._signature import OF_TRLS_TRAINER, Role, Style, roles_of, signature_of, style_of
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
 
 _TEXTS = (
@@ -23,7 +23,8 @@ class FunctionVerifier(Verifier):
     """Turns a function into a verifier. ``style`` selects how it is called; by default the parameters do:
 
     - ``sample``: ``f(sample)``, with the :class:`Sample`.
-    - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer.
+    - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer. Names count before positions:
+      ``f(ground_truth, response)`` works, too, and ``f(prompt, completion)`` gets the text of the last message.
     - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list.
       TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The function gets the arguments
       that it names, or all of them if it has ``**kwargs``. The columns are those of the row, its metadata and its
@@ -45,7 +46,9 @@ class FunctionVerifier(Verifier):
     Args:
         function: dotted path of the function, such as ``my_package.rewards.shorter_is_better``, or the function itself.
         style: how the function is called. Default: ``trl`` if a parameter is called ``completions``, ``prompts`` or
-            ``completion_ids``; ``answer`` with two parameters without a default, and ``sample`` with one.
+            ``completion_ids``; ``answer`` with two parameters without a default, or with names such as ``completion``,
+            ``response``, ``answer``, ``ground_truth`` and ``prompt``; ``sample`` with one of another name. With
+            ``style: answer``, parameters whose names contradict each other get the text and the answer in this order.
         options: extra keyword arguments for every call.
         correct_at: the smallest reward that means correct. Default: 1, and only 0 and 1 tell wrong from correct.
         answer_column: ``trl``: name of the argument that receives the gold answers.
@@ -97,6 +100,7 @@ class FunctionVerifier(Verifier):
         self.options = options or {}
         self.signature = signature_of(self.function, self.options)
         self.style = style_of(self.signature, self.name) if style is None else style
+        self.roles = roles_of(self.signature) if self.style == "answer" else {}
         self.correct_at = correct_at
         self.answer_column = answer_column
         self.conversational = conversational
@@ -105,7 +109,8 @@ class FunctionVerifier(Verifier):
 
     def require(self, prompt: Prompt) -> None:
         """Refuse rows without a gold answer if the function takes one."""
-        if self.style == "answer" and prompt.answer is None:
+        takes_answer = self.style == "answer" and (not self.roles or "answer" in self.roles.values())
+        if takes_answer and prompt.answer is None:
             raise ValueError(f"{self.name} needs the gold answer, and the row has none")
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
@@ -152,11 +157,19 @@ class FunctionVerifier(Verifier):
 
     def _call(self, sample: Sample) -> Any:
         """Return the function's result for a sample, or the exception that it raises."""
-        arguments = (sample,) if self.style == "sample" else (sample.completion, sample.answer)
         try:
-            return self.function(*arguments, **self.options)
+            placed, named = ([sample], {}) if self.style == "sample" else self._by_role(sample)
+            return self.function(*placed, **named, **self.options)
         except Exception as error:
             return error
+
+    def _by_role(self, sample: Sample) -> tuple[list[Any], dict[str, Any]]:
+        values: dict[Role, Any] = {"completion": sample.completion, "answer": sample.answer}
+        if not self.roles:
+            return list(values.values()), {}
+        if "prompt" in self.roles.values():
+            values["prompt"] = _prompt(sample.prompt, chat=False)
+        return self.signature.call({name: values[role] for name, role in self.roles.items()})
 
     def _call_with_lists(self, samples: Sequence[Sample]) -> list[Any]:
         names = dict.fromkeys(name for sample in samples for name in sample.metadata)
