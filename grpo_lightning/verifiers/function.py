@@ -10,13 +10,25 @@ from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
-from grpo_lightning.verifiers._signature import OF_TRLS_TRAINER, Role, Style, roles_of, signature_of, style_of
+from grpo_lightning.verifiers._signature import (
+    OF_THE_BATCH,
+    OF_TRLS_TRAINER,
+    Role,
+    Style,
+    roles_of,
+    signature_of,
+    style_of,
+)
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
 
 _TEXTS = (
     "its completions are plain texts, as its prompts are: a function that reads completion[0]['content'] needs "
     "conversational: true"
 )
+_READS_MESSAGES = ("string indices must be integers", "'str' object has no attribute 'get'")
+"""What Python says when a text is read as a message."""
+
+_GETS_A_SAMPLE = "its only parameter gets the Sample: name it completion to get the text"
 
 
 class FunctionVerifier(Verifier):
@@ -124,17 +136,18 @@ class FunctionVerifier(Verifier):
         gold = [self.answer_column] if has_answer else []
         known = list(dict.fromkeys([*available, *gold]))
         for name in self.signature.missing(known):
-            if name in OF_TRLS_TRAINER:
-                raise ConfigError(
-                    f"FunctionVerifier.function: {self.name} needs {name!r}, which only TRL's trainer has; give the "
-                    "parameter a default"
-                )
-            raise ConfigError(
-                f"FunctionVerifier.function: {self.name} has the parameter {name!r}, and the rows have no such column, "
-                f"only {', '.join(known) or 'none'}; name the one that is meant by "
-                f"data.task.init_args.metadata_columns ({{{name}: COLUMN}}), or give the parameter in options"
-            )
+            raise ConfigError(f"FunctionVerifier.function: {self._lacks(name, known)}")
         return [name for name in self.signature.wanted(available) if name not in gold]
+
+    def _lacks(self, name: str, known: Sequence[str]) -> str:
+        """Say what a parameter without a value needs."""
+        if name in OF_TRLS_TRAINER:
+            return f"{self.name} needs {name!r}, which only TRL's trainer has; give the parameter a default"
+        return (
+            f"{self.name} has the parameter {name!r}, and the rows have no such column, only "
+            f"{', '.join(known) or 'none'}; name the one that is meant by data.task.init_args.metadata_columns "
+            f"({{{name}: COLUMN}}), or give the parameter in options"
+        )
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
@@ -144,13 +157,15 @@ class FunctionVerifier(Verifier):
 
         Raises:
             Exception: any exception of a function of style ``trl``.
-            TypeError: the function did not return a list.
+            TypeError: the function did not return a list, or a parameter has no value.
             ValueError: the list does not have the length of the batch.
         """
         if self.style == "trl":
             values = self._call_with_lists(samples)
         else:
             values = self._settle([self._call(sample) for sample in samples])
+            if self.style == "sample" and self.signature.needed != ["sample"]:
+                values = [TypeError(f"{one}; {_GETS_A_SAMPLE}") if _says(one, "'Sample'") else one for one in values]
         return [self._verdict(value) for value in values]
 
     # -- calls ------------------------------------------------------------------------------------------------------
@@ -184,8 +199,10 @@ class FunctionVerifier(Verifier):
         ]
         if all(sample.token_ids is not None for sample in samples):
             arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
+        for name in self.signature.missing(arguments):
+            raise TypeError(self._lacks(name, [one for one in arguments if one not in OF_THE_BATCH]))
         (values,) = self._settle([self._call_batch(self.signature.given(arguments))])
-        if isinstance(values, TypeError) and self.conversational == "auto" and not all(chats):
+        if self.conversational == "auto" and not all(chats) and _says(values, *_READS_MESSAGES):
             raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
             raise values
@@ -278,6 +295,11 @@ def _prompt(prompt: str | list[dict[str, str]], chat: bool) -> str | list[dict[s
 
 def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
     return [{"role": "assistant", "content": completion}] if chat else completion
+
+
+def _says(value: Any, *texts: str) -> bool:
+    """Return whether a value is an error whose message has one of the texts."""
+    return isinstance(value, (TypeError, AttributeError)) and any(text in str(value) for text in texts)
 
 
 def _imported(path: str) -> Any:

@@ -103,6 +103,40 @@ def test_a_function_of_messages_on_texts_is_told_the_option() -> None:
         assert "conversational" not in verdict.error
 
 
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda completions: [one["content"] for one in completions], "string indices"),
+        (lambda completions: [one.get("content") for one in completions], "no attribute 'get'"),
+        (lambda completions: [len(None) for one in completions], None),  # type: ignore[arg-type]
+        (lambda completions: [one.level for one in completions], None),
+        (lambda completions, **columns: [columns["level"] + "a"], None),
+    ],
+)
+def test_only_a_text_read_as_a_message_is_told_the_option(function: Any, text: str | None) -> None:
+    (verdict,) = judge(FunctionVerifier(function), [Prompt([USER], metadata={"level": 1}).sample("42")])
+    assert verdict.error is not None
+    assert ("conversational: true" in verdict.error) == (text is not None)
+    assert text is None or text in verdict.error
+
+
+def test_a_parameter_without_a_column_is_named() -> None:
+    (verdict,) = judge(FunctionVerifier(lambda completions, solution: [1.0]), [ROWS[0].sample("42")])
+    assert verdict.error is not None
+    assert verdict.error.startswith(
+        "TypeError: <lambda> has the parameter 'solution', and the rows have no such column, only kept, answer; name"
+    )
+
+
+def test_a_function_that_takes_the_sample_for_a_text_is_told_the_name() -> None:
+    for function in (len, lambda x: x + "a", lambda x: x[0], lambda x: x.strip(), lambda x: float("4" in x)):
+        (verdict,) = judge(FunctionVerifier(function), [TEXT.sample("42")])
+        assert verdict.error is not None
+        assert verdict.error.endswith("gets the Sample: name it completion to get the text"), verdict.error
+    (verdict,) = judge(FunctionVerifier(lambda sample: len(sample)), [TEXT.sample("42")])
+    assert verdict.error == "TypeError: object of type 'Sample' has no len()"
+
+
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 ROWS = [
