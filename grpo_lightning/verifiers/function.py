@@ -6,6 +6,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
@@ -51,6 +52,8 @@ class FunctionVerifier(Verifier):
     - a ``Verdict``: used as it is.
     - ``None``: the function abstains. See ``Verdict.abstained``.
     - anything else, including NaN and infinity, is an error, and so is a list whose length is not that of the batch.
+
+    A function gets copies of the row's lists and dicts, so it may change them.
 
     An ``async def`` function is awaited for all samples of a batch concurrently. All calls run in one event loop that
     lives as long as the program, so a client can be kept in a global variable.
@@ -173,13 +176,13 @@ class FunctionVerifier(Verifier):
     def _call(self, sample: Sample) -> Any:
         """Return the function's result for a sample, or the exception that it raises."""
         try:
-            placed, named = ([sample], {}) if self.style == "sample" else self._by_role(sample)
+            placed, named = ([_own_sample(sample)], {}) if self.style == "sample" else self._by_role(sample)
             return self.function(*placed, **named, **self.options)
         except Exception as error:
             return error
 
     def _by_role(self, sample: Sample) -> tuple[list[Any], dict[str, Any]]:
-        values: dict[Role, Any] = {"completion": sample.completion, "answer": sample.answer}
+        values: dict[Role, Any] = {"completion": sample.completion, "answer": _own(sample.answer)}
         if not self.roles:
             return list(values.values()), {}
         if "prompt" in self.roles.values():
@@ -201,7 +204,7 @@ class FunctionVerifier(Verifier):
             arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
         for name in self.signature.missing(arguments):
             raise TypeError(self._lacks(name, [one for one in arguments if one not in OF_THE_BATCH]))
-        (values,) = self._settle([self._call_batch(self.signature.given(arguments))])
+        (values,) = self._settle([self._call_batch(_own(self.signature.given(arguments)))])
         if self.conversational == "auto" and not all(chats) and _says(values, *_READS_MESSAGES):
             raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
@@ -300,6 +303,24 @@ def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
 def _says(value: Any, *texts: str) -> bool:
     """Return whether a value is an error whose message has one of the texts."""
     return isinstance(value, (TypeError, AttributeError)) and any(text in str(value) for text in texts)
+
+
+def _own(value: Any) -> Any:
+    """Copy lists, dicts and sets, which the function may change: a row is shared by its group and all verifiers."""
+    if isinstance(value, dict):
+        return {key: _own(one) for key, one in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_own, value))
+    return value
+
+
+def _own_sample(sample: Sample) -> Sample:
+    return replace(
+        sample,
+        prompt=_own(sample.prompt),
+        answer=_own(sample.answer),
+        metadata={name: _own(value) for name, value in sample.metadata.items()},
+    )
 
 
 def _imported(path: str) -> Any:

@@ -168,6 +168,38 @@ def test_two_trl_functions_each_for_its_own_rows() -> None:
     assert rewards(total) == [0.5, 6.0]
 
 
+def changes_lists(prompts: Any, tags: Any, answer: Any, **columns: Any) -> list[float]:
+    prompts[0].append({"role": "user", "content": "more"})
+    prompts[0][0]["content"] = ""
+    tags[0]["all"].clear()
+    answer[0].append(43)
+    return [1.0]
+
+
+def changes_the_sample(sample: Sample) -> float:
+    assert isinstance(sample.prompt, list)
+    sample.prompt.clear()
+    sample.metadata["tags"]["all"].clear()
+    sample.metadata.clear()  # type: ignore[attr-defined]
+    sample.answer.clear()
+    return 1.0
+
+
+def changes_the_answer(completion: str, answer: list[int]) -> float:
+    answer.clear()
+    return 1.0
+
+
+@pytest.mark.parametrize("function", [changes_lists, changes_the_sample, changes_the_answer])
+def test_what_a_function_changes_is_its_own(function: Any) -> None:
+    def sample() -> Sample:
+        return Sample([{"role": "user", "content": "6 * 7?"}], "42", [42], {"tags": {"all": ["a"], "deep": ([1], {2})}})
+
+    given = sample()
+    assert rewards(FunctionVerifier(function, conversational=True), [given]) == [1]
+    assert given == sample()
+
+
 # -- what they return --------------------------------------------------------------------------------------------------
 
 
