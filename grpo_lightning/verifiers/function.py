@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -38,7 +38,8 @@ class FunctionVerifier(Verifier):
     - ``sample``: ``f(sample)``, with the :class:`Sample`.
     - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer. Names count before positions:
       ``f(ground_truth, response)`` works, too, and ``f(prompt, completion)`` gets the text of the last message.
-    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list.
+    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list,
+      or anything else to iterate over in order, such as a generator.
       TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The function gets the arguments
       that it names, or all of them if it has ``**kwargs``. The columns are those of the row, its metadata and its
       answer. ``completion_ids`` is omitted if only the texts are known. ``trainer_state``, ``log_extra``,
@@ -160,7 +161,7 @@ class FunctionVerifier(Verifier):
 
         Raises:
             Exception: any exception of a function of style ``trl``.
-            TypeError: the function did not return a list, or a parameter has no value.
+            TypeError: the function did not return rewards in order, or a parameter has no value.
             ValueError: the list does not have the length of the batch.
         """
         if self.style == "trl":
@@ -209,17 +210,19 @@ class FunctionVerifier(Verifier):
             raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
             raise values
-        values = _plain(values)
-        if not isinstance(values, (list, tuple)):
+        values = _listed(_plain(values))
+        if not isinstance(values, list):
             raise TypeError(f"{self.name} must return a list of {len(samples)} rewards, not {type(values).__name__}")
         if len(values) != len(samples):
             raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, but returned {len(values)}")
-        return list(values)
+        return values
 
     def _call_batch(self, arguments: dict[str, Any]) -> Any:
         """Return the function's result for a batch, or the exception that it raises."""
         try:
-            return self.function(**arguments | self.options)
+            values = self.function(**arguments | self.options)
+            # What a generator raises is raised here.
+            return list(values) if isinstance(values, Iterator) else values
         except Exception as error:
             return error
 
@@ -256,6 +259,8 @@ class FunctionVerifier(Verifier):
         value = _plain(value)
         if isinstance(value, bool):
             return Verdict(correct=value, format_valid=value)
+        if not isinstance(value, (int, float)) and hasattr(value, "__float__"):
+            value = float(value)  # a Decimal or a Fraction
         if not isinstance(value, (int, float)):
             raise TypeError(f"{self.name} must return a number, bool, Verdict or None, not {type(value).__name__}")
         if not math.isfinite(value):
@@ -303,6 +308,13 @@ def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
 def _says(value: Any, *texts: str) -> bool:
     """Return whether a value is an error whose message has one of the texts."""
     return isinstance(value, (TypeError, AttributeError)) and any(text in str(value) for text in texts)
+
+
+def _listed(values: Any) -> Any:
+    """Turn what has an order, and is no text, into a list: TRL iterates over whatever is returned."""
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        return values
+    return list(values)
 
 
 def _own(value: Any) -> Any:

@@ -7,6 +7,10 @@ import functools
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -216,6 +220,8 @@ def test_what_a_function_changes_is_its_own(function: Any) -> None:
         (np.float32(0.5), Verdict(False, False, score=0.5, reward_alone=True)),
         (np.bool_(True), Verdict(True, True)),
         (torch.tensor(1.5), Verdict(True, True, score=1.5, reward_alone=True)),
+        (Decimal("0.5"), Verdict(False, False, score=0.5, reward_alone=True)),
+        (Fraction(3, 2), Verdict(True, True, score=1.5, reward_alone=True)),
     ],
 )
 def test_values_and_their_verdicts(value: Any, verdict: Verdict) -> None:
@@ -223,9 +229,33 @@ def test_values_and_their_verdicts(value: Any, verdict: Verdict) -> None:
     assert judge(FunctionVerifier(lambda **_: [value, value], style="trl"), SAMPLES) == [verdict, verdict]
 
 
-@pytest.mark.parametrize("values", [(1.0, 0.0), np.array([1, 0]), torch.tensor([1.0, 0.0])])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.0, 0.0), np.array([1, 0]), torch.tensor([1.0, 0.0]), iter([1.0, 0.0]), map(float, "10"), range(1, -1, -1),
+        deque([1, 0]), [Decimal(1), Fraction(0)],
+    ],
+)  # fmt: skip
 def test_other_kinds_of_lists(values: Any) -> None:
     assert rewards(FunctionVerifier(lambda **_: values, style="trl")) == [1, 0]
+
+
+def test_a_generator_gives_rewards_in_order() -> None:
+    def each(completions: Any, answer: Any) -> Iterator[float]:
+        for completion, gold in zip(completions, answer, strict=True):
+            yield float(completion == gold)
+
+    def breaks(completions: Any) -> Iterator[float]:
+        yield 1.0
+        raise OSError("gone")
+
+    def reads_messages(completions: Any) -> Iterator[float]:
+        yield from (len(completion[0]["content"]) for completion in completions)
+
+    assert rewards(FunctionVerifier(each, conversational=False)) == [1, 0]
+    assert error(FunctionVerifier(breaks)) == "OSError: gone"
+    assert rewards(FunctionVerifier(reads_messages)) == [2, 2]
+    assert "conversational: true" in error(FunctionVerifier(reads_messages), [Sample("6 * 7?", "42")])
 
 
 def test_the_threshold_of_correct() -> None:
@@ -262,6 +292,7 @@ def test_rewards_of_bools_and_verdicts_are_options() -> None:
         ([1.0], "TypeError: f must return a number, bool, Verdict or None, not list"),
         (torch.ones(2), "TypeError: f must return a number, bool, Verdict or None, not list"),
         (1 + 2j, "TypeError: f must return a number, bool, Verdict or None, not complex"),
+        (Decimal("NaN"), "ValueError: f returned a reward of nan"),
         (10**400, "OverflowError: int too large to convert to float"),
     ],
 )
@@ -280,6 +311,8 @@ def test_no_reward_is_made_of_anything_else(value: Any, text: str) -> None:
         (None, "TypeError: f must return a list of 2 rewards, not NoneType"),
         ("ab", "TypeError: f must return a list of 2 rewards, not str"),
         (torch.tensor(1.0), "TypeError: f must return a list of 2 rewards, not float"),
+        ({1.0, 0.0}, "TypeError: f must return a list of 2 rewards, not set"),
+        (range(1), "ValueError: f must return a list of 2 rewards, but returned 1"),
         ({0: 1.0, 1: 0.0}, "TypeError: f must return a list of 2 rewards, not dict"),
         ([], "ValueError: f must return a list of 2 rewards, but returned 0"),
         ([1.0], "ValueError: f must return a list of 2 rewards, but returned 1"),
