@@ -24,11 +24,14 @@ class Reply:
         text: the completion without special tokens.
         calls: the tool calls in it, in order; one that cannot be read has an ``error``.
         key: the place of the turn in the run, such as ``train/12/3/0/turn2``.
+        prompt_end: the last characters of what the policy read: they tell whether the chat template opened a thought.
+            Empty if unknown.
     """
 
     text: str
     calls: Sequence[Call] = ()
     key: str = ""
+    prompt_end: str = ""
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,33 @@ def test_the_game_of_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("5", 5), ("My guess is 42.", 42), ("-5", -5), ("+5!", 5), ("\u22125", -5), ("1,000", 1000), ("007", 7),
+        ("Hm...5", 5), ("guess:5, surely", 5), ("5. Yes, 5", 5), ("Is it (12)?", 12), ("turn-5", 5),
+        ("5.5", None), (".5", None), ("between 5 and 9", None), ("5-9", None), ("5, 6", None), ("1,00", None),
+        ("5/2", None), ("1e3", None), ("4 5.5", None), ("none", None), ("", None),
+        ("9" * 5000, None), ("9" * 101, None),
+        ("<think>it is between 1 and 100</think> 7", 7), ("between 1 and 100</think>7", 7),
+        ("<think>5</think>", None), ("<think>5", None),
+    ],
+)  # fmt: skip
+def test_a_guess_is_one_whole_number_outside_of_thoughts(text: str, guess: int | None) -> None:
+    game = GuessNumber()
+    game.reset(Prompt([], answer="3000"))
+    assert game.step(Reply(text)).info == {"guess": guess}
+    if guess is not None:
+        game.reset(Prompt([], answer=str(guess)))
+        assert game.step(Reply(text)).reward == 1.0
+
+
+def test_a_thought_that_the_prompt_opened_is_no_guess() -> None:
+    game = GuessNumber()
+    game.reset(Prompt([], answer="5"))
+    assert game.step(Reply("perhaps 5", prompt_end="assistant\n<think>\n")).info == {"guess": None}
+
+
+@pytest.mark.parametrize(
     "step", [None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan"))]
 )
 def test_what_is_not_a_step_is_an_error(step: object) -> None:
