@@ -228,3 +228,33 @@ def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
     assert "longer than the limit" in said[8]
     environment.reset(Prompt([]))
     assert "NameError" in environment.run(Call("python", {"code": "x"}))
+
+
+@pytest.fixture(scope="module")
+def python_tool() -> PythonEnvironment:
+    environment = PythonEnvironment(timeout_s=0.5, workers=1)
+    environment.start()
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["x = 1", "x = 2; import os; os._exit(0)", "x"], ["", "The program ended before its time.", "1\n"]),
+        (["x = 1", "while True: x += 1", "x"], ["", "The program ran longer than the limit of 0.5 s.", "1\n"]),
+        (["x = 1", "x = 2; time.sleep(9)", "x"], ["", "NameError: name 'time' is not defined\n", "2\n"]),
+        (["import time; time.sleep(9)", "1"], ["The program ran longer than the limit of 0.5 s.", "1\n"]),
+        (["print('\\0')", "print('a\\0b')", "print()"], ["\\0\n", "a\\0b\n", "\n"]),
+        (["print('\\ud800')", "'\\ud800'"], ["\\ud800\n", "'\\ud800'\n"]),
+        (["import builtins as b; b.print = b.exec = b.repr = b.compile = None", "1 + 1"], ["", "2\n"]),
+        (["import ast, io, sys; ast.parse = io.StringIO = sys.stdout = None", "1 + 1"], ["", "2\n"]),
+        (["class A: n = 3", "import pickle; pickle.loads(pickle.dumps(A())).n"], ["", "3\n"]),
+        (["import os; os.write(1, b'once')", "2"], ["once4\n", "2\n"]),
+        (["import atexit; atexit.register(print, 'bye'); 1", "2"], ["1\n", "2\n"]),
+    ],
+)
+def test_no_cell_of_the_python_tool_breaks_the_later_ones(
+    python_tool: PythonEnvironment, cells: list[str], said: list[str]
+) -> None:
+    python_tool.reset(Prompt([]))
+    assert [python_tool.run(Call("python", {"code": cell})) for cell in cells] == said
