@@ -176,7 +176,8 @@ class Episodes(Follower):
         return ids[:-1] if ids[-1] in self.terminators else ids
 
     def _reply(self, turn: Turn, completion: Completion, said: list[int]) -> Reply:
-        return Reply(completion.text, self.dialogue.calls(self.dialogue.reply(said)), turn.key, turn.prompt_end)
+        calls = self.dialogue.calls(self.dialogue.reply(said), turn.prompt_end)
+        return Reply(completion.text, calls, turn.key, turn.prompt_end)
 
     def _further(self, episode: _Episode, turn: Turn, row: int, step: Step | Exception, said: list[int]) -> Turn | None:
         """The turn that follows; ``None`` where the episode is over."""

@@ -12,6 +12,9 @@ from grpo_lightning.environments.calls import FORMATS, format_of
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt
 
+A, B = '{"name": "a", "parameters": {"x": 1}}', '{"name": "b", "parameters": {}}'
+TWICE = Call("", error="The tool call gives a name twice.")
+
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_reads_its_example(name: str) -> None:
@@ -39,6 +42,37 @@ def test_every_format_reads_its_example(name: str) -> None:
         ("pythonic", "<|tool_call_start|>[a(x=open('f'))]<|tool_call_end|>", None),
         ("llama3", '<|python_tag|>{"name": "a", "parameters": {"x": [1]}}', [Call("a", {"x": [1]})]),
         ("llama3", '{"name": 3}', None),
+        ("llama3", f"{A}; {B}", [Call("a", {"x": 1}), Call("b")]),
+        ("llama3", f"{A}\n{B}<|eom_id|>", [Call("a", {"x": 1}), Call("b")]),
+        ("llama3", f"<|python_tag|>{A}<|eot_id|> \n", [Call("a", {"x": 1})]),
+        ("llama3", f"<think>{A}</think>\n{B}", [Call("b")]),
+        ("llama3", f"Hm.</think>{B}", [Call("b")]),
+        ("llama3", f"<think>{A}", []),
+        ("llama3", f"I call {A}", []),
+        ("llama3", f"{A} and so on", [Call("a", {"x": 1}), Call("", error="The tool call is not valid JSON.")]),
+        ("hermes", f"<think><tool_call>{A}</tool_call></think><tool_call>{B}</tool_call>", [Call("b")]),
+        ("hermes", f"<tool_call>{A}</tool_call></think><tool_call>{B}</tool_call>", [Call("b")]),
+        ("hermes", f"<think><tool_call>{A}</tool_call>", []),
+        (
+            "hermes",
+            '<tool_call>{"name": "a", "arguments": {"x": "</tool_call><think>"}}</tool_call><tool_call>{"name": "b"}',
+            [Call("a", {"x": "</tool_call><think>"}), Call("b")],
+        ),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>', [Call("a", {"x": 1})]),
+        ("hermes", '<tool_call>{"name": "a", "arguments": null}</tool_call>', [Call("a")]),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "x"}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "[1]"}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": [1]}</tool_call>', None),
+        ("hermes", f"<tool_call>{A}{B}</tool_call>", None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": {"x": 1, "x": 2}}</tool_call>', [TWICE]),
+        ("pythonic", "<|tool_call_start|>[a(x=1, x=2)]", [TWICE]),
+        (
+            "pythonic",
+            "<|tool_call_start|>[a(x=true, y=[null], z=False)]",
+            [Call("a", {"x": True, "y": [None], "z": False})],
+        ),
+        ("pythonic", "<|tool_call_start|>[a(x=yes)]", None),
+        ("pythonic", "<think><|tool_call_start|>[a()]<|tool_call_end|></think><|tool_call_start|>[b()]", [Call("b")]),
     ],
 )
 def test_calls_are_read_or_say_what_is_wrong(name: str, text: str, calls: list[Call] | None) -> None:
@@ -48,6 +82,14 @@ def test_calls_are_read_or_say_what_is_wrong(name: str, text: str, calls: list[C
         assert found[0].error
     else:
         assert found == calls
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_call_is_read_in_a_thought_that_the_prompt_opened(name: str) -> None:
+    parser = FORMATS[name]
+    assert parser.calls(parser.example, prompt_end="assistant\n<think>\n") == []
+    assert parser.calls(f"x</think>{parser.example}", prompt_end="<think>") == [Call("f", {"x": 1})]
+    assert parser.calls(parser.example, prompt_end="</think>") == [Call("f", {"x": 1})]
 
 
 def test_the_format_is_read_off_the_template() -> None:
