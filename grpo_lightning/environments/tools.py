@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,8 @@ def calculator(expression: str) -> str:
         raise ValueError("the expression must be a text of at most 200 characters")
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
+        if not math.isfinite(value):
+            raise OverflowError("the result is too large")
         return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"{expression!r} cannot be computed: {error}") from None
