@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from grpo_lightning.environments.base import Message
+from grpo_lightning.environments.base import Message, Reply, Step
+from grpo_lightning.environments.calls import Call
 from grpo_lightning.environments.tools import ToolEnvironment
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.code.sandbox.client import Pool
@@ -71,7 +72,7 @@ class PythonEnvironment(ToolEnvironment):
     A call returns what the code prints, the value of an expression at its end, or the last line of its traceback. The
     variables of earlier calls are there: each call runs in a new process, after the code of the earlier ones, whose
     output is dropped. So code that draws random numbers, or reads the clock, may find others than before. A call whose
-    process died, hung or ran out of time leaves nothing behind.
+    process died, hung or ran out of time leaves nothing behind, and further calls of its turn are not run.
 
     Args:
         timeout_s: limit on the processor time of a call, with that of the earlier code.
@@ -109,6 +110,16 @@ class PythonEnvironment(ToolEnvironment):
         self.cells: list[str] = []
         return row.messages
 
+    def step(self, reply: Reply) -> Step:
+        self.stopped = False
+        return super().step(reply)
+
+    def message(self, call: Call) -> Message:
+        if self.stopped:  # more calls like it would take longer than max_seconds
+            content = "Not run: an earlier call of the turn did not end by itself."
+            return {"role": "tool", "name": call.name, "content": content}
+        return super().message(call)
+
     def returned(self, tool: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
         cells = [*self.cells, str(arguments["code"])]
         program = _PROGRAM.format(cells=cells, limit=self.max_output)
@@ -116,6 +127,7 @@ class PythonEnvironment(ToolEnvironment):
         if result.outcome == "error" and "hung" not in result.detail:
             raise RuntimeError(f"the sandbox {result.detail}")
         if "wrong output" not in result.detail:  # the program never got to the end of its output
+            self.stopped = True
             return "The program hung." if result.outcome == "error" else result.detail
         self.cells = cells
         return result.given.partition(_END)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 
 import pytest
 
@@ -249,11 +250,38 @@ def test_a_thought_that_the_prompt_opened_is_no_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan"))]
-)
+    "step",
+    [
+        None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan")),
+        Step(done=True, reward="1"), Step(done=True, info=3),
+    ],
+)  # fmt: skip
 def test_what_is_not_a_step_is_an_error(step: object) -> None:
     with pytest.raises((TypeError, ValueError), match="Game"):
         checked(step, "Game")
+
+
+def test_a_step_is_made_plain() -> None:
+    info = {"turn": 1}
+    step = checked(Step(({"role": "user", "content": "a"} for _ in range(2)), reward=Decimal(1), info=info), "Game")
+    info["turn"] = 2
+    assert step == Step([{"role": "user", "content": "a"}] * 2, reward=1.0, info={"turn": 1})
+    assert type(step.reward) is float
+
+
+def test_half_a_surrogate_pair_of_the_policy_does_not_reach_the_tokenizer() -> None:
+    calls = FORMATS["hermes"].calls(r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>')
+    (message,) = checked(ToolEnvironment([calculator]).step(Reply("", calls)), "Tools").messages
+    assert message == {"role": "tool", "name": "?", "content": "There is no tool ?. The tools are: calculator."}
+
+
+def test_a_turn_has_a_limited_number_of_calls() -> None:
+    environment = ToolEnvironment([calculator], max_calls=2, call_reward=-1.0)
+    step = environment.step(Reply("", [Call("calculator", {"expression": "1"})] * 3))
+    assert [message["content"] for message in step.messages] == ["1", "1", "Not run: at most 2 calls are run per turn."]
+    assert step.reward == -3
+    with pytest.raises(ConfigError, match=r"init_args\.max_calls: must be above 0, not 0"):
+        ToolEnvironment([calculator], max_calls=0)
 
 
 def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
@@ -304,3 +332,14 @@ def test_no_cell_of_the_python_tool_breaks_the_later_ones(
 ) -> None:
     python_tool.reset(Prompt([]))
     assert [python_tool.run(Call("python", {"code": cell})) for cell in cells] == said
+
+
+def test_no_call_is_run_after_one_that_did_not_end(python_tool: PythonEnvironment) -> None:
+    python_tool.reset(Prompt([]))
+    for _ in range(2):
+        step = python_tool.step(Reply("", [Call("python", {"code": code}) for code in ("1", "while True: 0", "2")]))
+        assert [message["content"] for message in step.messages] == [
+            "1\n",
+            "The program ran longer than the limit of 0.5 s.",
+            "Not run: an earlier call of the turn did not end by itself.",
+        ]
