@@ -87,7 +87,9 @@ class Episodes(Follower):
             environment = copy.copy(self.environment)
             environment.random = random.Random(row_seed(self.seed, "reset", key))
             self._episodes[row] = _Episode(environment)
-        calls = [partial(self._episodes[row].environment.reset, prompt) for row, (prompt, _) in enumerate(rows)]
+        # Each episode may change its messages: those of the row are shared.
+        own = [replace(prompt, messages=copy.deepcopy(prompt.messages)) for prompt, _ in rows]
+        calls = [partial(self._episodes[row].environment.reset, prompt) for row, prompt in enumerate(own)]
         turns: list[Turn] = []
         for row, begun in enumerate(call_all(calls, self.environment.max_seconds)):
             (prompt, ids), key = rows[row], keys[row]
@@ -172,7 +174,8 @@ class Episodes(Follower):
         return episode.error is None and completion.finish_reason is FinishReason.STOP
 
     def _reply(self, turn: Turn, completion: Completion, said: list[int]) -> Reply:
-        return Reply(completion.text, self.dialogue.calls(self.dialogue.reply(said)), turn.key)
+        calls = self.dialogue.calls(self.dialogue.reply(said), turn.prompt_end)
+        return Reply(completion.text, calls, turn.key, turn.prompt_end)
 
     def _further(self, episode: _Episode, turn: Turn, row: int, step: Step | Exception, said: list[int]) -> Turn | None:
         """The turn that follows; ``None`` where the episode is over."""
