@@ -29,8 +29,8 @@ from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams, StepEnd
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
-from grpo_lightning.rollout.experience import experience_of
 from grpo_lightning.types import Completion, FinishReason
 from tests.algorithms.test_grpo import Constant
 from tests.rollout.test_episodes import Chatty
