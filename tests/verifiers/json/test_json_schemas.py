@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers import JSONSchemaVerifier, judge
+from grpo_lightning.verifiers.json.constrains import constrains
 from grpo_lightning.verifiers.json.row_schema import unwrap
+from grpo_lightning.verifiers.json.rules import compile_schema
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
@@ -23,6 +25,7 @@ PLAIN = {
     "additionalProperties": False,
 }
 REMOTE = "https://example.com/other.json"
+ALL_TYPES = ["object", "array", "string", "number", "boolean", "null"]
 VERIFIER = JSONSchemaVerifier()
 
 
@@ -139,6 +142,28 @@ def test_what_is_no_wrapper_stays_as_it_is(schema: Any) -> None:
         {"format": "date"},
         {"$ref": "#/$defs/a", "$defs": {"a": {"name": "string"}}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {}}},
+        {"type": ALL_TYPES},
+        {"items": {"type": ALL_TYPES}},
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"$ref": "#a", "$defs": {"a": {"$anchor": "a"}}},
+        {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a"}}},
+        {"$ref": "#/allOf/0", "allOf": [{}]},
+        {"properties": {"child": {"$ref": "#"}}},
+        {"dependentRequired": {"a": []}},
+        {"dependencies": {"a": []}},
+        {"dependencies": {"a": True}},
+        {"propertyNames": {"type": "string"}},
+        {"not": {"not": {}}},
+        {"not": {"allOf": [{"type": "string"}, {"type": "object"}]}},
+        {"not": {"enum": []}},
+        {"pattern": ""},
+        {"pattern": ".*"},
+        {"pattern": "^(a|b*)"},
+        {"anyOf": [{"type": "object"}, {"not": {"type": "object"}}]},
+        {"oneOf": [{"type": one} for one in ALL_TYPES]},
+        {"anyOf": [{"enum": [True, None, False]}, {"type": ["object", "array", "number", "string"]}]},
+        {"if": {"type": "string"}, "then": {"type": "string"}, "else": {"not": {"type": "string"}}},
         # Keywords of other drafts.
         {"$schema": DRAFT_7, "prefixItems": [PLAIN]},
         {"$schema": DRAFT_7, "dependentRequired": {"a": ["b"]}},
@@ -177,7 +202,15 @@ def test_a_schema_that_constrains_nothing_is_an_error(schema: Any) -> None:
         ({"$schema": DRAFT_4, "minimum": 1}, "1", "0"),
         ({"type": "object", "name": "string", "x-order": 1, "example": {"a": 1}}, "{}", "[]"),
         ({"type": "object", "properties": {"propertys": {"type": "string"}, "require": {}}}, '{"require": 1}', "[]"),
-        ({"type": ["object", "array", "string", "number", "boolean", "null"]}, "1", None),
+        ({"type": ["object", "array", "string", "integer", "boolean", "null"]}, "1", "1.5"),
+        ({"not": {"not": PLAIN}}, '{"a": 1}', "{}"),
+        ({"anyOf": [PLAIN, {"not": {"type": "object"}}]}, "1", "{}"),
+        ({"pattern": "^a*$"}, '"a"', '"b"'),
+        ({"pattern": "^a|b*c"}, '"ab"', '"b"'),
+        ({"type": "array", "items": {"$ref": "#"}}, "[[]]", "[1]"),
+        ({"properties": {"a": {"$ref": "#"}, "b": False}}, '{"a": {}}', '{"a": {"b": 1}}'),
+        ({"dependencies": {"a": ["b"]}}, "{}", '{"a": 1}'),
+        ({"$schema": DRAFT_7, "contains": True, "minContains": 0}, "[1]", "[]"),
     ],
 )
 def test_a_schema_that_refuses_something_is_none(schema: Any, good: str | None, bad: str | None) -> None:
@@ -185,10 +218,40 @@ def test_a_schema_that_refuses_something_is_none(schema: Any, good: str | None, 
     assert bad is None or not correct(bad, schema)
 
 
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.one_of(
+            st.booleans(),
+            st.lists(st.sampled_from(ALL_TYPES), min_size=1, unique=True).map(lambda types: {"type": types}),
+            st.sampled_from([{"enum": [None]}, {"enum": [True, False]}, {"const": {}}, {"minLength": 0}]),
+        ),
+        lambda inner: st.one_of(
+            inner.map(lambda part: {"not": part}),
+            st.builds(
+                lambda keyword, parts: {keyword: parts},
+                st.sampled_from(["allOf", "anyOf", "oneOf"]),
+                st.lists(inner, min_size=1, max_size=3),
+            ),
+            st.builds(lambda a, b, c: {"if": a, "then": b, "else": c}, inner, inner, inner),
+        ),
+        max_leaves=6,
+    )
+)
+def test_a_schema_of_kinds_constrains_nothing_exactly_if_it_takes_every_kind(schema: Any) -> None:
+    """The second formula: two values of each kind, none of which these schemas single out, but {}."""
+    values = [None, True, False, 0, 1.5, "", "x", [], [1], {}, {"zzz": 1}]
+    takes_all = all(compile_schema(json.dumps(schema), False).fits(value) for value in values)
+    assert takes_all >= (not constrains(schema, False))
+    if '"const"' not in json.dumps(schema):
+        assert takes_all == (not constrains(schema, False))
+
+
 def test_format_constrains_where_it_is_checked() -> None:
     verifier = JSONSchemaVerifier(check_formats=True)
     assert not verdict('"x"', {"format": "date"}, None, verifier).correct
     assert verdict('"2024-02-29"', {"format": "date"}, None, verifier).correct
+    assert "constrains nothing" in (verdict('"x"', {"format": "no such format"}, None, verifier).error or "")
 
 
 @pytest.mark.parametrize("schema", [{}, True, "{}", "true", {"$schema": DRAFT_7}, {"name": "m", "schema": {}}])
@@ -220,6 +283,32 @@ def test_any_json_may_be_asked_for_on_purpose_where_there_is_a_gold_document(sch
         ({"type": "array", "item": PLAIN}, "item", "items"),
         ({"properties": {"a": {"items": [{"types": "string"}]}}, "$schema": DRAFT_7}, "types", "type"),
         ({"$defs": {"a": {"requires": ["a"]}}, "type": "object"}, "requires", "required"),
+        ({"$Ref": "#/$defs/a", "$defs": {"a": PLAIN}}, "$Ref", "$ref"),
+        ({"$reff": "#/$defs/a", "$defs": {"a": PLAIN}}, "$reff", "$ref"),
+        ({"type": "object", "ref": "#/$defs/a", "$defs": {"a": PLAIN}}, "ref", "$ref"),
+        ({"type": "object", "nott": PLAIN}, "nott", "not"),
+        ({"typ": "object"}, "typ", "type"),
+        ({"type": "object", "cosnt": {}}, "cosnt", "const"),
+        ({"type": "object", "constant": {}}, "constant", "const"),
+        ({"type": "object", "enumeration": [{}]}, "enumeration", "enum"),
+        ({"type": "string", "fromat": "date"}, "fromat", "format"),
+        ({"type": "string", "formats": "date"}, "formats", "format"),
+        ({"type": "string", "regex": "a"}, "regex", "pattern"),
+        ({"type": "object", "req": ["a"]}, "req", "required"),
+        ({"type": "object", "props": {"a": {}}}, "props", "properties"),
+        ({"type": "object", "allowAdditionalProperties": False}, "allowAdditionalProperties", "additionalProperties"),
+        ({"type": "integer", "min": 1}, "min", "minimum"),
+        ({"type": ["string", "null"], "max": 1}, "max", "maxLength"),
+        ({"type": "array", "minItem": 1, "maxItems": 1}, "minItem", "minItems"),
+        ({"type": "object", "propertyNames": {"patern": "x"}}, "patern", "pattern"),
+        ({"type": "object", "unevaluatedProperties": {"require": ["a"]}}, "require", "required"),
+        ({"type": "array", "unevaluatedItems": {"require": ["a"]}}, "require", "required"),
+        ({"$schema": DRAFT_7, "type": "object", "dependencies": {"a": {"require": ["a"]}}}, "require", "required"),
+        (
+            {"properties": {"a": {"$ref": "#/x/z"}}, "type": "object", "x": {"z": {"require": ["a"]}}},
+            "require",
+            "required",
+        ),
     ],
 )
 def test_a_misspelled_keyword_is_named(schema: Any, name: str, keyword: str) -> None:
@@ -236,6 +325,16 @@ def test_a_misspelled_keyword_is_named(schema: Any, name: str, keyword: str) -> 
 def test_other_words_are_no_mistakes(word: str) -> None:
     for value in ("x", 1, {}, ["a"], True):
         assert correct("{}", {"type": "object", word: value})
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("types", ["a"]), ("types", "a"), ("typeOf", "x"), ("constraint", {"a": 1}), ("containers", {"a": 1}),
+     ("dependent", {"a": 1}), ("requiredXor", ["a"]), ("multiple", 2), ("minimumAge", 3), ("maximumValue", 3),
+     ("typed", "x"), ("requirements", ["a"]), ("contents", {}), ("formatted", "x"), ("$comment", "x")],
+)  # fmt: skip
+def test_a_word_that_would_assert_nothing_there_is_no_mistake(word: str, value: Any) -> None:
+    assert correct('{"a": 1}', {**PLAIN, word: value})
 
 
 # Patterns
