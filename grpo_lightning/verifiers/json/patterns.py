@@ -25,7 +25,7 @@ _UNREACHED = 2 * _MAX_STEPS_TIMES_CHARS
 # A character that is escaped or in a class, or a group that is counted, with its name if it has one.
 _GROUP = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|(?P<group>\((?!\?)|\(\?<(?P<name>\w+)>)", re.DOTALL)
 # Keywords whose values are documents.
-_VALUES = {"const", "enum", "default", "examples"}
+VALUES = {"const", "enum", "default", "examples"}
 
 
 class TooComplicated(ValueError):
@@ -78,7 +78,7 @@ def _numbered(schema: Json) -> Json:
         return [_numbered(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {name: part if name in _VALUES else _numbered(part) for name, part in schema.items()}
+    changed = {name: part if name in VALUES else _numbered(part) for name, part in schema.items()}
     if isinstance(schema.get("pattern"), str):
         changed["pattern"] = _with_numbers(schema["pattern"])
     if isinstance(schema.get("patternProperties"), dict):

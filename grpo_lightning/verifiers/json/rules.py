@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urljoin
 
 from grpo_lightning.verifiers.json.documents import Documents
-from grpo_lightning.verifiers.json.engine import Engine, on_large_stack, panics_raised
+from grpo_lightning.verifiers.json.engine import Engine, TooDeep, depth_noticed, on_large_stack, panics_raised
 from grpo_lightning.verifiers.json.patterns import read_schema
 from grpo_lightning.verifiers.json.reader import Json, NotJSON
 
@@ -128,6 +128,7 @@ class Schema:
         Raises:
             ValueError: the schema refers to a document that is not registered, and this one depends on it.
             TooComplicated: a pattern takes too many steps.
+            TooDeep: items that must be unique are nested too deeply.
         """
         with panics_raised():
             if deep:
@@ -144,10 +145,13 @@ class Schema:
 
         Follows one path through the schema, so it is quick on any. Where the way gets too long, it stops half-way.
         """
-        with panics_raised():
-            if deep:
-                return on_large_stack(lambda: self._problem(document, chars))
-            return self._problem(document, chars)
+        try:
+            with panics_raised(), depth_noticed():
+                if deep:
+                    return on_large_stack(lambda: self._problem(document, chars))
+                return self._problem(document, chars)
+        except TooDeep:
+            return Problem(spelled([]), _OTHER_RULE)
 
     def _problem(self, document: Json, chars: int) -> Problem:
         path: list[str | int] = []

@@ -427,6 +427,17 @@ def test_a_reference_that_every_document_reaches_makes_the_row_an_error(wrap: An
         VERIFIER.require(Prompt([], None, {"schema": schema}))
 
 
+def test_a_reference_in_an_alternative_is_an_error_only_where_a_document_reaches_it() -> None:
+    for wrap in (lambda part: part, lambda part: {"allOf": [part]}, lambda part: {"$ref": "#/x", "x": part}):
+        schema = wrap({"anyOf": [{"type": "object", "required": ["a"]}, {"$ref": REMOTE}]})
+        assert correct('{"a": 1}', schema)
+        assert REMOTE in (verdict('{"b": 1}', schema).error or "")
+        assert verdict("no JSON", schema).error is None
+    reference = {"$ref": REMOTE}
+    for needed in ({"anyOf": [reference]}, {"$ref": "#/x", "x": reference, "anyOf": [{"type": "null"}, {}]}):
+        assert REMOTE in (verdict("no JSON", needed).error or "")
+
+
 def test_what_is_unevaluated_depends_on_what_is_missing() -> None:
     for keyword, document in (("unevaluatedProperties", '{"a": 1}'), ("unevaluatedItems", "[1]")):
         for reference in ({"$ref": REMOTE}, {"anyOf": [True, {"$ref": REMOTE}]}, {"if": {"$ref": REMOTE}}):
