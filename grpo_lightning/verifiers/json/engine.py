@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from grpo_lightning.verifiers.json import patterns
 from grpo_lightning.verifiers.json.documents import Documents, registry
+from grpo_lightning.verifiers.json.ecma import VALUES
 from grpo_lightning.verifiers.json.reader import Json
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _without_choices(node: Json) -> Json:
     if not isinstance(node, dict):
         return node
     return {
-        name: part if name in patterns.VALUES else _without_choices(part)
+        name: part if name in VALUES else _without_choices(part)
         for name, part in node.items()
         if name not in _CHOICES or (isinstance(part, list) and len(part) == 1)
     }

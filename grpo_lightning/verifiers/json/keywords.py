@@ -52,7 +52,7 @@ KIND_OF: dict[str, str] = {
 }
 
 # Where schemas are inside of the value of a keyword: in an object by name, in a list, or the value is one.
-_NAMED = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+NAMED = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
 _LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = (
     *("not", "if", "then", "else", "items", "contains", "propertyNames"),
@@ -83,7 +83,7 @@ def draft_of(schema: Json) -> int:
 
 def parts(keyword: str, value: Json) -> list[Json]:
     """The schemas inside of the value of a keyword."""
-    if keyword in _NAMED and isinstance(value, dict):
+    if keyword in NAMED and isinstance(value, dict):
         return list(value.values())
     if keyword in _LISTED and isinstance(value, list):
         return value
