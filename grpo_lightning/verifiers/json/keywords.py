@@ -53,8 +53,8 @@ KIND_OF: dict[str, str] = {
 
 # Where schemas are inside of the value of a keyword: in an object by name, in a list, or the value is one.
 NAMED = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
-_LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_SINGLE = (
+LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+SINGLE = (
     *("not", "if", "then", "else", "items", "contains", "propertyNames"),
     *("additionalProperties", "additionalItems", "unevaluatedProperties", "unevaluatedItems"),
 )
@@ -85,9 +85,9 @@ def parts(keyword: str, value: Json) -> list[Json]:
     """The schemas inside of the value of a keyword."""
     if keyword in NAMED and isinstance(value, dict):
         return list(value.values())
-    if keyword in _LISTED and isinstance(value, list):
+    if keyword in LISTED and isinstance(value, list):
         return value
-    return [value] if keyword in _SINGLE else []
+    return [value] if keyword in SINGLE else []
 
 
 def nodes(schema: Json) -> Iterator[dict[str, Json]]:

@@ -60,6 +60,15 @@ WRAPPED = {
     "vLLM's": {"type": "json_object", "schema": PLAIN},
     "Ollama's": {"format": PLAIN},
     "a schema alone": {"schema": PLAIN},
+    "a schema as text": {"json_schema": json.dumps(PLAIN)},
+    "a request of the Responses API": {"text": {"format": {"type": "json_schema", "name": "m", "schema": PLAIN}}},
+    "Mistral's": {"type": "json_schema", "json_schema": {"name": "m", "schema_definition": PLAIN}},
+    "one tool": {"tools": [{"type": "function", "function": {"name": "f", "parameters": PLAIN}}]},
+    "one tool of Anthropic, chosen": {"tools": [{"name": "f", "input_schema": PLAIN}], "tool_choice": {"type": "any"}},
+    "one tool of Bedrock": {"toolConfig": {"tools": [{"toolSpec": {"name": "f", "inputSchema": {"json": PLAIN}}}]}},
+    "one function": {"functions": [{"name": "f", "parameters": PLAIN}]},
+    "one function of Gemini": {"tools": [{"functionDeclarations": [{"name": "f", "parameters": PLAIN}]}]},
+    "vLLM's extra_body": {"extra_body": {"guided_json": PLAIN}},
 }  # fmt: skip
 
 
@@ -88,8 +97,30 @@ def test_types_of_openapi_are_read_inside_of_geminis_wrapper() -> None:
     assert correct('{"a": 1, "b": ["x", null], "type": "OBJECT"}', schema)
     for wrong in ('{"a": "1"}', '{"a": 1, "b": [1]}', '{"a": null}', '{"a": 1, "type": "object"}', "[]"):
         assert not correct(wrong, schema)
-    # Alone it is not JSON Schema.
-    assert "cannot be used" in (verdict('{"a": 1}', inner).error or "")
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: {"name": "f", "parameters": inner}])
+@pytest.mark.parametrize(("map_", "float_", "integer"), [("OBJECT", "NUMBER", "INTEGER"), ("dict", "float", "integer")])
+def test_types_of_gemini_and_of_the_berkeley_leaderboard(wrap: Any, map_: str, float_: str, integer: str) -> None:
+    properties = {"a": {"type": integer}, "b": {"anyOf": [{"type": float_}, {"type": map_}]}, "c": {"type": "any"}}
+    schema = wrap({"type": map_, "properties": properties, "required": ["a"], "additionalProperties": {"type": map_}})
+    for good in ('{"a": 1}', '{"a": 1, "b": 1.5}', '{"a": 1, "b": {}, "c": [], "d": {}}'):
+        assert correct(good, schema)
+    for wrong in ("[]", "{}", '{"a": 1.5}', '{"a": 1, "b": "x"}', '{"a": 1, "d": 1}'):
+        assert not correct(wrong, schema)
+
+
+def test_a_list_of_one_tool_is_the_tool_and_of_several_an_error() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": PLAIN}}
+    for schema in ([tool], json.dumps([tool]), json.dumps(json.dumps(PLAIN))):
+        assert correct('{"a": 1}', schema)
+        assert not correct("{}", schema)
+    for several in ([tool, tool], {"tools": [tool, tool]}, {"functions": [tool["function"]] * 2}):
+        assert "a request with 2 tools: give the schema of one" in (verdict('{"a": 1}', several).error or "")
+    # It may ask for a list.
+    assert "it must be an object, and is a list" in (verdict('{"a": 1}', [PLAIN]).error or "")
+    for empty in ({"type": "json_object"}, {"response_format": {"type": "json_object"}}):
+        assert "without a schema in it" in (verdict('{"a": 1}', empty).error or "")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +135,9 @@ def test_types_of_openapi_are_read_inside_of_geminis_wrapper() -> None:
         {"other": PLAIN},
         {"$ref": "#/schema", "schema": PLAIN},
         {"schema": True},
+        {"text": {"type": "string"}},
+        {"tools": []},
+        [PLAIN],
         True,
         False,
     ],
