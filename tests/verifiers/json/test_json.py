@@ -224,6 +224,19 @@ def test_different_values_are_never_equal(gold: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gold", "other"), [("1e23", "1" + "0" * 23), ("1e30", "1" + "0" * 30), ("1.5e22", "15000000000000000000000")]
+)
+@pytest.mark.parametrize("options", [{}, {"array_order": False}])
+def test_a_large_number_equals_what_is_written(gold: str, other: str, options: dict) -> None:
+    verifier = JSONSchemaVerifier(**options)
+    for one, two in ((gold, other), (other, gold)):
+        judged = judge(verifier, [Sample("", f"[2, {one}]", f"[2, {two}]", {"schema": True})])[0]
+        assert judged.correct
+        wrong = judge(verifier, [Sample("", f"[2, {one}]", f"[2, {two[:2]}9{two[3:]}]", {"schema": True})])[0]
+        assert not wrong.correct
+
+
+@pytest.mark.parametrize(
     "text",
     [
         *("NaN", "Infinity", "-Infinity", "nan", "[NaN]", '{"a": Infinity}', "1e999", "-1e999", "9" * 400, "1.0e+400"),
