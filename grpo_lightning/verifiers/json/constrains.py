@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from grpo_lightning.verifiers.json.documents import Documents
 from grpo_lightning.verifiers.json.keywords import (
     DRAFT_OF,
     KIND_OF,
@@ -14,7 +15,7 @@ from grpo_lightning.verifiers.json.keywords import (
     draft_of,
     nodes,
 )
-from grpo_lightning.verifiers.json.reader import Json
+from grpo_lightning.verifiers.json.reader import Json, parse
 
 # Schemas looked at, the same one again after each reference to it. What takes more is taken to constrain.
 _MAX_STEPS = 20_000
@@ -29,17 +30,24 @@ _PLACED = re.compile(r"[$^]|\\[bBAZzG]|\(\?[=!<]|\{,|\[\]")
 _ALL_TEXTS = {r"^[\s\S]*$", r"^(.|\n)*$", r"^(?:.|\n)*$", r"^[\w\W]*$", r"^[\d\D]*$"}
 
 
-def constrains(schema: Json, check_formats: bool) -> bool:
+def constrains(schema: Json, check_formats: bool, documents: Documents = ()) -> bool:
     """Whether there may be a document that a schema refuses. Where it is not certain: yes."""
-    analysis = _Analysis(schema, check_formats)
+    analysis = _Analysis(schema, check_formats, dict(documents))
     return not all(analysis.takes_all(schema, kind) for kind in KINDS)
+
+
+def takes_nothing(schema: Json, check_formats: bool, documents: Documents = ()) -> bool:
+    """Whether a schema certainly refuses every document."""
+    analysis = _Analysis(schema, check_formats, dict(documents))
+    return all(analysis.takes_none(schema, kind) for kind in KINDS)
 
 
 class _Analysis:
     """What a schema certainly takes or refuses, kind of value by kind of value."""
 
-    def __init__(self, root: Json, check_formats: bool) -> None:
+    def __init__(self, root: Json, check_formats: bool, documents: dict[str, str]) -> None:
         self._root = root
+        self._documents = documents
         self._check_formats = check_formats
         self._draft = draft_of(root)
         self._steps = self._depth = 0
@@ -152,6 +160,12 @@ class _Analysis:
         step = (reference, kind, all_values)
         if step in self._open:
             return all_values
+        uri, _, fragment = reference.partition("#")
+        if uri in self._documents:
+            # Without itself: what leads back to it is not followed, and taken to constrain.
+            others = {name: text for name, text in self._documents.items() if name != uri}
+            analysis = _Analysis(parse(self._documents[uri]).value, self._check_formats, others)
+            return analysis._follow(f"#{fragment}", kind, all_values)
         target = self._target(reference)
         if target is None:
             return False

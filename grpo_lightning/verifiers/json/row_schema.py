@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.verifiers.json.constrains import constrains
+from grpo_lightning.verifiers.json.constrains import constrains, takes_nothing
 from grpo_lightning.verifiers.json.documents import Documents
 from grpo_lightning.verifiers.json.keywords import DRAFT_OF, draft_of, nodes
 from grpo_lightning.verifiers.json.misspelled import misspelled
@@ -48,7 +48,7 @@ def read_row_schema(text: str, check_formats: bool, documents: Documents) -> Row
     compiled = compile_schema(text if schema is given else json.dumps(schema), check_formats, documents)
     takes_all = schema is True or (isinstance(schema, dict) and not schema.keys() - {"$schema"})
     if not takes_all:
-        check_constrains(schema, check_formats)
+        check_constrains(schema, check_formats, documents)
     return RowSchema(compiled, takes_all)
 
 
@@ -81,19 +81,21 @@ def configured_schema(schema: dict | str, owner: str) -> str:
         raise ConfigError(f"{owner}: the option 'schema' names a file that cannot be read: {error}") from error
 
 
-def check_constrains(schema: Json, check_formats: bool) -> None:
+def check_constrains(schema: Json, check_formats: bool, documents: Documents = ()) -> None:
     """Refuse a schema that constrains nothing, or has a misspelled keyword.
 
     Raises:
-        ValueError: every document fits it, or a keyword is misspelled.
+        ValueError: every document fits it, or none, or a keyword is misspelled.
     """
     is_2019 = draft_of(schema) == DRAFT_OF["2019-09"]
     if is_2019 and any(node.get("$recursiveRef") not in (None, "#") for node in nodes(schema)):
         raise ValueError("the schema has a $recursiveRef that is not '#': use $ref for anything else")
     for name, keyword in misspelled(schema):
         raise ValueError(f"the schema has an unknown keyword {name!r}: did you mean {keyword!r}?")
-    if not constrains(schema, check_formats):
+    if not constrains(schema, check_formats, documents):
         raise ValueError(
             "the schema constrains nothing, so every JSON document would fit it: nothing is asserted by "
             + (", ".join(map(repr, schema)))[:200]
         )
+    if takes_nothing(schema, check_formats, documents):
+        raise ValueError("the schema refuses every JSON document: its keywords contradict each other")

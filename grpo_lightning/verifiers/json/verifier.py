@@ -62,11 +62,11 @@ class JSONSchemaVerifier(Verifier):
     A schema may refer to the documents of ``schemas``, by their URIs, and to no others: nothing is ever fetched, and no
     file is read because a schema names it.
 
-    A row is an error if its schema is missing or invalid, constrains nothing, or has a misspelled keyword; if its gold
-    document does not fit the schema; and where a document reaches a reference that is not registered. ``true`` and
-    ``{}`` are for rows with a gold document. A document on which a pattern with look-around or back-references takes
-    too many steps has no valid format, and neither has one with ``uniqueItems`` nested more than 255 deep. Feedback
-    names the place and the rule that is broken, never a value of the gold document or of the schema.
+    A row is an error if its schema is missing or invalid, constrains nothing, refuses everything, or has a misspelled
+    keyword; if its gold document does not fit the schema; and where a document reaches a reference that is not
+    registered. ``true`` and ``{}`` are for rows with a gold document. A document on which a pattern with look-around or
+    back-references takes too many steps has no valid format, and neither has one with ``uniqueItems`` nested more than
+    255 deep. Feedback names the place and the rule that is broken, never a value of the gold document or of the schema.
 
     Args:
         schema: the schema of rows without one of their own, as an object or the path of a JSON file.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers import JSONSchemaVerifier, judge
-from grpo_lightning.verifiers.json.constrains import constrains
+from grpo_lightning.verifiers.json.constrains import constrains, takes_nothing
 from grpo_lightning.verifiers.json.row_schema import unwrap
 from grpo_lightning.verifiers.json.rules import compile_schema
 
@@ -224,7 +224,6 @@ def test_a_schema_that_constrains_nothing_is_an_error(schema: Any) -> None:
         ({"allOf": [{}, PLAIN]}, '{"a": 1}', "{}"),
         ({"anyOf": [PLAIN, {"type": "null"}]}, "null", "1"),
         ({"oneOf": [{}, PLAIN]}, "{}", '{"a": 1}'),
-        ({"not": {}}, None, "1"),
         ({"const": None}, "null", "1"),
         ({"minItems": 1}, "{}", "[]"),
         ({"properties": {"a": False}}, "{}", '{"a": 1}'),
@@ -277,8 +276,27 @@ def test_a_schema_of_kinds_constrains_nothing_exactly_if_it_takes_every_kind(sch
     values = [None, True, False, 0, 1.5, "", "x", [], [1], {}, {"zzz": 1}]
     takes_all = all(compile_schema(json.dumps(schema), False).fits(value) for value in values)
     assert takes_all >= (not constrains(schema, False))
+    takes_none = not any(compile_schema(json.dumps(schema), False).fits(value) for value in values)
+    assert takes_none >= takes_nothing(schema, False)
     if '"const"' not in json.dumps(schema):
         assert takes_all == (not constrains(schema, False))
+
+
+def test_a_registered_schema_constrains_as_its_own_text_does() -> None:
+    anything = {"x:any": {"$defs": {"a": {}}}, "x:plain": {"$defs": {"a": PLAIN}, "$ref": "#/$defs/a"}}
+    verifier = JSONSchemaVerifier(schemas=anything)
+    for reference in ("x:any", "x:any#/$defs/a"):
+        assert "constrains nothing" in (verdict("1", {"$ref": reference}, None, verifier).error or "")
+    for reference in ("x:plain", "x:plain#/$defs/a"):
+        assert verdict('{"a": 1}', {"$ref": reference}, None, verifier).correct
+        assert not verdict("1", {"$ref": reference}, None, verifier).correct
+
+
+@pytest.mark.parametrize(
+    "schema", [False, {"not": {}}, {"enum": []}, {"oneOf": [{}, True]}, {"allOf": [{"type": "null"}, PLAIN]}]
+)
+def test_a_schema_that_refuses_everything_is_an_error(schema: Any) -> None:
+    assert "refuses every JSON document" in (verdict("1", schema).error or "")
 
 
 def test_format_constrains_where_it_is_checked() -> None:
@@ -440,6 +458,6 @@ def test_without_an_error_a_missing_document_does_not_matter(keyword: str, parts
     schema = {keyword: parts}
     judged = verdict(json.dumps(value), schema)
     if judged.error is None:
-        for known in ({"not": {}}, {"not": {"type": "null"}}):
+        for known in ({"not": {}}, {"multipleOf": 7}):
             registered = JSONSchemaVerifier(schemas={REMOTE: known})
             assert verdict(json.dumps(value), schema, None, registered).correct == judged.correct
