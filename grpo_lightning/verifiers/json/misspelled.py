@@ -12,10 +12,11 @@ from grpo_lightning.verifiers.json.reader import Json
 # Words that schemas use and that look like keywords.
 _NO_MISTAKES = {
     *("example", "examples", "definitions", "$defs", "then", "else", "id", "$id", "minContains", "maxContains"),
+    "num",
     *("$schema", "$comment", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary"),
 }
-# These are near to words of other meanings: cost, form.
-_TOO_NEAR = {"const", "format"}
+# These are near to words of other meanings: cost, form, constraints.
+_TOO_NEAR = {"const", "format", "contains"}
 # Words of other meanings are near to these, too: types, typeOf, item. Beside the keyword they are taken to be such.
 _LONGEST_COMMON_KEYWORD = 5
 # Shorter words are near to too many others. The cutoff lets pass "typ" and "tpye", but not "dependent".
@@ -29,7 +30,7 @@ _OTHER_WORDS: dict[str, tuple[str, ...]] = {
     **{word: ("maximum", *(f"max{of}" for of in _BOUNDS)) for word in ("max", "maxvalue")},
     **{f"{bound}{word}": (f"{bound}Length",) for bound in ("min", "max") for word in ("len", "chars")},
     **{"exclusivemin": ("exclusiveMinimum",), "exclusivemax": ("exclusiveMaximum",), "divisibleby": ("multipleOf",)},
-    **{"constant": ("const",), "enumeration": ("enum",), "formats": ("format",)},
+    **{"contain": ("contains",), "constant": ("const",), "enumeration": ("enum",), "formats": ("format",)},
     **{"regex": ("pattern",), "regexp": ("pattern",), "req": ("required",)},
     **{"dependency": ("dependencies",), "dependencys": ("dependencies",)},
 }
@@ -55,7 +56,8 @@ def _meant(name: str, value: Json, node: dict[str, Json]) -> str | None:
     ]
     plain = _plain(name)
     for keyword in _OTHER_WORDS.get(plain, ()):
-        if keyword in fitting:
+        # A flag, such as {"constant": true}, is no value of a constant.
+        if keyword in fitting and not (keyword == "const" and isinstance(value, bool)):
             return keyword
     for keyword in fitting:
         if _same_letters(plain, _plain(keyword)):

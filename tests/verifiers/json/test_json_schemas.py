@@ -389,6 +389,13 @@ def test_a_word_that_would_assert_nothing_there_is_no_mistake(word: str, value: 
     assert correct('{"a": 1}', {**PLAIN, word: value})
 
 
+def test_words_near_to_keywords_are_no_mistakes() -> None:
+    for schema in ({"type": "array", "constraints": {"a": 1}}, {"type": "array", "num": [1], "containers": {}}):
+        assert correct("[]", schema)
+    # A flag is no constant.
+    assert correct('"x"', {"type": "string", "constant": True})
+
+
 # References to what is not registered
 
 
