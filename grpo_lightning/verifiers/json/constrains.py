@@ -36,10 +36,10 @@ def constrains(schema: Json, check_formats: bool, documents: Documents = ()) -> 
     return not all(analysis.takes_all(schema, kind) for kind in KINDS)
 
 
-def takes_nothing(schema: Json, check_formats: bool, documents: Documents = ()) -> bool:
-    """Whether a schema certainly refuses every document."""
+def refused_kinds(schema: Json, check_formats: bool, documents: Documents = ()) -> frozenset[str]:
+    """The kinds of values that a schema certainly refuses."""
     analysis = _Analysis(schema, check_formats, dict(documents))
-    return all(analysis.takes_none(schema, kind) for kind in KINDS)
+    return frozenset(kind for kind in KINDS if analysis.takes_none(schema, kind))
 
 
 class _Analysis:
@@ -52,7 +52,7 @@ class _Analysis:
         self._draft = draft_of(root)
         self._steps = self._depth = 0
         # The references that are being followed, with the question. One that leads back to itself asserts nothing.
-        self._open: set[tuple[str, str, bool]] = set()
+        self._open: set[tuple[int, str, bool]] = set()
         # Inside of another $id, references have another meaning.
         is_base = [isinstance(node.get("$id"), str) and not node["$id"].startswith("#") for node in nodes(root)]
         self._one_base = not any(is_base[1:])
@@ -157,9 +157,6 @@ class _Analysis:
         return (then and self.takes_all(node["if"], kind)) or (other and self.takes_none(node["if"], kind))
 
     def _follow(self, reference: str, kind: str, all_values: bool) -> bool:
-        step = (reference, kind, all_values)
-        if step in self._open:
-            return all_values
         uri, _, fragment = reference.partition("#")
         if uri in self._documents:
             # Without itself: what leads back to it is not followed, and taken to constrain.
@@ -167,7 +164,11 @@ class _Analysis:
             analysis = _Analysis(parse(self._documents[uri]).value, self._check_formats, others)
             return analysis._follow(f"#{fragment}", kind, all_values)
         target = self._target(reference)
-        if target is None:
+        step = (id(target), kind, all_values)
+        if step in self._open:
+            return all_values
+        # A part that refuses what it takes says nothing for certain.
+        if target is None or (id(target), kind, not all_values) in self._open:
             return False
         self._open.add(step)
         try:

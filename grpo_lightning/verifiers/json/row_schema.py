@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.verifiers.json.constrains import constrains, takes_nothing
+from grpo_lightning.verifiers.json.constrains import constrains, refused_kinds
 from grpo_lightning.verifiers.json.documents import Documents
-from grpo_lightning.verifiers.json.keywords import DRAFT_OF, draft_of, nodes
+from grpo_lightning.verifiers.json.keywords import DRAFT_OF, KINDS, draft_of, nodes
 from grpo_lightning.verifiers.json.misspelled import misspelled
 from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse, write
 from grpo_lightning.verifiers.json.rules import Schema, compile_schema
@@ -97,5 +97,5 @@ def check_constrains(schema: Json, check_formats: bool, documents: Documents = (
             "the schema constrains nothing, so every JSON document would fit it: nothing is asserted by "
             + (", ".join(map(repr, schema)))[:200]
         )
-    if takes_nothing(schema, check_formats, documents):
+    if len(refused_kinds(schema, check_formats, documents)) == len(KINDS):
         raise ValueError("the schema refuses every JSON document: its keywords contradict each other")

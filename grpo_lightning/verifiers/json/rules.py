@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urljoin
 
+from grpo_lightning.verifiers.json.constrains import refused_kinds
 from grpo_lightning.verifiers.json.documents import Documents
 from grpo_lightning.verifiers.json.engine import Engine, TooDeep, depth_noticed, on_large_stack, panics_raised
 from grpo_lightning.verifiers.json.patterns import read_schema
@@ -136,9 +137,8 @@ class Schema:
             return self._engine.fits(document)
 
     def takes_kind(self, text: str) -> bool:
-        """Whether the outermost ``type`` of the schema, if there is one, allows an array or object written so."""
-        types = self.root.get("type") if isinstance(self.root, dict) else None
-        return types is None or ("array" if text.startswith("[") else "object") in types
+        """Whether the schema may take an array or object written so."""
+        return ("array" if text.startswith("[") else "object") not in self._refused_kinds
 
     def problem(self, document: Json, chars: int, deep: bool = False) -> Problem:
         """A problem of a document that does not fit, and that ``chars`` characters were written for.
@@ -257,6 +257,10 @@ class Schema:
             )
             for index in range(len(document)):
                 yield f"{first}/{index}" if index < len(node.get(first, [])) else rest, index
+
+    @cached_property
+    def _refused_kinds(self) -> frozenset[str]:
+        return refused_kinds(self.root, self._check_formats, self._documents)
 
     @cached_property
     def _parts(self) -> ValidatorMap:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers import JSONSchemaVerifier, judge
-from grpo_lightning.verifiers.json.constrains import constrains, takes_nothing
+from grpo_lightning.verifiers.json.constrains import constrains, refused_kinds
 from grpo_lightning.verifiers.json.row_schema import unwrap
 from grpo_lightning.verifiers.json.rules import compile_schema
 
@@ -277,9 +277,16 @@ def test_a_schema_of_kinds_constrains_nothing_exactly_if_it_takes_every_kind(sch
     takes_all = all(compile_schema(json.dumps(schema), False).fits(value) for value in values)
     assert takes_all >= (not constrains(schema, False))
     takes_none = not any(compile_schema(json.dumps(schema), False).fits(value) for value in values)
-    assert takes_none >= takes_nothing(schema, False)
+    assert takes_none >= (len(refused_kinds(schema, False)) == len(ALL_TYPES))
     if '"const"' not in json.dumps(schema):
         assert takes_all == (not constrains(schema, False))
+
+
+def test_a_schema_that_refuses_what_it_takes_is_not_judged() -> None:
+    part = {"allOf": [{"$ref": "#/$defs/a"}, {"not": {"$ref": "#/$defs/a"}}]}
+    for schema in ({"$ref": "#/$defs/a", "$defs": {"a": part}}, {"not": {"$ref": "#"}}):
+        assert constrains(schema, False)
+        assert not refused_kinds(schema, False)
 
 
 def test_a_registered_schema_constrains_as_its_own_text_does() -> None:
@@ -297,6 +304,22 @@ def test_a_registered_schema_constrains_as_its_own_text_does() -> None:
 )
 def test_a_schema_that_refuses_everything_is_an_error(schema: Any) -> None:
     assert "refuses every JSON document" in (verdict("1", schema).error or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        PLAIN,
+        {"$ref": "#/$defs/a", "$defs": {"a": PLAIN}},
+        {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": PLAIN}},
+        {"anyOf": [PLAIN, {"type": "null"}]},
+        {"enum": [{"a": 1}]},
+    ],
+)
+def test_a_citation_is_no_document_where_the_schema_refuses_arrays(schema: Any) -> None:
+    assert correct('As in [1]: {"a": 1}, see [2].', schema)
+    assert not correct('As in [1]: {"b": 1}', schema)
+    assert not correct('As in [1]: {"a": 1}', {"anyOf": [schema, {"type": "array"}], "$defs": {"a": PLAIN}})
 
 
 def test_format_constrains_where_it_is_checked() -> None:
