@@ -17,6 +17,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,300}")
 _UNLIKELY = "-918273.645"
 """Replaces an answer that is not an integer. No row has this value by chance."""
 _WRONG_DOCUMENTS = ('{"certainly": "wrong"}', '["certainly wrong"]', '"certainly wrong"', _UNLIKELY, "null")
+_FAR = 10**6
 _RAISE = 'raise RuntimeError("certainly wrong")'
 
 
@@ -101,13 +102,16 @@ def _parsed(source: str) -> ast.Module:
 
 
 def _changed(value: Any) -> Any:
-    """Return a document of the same structure with every string, number and boolean changed."""
+    """Return a document of the same structure with every string, number and boolean changed.
+
+    Far enough that neither tolerances nor another order of an array make it equal.
+    """
     if isinstance(value, dict):
         return {key: _changed(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_changed(item) for item in value]
     if isinstance(value, bool):
-        return not value
+        return f"{value}, certainly wrong"
     if isinstance(value, (int, float)):
-        return value + 1 if abs(value) < 2**50 else 0
+        return 3 * value + (-_FAR if value < 0 else _FAR) if abs(value) < 2**50 else 0
     return f"{value}, certainly wrong" if isinstance(value, str) else "certainly wrong"

@@ -51,10 +51,10 @@ def row(answer: Any = None, solution: str | None = None, **metadata: Any) -> Pro
         (row(r"\frac{1}{2}", r"\boxed{\frac{1}{2}}"), r"\boxed{-918273.645}"),
         (row("Paris", "Paris"), "-918273.645"),
         (row(72, "#### 72"), "#### 73"),
-        (row({"a": 1}, '{"a": 1}'), '{"a": 2}'),
+        (row({"a": 1}, '{"a": 1}'), '{"a": 1000003}'),
         (row({"a": [True, "x", None]}, '{"a": [true, "x", null]}'),
-         '{"a": [false, "x, certainly wrong", "certainly wrong"]}'),
-        (row({"a": 1}, '```json\n{"a": 1}\n```'), '```json\n{"a": 2}\n```'),
+         '{"a": ["True, certainly wrong", "x, certainly wrong", "certainly wrong"]}'),
+        (row({"a": 1}, '```json\n{"a": 1}\n```'), '```json\n{"a": 1000003}\n```'),
         (row(None, "def f(x):\n    return x + 1", tests=TESTS),
          "def f(x):\n    raise RuntimeError('certainly wrong')"),
         (row(None, "Here:\n```python\ndef f(x):\n    return x + 1\n```\nDone.", tests=TESTS),
@@ -93,9 +93,20 @@ json_values = st.recursive(
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), json_values, min_size=1, max_size=3))
 def test_a_wrong_document_is_wrong(document: dict[str, Any]) -> None:
-    verifier = JSONSchemaVerifier({"type": "object"})
-    for wrong in wrong_completions(row(document), json.dumps(document)):
-        assert not rewarded(verifier, [Sample("", wrong, document)])[0][0].correct
+    for options in ({}, {"rel_tol": 0.5}, {"abs_tol": 1000.0}, {"array_order": False, "extra_fields": True}):
+        verifier = JSONSchemaVerifier({"type": "object"}, **options)
+        for wrong in wrong_completions(row(document), json.dumps(document)):
+            assert not rewarded(verifier, [Sample("", wrong, document)])[0][0].correct
+
+
+@pytest.mark.parametrize(
+    ("options", "gold"),
+    [({"rel_tol": 0.01}, {"a": 1000}), ({"rel_tol": 0.9}, {"a": -250_000}), ({"abs_tol": 2.0}, {"a": 0}),
+     ({"array_order": False}, {"a": [True, False]}), ({"array_order": False}, {"a": [1, 2, 0.5, None]})],
+)  # fmt: skip
+def test_a_verifier_with_tolerances_is_not_accused(options: dict[str, Any], gold: Any) -> None:
+    verifier = JSONSchemaVerifier({"type": "object"}, **options)
+    assert list(check_controls(Rows(row(gold, json.dumps(gold))), [verifier])) == []
 
 
 def test_good_rows_pass() -> None:

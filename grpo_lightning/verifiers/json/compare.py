@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from grpo_lightning.errors import ConfigError
@@ -53,6 +54,13 @@ class Equality:
             TooManyPairs: arrays without order are too long to compare.
         """
         return bool(_run(_Comparison(self).equal(gold, other)))
+
+
+def _written_alike(one: float, other: float) -> bool:
+    """Whether an integer is what the shortest writing of a float says: 1e23 is 10**23, and the float is not."""
+    if type(one) is type(other):
+        return False
+    return Decimal(repr(one)) == Decimal(repr(other))
 
 
 def _run(call: Recursion) -> Json:
@@ -105,7 +113,7 @@ class _Comparison:
     def _numbers(self, gold: float, other: float) -> bool:
         allowed = max(self.allow.rel_tol * abs(gold), self.allow.abs_tol)
         # Without the second condition, a difference that is rounded down to 0 would do: 2**53 + 1 against 2.0**53.
-        return gold == other or (allowed > 0 and abs(other - gold) <= allowed)
+        return gold == other or (allowed > 0 and abs(other - gold) <= allowed) or _written_alike(gold, other)
 
     def _objects(self, gold: dict[str, Json], other: dict[str, Json]) -> Recursion:
         if len(gold) != len(other) and not self.allow.extra_fields:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.verifiers.json import patterns
+from grpo_lightning.verifiers.json.misspelled import misspelled
 from grpo_lightning.verifiers.json.reader import SHALLOW, Json, NotJSON, parse
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def _check(documents: Documents) -> None:
         known = registry(documents)
     except ValueError as error:
         raise _refused(f"a document cannot be used: {str(error)[:300]}") from error
-    for uri, _ in documents:
+    for uri, text in documents:
+        for name, keyword in misspelled(parse(text, SHALLOW).value):
+            raise _refused(f"the schema of {uri} has an unknown keyword {name!r}: did you mean {keyword!r}?")
         try:
             jsonschema_rs.validator_for(
                 {"$ref": uri}, registry=known, offline=True, pattern_options=patterns.backtracking()

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from grpo_lightning.verifiers.json import patterns
 from grpo_lightning.verifiers.json.documents import Documents, registry
+from grpo_lightning.verifiers.json.ecma import VALUES
 from grpo_lightning.verifiers.json.reader import Json
 
 if TYPE_CHECKING:
@@ -20,9 +21,17 @@ _STACK_BYTES = 256 * 2**20
 # The keyword of the schema that replaces a document that is not registered.
 _MARK = "x-not-registered"
 _KINDS: tuple[Json, ...] = (None, True, 0, "", [], {})
+# What validation need not reach.
+_CHOICES = {"anyOf", "oneOf", "if", "then", "else"}
+# What the library says of items that are nested more than 255 deep, where it compares them for uniqueItems.
+_TOO_DEEP = "Recursion limit reached"
 
 Result = TypeVar("Result")
 _stack_size_lock = threading.Lock()
+
+
+class TooDeep(ValueError):
+    """Items that must be unique are nested too deeply to compare them."""
 
 
 class Engine:
@@ -68,15 +77,15 @@ class Engine:
         Raises:
             ValueError: the validation reaches a document that is not registered.
             TooComplicated: a pattern takes too many steps.
+            TooDeep: items that must be unique are nested too deeply.
         """
         if self._patterns:
             patterns.check(document, self._patterns)
         self._reached.uri = None
-        fits = self.validator.is_valid(document)
+        with depth_noticed():
+            fits = self.validator.is_valid(document)
         if self._reached.uri is not None:
-            raise ValueError(
-                f"the schema refers to {self._reached.uri}, which is not present: register it by the option 'schemas'"
-            )
+            raise self._not_present()
         return fits
 
     def compile(self, schema: Json) -> Validator:
@@ -133,16 +142,33 @@ class Engine:
         return True
 
     def _refuse_if_always_reached(self) -> None:
-        errors = []
+        """Refuse the schema if what is not registered is reached by every kind of document, without any choice."""
+        try:
+            validator = self.compile(_without_choices(self._root))
+        except ValueError:
+            return  # A reference leads into a choice.
         for value in _KINDS:
-            try:
-                self.fits(value)
-            except patterns.TooComplicated:
+            self._reached.uri = None
+            validator.is_valid(value)
+            if self._reached.uri is None:
                 return
-            except ValueError as error:
-                errors.append(error)
-        if len(errors) == len(_KINDS):
-            raise errors[0]
+        raise self._not_present()
+
+    def _not_present(self) -> ValueError:
+        return ValueError(
+            f"the schema refers to {self._reached.uri}, which is not present: register it by the option 'schemas'"
+        )
+
+
+@contextmanager
+def depth_noticed() -> Iterator[None]:
+    """Raise ``TooDeep`` where the library compares items that are nested too deeply."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != _TOO_DEEP:
+            raise
+        raise TooDeep from error
 
 
 @contextmanager
@@ -181,6 +207,19 @@ def on_large_stack(call: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _without_choices(node: Json) -> Json:
+    """A schema with nothing but what all documents must fit. A choice of one is none."""
+    if isinstance(node, list):
+        return [_without_choices(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        name: part if name in VALUES else _without_choices(part)
+        for name, part in node.items()
+        if name not in _CHOICES or (isinstance(part, list) and len(part) == 1)
+    }
 
 
 def _stub(uri: str, root: Json) -> dict[str, Json]:

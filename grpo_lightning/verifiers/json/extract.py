@@ -31,7 +31,8 @@ _JSON_TOKENS = re.compile(
     r"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.])|(?:true|false|null)\b)*"
 )
 _STRING = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"?')
-_LAYOUT = "`* \t\r\n"
+# Marks of Markdown, and every kind of white space.
+_LAYOUT = "`*" + "".join(filter(str.isspace, map(chr, range(0x3001))))
 _BRACKETS = {"[": "]", "{": "}"}
 _OPENED_BY = {"]": "[", "}": "{"}
 _STRAY = "a part of other JSON is beside it"

@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from grpo_lightning.verifiers.json.ecma import rewritten
 from grpo_lightning.verifiers.json.reader import SHALLOW, Json, parse, strings
 
 if TYPE_CHECKING:
@@ -20,12 +21,6 @@ _MAX_STEPS_TIMES_CHARS = 50_000_000
 _MAX_SQUARED_CHARS = 200_000_000
 # More steps than any string may take after check(): where the schema itself is tried, it never gets there.
 _UNREACHED = 2 * _MAX_STEPS_TIMES_CHARS
-
-
-# A character that is escaped or in a class, or a group that is counted, with its name if it has one.
-_GROUP = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|(?P<group>\((?!\?)|\(\?<(?P<name>\w+)>)", re.DOTALL)
-# Keywords whose values are documents.
-_VALUES = {"const", "enum", "default", "examples"}
 
 
 class TooComplicated(ValueError):
@@ -68,30 +63,7 @@ def read_schema(text: str) -> Json:
     Raises:
         NotJSON: the text is not JSON, or nested too deeply for a schema.
     """
-    schema = parse(text, SHALLOW).value
-    return _numbered(schema) if "\\\\k<" in text else schema
-
-
-def _numbered(schema: Json) -> Json:
-    """A schema whose patterns refer to groups by number: no engine takes names. ``(?:\\1)`` for ``\\k<name>``."""
-    if isinstance(schema, list):
-        return [_numbered(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    changed = {name: part if name in _VALUES else _numbered(part) for name, part in schema.items()}
-    if isinstance(schema.get("pattern"), str):
-        changed["pattern"] = _with_numbers(schema["pattern"])
-    if isinstance(schema.get("patternProperties"), dict):
-        named = changed["patternProperties"]
-        changed["patternProperties"] = {_with_numbers(name): part for name, part in named.items()}
-    return changed
-
-
-def _with_numbers(pattern: str) -> str:
-    names = [match["name"] for match in _GROUP.finditer(pattern) if match["group"]]
-    return re.sub(
-        r"\\k<(\w+)>", lambda match: f"(?:\\{names.index(match[1]) + 1})" if match[1] in names else match[0], pattern
-    )
+    return rewritten(parse(text, SHALLOW).value)
 
 
 def check(document: Json, patterns: tuple[str, ...]) -> None:

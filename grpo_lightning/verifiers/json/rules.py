@@ -14,8 +14,9 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urljoin
 
+from grpo_lightning.verifiers.json.constrains import refused_kinds
 from grpo_lightning.verifiers.json.documents import Documents
-from grpo_lightning.verifiers.json.engine import Engine, on_large_stack, panics_raised
+from grpo_lightning.verifiers.json.engine import Engine, TooDeep, depth_noticed, on_large_stack, panics_raised
 from grpo_lightning.verifiers.json.patterns import read_schema
 from grpo_lightning.verifiers.json.reader import Json, NotJSON
 
@@ -128,6 +129,7 @@ class Schema:
         Raises:
             ValueError: the schema refers to a document that is not registered, and this one depends on it.
             TooComplicated: a pattern takes too many steps.
+            TooDeep: items that must be unique are nested too deeply.
         """
         with panics_raised():
             if deep:
@@ -135,19 +137,21 @@ class Schema:
             return self._engine.fits(document)
 
     def takes_kind(self, text: str) -> bool:
-        """Whether the outermost ``type`` of the schema, if there is one, allows an array or object written so."""
-        types = self.root.get("type") if isinstance(self.root, dict) else None
-        return types is None or ("array" if text.startswith("[") else "object") in types
+        """Whether the schema may take an array or object written so."""
+        return ("array" if text.startswith("[") else "object") not in self._refused_kinds
 
     def problem(self, document: Json, chars: int, deep: bool = False) -> Problem:
         """A problem of a document that does not fit, and that ``chars`` characters were written for.
 
         Follows one path through the schema, so it is quick on any. Where the way gets too long, it stops half-way.
         """
-        with panics_raised():
-            if deep:
-                return on_large_stack(lambda: self._problem(document, chars))
-            return self._problem(document, chars)
+        try:
+            with panics_raised(), depth_noticed():
+                if deep:
+                    return on_large_stack(lambda: self._problem(document, chars))
+                return self._problem(document, chars)
+        except TooDeep:
+            return Problem(spelled([]), _OTHER_RULE)
 
     def _problem(self, document: Json, chars: int) -> Problem:
         path: list[str | int] = []
@@ -253,6 +257,10 @@ class Schema:
             )
             for index in range(len(document)):
                 yield f"{first}/{index}" if index < len(node.get(first, [])) else rest, index
+
+    @cached_property
+    def _refused_kinds(self) -> frozenset[str]:
+        return refused_kinds(self.root, self._check_formats, self._documents)
 
     @cached_property
     def _parts(self) -> ValidatorMap:

@@ -20,6 +20,7 @@ from grpo_lightning.verifiers.json.compare import (
     select,
 )
 from grpo_lightning.verifiers.json.documents import read_documents
+from grpo_lightning.verifiers.json.engine import TooDeep
 from grpo_lightning.verifiers.json.extract import Document, find_documents, whole_document
 from grpo_lightning.verifiers.json.patterns import TooComplicated
 from grpo_lightning.verifiers.json.reader import Json, NotJSON, parse
@@ -32,6 +33,7 @@ _TOO_MANY_PAIRS = "The JSON fits the schema, but its arrays are too much alike t
 _SEVERAL = "There are several different JSON documents. Give exactly one."
 _TOO_LONG = "The completion is too long to check. Give a shorter one."
 _TOO_COMPLICATED = "The texts in the JSON are too long for the schema's patterns. Give shorter ones."
+_TOO_DEEP = "The JSON has items that must not be equal, nested too deeply to compare them. Nest them less."
 
 _same = Equality()
 
@@ -61,11 +63,11 @@ class JSONSchemaVerifier(Verifier):
     A schema may refer to the documents of ``schemas``, by their URIs, and to no others: nothing is ever fetched, and no
     file is read because a schema names it.
 
-    A row is an error if its schema is missing or invalid, constrains nothing, or has a misspelled keyword; if its gold
-    document does not fit the schema; and where a document reaches a reference that is not registered. ``true`` and
-    ``{}`` are for rows with a gold document. A document on which a pattern with look-around or back-references takes
-    too many steps has no valid format. Feedback names the place and the rule that is broken, never a value of the gold
-    document or of the schema.
+    A row is an error if its schema is missing or invalid, constrains nothing, refuses everything, or has a misspelled
+    keyword; if its gold document does not fit the schema; and where a document reaches a reference that is not
+    registered. ``true`` and ``{}`` are for rows with a gold document. A document on which a pattern with look-around or
+    back-references takes too many steps has no valid format, and neither has one with ``uniqueItems`` nested more than
+    255 deep. Feedback names the place and the rule that is broken, never a value of the gold document or of the schema.
 
     Args:
         schema: the schema of rows without one of their own, as an object or the path of a JSON file.
@@ -160,6 +162,8 @@ class JSONSchemaVerifier(Verifier):
             return _unread(_SEVERAL, text, expected)
         except TooComplicated:
             return _unread(_TOO_COMPLICATED, text, expected)
+        except TooDeep:
+            return _unread(_TOO_DEEP, text, expected)
         if not fits:
             return _unfit(schema.problem(document.value, len(text), document.deep), document, gold, schema)
         extracted = shortened(document.text)
@@ -229,6 +233,8 @@ class JSONSchemaVerifier(Verifier):
                 raise ValueError(f"the gold document in 'answer' does not fit the schema: {shortened(gold.text)}")
         except TooComplicated as error:
             raise ValueError("the gold document in 'answer' is too long for the schema's patterns") from error
+        except TooDeep as error:
+            raise ValueError("the gold document in 'answer' is nested too deeply for uniqueItems") from error
         if self.fields and not has_selected(gold.value, self.fields):
             raise ValueError(f"the gold document in 'answer' has none of the fields to compare: {shortened(gold.text)}")
         return _Gold(select(gold.value, self.fields), gold.text)

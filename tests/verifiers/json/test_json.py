@@ -23,7 +23,8 @@ DRAFT_2020 = "https://json-schema.org/draft/2020-12/schema"
 
 VERIFIER = JSONSchemaVerifier()
 # Any JSON, said with a keyword: without a gold document, {} and true are refused.
-ANY = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+# Refuses one text, since a schema that refuses nothing is an error.
+ANY = {"not": {"const": "refused by ANY"}}
 PERSON = {
     "type": "object",
     "properties": {
@@ -220,6 +221,19 @@ def test_a_cheat_scores_less_than_1(cheat: str) -> None:
 def test_different_values_are_never_equal(gold: str, other: str) -> None:
     assert reward(gold, gold, {}) == 1.0
     assert reward(other, gold, {}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("gold", "other"), [("1e23", "1" + "0" * 23), ("1e30", "1" + "0" * 30), ("1.5e22", "15000000000000000000000")]
+)
+@pytest.mark.parametrize("options", [{}, {"array_order": False}])
+def test_a_large_number_equals_what_is_written(gold: str, other: str, options: dict) -> None:
+    verifier = JSONSchemaVerifier(**options)
+    for one, two in ((gold, other), (other, gold)):
+        judged = judge(verifier, [Sample("", f"[2, {one}]", f"[2, {two}]", {"schema": True})])[0]
+        assert judged.correct
+        wrong = judge(verifier, [Sample("", f"[2, {one}]", f"[2, {two[:2]}9{two[3:]}]", {"schema": True})])[0]
+        assert not wrong.correct
 
 
 @pytest.mark.parametrize(
@@ -536,13 +550,13 @@ def test_a_gold_document_without_any_field_to_compare_is_an_error() -> None:
         ({"oneOf": [{"minimum": 1}, {"maximum": 2}]}, "1.5", "$: must fit exactly one of the schema's alternatives"),
         ({"properties": {"a": {"not": {}}}}, '{"a": 1}', "$.a: breaks the schema's rule not."),
         ({"contains": {"const": 42}}, "[1]", "$: breaks the schema's rule contains."),
-        ({"not": {}, "contains": {"const": 42}}, "[1]", "$: does not fit the schema."),
+        ({"not": {"minItems": 1}, "contains": {"const": 42}}, "[1]", "$: does not fit the schema."),
         (
             {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True},
             "1",
             "$: must be above the schema's exclusiveMinimum.",
         ),
-        (False, "1", "$: is not allowed."),
+        ({"items": False}, "[1]", "$[0]: is not allowed."),
         ({"additionalProperties": False}, json.dumps({"x" * 1000: 1}), '$["' + "x" * 40 + '..."]: is not allowed.'),
         ({"additionalProperties": False}, '{"a\\n\\u00e9": 1}', '$["a\\n\\u00e9"]: is not allowed.'),
         (ANY, '{"a": 1, "a": 2}', "The JSON cannot be read: an object has the same key twice."),

@@ -171,3 +171,26 @@ def test_the_recursion_limit_is_left_alone() -> None:
     before = sys.getrecursionlimit()
     assert verdict(arrays(2_000), TREE).correct
     assert (sys.getrecursionlimit(), threading.stack_size(0)) == (before, 0)
+
+
+def test_unique_items_are_compared_255_levels_deep() -> None:
+    verifier = JSONSchemaVerifier()
+    for schema in ({"type": "array", "uniqueItems": True}, {"not": {"type": "array", "uniqueItems": True}}):
+        unique = "not" not in schema
+        for depth, fits in ((255, not unique), (256, False), (3000, False)):
+            item = "[" * depth + "]" * depth
+            judged = judge(verifier, [Sample("", f"[{item}, {item}]", None, {"schema": schema})])[0]
+            assert judged.error is None
+            assert judged.correct == fits
+            assert ("too deeply" in judged.feedback) == (depth > 255)
+    item = "[" * 256 + "]" * 256
+    sample = Sample("", "[1]", f"[{item}, {item}]", {"schema": {"type": "array", "uniqueItems": True}})
+    assert "too deeply for uniqueItems" in (judge(verifier, [sample])[0].error or "")
+
+
+def test_a_problem_elsewhere_in_a_deep_document_has_a_verdict() -> None:
+    item = "[" * 300 + "]" * 300
+    schema = {"type": "array", "maxItems": 1, "uniqueItems": True, "items": {"type": "array"}}
+    judged = judge(JSONSchemaVerifier(), [Sample("", f"[{item}, {item}]", None, {"schema": schema})])[0]
+    assert judged.error is None
+    assert not judged.format_valid

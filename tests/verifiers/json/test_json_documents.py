@@ -178,3 +178,8 @@ def test_the_benchmark_scores_a_suite(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "draft2020-12: 2 of 4 right, 1 wrong, 1 errors"
     assert lines[-2] == "wrong: ref.json: g: a lie: valid"
+
+
+def test_a_misspelled_keyword_of_a_registered_document_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"x:item has an unknown keyword 'require': did you mean 'required'\?"):
+        JSONSchemaVerifier(schemas={"x:item": {"type": "object", "require": ["a"]}})

@@ -16,7 +16,8 @@ from grpo_lightning.verifiers.json.reader import NotJSON, Unfinished, _read_nest
 AGE = '{"age": 12}'
 OTHER = '{"age": 99}'
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
-ANY = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+# Refuses one text, since a schema that refuses nothing is an error.
+ANY = {"not": {"const": "refused by ANY"}}
 MODES: tuple[Literal["only", "last", "whole"], ...] = ("only", "last", "whole")
 
 
