@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from .assertions import is_assert_method
+from .assertions import Counter, is_assert_method
 
 # What the classes of the tests have for a module.
 MODULE = "tests"
@@ -48,8 +48,8 @@ def run_classes(namespace: dict[str, Any]) -> None:
                 _call(instance, "teardown_method")
 
 
-def count_unittest(hold: Callable[[], None]) -> None:
-    """Have the assertions of ``unittest`` counted when they have held, and nothing run by itself.
+def count_unittest(counter: Counter) -> None:
+    """Have the assertions of ``unittest`` counted, and nothing run by itself.
 
     Once for each run, since a judge lives for many: the last counter is the one that counts.
     """
@@ -58,7 +58,7 @@ def count_unittest(hold: Callable[[], None]) -> None:
     for name, method in list(vars(unittest.TestCase).items()):
         if is_assert_method(name) and inspect.isfunction(method):
             original = getattr(method, "__wrapped__", method)
-            setattr(unittest.TestCase, name, _counting(original, hold))
+            setattr(unittest.TestCase, name, _counting(original, counter))
     unittest.main = lambda *arguments, **keywords: None  # type: ignore[assignment]
     # A runner that the tests start by themselves would note a failure and go on.
     unittest.TestResult.addFailure = unittest.TestResult.addError = _raise  # type: ignore[method-assign, assignment]
@@ -68,10 +68,19 @@ def _raise(result: object, test: object, problem: Any) -> None:
     raise problem[1]
 
 
-def _counting(method: Callable[..., Any], hold: Callable[[], None]) -> Callable[..., Any]:
+def _counting(method: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
     def counting(*arguments: Any, **keywords: Any) -> Any:
-        result = method(*arguments, **keywords)
-        hold()
+        try:
+            result = method(*arguments, **keywords)
+        except AssertionError as error:
+            # Some of these methods call others.
+            if not vars(error).keys() & {"of_the_program", "is_noted"}:
+                vars(error)["is_noted"] = True
+                counter.fail()
+            raise
+        # A context has yet to be left: see ``visit_With``.
+        if result is None:
+            counter.hold()
         return result
 
     counting.__wrapped__ = method  # type: ignore[attr-defined]

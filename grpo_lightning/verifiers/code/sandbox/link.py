@@ -48,6 +48,7 @@ class Link:
         self.connection = connection
         self.report = report
         self.outcome_if_broken = "error"
+        self.was_asked = False
         self._handles: dict[int, Any] = {}
         self._exceptions: dict[int, type] = {}
         self._functions: list[Callable[..., Any]] = []
@@ -66,6 +67,7 @@ class Link:
 
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any:
         """Have the defendant do something, and return or raise what came of it."""
+        self.was_asked = True
         try:
             return self._ask(operation, arguments, keywords or {})
         except (EOFError, OSError) as error:

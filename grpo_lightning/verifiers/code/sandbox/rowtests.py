@@ -7,12 +7,12 @@ import builtins
 import dis
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
-from . import assertions, collect, outputs
+from . import assertions, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
 
@@ -25,6 +25,10 @@ class TestsBroken(Exception):
     """The row's tests can judge no program at all."""
 
     __test__ = False  # not a test case for pytest
+
+
+class Unproven(Exception):
+    """Nothing that the tests raised ends them, and yet the program has not passed."""
 
 
 class Failure(NamedTuple):
@@ -85,6 +89,9 @@ class Tests:
         if not assertions.asserts_something(tree):
             raise TestsBroken("the tests assert nothing")
         nodes = list(ast.walk(tree))
+        for node in filter(assertions.has_value_for_message, nodes):
+            text = ast.get_source_segment(source, node)
+            raise TestsBroken(f"{text!r} compares nothing: what it should equal is its message")
         for module in _imported(nodes):
             if not _exists(module):
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
@@ -112,24 +119,29 @@ class Tests:
             raise TestsBroken("the tests use nothing of the program")
         named = frozenset(self.functions) | ({"check"} if self.has_check else frozenset())
         try:
-            tree = assertions.instrument(tree, named)
+            tree = assertions.instrument(tree)
+            self.reach = reach.survey(tree, self.wanted | {_CANDIDATE, entry_point.name}, named)
             self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
 
-    def run(self, defined: Mapping[str, Any], candidate: Any) -> None:
+    def run(self, defined: Mapping[str, Any], candidate: Any, was_asked: Callable[[], bool]) -> None:
         """Run them all; whatever else they raise is a failure.
 
         Args:
             defined: what the program gives of the wanted names.
             candidate: the function under test, if the row names one.
+            was_asked: whether the program has been asked for anything in this run.
 
         Raises:
-            TestsBroken: no assertion was executed.
+            TestsBroken: no assertion about the program could be executed, or some of them were not.
+            Unproven: none was executed although the program was asked, or one failed and the tests caught that.
         """
-        counter = assertions.Counter()
+        # Data of the program needs no asking.
+        is_data = any(type(defined[name]) is not Handle for name in self.required & defined.keys())
+        counter = assertions.Counter((lambda: True) if is_data else was_asked)
         if self.uses_unittest:
-            collect.count_unittest(counter.hold)
+            collect.count_unittest(counter)
         namespace: dict[str, Any] = {"__name__": collect.MODULE, **counter.hooks()}
         namespace.update({name: importlib.import_module(name) for name in self.modules})
         given = dict(defined)
@@ -145,8 +157,18 @@ class Tests:
         collect.run_classes(namespace)
         if self.has_check and "check" not in counter.entered:
             namespace["check"](candidate)
+        self._conclude(counter)
+
+    def _conclude(self, counter: assertions.Counter) -> None:
+        """Raises: TestsBroken, Unproven: as for :meth:`run`."""
+        if counter.failed:
+            raise Unproven("A test failed, and the tests went on.")
+        if not counter.held and not (counter.was_asked() and self.reach.was_reached(counter.entered)):
+            raise TestsBroken("the tests ran without asserting anything about the program")
+        if forgotten := self.reach.forgotten(counter.entered):
+            raise TestsBroken(f"{forgotten[0]} asserts something about the program, and nothing calls it")
         if not counter.held:
-            raise TestsBroken("the tests ran without asserting anything")
+            raise Unproven("No assertion was reached with what the program gave.")
 
     def failure(self, traceback: TracebackType | None) -> Failure:
         """Which test a traceback comes from, and what it compared."""
