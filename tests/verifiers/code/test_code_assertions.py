@@ -81,6 +81,50 @@ def test_executed_assertions_judge(default_verifier: CodeVerifier, name: str) ->
     assert (marked(right), marked(wrong)) == (1.0, 0.5), (right, wrong)
 
 
+WEAK = "def test_weak():\n    assert f(1) is not None\n"
+WEAK_CASE = (
+    "import unittest\nclass U(unittest.TestCase):\n    def test_weak(self):\n        self.assertIsNotNone(f(1))\n"
+)
+IN_CLASS = "class TestF:\n    @{0}\n    def {1}: self.x = 1\n    def test_f(self):\n        assert f(self.x) == 2"
+GIVES_X = "def {0}:\n    global X\n    X = 1\ndef test_f():\n    assert f(X) == 2"
+ENDS = "import sys, unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n        self.assertEqual(f(1), 2)\n"
+
+# What runs beside a weak assertion that both programs pass, because a runner of tests would run it.
+COLLECTED = {
+    "a main block": WEAK + "if __name__ == '__main__':\n    assert f(1) == 2",
+    "a main function": WEAK + "def main():\n    assert f(1) == 2\nif __name__ == '__main__':\n    main()",
+    "a static method": WEAK + "class TestF:\n    @staticmethod\n    def test_f():\n        assert f(1) == 2",
+    "a class method": WEAK + "class TestF:\n    @classmethod\n    def test_f(cls):\n        assert f(1) == 2",
+    "an inherited method": "class Base:\n    def test_f(self):\n        assert f(1) == 2\nclass TestF(Base):\n"
+    "    def test_b(self):\n        assert f(1) is not None",
+    "a class inside": "class TestF:\n    class TestG:\n        def test_f(self):\n            assert f(1) == 2\n"
+    "    def test_b(self):\n        assert f(1) is not None",
+    "a function in a branch": WEAK + "if True:\n    def test_f():\n        assert f(1) == 2",
+    "a function that is made": WEAK + "def make(a, b):\n    def test():\n        assert f(a) == b\n    return test\n"
+    "test_f = make(1, 2)",
+    "runTest": WEAK_CASE + "class T(unittest.TestCase):\n    def runTest(self):\n        self.assertEqual(f(1), 2)",
+    "setup_method": IN_CLASS.format("(lambda g: g)", "setup_method(self, method)"),
+    "setup_class": IN_CLASS.format("classmethod", "setup_class(self)"),
+    "setup_module": GIVES_X.format("setup_module()"),
+    "setup_module of the module": GIVES_X.format("setup_module(module)"),
+    "setup_function": GIVES_X.format("setup_function(function)"),
+    "setUpModule": "import unittest\n" + GIVES_X.format("setUpModule()"),
+    "an exit at the end": "import sys\ndef test_f():\n    assert f(1) == 2\ntest_f()\nsys.exit(0)",
+    "an exit of the main block": "import sys\ndef suite():\n    assert f(1) == 2\nif __name__ == '__main__':\n"
+    "    suite()\n    sys.exit(0)",
+    "an exit of unittest": ENDS + "if __name__ == '__main__':\n    sys.exit(unittest.main())",
+    "an exit that depends": WEAK + "if f(1) != 2:\n    exit()",
+    "an exit that depends, in main": "def main():\n    if f(1) != 2:\n        exit(0)\n    assert f(1)\n    exit(0)\n"
+    "main()",
+}
+
+
+@pytest.mark.parametrize("name", COLLECTED)
+def test_what_a_runner_would_run_is_run(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    right, wrong = (verdict_of(default_verifier, program, COLLECTED[name]) for program in (RIGHT, WRONG))
+    assert (marked(right), marked(wrong)) == (1.0, 0.5), (right, wrong)
+
+
 UNCALLED = "def run():\n    assert f(1) == 2"
 
 # Tests that judge nothing: an error for any program that they do not fail.
@@ -123,6 +167,15 @@ EMPTY = {
     "a weak assertion beside a function that is not called": ("assert f(1)\n" + UNCALLED, "run asserts something"),
     "a test that is called by what is not called": (
         "assert f(1)\ndef test_f(x, y):\n    assert f(x) == y\ndef run():\n    test_f(1, 2)", "run asserts something"),
+    "a generator that is a test": (
+        WEAK + "def test_f():\n    for x in (1, 2):\n        assert f(x) == x + 1\n        yield", "test_f asserts"),
+    "an asynchronous method": (
+        WEAK + "class TestF:\n    async def test_f(self):\n        assert f(1) == 2", "TestF.test_f asserts"),
+    "an asynchronous method of a case": (
+        WEAK_CASE + "class T(unittest.TestCase):\n    async def test_f(self):\n        self.assertEqual(f(1), 2)",
+        "T.test_f asserts"),
+    "a test at exit": (WEAK + "import atexit\n@atexit.register\ndef late():\n    assert f(1) == 2", "late asserts"),
+    "a class of another name": (WEAK + "class Check:\n    def test_f(self):\n        assert f(1) == 2", "Check.test_f"),
     "a check of another name": ("assert f(1)\ndef verify(candidate):\n    assert candidate(1) == 2", "verify asserts"),
 }  # fmt: skip
 

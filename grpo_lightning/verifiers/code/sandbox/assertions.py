@@ -16,10 +16,11 @@ callback that the program calls. A handler that asserts something itself has dea
 from __future__ import annotations
 
 import ast
-import builtins
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from .certain import is_certain
 
 HELD, CAUGHT, ENTERED = "__assertion_held__", "__exception_caught__", "__test_entered__"
 FAILED, LOST, SETTLED = "__assertion_failed__", "__exception_lost__", "__failure_settled__"
@@ -118,23 +119,6 @@ def asserts_something(tree: ast.Module) -> bool:
     return False
 
 
-def has_value_for_message(node: ast.AST) -> bool:
-    """Whether what was to be compared is an assertion's message: ``assert f(1), 2``."""
-    match node:
-        case ast.Assert(test, ast.expr() as message):
-            pass
-        case ast.Call(ast.Attribute(attr="assertTrue"), [test, message]):
-            pass
-        case _:
-            return False
-    if not isinstance(test, ast.Call) or (isinstance(test.func, ast.Name) and hasattr(builtins, test.func.id)):
-        return False
-    try:
-        return not isinstance(ast.literal_eval(message), str)
-    except ValueError:
-        return False
-
-
 def is_assert_method(name: str) -> bool:
     return name.startswith("assert") or name == "fail"
 
@@ -175,7 +159,13 @@ class _Instrument(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> Any:
         return [_statement(FAILED, node), node] if self.is_guarded and _raised(node) == "AssertionError" else node
 
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        # An exit that depends on something is a failure, whatever its code.
+        return [_statement(FAILED, node), node] if self.is_guarded and _called(node) in ("exit", "quit") else node
+
     def visit_If(self, node: ast.If) -> Any:
+        if any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)):
+            return self.generic_visit(node)
         ends = _ends(node.body, self.ending) or _ends(node.orelse, self.ending)
         self._visit_guarded(node)
         return [node, _statement(HELD, node)] if ends and not is_certain(node.test) else node
@@ -241,58 +231,23 @@ def _ends(statements: Sequence[ast.stmt], ending: frozenset[str]) -> bool:
             return True
         if isinstance(node, ast.Raise) and _raised(node) in _ENDING_EXCEPTIONS:
             return True
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            function = node.value.func
-            if isinstance(function, ast.Name) and function.id in ending | _ENDING_CALLS:
-                return True
-            if isinstance(function, ast.Attribute) and function.attr in _ENDING_CALLS:
-                return True
+        if _called(node) in ending | _ENDING_CALLS:
+            return True
     return False
+
+
+def _called(node: ast.stmt) -> str:
+    """The name of the function or method that a statement calls."""
+    function = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    return (
+        function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else ""
+    )
 
 
 def _raised(node: ast.Raise) -> str:
     """The name of the exception that is raised."""
     kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
     return kind.id if isinstance(kind, ast.Name) else ""
-
-
-def is_certain(test: ast.expr) -> bool:
-    """Whether it is the same for every program, as a constant is, and a display that is not empty."""
-    return _certainty(test) is not None
-
-
-def _certainty(test: ast.expr) -> bool | None:
-    """What a test is for every program; ``None`` if programs decide."""
-    match test:
-        case ast.Constant(value):
-            return bool(value)
-        case ast.UnaryOp(ast.Not(), operand):
-            inner = _certainty(operand)
-            return None if inner is None else not inner
-        case ast.BoolOp(operator, operands):
-            deciding = isinstance(operator, ast.Or)
-            parts = [_certainty(operand) for operand in operands]
-            return deciding if deciding in parts else None if None in parts else not deciding
-        case ast.Compare(left, [ast.Is() | ast.IsNot() as operator], [ast.Constant(None)]) if _is_truth_value(left):
-            return isinstance(operator, ast.IsNot)
-        case ast.Tuple(items) | ast.List(items) | ast.Set(items):
-            return True if any(not isinstance(item, ast.Starred) for item in items) else None
-        case ast.Dict(keys):
-            return True if any(key is not None for key in keys) else None
-        case ast.ListComp(element) | ast.SetComp(element) | ast.DictComp(value=element):
-            # Of other elements it may be asked whether there are any.
-            return True if _is_truth_value(element) else None
-        case ast.JoinedStr(parts):
-            return True if any(isinstance(part, ast.Constant) for part in parts) else None
-        case ast.Lambda() | ast.GeneratorExp():
-            return True
-    return None
-
-
-def _is_truth_value(node: ast.expr) -> bool:
-    if isinstance(node, ast.BoolOp):
-        return all(map(_is_truth_value, node.values))
-    return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
 
 
 def _call(hook: str, at: ast.AST, *arguments: ast.expr) -> ast.Call:

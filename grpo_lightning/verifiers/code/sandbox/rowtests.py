@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
-from . import assertions, collect, outputs, reach
+from . import assertions, certain, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
 
@@ -89,13 +89,14 @@ class Tests:
         if not assertions.asserts_something(tree):
             raise TestsBroken("the tests assert nothing")
         nodes = list(ast.walk(tree))
-        for node in filter(assertions.has_value_for_message, nodes):
+        for node in filter(certain.has_value_for_message, nodes):
             text = ast.get_source_segment(source, node)
             raise TestsBroken(f"{text!r} compares nothing: what it should equal is its message")
         for module in _imported(nodes):
             if not _exists(module):
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
         self.uses_unittest = any(module.partition(".")[0] == "unittest" for module in _imported(nodes))
+        self.last_line = tree.body[-1].lineno
         self.checks = sorted(check for node in nodes if (check := _check(source, node)))
         # No module is called: tokenize("a b") is a function of that name.
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
@@ -150,14 +151,21 @@ class Tests:
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
         hidden = set(dir(builtins)) if self.has_check else set()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
-        exec(self.code, namespace)
-        for name in self.functions:
-            if name not in counter.entered:
-                namespace[name]()
-        collect.run_classes(namespace)
+        try:
+            exec(self.code, namespace)
+        except SystemExit as error:
+            # What ends in sys.exit(0) has run to its end.
+            if error.code or not self._is_at_end(error.__traceback__):
+                raise
+        collect.run_all(namespace, self.functions, counter.entered)
         if self.has_check and "check" not in counter.entered:
             namespace["check"](candidate)
         self._conclude(counter)
+
+    def _is_at_end(self, traceback: TracebackType | None) -> bool:
+        while traceback is not None and traceback.tb_frame.f_code is not self.code:
+            traceback = traceback.tb_next
+        return traceback is not None and traceback.tb_lineno >= self.last_line
 
     def _conclude(self, counter: assertions.Counter) -> None:
         """Raises: TestsBroken, Unproven: as for :meth:`run`."""
@@ -166,7 +174,7 @@ class Tests:
         if not counter.held and not (counter.was_asked() and self.reach.was_reached(counter.entered)):
             raise TestsBroken("the tests ran without asserting anything about the program")
         if forgotten := self.reach.forgotten(counter.entered):
-            raise TestsBroken(f"{forgotten[0]} asserts something about the program, and nothing calls it")
+            raise TestsBroken(f"{forgotten[0]} asserts something about the program, and is never run")
         if not counter.held:
             raise Unproven("No assertion was reached with what the program gave.")
 
