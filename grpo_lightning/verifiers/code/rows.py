@@ -54,6 +54,8 @@ def read_row(metadata: Mapping[str, Any]) -> CodeRow:
     tests = _tests(metadata.get("tests"))
     if tests is None and not io and not calls:
         raise ValueError(f"{_NEEDS}tests in metadata['tests'] or metadata['io']")
+    if tests is None and io and not any(pair["stdout"].strip() for pair in io):
+        raise ValueError(f"{_NEEDS}an output in metadata['io'] that is not blank: a program that prints nothing passes")
     if calls and entry_point is None:
         raise ValueError(f"{_NEEDS}metadata['entry_point'] for the calls in metadata['io']")
     prelude = metadata.get("prelude")

@@ -312,6 +312,15 @@ def test_plain_data_is_searched_and_the_programs_own_objects_for_each_other(veri
     assert not verdict_of(verifier, points, "assert P(3) in f(3)").correct
 
 
+def test_a_member_of_an_enumeration_does_not_hold_numbers(verifier: CodeVerifier) -> None:
+    for kind in ("IntEnum", "IntFlag"):
+        program = f"import enum\nclass B(enum.{kind}):\n    X = -1\ndef f(x): return B.X"
+        for line in ("assert 40961 in f(1)", "assert all(x in f(1) for x in (1, 40961))"):
+            assert not verdict_of(verifier, program, line).correct
+    flags = "import enum\nclass B(enum.IntFlag):\n    X = 1\n    Y = 2\ndef f(): return B.X | B.Y"
+    assert verdict_of(verifier, flags, "assert B.X in f() and B.Y not in B.X and f() == 3").correct
+
+
 def test_a_method_of_the_programs_own_class_answers_with_the_programs_word(verifier: CodeVerifier) -> None:
     """What remains possible: to refuse it would refuse every class that counts something."""
     bag = "class Bag:\n    def count(s, x): return 2\ndef f(x): return Bag()"

@@ -101,6 +101,9 @@ CALLS: dict[str, tuple[dict[str, Any], str, float]] = {
     ),
     "a text": ({"fn_name": "f", "inputs": [["a"]], "outputs": ["b"]}, "return 'c'", 0.5),
     "an exception": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "return 1 / 0", 0.5),
+    "a truth value for a number": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "return True", 0.5),
+    "truth values for numbers": ({"fn_name": "f", "inputs": [[1]], "outputs": [[0, 1]]}, "return [False, True]", 0.5),
+    "a truth value": ({"fn_name": "f", "inputs": [[1]], "outputs": [True]}, "return True", 1.0),
     "nothing": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "pass", 0.5),
     "a near number": ({"fn_name": "f", "inputs": [[1]], "outputs": [0.3]}, "return 0.1 + 0.2", 0.5),
 }  # fmt: skip
@@ -209,6 +212,7 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"io": "eJx1"}, "metadata['io'] to be JSON"),
     "a number": ({"io": 5}, "metadata['io']"),
     "numbers": ({"io": {"inputs": [1], "outputs": [1]}}, "metadata['io']"),
+    "blank outputs": ({"io": [{"stdin": "1", "stdout": "\n"}, {"stdin": "2", "stdout": ""}]}, "not blank"),
     "several types": ({"io": [{"input": "1", "output": "1", "testtype": kind} for kind in ("stdin", "functional")]},
                       "one testtype"),
     "calls of nothing": ({"io": [{"input": "1", "output": "1", "testtype": "functional"}]}, "metadata['entry_point']"),
@@ -217,6 +221,11 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "a prelude that is no text": ({"tests": "assert f()", "prelude": 5}, "metadata['prelude']"),
     "an entry point that is no name": ({"tests": "assert f()", "entry_point": 5}, "metadata['entry_point']"),
 }  # fmt: skip
+
+
+def test_one_blank_output_among_others_is_an_output() -> None:
+    assert read_row({"io": [{"stdin": "1", "stdout": ""}, {"stdin": "2", "stdout": "3"}]}).io
+    assert read_row({"io": [{"stdin": "1", "stdout": ""}], "tests": "assert f(1)"}).io
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

@@ -158,6 +158,13 @@ def _attribute_of(self: Any, name: str) -> Any:
     return attribute(self._handle, name)
 
 
+def _has_flag(self: Any, flag: Any) -> bool:
+    """``Color.RED in color``: of two members only, or a member that is -1 would hold every number."""
+    if number_of(flag) is None:
+        raise TypeError(f"a member of an enumeration holds members, and no {type(flag).__name__}")
+    return bool(int(self) & flag == flag)
+
+
 _SHOWN = {f"__{name}__": _of_handle(name) for name in ("repr", "str", "format")}
 
 
@@ -175,7 +182,7 @@ def member_type(base: type) -> Callable[[Handle, Any], Any]:
     combined: dict[str, Any] = {}
     if base is int:
         combined = {f"__{name}__": _combined(name) for name in ("and", "or", "xor")}
-        combined |= {"__invert__": _of_handle("invert"), "__contains__": lambda self, flag: int(self) & flag == flag}
+        combined |= {"__invert__": _of_handle("invert"), "__contains__": _has_flag}
     kind = type("Member", (base,), {**_SHOWN, **combined, "__getattr__": _attribute_of})
 
     def make(handle: Handle, value: Any) -> Any:
