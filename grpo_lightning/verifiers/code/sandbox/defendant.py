@@ -60,7 +60,7 @@ class Defendant:
         self.objects: list[object] = []
         self.numbers: dict[int, int] = {}
         self.prelude: types.CodeType | None = None
-        self.code: types.CodeType | None = None
+        self.code: list[types.CodeType] = []
 
     def serve(self) -> NoReturn:
         while True:
@@ -106,7 +106,7 @@ class Defendant:
     def take(self, sources: list[str], wanted: list[str], is_script: bool) -> tuple[int, ...]:
         """Choose the program among the blocks of a completion, compile it, and give their numbers."""
         chosen = tuple(blocks.choose(sources, wanted, is_script)) if len(sources) > 1 else (0,)
-        self.code = _compiled("\n".join(sources[number] for number in chosen), "<program>")
+        self.code = _program([sources[number] for number in chosen])
         return chosen
 
     def load(
@@ -118,8 +118,14 @@ class Defendant:
         """
         chosen = self.take(sources, wanted, is_script)
         module = types.ModuleType("solution")
-        given = self._execute(module)
         defined = vars(module)
+        given: dict[str, object] = {}
+        try:
+            self._execute(module, given)
+        except (EOFError, SystemExit):
+            # It shows itself off, with an input that is not there, or ends: what is tested may be there already.
+            if USUAL_CLASS not in defined and not set(wanted) - set(helpers) <= defined.keys():
+                raise
         found = {name: defined[name] for name in (*wanted, USUAL_CLASS) if name in defined}
         return chosen, found | {name: given[name] for name in helpers if name in given}
 
@@ -127,22 +133,20 @@ class Defendant:
         """Run the program as a script, and give what it prints."""
         scripts.open_streams(given)
         module = types.ModuleType("__main__")
-        with suppress(SystemExit):
-            self._execute(module)
+        with suppress(SystemExit), scripts.exit_returns():
+            self._execute(module, {})
         scripts.end(module)
         return os.pread(scripts.STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
-    def _execute(self, module: types.ModuleType) -> dict[str, object]:
-        """Run the prelude and the program in a module, and give what the prelude defines."""
+    def _execute(self, module: types.ModuleType, given: dict[str, object]) -> None:
+        """Run the prelude and the program in a module, and note what the prelude defines."""
         # Where pickle, dataclasses and typing look for the module of a class.
         sys.modules[module.__name__] = module
-        given: dict[str, object] = {}
         if self.prelude is not None:
             exec(self.prelude, vars(module))
-            given = dict(vars(module))
-        assert self.code is not None
-        exec(self.code, vars(module))
-        return given
+            given |= vars(module)
+        for code in self.code:
+            exec(code, vars(module))
 
     def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
         """Call a function of the tests; meanwhile the judge may ask again."""
@@ -232,6 +236,16 @@ def _compiled(source: str, name: str) -> types.CodeType:
     except ValueError:
         # A null byte or half a character.
         raise SyntaxError("no text") from None
+
+
+def _program(sources: list[str]) -> list[types.CodeType]:
+    """The code of the blocks: as one text, or one by one, if a later one begins with ``from __future__``."""
+    try:
+        return [_compiled("\n".join(sources), "<program>")]
+    except SyntaxError:
+        if len(sources) < 2:
+            raise
+        return [_compiled(source, "<program>") for source in sources]
 
 
 class _Sleep:
