@@ -174,6 +174,8 @@ EMPTY = {
     "an asynchronous method of a case": (
         WEAK_CASE + "class T(unittest.TestCase):\n    async def test_f(self):\n        self.assertEqual(f(1), 2)",
         "T.test_f asserts"),
+    "a class derived from the program's": (
+        "class G(f):\n    pass\nassert G(1) == 2", "derive a class from one of the program"),
     "a test at exit": (WEAK + "import atexit\n@atexit.register\ndef late():\n    assert f(1) == 2", "late asserts"),
     "a class of another name": (WEAK + "class Check:\n    def test_f(self):\n        assert f(1) == 2", "Check.test_f"),
     "a check of another name": ("assert f(1)\ndef verify(candidate):\n    assert candidate(1) == 2", "verify asserts"),

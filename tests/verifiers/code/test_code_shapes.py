@@ -31,6 +31,9 @@ DATA_SETS: dict[str, tuple[dict[str, Any], Any, str]] = {
         {"test": f"METADATA = {{}}\n\n{CHECK}", "entry_point": "add"},
         {"tests": "test", "entry_point": "entry_point"}, ADD,
     ),
+    "KodCode": (
+        {"test": "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"}, {"tests": "test"}, ADD,
+    ),
     "LeetCode": (
         {"test": CHECK, "entry_point": "Solution().add", "prompt": "from typing import *\nimport math\n"},
         {"tests": "test", "entry_point": "entry_point", "prelude": "prompt"},
@@ -88,6 +91,28 @@ def test_the_documented_mapping_is_the_tested_one() -> None:
     for row, columns, _ in DATA_SETS.values():
         if isinstance(columns, Mapping) and "io" not in row:
             assert f"`{{{', '.join(f'{key}: {value}' for key, value in columns.items())}}}`" in text, columns
+
+
+# Ways to write the tests of a function f: (metadata).
+WAYS: dict[str, dict[str, Any]] = {
+    "a module": {"tests": "import solution\nassert solution.f(1) == 2"},
+    "a module by another name": {"tests": "import sys, solution as s\ndef test_f():\n    assert s.f(1) == 2"},
+    "a function by another name": {"tests": "def test_f():\n    from solution import f as g, f\n"
+                                            "    assert g(1) == f(1) == 2"},
+    "everything": {"tests": "from solution import *\nassert f(1) == 2"},
+    "a list as JSON text": {"tests": json.dumps(["assert f(1) == 2", "assert f(2) == 3"])},
+    "text that is no JSON": {"tests": "[x for x in '']\nassert f(1) == 2"},
+    "a call as an entry point": {"tests": "assert candidate(1) == 2", "entry_point": " f() "},
+    "a test of the candidate": {"tests": "def test(candidate):\n    assert candidate(1) == 2", "entry_point": "f"},
+    "tests of the candidate": {"tests": "def test_a(candidate):\n    assert candidate(1) == 2\ndef test_b(candidate):\n"
+                                        "    assert candidate(2) == 3\ntest_a(f)", "entry_point": "f"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_ways_to_write_tests(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    verdicts = [verdict_of(default_verifier, f"def f(x): return x + {n}", **WAYS[name]) for n in (1, 2)]
+    assert [marked(verdict) for verdict in verdicts] == [1.0, 0.5]
 
 
 CALLS: dict[str, tuple[dict[str, Any], str, float]] = {

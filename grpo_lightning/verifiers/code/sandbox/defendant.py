@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import blocks, plain, scripts, values, wire
-from .entry_point import USUAL_CLASS
+from .entry_point import SOLUTION_MODULE, USUAL_CLASS
 
 
 def _leave(manager: Any, kind: type[BaseException] | None) -> None:
@@ -117,7 +117,7 @@ class Defendant:
         Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
         """
         chosen = self.take(sources, wanted, is_script)
-        module = types.ModuleType("solution")
+        module = types.ModuleType(SOLUTION_MODULE)
         defined = vars(module)
         given: dict[str, object] = {}
         try:

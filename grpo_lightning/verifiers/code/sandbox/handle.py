@@ -84,6 +84,9 @@ class Handle:
             self._link.refuse(f"the tests compare with an object of type {kind.__name__}, which is not plain data")
         return NotImplemented
 
+    def __mro_entries__(self, bases: object) -> NoReturn:
+        self._link.refuse("the tests derive a class from one of the program, which stays in its process")
+
     def __contains__(self, item: object) -> bool:
         """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
         return item in list(self)

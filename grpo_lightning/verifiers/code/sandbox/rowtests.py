@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from . import assertions, certain, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
+from .own_module import without_solution
 
 FILENAME = "<tests>"
 # The name by which tests may call the entry point.
@@ -82,7 +83,7 @@ class Tests:
         self.source = source
         self.entry_point = entry_point
         try:
-            tree = ast.parse(source, FILENAME)
+            tree = without_solution(ast.parse(source, FILENAME))
             free = _free_names(compile(tree, FILENAME, "exec", dont_inherit=True))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
@@ -103,12 +104,15 @@ class Tests:
         owners = {
             node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
-        self.functions = _runnable(tree, called)
-        self.has_check = _has_check(tree)
-        if self.has_check and not entry_point.name:
-            if "check" not in called:
-                raise TestsBroken("the tests define check(candidate): name the function in metadata['entry_point']")
-            self.has_check = False
+        # The functions that take the function under test.
+        self.takers = _takers(tree)
+        self.functions = _runnable(tree, called | set(self.takers))
+        if self.takers and not entry_point.name:
+            if forgotten := sorted(set(self.takers) - called):
+                raise TestsBroken(
+                    f"the tests define {forgotten[0]}(candidate): name the function in metadata['entry_point']"
+                )
+            self.takers = []
         self.modules = (free & sys.stdlib_module_names) - (called - owners) - entry_point.wanted - {entry_point.name}
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
         used = free - self.modules - set(dir(builtins))
@@ -118,7 +122,7 @@ class Tests:
         self.required = entry_point.wanted or self.wanted
         if not self.wanted:
             raise TestsBroken("the tests use nothing of the program")
-        named = frozenset(self.functions) | ({"check"} if self.has_check else frozenset())
+        named = frozenset({*self.functions, *self.takers})
         try:
             tree = assertions.instrument(tree)
             self.reach = reach.survey(tree, self.wanted | {_CANDIDATE, entry_point.name}, named)
@@ -149,7 +153,7 @@ class Tests:
         if self.entry_point.name:
             given |= {_CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
-        hidden = set(dir(builtins)) if self.has_check else set()
+        hidden = set(dir(builtins)) if self.takers else set()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
         try:
             exec(self.code, namespace)
@@ -158,8 +162,9 @@ class Tests:
             if error.code or not self._is_at_end(error.__traceback__):
                 raise
         collect.run_all(namespace, self.functions, counter.entered)
-        if self.has_check and "check" not in counter.entered:
-            namespace["check"](candidate)
+        for name in self.takers:
+            if name not in counter.entered:
+                namespace[name](candidate)
         self._conclude(counter)
 
     def _is_at_end(self, traceback: TracebackType | None) -> bool:
@@ -247,7 +252,7 @@ def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
         parameters = collect.required_parameters(function)
         if not parameters:
             names.append(function.name)
-        elif function.name not in called and not (function.name == "check" and len(parameters) == 1):
+        elif function.name not in called:
             raise TestsBroken(
                 f"{function.name} takes {', '.join(parameters)}, and there is no pytest for fixtures and parameters: "
                 "call it in the tests"
@@ -255,10 +260,11 @@ def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _has_check(tree: ast.Module) -> bool:
-    """Whether there is a ``check`` function that takes the function under test."""
-    checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    return bool(checks) and len(collect.required_parameters(checks[-1])) == 1
+def _takers(tree: ast.Module) -> list[str]:
+    """The names of the functions that take the function under test: ``check``, and tests of a ``candidate``."""
+    last = {node.name: node for node in collect.functions_of(tree)}
+    given = {name: collect.required_parameters(node) for name, node in last.items()}
+    return [name for name, ones in given.items() if ones == [_CANDIDATE] or (name == "check" and len(ones) == 1)]
 
 
 def _imported(nodes: list[ast.AST]) -> set[str]:
