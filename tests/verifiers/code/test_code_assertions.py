@@ -67,6 +67,9 @@ JUDGING = {
     "unittest that catches": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n        try:\n"
     "            self.assertEqual(f(1), 2)\n        except AssertionError as e:\n            print(e)\n"
     "        self.assertTrue(f(1))",
+    "unittest with an expected failure": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n"
+    "        with self.assertRaises(AssertionError):\n            self.assertEqual(f(1), 3)\n"
+    "        self.assertRaises(AssertionError, self.assertEqual, f(1), 3)\n        self.assertEqual(f(1), 2)",
     "a raise that is caught": "assert f(1)\ntry:\n    if f(1) != 2:\n        raise AssertionError\nexcept Exception:\n"
     "    pass",
     "numbers for messages": "assert f(1) == 2, 1\nassert isinstance(f(1), int), 2",

@@ -24,6 +24,7 @@ from .certain import is_certain
 
 HELD, CAUGHT, ENTERED = "__assertion_held__", "__exception_caught__", "__test_entered__"
 FAILED, LOST, SETTLED = "__assertion_failed__", "__exception_lost__", "__failure_settled__"
+EXPECTED, MET = "__failure_expected__", "__expectation_met__"
 # What an assertion compared, in the frame that made it. With underscores at both ends, no class mangles the names.
 LEFT, RIGHT = "__left__", "__right__"
 _ENDING_CALLS = frozenset({"fail", "exit", "quit"})
@@ -43,6 +44,7 @@ class Counter:
         self.held = 0
         self.failed = 0
         self.entered: set[str] = set()
+        self.failed_before: list[int] = []
 
     def hooks(self) -> dict[str, Any]:
         """What instrumented tests call, by the names they use."""
@@ -52,6 +54,8 @@ class Counter:
             CAUGHT: self.catch,
             LOST: self.lose,
             SETTLED: self.settle,
+            EXPECTED: self.expect,
+            MET: self.meet,
             ENTERED: self.entered.add,
         }
 
@@ -77,6 +81,14 @@ class Counter:
         """Called in a handler that asserts something itself."""
         if self.failed and _caught_own_failure():
             self.failed -= 1
+
+    def expect(self) -> None:
+        """Called before ``with self.assertRaises(AssertionError)``, where a failure is what is asserted."""
+        self.failed_before.append(self.failed)
+
+    def meet(self) -> None:
+        self.failed = self.failed_before.pop()
+        self.hold()
 
 
 def _caught_from_program() -> bool:
@@ -107,7 +119,7 @@ def counts(node: ast.AST) -> bool:
     """Whether a node of instrumented tests counts as an assertion."""
     if isinstance(node, ast.Attribute):
         return is_assert_method(node.attr)
-    return isinstance(node, ast.Name) and node.id in (HELD, CAUGHT)
+    return isinstance(node, ast.Name) and node.id in (HELD, CAUGHT, MET)
 
 
 def asserts_something(tree: ast.Module) -> bool:
@@ -178,8 +190,12 @@ class _Instrument(ast.NodeTransformer):
     def visit_With(self, node: ast.With) -> Any:
         self.generic_visit(node)
         calls = [item.context_expr.func for item in node.items if isinstance(item.context_expr, ast.Call)]
-        is_assertion = any(isinstance(call, ast.Attribute) and is_assert_method(call.attr) for call in calls)
-        return [node, _statement(HELD, node)] if is_assertion else node
+        if not any(isinstance(call, ast.Attribute) and is_assert_method(call.attr) for call in calls):
+            return node
+        parts = (part for item in node.items for part in ast.walk(item.context_expr))
+        if any(isinstance(part, ast.Name) and part.id == "AssertionError" for part in parts):
+            return [_statement(EXPECTED, node), node, _statement(MET, node)]
+        return [node, _statement(HELD, node)]
 
     def visit_Try(self, node: ast.Try) -> Any:
         last = [*node.body[-1:], *node.orelse[-1:]]

@@ -102,6 +102,7 @@ def _raise(result: object, test: object, problem: Any) -> None:
 
 def _counting(method: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
     def counting(*arguments: Any, **keywords: Any) -> Any:
+        failed_before = counter.failed
         try:
             result = method(*arguments, **keywords)
         except AssertionError as error:
@@ -113,6 +114,8 @@ def _counting(method: Callable[..., Any], counter: Counter) -> Callable[..., Any
         # A context has yet to be left: see ``visit_With``.
         if result is None:
             counter.hold()
+            if any(one is AssertionError for one in arguments):
+                counter.failed = failed_before
         return result
 
     counting.__wrapped__ = method  # type: ignore[attr-defined]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from . import assertions
@@ -42,6 +43,10 @@ class _Function(NamedTuple):
     asserts: bool
     is_skipped: bool
 
+    @property
+    def bare_name(self) -> str:
+        return self.name.rpartition(".")[2]
+
 
 def survey(tree: ast.Module, program: frozenset[str], noted: frozenset[str]) -> Reach:
     """Find what instrumented tests could assert, and have the functions note when they are entered.
@@ -55,15 +60,17 @@ def survey(tree: ast.Module, program: frozenset[str], noted: frozenset[str]) -> 
     inside = {id(part) for function in functions for part in ast.walk(function.node)}
     top = [node for node in ast.walk(tree) if id(node) not in inside]
     at_top = {name for node in top if (name := _mentioned(node))}
+    mentions = Counter(name for function in functions for name in function.mentions)
+    by_name: dict[str, list[_Function]] = {}
+    for function in functions:
+        by_name.setdefault(function.bare_name, []).append(function)
     unreferenced = set()
     for function in functions:
-        bare = function.name.rpartition(".")[2]
-        others = (other.mentions for other in functions if other is not function)
-        if function.is_skipped or bare in at_top.union(*others):
+        is_mentioned = mentions[function.bare_name] > (function.bare_name in function.mentions)
+        if function.is_skipped or is_mentioned or function.bare_name in at_top:
             continue
-        called = _closure(function, functions)
-        used = frozenset().union(*(one.mentions for one in called))
-        if any(one.asserts for one in called) and used & program:
+        called = _closure(function, by_name)
+        if any(one.asserts for one in called) and any(one.mentions & program for one in called):
             unreferenced.add(function.name)
     asserting = frozenset(function.name for function in functions if function.asserts)
     for function in functions:
@@ -95,12 +102,16 @@ def _read(name: str, node: ast.FunctionDef | ast.AsyncFunctionDef, is_skipped: b
     return _Function(name, node, mentions, any(map(assertions.counts, parts)), is_skipped)
 
 
-def _closure(function: _Function, functions: list[_Function]) -> list[_Function]:
+def _closure(function: _Function, by_name: Mapping[str, list[_Function]]) -> list[_Function]:
     """A function, and those that it mentions, and those that they mention."""
-    found = [function]
-    for one in found:
-        found += [other for other in functions if other.name.rpartition(".")[2] in one.mentions and other not in found]
-    return found
+    found = {function.name: function}
+    waiting = [function]
+    while waiting:
+        for name in waiting.pop().mentions & by_name.keys():
+            new = {one.name: one for one in by_name[name] if one.name not in found}
+            found |= new
+            waiting += new.values()
+    return list(found.values())
 
 
 def _mentioned(node: ast.AST) -> str:
