@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.answer_text import AnswerReader
-from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
 from grpo_lightning.verifiers.code.rows import CodeRow, read_row
 from grpo_lightning.verifiers.code.sandbox.blocks import choose
 from grpo_lightning.verifiers.code.sandbox.entry_point import EntryPoint
@@ -85,7 +85,7 @@ def _wrong_program(prompt: Prompt, gold: str | None) -> str:
     if gold is None:
         return f"```python\n{_method(entry_point) or wrong}\n```"
     text = AnswerReader().read(prompt.sample(gold)).text or gold
-    blocks = program_blocks(text) or (text,)
+    blocks = program_blocks(text) or other_blocks(text) or (text,)
     last = blocks[choose(blocks, names, is_script=not names)[-1]]
     replacement = last.rstrip() + f"\n\n{_override(entry_point) or wrong}\n" if names else f"\n{wrong}\n"
     before, found, after = gold.rpartition(last)

@@ -45,19 +45,29 @@ class _Block(NamedTuple):
 
 def program_blocks(text: str) -> tuple[str, ...]:
     """The blocks of an answer that are not empty: those without a language before those in Python, of which the later
-    ones count; where there is neither, those of other languages, one of which may be Python by a wrong name.
+    ones count.
 
     Where there is no fence, the whole answer is the only block.
     """
-    text = _LINE_ENDS.sub("\n", text.translate(_INVISIBLE))
+    text = _readable(text)
     blocks = _fenced(text)
     if blocks is None:
-        found = [_without_tag(text)]
-    else:
-        python = [block.code for block in blocks if _PYTHON.search(block.language)]
-        found = [block.code for block in blocks if not block.language] + python
-        found = found if any(map(str.strip, found)) else [block.code for block in blocks]
-    return tuple(_NO_BREAK_INDENT.sub(_spaces, code) for code in found if code.strip())
+        return _cleaned([_without_tag(text)])
+    python = [block.code for block in blocks if _PYTHON.search(block.language)]
+    return _cleaned([block.code for block in blocks if not block.language] + python)
+
+
+def other_blocks(text: str) -> tuple[str, ...]:
+    """All blocks of an answer that are not empty: one may be Python by another name, such as ``text``."""
+    return _cleaned([block.code for block in _fenced(_readable(text)) or ()])
+
+
+def _readable(text: str) -> str:
+    return _LINE_ENDS.sub("\n", text.translate(_INVISIBLE))
+
+
+def _cleaned(codes: list[str]) -> tuple[str, ...]:
+    return tuple(_NO_BREAK_INDENT.sub(_spaces, code) for code in codes if code.strip())
 
 
 def _fenced(text: str) -> list[_Block] | None:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
-from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
 from grpo_lightning.verifiers.code.rows import read_row
 from grpo_lightning.verifiers.code.sandbox.client import Pool
 from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result, SandboxOption
@@ -153,7 +153,8 @@ class CodeVerifier(Verifier):
         text, problem = self._reader.read(sample)
         if problem:
             return _unread(problem)
-        blocks = program_blocks(text)
+        named = program_blocks(text)
+        blocks = named or other_blocks(text)
         if not blocks:
             return _unread(_NO_PROGRAM)
         prelude = row.prelude or self.prelude
@@ -162,6 +163,8 @@ class CodeVerifier(Verifier):
         result = self._pool.run(request)
         if result.outcome == "error":
             raise ValueError(f"CodeVerifier {result.detail}")
+        if result.outcome == "invalid" and not named:
+            return _unread(_NO_PROGRAM)
         is_correct = result.outcome == "passed"
         explanation = _explained(result, blocks)
         return Verdict(is_correct, result.outcome in ("passed", "failed"), result.detail, explanation=explanation)

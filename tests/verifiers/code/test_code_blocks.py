@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
-from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
 from grpo_lightning.verifiers.code.sandbox.blocks import choose
 
 EXTRACTED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -25,7 +25,7 @@ EXTRACTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "a fence of the other kind inside": ("```python\nx = 1\n~~~\n```", ("\nx = 1\n~~~\n",)),
     "code between backticks": ("```x``` is\n```python\nx = 1\n```", ("\nx = 1\n",)),
     "several blocks": ("```python\nx = 1\n```\nand\n```Python3\ny = 2\n```", ("\nx = 1\n", "\ny = 2\n")),
-    "only another language": ("```text\nx = 1\n```", ("\nx = 1\n",)),
+    "only another language": ("```java\nint x;\n```", ()),
     "Python before the block without a language, which it replaces": (
         "```python\nx = 1\n```\n```\ny = 2\n```\n```java\nint x;\n```",
         ("\ny = 2\n", "\nx = 1\n"),
@@ -56,6 +56,11 @@ EXTRACTED: dict[str, tuple[str, tuple[str, ...]]] = {
 def test_the_blocks_of_a_completion(name: str) -> None:
     completion, blocks = EXTRACTED[name]
     assert program_blocks(completion) == blocks
+
+
+def test_any_language_is_read_where_there_is_nothing_else() -> None:
+    assert other_blocks("```text\nx = 1\n```\n```java\n```") == ("\nx = 1\n",)
+    assert other_blocks("x = 1") == ()
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,7 @@ def survey(tree: ast.Module, program: frozenset[str], noted: frozenset[str]) -> 
         noted: further functions that are to note it.
     """
     functions = [_read(*found) for found in _functions(tree.body, "", False)]
-    inside = {id(part) for function in functions for part in ast.walk(function.node)}
-    top = [node for node in ast.walk(tree) if id(node) not in inside]
+    top = list(_outside(tree, {id(function.node) for function in functions}))
     at_top = {name for node in top if (name := _mentioned(node))}
     mentions = Counter(name for function in functions for name in function.mentions)
     by_name: dict[str, list[_Function]] = {}
@@ -112,6 +111,16 @@ def _closure(function: _Function, by_name: Mapping[str, list[_Function]]) -> lis
             found |= new
             waiting += new.values()
     return list(found.values())
+
+
+def _outside(tree: ast.Module, functions: set[int]) -> Iterator[ast.AST]:
+    """The nodes that are in none of the functions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in functions:
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 def _mentioned(node: ast.AST) -> str:

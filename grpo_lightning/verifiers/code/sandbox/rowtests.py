@@ -80,7 +80,6 @@ class Tests:
     __test__ = False
 
     def __init__(self, source: str, entry_point: EntryPoint) -> None:
-        self.source = source
         self.entry_point = entry_point
         try:
             tree = without_solution(ast.parse(source, FILENAME))
@@ -98,7 +97,8 @@ class Tests:
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
         self.uses_unittest = any(module.partition(".")[0] == "unittest" for module in _imported(nodes))
         self.last_line = tree.body[-1].lineno
-        self.checks = sorted(check for node in nodes if (check := _check(source, node)))
+        self.lines = source.splitlines()
+        self.checks = sorted(check for node in nodes if (check := _check(self.lines, node)))
         # No module is called: tokenize("a b") is a function of that name.
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         owners = {
@@ -200,7 +200,7 @@ class Tests:
                             "" if right is ... else outputs.shown(right),
                             _uncompared(left, right),
                         )
-                source = self.source.splitlines()[line - 1].strip()
+                source = self.lines[line - 1].strip()
             traceback = traceback.tb_next
         return Failure("A test", source, "", "")
 
@@ -222,7 +222,7 @@ def _first_handle(value: Any, depth: int) -> Handle | None:
     return None
 
 
-def _check(source: str, node: ast.AST) -> _Check | None:
+def _check(lines: list[str], node: ast.AST) -> _Check | None:
     """The assertion that a node is, if any."""
     calls = [node.value] if isinstance(node, ast.Expr) else []
     calls += [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
@@ -234,9 +234,9 @@ def _check(source: str, node: ast.AST) -> _Check | None:
     )
     if not (isinstance(node, ast.Assert) or (isinstance(node, ast.stmt) and is_call)):
         return None
-    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    own = lines[node.lineno - 1 : node.end_lineno]
     remembers = isinstance(node, ast.Assert) and assertions.remembers(node.test)
-    return _Check(node.lineno, node.end_lineno or node.lineno, "\n".join(lines).strip(), remembers)
+    return _Check(node.lineno, node.end_lineno or node.lineno, "\n".join(own).strip(), remembers)
 
 
 def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
