@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NoReturn, Protocol
 
@@ -18,6 +18,10 @@ class Asks(Protocol):
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any: ...
 
     def attribute(self, owner: Handle, name: str) -> Any: ...
+
+    def length_of(self, sized: Handle) -> int | None: ...
+
+    def fail(self, why: str) -> NoReturn: ...
 
     def refuse(self, why: str) -> NoReturn: ...
 
@@ -84,6 +88,19 @@ class Handle:
             self._link.refuse(f"the tests compare with an object of type {kind.__name__}, which is not plain data")
         return NotImplemented
 
+    def __iter__(self) -> Any:
+        length = self._link.length_of(self)
+        iterator = self._link.ask("iter", (self,))
+        return iterator if length is None else self._counted(iterator, length)
+
+    def _counted(self, iterator: Any, length: int) -> Iterator[Any]:
+        """All that it gives: fewer items than it is long would end a ``zip`` before anything is compared."""
+        count = 0
+        for count, item in enumerate(iterator, 1):  # noqa: B007
+            yield item
+        if count < length:
+            self._link.fail(f"The program gave an object of length {length} with {count} items.")
+
     def __mro_entries__(self, bases: object) -> NoReturn:
         self._link.refuse("the tests derive a class from one of the program, which stays in its process")
 
@@ -118,7 +135,7 @@ def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
 
 
 for _name in (
-    *("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
+    *("len", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
     *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "format", "reversed"),
 ):
     setattr(Handle, f"__{_name}__", _delegate(_name))
