@@ -18,6 +18,8 @@ from grpo_lightning.verifiers.code.sandbox.rowtests import TestsBroken, read_tes
 _CODE_COLUMNS = ("tests", "io", "entry_point")
 _FENCED = re.compile(r"```+[ \t]*\w*[ \t]*\n(?P<inside>.*?)\n[ \t]*```", re.DOTALL)
 _INTEGER = re.compile(r"-?[0-9]{1,300}")
+_EXIT = re.compile(r"\n(?:sys\.)?(?:exit|quit)\([^\n]*\)$")
+"""A last line after which nothing would be run."""
 _UNLIKELY = "-918273.645"
 """Replaces an answer that is not an integer. No row has this value by chance."""
 _WRONG_DOCUMENTS = ('{"certainly": "wrong"}', '["certainly wrong"]', '"certainly wrong"', _UNLIKELY, "null")
@@ -87,7 +89,7 @@ def _wrong_program(prompt: Prompt, gold: str | None) -> str:
     text = AnswerReader().read(prompt.sample(gold)).text or gold
     blocks = program_blocks(text) or other_blocks(text) or (text,)
     last = blocks[choose(blocks, names, is_script=not names)[-1]]
-    replacement = last.rstrip() + f"\n\n{_override(entry_point) or wrong}\n" if names else f"\n{wrong}\n"
+    replacement = _EXIT.sub("", last.rstrip()) + f"\n\n{_override(entry_point) or wrong}\n" if names else f"\n{wrong}\n"
     before, found, after = gold.rpartition(last)
     return f"{before}{replacement}{after}" if found else f"```python\n{replacement.strip()}\n```"
 

@@ -127,6 +127,7 @@ GOLDS = {
     "imports first": f"```python\nimport math\n```\n```python\n{GOLD_F}\n```",
     "a constant last": "```python\ndef f(x):\n    return x + ONE\n```\n```python\nONE = 1\n```",
     "a thought": f"<think>\n```python\nx = 1\n```\n</think>\n```python\n{GOLD_F}\n```",
+    "an exit last": f"```python\nimport sys\n{GOLD_F}\nsys.exit(0)\n```",
     "no fence": GOLD_F,
 }
 

@@ -115,6 +115,29 @@ def test_ways_to_write_tests(default_verifier: CodeVerifier, name: str) -> None:
     assert [marked(verdict) for verdict in verdicts] == [1.0, 0.5]
 
 
+# Ways to capture what a function prints.
+CAPTURES = {
+    "redirect_stdout": "import contextlib, io\ns = io.StringIO()\nwith contextlib.redirect_stdout(s):\n    f(1)\n{}",
+    "sys.stdout": "import io, sys\ndef test_f():\n    old, sys.stdout = sys.stdout, io.StringIO()\n    f(1)\n"
+                  "    s, sys.stdout = sys.stdout, old\n    {}",
+    "patch": "import io\nfrom unittest.mock import patch\n@patch('sys.stdout', new_callable=io.StringIO)\n"
+             "def capture(s):\n    f(1)\n    return s\ns = capture()\n{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_what_a_program_prints_may_be_captured(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    tests = CAPTURES[name].format("assert s.getvalue() == 'é 2\\n'")
+    programs = [f"print('loaded')\ndef f(x):\n    print('é', x + {n})" for n in (1, 2)]
+    assert [marked(verdict_of(default_verifier, program, tests)) for program in programs] == [1.0, 0.5]
+
+
+def test_a_program_may_close_or_flood_its_output(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    tests = "import sys\nsys.stdout.flush()\nassert f(1) == 2"
+    for line, reward in (("sys.stdout.close()", 1.0), ("sys.stdout = None", 1.0), ("print('x' * 10**8)", 0.5)):
+        assert marked(verdict_of(default_verifier, f"import sys\ndef f(x):\n    {line}\n    return 2", tests)) == reward
+
+
 CALLS: dict[str, tuple[dict[str, Any], str, float]] = {
     "tuples for lists": ({"fn_name": "f", "inputs": [[1]], "outputs": [[1, [2]]]}, "return (1, (2,))", 1.0),
     "the item of a longer list": ({"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1, 2], [1]]}, "return 1", 0.5),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import dataclasses
 import enum
+import io
 import math
 import operator
 import os
@@ -61,6 +62,7 @@ class Defendant:
         self.numbers: dict[int, int] = {}
         self.prelude: types.CodeType | None = None
         self.code: list[types.CodeType] = []
+        self.output: io.StringIO | None = None
 
     def serve(self) -> NoReturn:
         while True:
@@ -81,7 +83,7 @@ class Defendant:
             if not _identical(values.contents(container), old)
         )
         try:
-            frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
+            frame = wire.Encoder(self._refer, containers).frame((*reply, changes, *self._printed()), b"R")
         except BaseException:
             # Too large, too deep, or an object that cannot even be looked at.
             frame = wire.Encoder(self._refer, []).frame(("raise", self._describe(ValueError()), ()), b"R")
@@ -93,7 +95,7 @@ class Defendant:
             result = function(*rest, **keywords)
             made = isinstance(function, type) and type(result) not in plain.PLAIN_TYPES
             return _Instance(result) if made and not _is_value(result) else result
-        if operation in ("prepare", "take", "load", "run"):
+        if operation in ("prepare", "forward", "take", "load", "run"):
             return getattr(self, operation)(*arguments)
         return _OPERATIONS[operation](*arguments)
 
@@ -102,6 +104,19 @@ class Defendant:
         self.prelude = _compiled(source, "<prelude>")
         exec(self.prelude, vars(types.ModuleType("prelude")))
         return time.process_time()
+
+    def forward(self) -> None:
+        """Have what the program prints go to the tests, with each answer."""
+        sys.stdout = self.output = io.StringIO()
+
+    def _printed(self) -> tuple[str, ...]:
+        """What was printed since the last answer, if anything."""
+        with suppress(Exception):
+            if self.output is not None and (text := self.output.getvalue()):
+                self.output.seek(0)
+                self.output.truncate()
+                return (text,)
+        return ()
 
     def take(self, sources: list[str], wanted: list[str], is_script: bool) -> tuple[int, ...]:
         """Choose the program among the blocks of a completion, compile it, and give their numbers."""

@@ -114,6 +114,8 @@ def _judge(link: Link, payload: int) -> None:
     too_much = "The program used too much memory while it was loaded."
     link.report.write("invalid", too_much, final=False, before_s=used_s + time.process_time())
     is_script = bool(request["io"])
+    if tests and tests.reads_output:
+        link.ask("forward", ())
     if wanted:
         defined = _load(link, request["blocks"], wanted, required, is_script)
         candidate = _candidate(link, defined, entry_point) if entry_point.name else None

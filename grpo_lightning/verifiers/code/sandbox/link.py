@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
@@ -105,7 +106,9 @@ class Link:
                 continue
             decoder = wire.Decoder(self._resolve, encoder.containers)
             match decoder.value(data[1:]):
-                case (str() as kind, value, tuple() as changes) if data[:1] == b"R":
+                case (str() as kind, value, tuple() as changes, *printed) if data[:1] == b"R":
+                    if printed and type(printed[0]) is str:
+                        sys.stdout.write(printed[0])
                     for change in changes:
                         self._apply(change, encoder.containers)
                     if kind == "return":

@@ -97,6 +97,8 @@ class Tests:
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
         self.uses_unittest = any(module.partition(".")[0] == "unittest" for module in _imported(nodes))
         self.last_line = tree.body[-1].lineno
+        # As in redirect_stdout, sys.stdout = StringIO() and patch("sys.stdout").
+        self.reads_output = "stdout" in source
         self.lines = source.splitlines()
         self.checks = sorted(check for node in nodes if (check := _check(self.lines, node)))
         # No module is called: tokenize("a b") is a function of that name.
