@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
 import json
 import re
-from collections.abc import Mapping
+from textwrap import indent
 from typing import Any
 
 from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.answer_text import AnswerReader
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
+from grpo_lightning.verifiers.code.rows import CodeRow, read_row
+from grpo_lightning.verifiers.code.sandbox.blocks import choose
+from grpo_lightning.verifiers.code.sandbox.entry_point import EntryPoint
+from grpo_lightning.verifiers.code.sandbox.rowtests import TestsBroken, read_tests
 
 _CODE_COLUMNS = ("tests", "io", "entry_point")
 _FENCED = re.compile(r"```+[ \t]*\w*[ \t]*\n(?P<inside>.*?)\n[ \t]*```", re.DOTALL)
 _INTEGER = re.compile(r"-?[0-9]{1,300}")
+_EXIT = re.compile(r"\n(?:sys\.)?(?:exit|quit)\([^\n]*\)$")
+"""A last line after which nothing would be run."""
 _UNLIKELY = "-918273.645"
 """Replaces an answer that is not an integer. No row has this value by chance."""
 _WRONG_DOCUMENTS = ('{"certainly": "wrong"}', '["certainly wrong"]', '"certainly wrong"', _UNLIKELY, "null")
 _FAR = 10**6
-_RAISE = 'raise RuntimeError("certainly wrong")'
+_WRONG_SCRIPT = 'import sys\nsys.stdin.read()\nprint("certainly wrong")'
+_WRONG_RESULT = "(*args, **kwargs):\n    return object()"
 
 
 def wrong_completions(prompt: Prompt, gold: str | None) -> list[str]:
     """Build completions in the format of the gold one, with answers that are certainly wrong.
 
-    - Code: the gold program, in which every function raises an exception; a script is replaced with the exception.
+    - Code: the gold program, in which what the tests call returns an object that equals nothing. It loads as the gold
+      program does. A script is replaced with one that prints something else.
     - A JSON document: the gold document with each of its values changed. For a schema without a gold document,
       documents of all types.
     - Anything else: the gold completion with another answer: an integer plus one, or a number that no answer equals.
@@ -37,7 +45,7 @@ def wrong_completions(prompt: Prompt, gold: str | None) -> list[str]:
         The completions; none for a row without an identifiable answer, such as one that is judged only by its format.
     """
     if any(column in prompt.metadata for column in _CODE_COLUMNS):
-        return [_broken_program(prompt.metadata, gold)]
+        return [_wrong_program(prompt, gold)]
     if "schema" in prompt.metadata and prompt.answer is None:
         return list(_WRONG_DOCUMENTS)
     if gold is None:
@@ -68,37 +76,48 @@ def _inside(gold: str) -> str:
     return block["inside"] if block else gold.strip()
 
 
-def _broken_program(metadata: Mapping[str, Any], gold: str | None) -> str:
-    if gold is None:
-        names = [metadata["entry_point"]] if metadata.get("entry_point") else _called(metadata.get("tests"))
-        program = "\n".join(f"def {name}(*args, **kwargs):\n    {_RAISE}" for name in names)
-        return f"```python\n{program or _RAISE}\n```"
-    inside = _inside(gold)
-    return gold.replace(inside, _raising(inside))
-
-
-def _raising(program: str) -> str:
-    """Replace the body of every function with an exception, or the whole program if it has no function."""
-    tree = _parsed(program)
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    for function in functions:
-        function.body = ast.parse(_RAISE).body
-    return ast.unparse(tree) if functions else _RAISE
-
-
-def _called(tests: object) -> list[str]:
-    """Return the functions that the tests call, except those they define and the built-ins."""
-    nodes = list(ast.walk(_parsed(tests))) if isinstance(tests, str) else []
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    return sorted(called - defined - set(dir(builtins)))
-
-
-def _parsed(source: str) -> ast.Module:
+def _wrong_program(prompt: Prompt, gold: str | None) -> str:
     try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError):
-        return ast.Module([], [])
+        row = read_row(prompt.metadata)
+    except ValueError:
+        # Nothing can be judged by it, which any program shows.
+        return f"```python\n{_WRONG_SCRIPT}\n```"
+    entry_point = EntryPoint.read(row.entry_point)
+    names = _tested(row, entry_point)
+    wrong = "\n".join(f"def {name}{_WRONG_RESULT}" for name in names if name != entry_point.owner) or _WRONG_SCRIPT
+    if gold is None:
+        return f"```python\n{_method(entry_point) or wrong}\n```"
+    text = AnswerReader().read(prompt.sample(gold)).text or gold
+    blocks = program_blocks(text) or other_blocks(text) or (text,)
+    last = blocks[choose(blocks, names, is_script=not names)[-1]]
+    replacement = _EXIT.sub("", last.rstrip()) + f"\n\n{_override(entry_point) or wrong}\n" if names else f"\n{wrong}\n"
+    before, found, after = gold.rpartition(last)
+    return f"{before}{replacement}{after}" if found else f"```python\n{replacement.strip()}\n```"
+
+
+def _tested(row: CodeRow, entry_point: EntryPoint) -> list[str]:
+    """Return the names of the program that the row calls; none for a script."""
+    if entry_point.wanted:
+        return sorted(entry_point.wanted)
+    try:
+        return sorted(read_tests(row.tests, entry_point).wanted) if row.tests else []
+    except TestsBroken:
+        return []
+
+
+def _method(entry_point: EntryPoint) -> str:
+    """Return a class with a wrong method under test; nothing if a function is tested."""
+    if entry_point.owner is None:
+        return ""
+    method = f"@staticmethod\ndef {entry_point.name}{_WRONG_RESULT}"
+    return f"class {entry_point.owner}:\n{indent(method, '    ')}"
+
+
+def _override(entry_point: EntryPoint) -> str:
+    """Return what makes the method under test wrong; nothing if a function is tested."""
+    if entry_point.owner is None:
+        return ""
+    return f"{entry_point.owner}.{entry_point.name} = staticmethod(lambda *args, **kwargs: object())"
 
 
 def _changed(value: Any) -> Any:

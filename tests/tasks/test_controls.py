@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from grpo_lightning.verifiers import CodeVerifier, JSONSchemaVerifier, MathVerif
 from grpo_lightning.verifiers.base import rewarded
 
 TESTS = "assert f(1) == 2"
+WRONG_F = "def f(*args, **kwargs):\n    return object()"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
@@ -56,15 +58,19 @@ def row(answer: Any = None, solution: str | None = None, **metadata: Any) -> Pro
          '{"a": ["True, certainly wrong", "x, certainly wrong", "certainly wrong"]}'),
         (row({"a": 1}, '```json\n{"a": 1}\n```'), '```json\n{"a": 1000003}\n```'),
         (row(None, "def f(x):\n    return x + 1", tests=TESTS),
-         "def f(x):\n    raise RuntimeError('certainly wrong')"),
+         f"def f(x):\n    return x + 1\n\n{WRONG_F}\n"),
         (row(None, "Here:\n```python\ndef f(x):\n    return x + 1\n```\nDone.", tests=TESTS),
-         "Here:\n```python\ndef f(x):\n    raise RuntimeError('certainly wrong')\n```\nDone."),
+         f"Here:\n```python\ndef f(x):\n    return x + 1\n\n{WRONG_F}\n```\nDone."),
         (row(None, "print(int(input()) + 1)", io=[{"stdin": "1", "stdout": "2"}]),
-         'raise RuntimeError("certainly wrong")'),
-        (row(None, None, tests=TESTS, entry_point="f"),
-         '```python\ndef f(*args, **kwargs):\n    raise RuntimeError("certainly wrong")\n```'),
-        (row(None, None, tests=TESTS),
-         '```python\ndef f(*args, **kwargs):\n    raise RuntimeError("certainly wrong")\n```'),
+         '\nimport sys\nsys.stdin.read()\nprint("certainly wrong")\n'),
+        (row(None, None, tests=TESTS, entry_point="f"), f"```python\n{WRONG_F}\n```"),
+        (row(None, None, tests=TESTS), f"```python\n{WRONG_F}\n```"),
+        (row(None, None, tests=[TESTS, TESTS]), f"```python\n{WRONG_F}\n```"),
+        (row(None, None, tests=TESTS, entry_point={"func_name": "f"}), f"```python\n{WRONG_F}\n```"),
+        (row(None, None, tests=TESTS, entry_point="Solution().f"),
+         "```python\nclass Solution:\n    @staticmethod\n    def f(*args, **kwargs):\n        return object()\n```"),
+        (row(None, "```python\nimport math\n```\n```python\nf = lambda x: x + 1\n```", tests=TESTS),
+         f"```python\nimport math\n```\n```python\nf = lambda x: x + 1\n\n{WRONG_F}\n```"),
     ],
 )  # fmt: skip
 def test_a_wrong_completion(prompt: Prompt, wrong: str) -> None:
@@ -117,6 +123,63 @@ def test_good_rows_pass() -> None:
     ]
     for verifier, prompt in check:
         assert list(check_controls(Rows(prompt), [verifier])) == []
+
+
+GOLD_F = "def f(x):\n    return x + 1"
+# Gold programs of a function f.
+GOLDS = {
+    "fenced": f"```python\n{GOLD_F}\n```",
+    "a lambda": "```python\nf = lambda x: x + 1\n```",
+    "calls when it loads": f"```python\ndef build():\n    return [f(0)]\n{GOLD_F}\nT = build()\nassert T == [1]\n```",
+    "tildes": f"~~~python\n{GOLD_F}\n~~~",
+    "carriage returns": f"```python\n{GOLD_F}\n```".replace("\n", "\r\n"),
+    "a title": f'```python title="a.py"\n{GOLD_F}\n```',
+    "an example first": f"Input:\n```\n1\n```\nProgram:\n```python\n{GOLD_F}\n```",
+    "imports first": f"```python\nimport math\n```\n```python\n{GOLD_F}\n```",
+    "a constant last": "```python\ndef f(x):\n    return x + ONE\n```\n```python\nONE = 1\n```",
+    "a thought": f"<think>\n```python\nx = 1\n```\n</think>\n```python\n{GOLD_F}\n```",
+    "an exit last": f"```python\nimport sys\n{GOLD_F}\nsys.exit(0)\n```",
+    "no fence": GOLD_F,
+}
+
+
+@pytest.fixture(scope="module")
+def code_verifier() -> Iterator[CodeVerifier]:
+    verifier = CodeVerifier(workers=1)
+    yield verifier
+    verifier.stop()
+
+
+@pytest.mark.parametrize("name", GOLDS)
+def test_a_wrong_program_loads_and_is_rejected_by_tests_alone(code_verifier: CodeVerifier, name: str) -> None:
+    prompt = row(None, GOLDS[name], tests=TESTS)
+    (wrong,) = wrong_completions(prompt, GOLDS[name])
+    weak = row(None, GOLDS[name], tests="assert f(1)")
+    assert list(check_controls(Rows(prompt), [code_verifier], ["train"])) == []
+    assert rewarded(code_verifier, [prompt.sample(wrong)])[0][1] == 0.5
+    assert [finding.control for finding in check_controls(Rows(weak), [code_verifier], ["train"])] == ["wrong"]
+
+
+METHOD = "class Solution:\n    def f(self, x):\n        return x + 1"
+SCRIPT = "```python\ndef g(n):\n    return n + 1\n```\n```python\nprint(g(int(input())))\n```"
+
+
+@pytest.mark.parametrize(
+    ("gold", "metadata"),
+    [
+        (METHOD, {"tests": "assert f(1) == 2", "entry_point": "Solution().f"}),
+        (METHOD, {"tests": "assert f(1) == 2"}),
+        (METHOD, {"io": {"fn_name": "f", "inputs": [[1]], "outputs": [2]}}),
+        (SCRIPT, {"io": [{"stdin": "1", "stdout": "2"}]}),
+        (None, {"tests": "assert f(1) == 2", "entry_point": "Solution().f"}),
+        (None, {"io": [{"stdin": "1", "stdout": "2"}]}),
+    ],
+)
+def test_a_wrong_program_of_other_rows(code_verifier: CodeVerifier, gold: str | None, metadata: dict[str, Any]) -> None:
+    prompt = row(None, gold, **metadata)
+    (wrong,) = wrong_completions(prompt, gold)
+    assert list(check_controls(Rows(prompt), [code_verifier], ["train"])) == []
+    assert rewarded(code_verifier, [prompt.sample(wrong)])[0][1] == 0.5
 
 
 class Lax(Verifier):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo_lightning.verifiers.code.sandbox.entry_point import EntryPoint
@@ -54,6 +55,8 @@ def read_row(metadata: Mapping[str, Any]) -> CodeRow:
     tests = _tests(metadata.get("tests"))
     if tests is None and not io and not calls:
         raise ValueError(f"{_NEEDS}tests in metadata['tests'] or metadata['io']")
+    if tests is None and io and not any(pair["stdout"].strip() for pair in io):
+        raise ValueError(f"{_NEEDS}an output in metadata['io'] that is not blank: a program that prints nothing passes")
     if calls and entry_point is None:
         raise ValueError(f"{_NEEDS}metadata['entry_point'] for the calls in metadata['io']")
     prelude = metadata.get("prelude")
@@ -63,9 +66,12 @@ def read_row(metadata: Mapping[str, Any]) -> CodeRow:
 
 
 def _tests(tests: object) -> str | None:
-    """Python text, or a list of it, such as MBPP's assert lines."""
+    """Python text, or a list of it, such as MBPP's assert lines; the list may be written as JSON text."""
     if tests is None:
         return None
+    if isinstance(tests, str) and tests.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            tests = json.loads(tests)
     if _is_list(tests) and all(isinstance(line, str) for line in tests):
         tests = "\n".join(tests)
     if not isinstance(tests, str) or not tests.strip():
@@ -81,7 +87,11 @@ def _entry_point(value: object) -> str | None:
         value = value.get("func_name")
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{_NEEDS}metadata['entry_point'] to be a function's name, not {value!r}")
-    return value or None
+    if value is None:
+        return None
+    name = value.strip()
+    # A function, and not an object of the class.
+    return (name.removesuffix("()") if name.removesuffix("()").isidentifier() else name) or None
 
 
 def _io(

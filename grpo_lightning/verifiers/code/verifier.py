@@ -11,7 +11,7 @@ from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers._options import require, require_max_chars, require_tolerances, require_workers
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
-from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
 from grpo_lightning.verifiers.code.rows import read_row
 from grpo_lightning.verifiers.code.sandbox.client import Pool
 from grpo_lightning.verifiers.code.sandbox.messages import Level, Request, Result, SandboxOption
@@ -25,10 +25,10 @@ _TOO_LONG = "The completion is too long to check. Give a shorter program."
 class CodeVerifier(Verifier):
     """Runs the program of a completion against the tests of its row.
 
-    The program is the text of the blocks fenced as ```` ```python ````; where there is none, in those without a
-    language; where there is no fence, the whole completion. Of several blocks, those count that the tests need: the
-    last one that defines what is tested, or that is a complete script, with the blocks that it builds on (see
-    ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
+    The program is the text of the blocks fenced as ```` ```python ```` and of those without a language; where there is
+    neither, of all others; where there is no fence, the whole completion. Of several blocks, those count that the tests
+    need: the last one that defines what is tested, or that is a complete script, with the blocks that it builds on
+    (see ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
 
     The row's ``metadata`` holds ``tests``, ``io``, or both; then both must pass (``docs/verifiers.md`` has the rows of
     public data sets):
@@ -150,7 +150,8 @@ class CodeVerifier(Verifier):
         text, problem = self._reader.read(sample)
         if problem:
             return _unread(problem)
-        blocks = program_blocks(text)
+        named = program_blocks(text)
+        blocks = named or other_blocks(text)
         if not blocks:
             return _unread(_NO_PROGRAM)
         prelude = row.prelude or self.prelude
@@ -159,6 +160,8 @@ class CodeVerifier(Verifier):
         result = self._pool.run(request)
         if result.outcome == "error":
             raise ValueError(f"CodeVerifier {result.detail}")
+        if result.outcome == "invalid" and not named:
+            return _unread(_NO_PROGRAM)
         is_correct = result.outcome == "passed"
         explanation = _explained(result, blocks)
         return Verdict(is_correct, result.outcome in ("passed", "failed"), result.detail, explanation=explanation)

@@ -11,20 +11,40 @@ from hypothesis import strategies as st
 
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
-from grpo_lightning.verifiers.code.fences import program_blocks
+from grpo_lightning.verifiers.code.fences import other_blocks, program_blocks
 from grpo_lightning.verifiers.code.sandbox.blocks import choose
 
 EXTRACTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "bare": ("x = 1", ("x = 1",)),
     "fenced": ("Sure:\n```python\nx = 1\n```\nDone.", ("\nx = 1\n",)),
     "without a language": ("```\nx = 1\n```", ("\nx = 1\n",)),
-    "python before others": ("```\n$ ls\n```\n```py\nx = 1\n```\n```bash\nls\n```", ("\nx = 1\n",)),
-    "carriage returns": ("```python\r\nx = 1\r\n```\r\n", ("\nx = 1\r\n",)),
+    "python before others": ("```\n$ ls\n```\n```py\nx = 1\n```\n```bash\nls\n```", ("\n$ ls\n", "\nx = 1\n")),
+    "carriage returns": ("```python\r\nx = 1\r\n```\r\n", ("\nx = 1\n",)),
+    "carriage returns alone": ("```python\rx = 1\r```\r", ("\nx = 1\n",)),
     "words behind the language": ("~~~ python title=a\nx = 1\n~~~~\nDone.", ("\nx = 1\n",)),
     "a fence of the other kind inside": ("```python\nx = 1\n~~~\n```", ("\nx = 1\n~~~\n",)),
     "code between backticks": ("```x``` is\n```python\nx = 1\n```", ("\nx = 1\n",)),
     "several blocks": ("```python\nx = 1\n```\nand\n```Python3\ny = 2\n```", ("\nx = 1\n", "\ny = 2\n")),
     "only another language": ("```java\nint x;\n```", ()),
+    "Python before the block without a language, which it replaces": (
+        "```python\nx = 1\n```\n```\ny = 2\n```\n```java\nint x;\n```",
+        ("\ny = 2\n", "\nx = 1\n"),
+    ),
+    "a closing fence with words": ("```python\nx = 1\n``` This works.", ("\nx = 1\n",)),
+    "a closing fence with a tag": ("<answer>```python\nx = 1\n```</answer>", ("\nx = 1\n",)),
+    "a closing fence behind code": ("```python\nx = 1```\nDone.", ("\nx = 1\n",)),
+    "words before the fence": ("Solution: ```python\nx = 1\n```", ("\nx = 1\n",)),
+    "a list item": ("- ```python\n  x = 1\n  ```\n1. ```py\n   y = 2\n   ```", ("\nx = 1\n", "\ny = 2\n")),
+    "a quotation": ("> Look:\n> ```python\n> if x:\n>     y = 1\n> ```\nSo.", ("\nif x:\n    y = 1\n",)),
+    "a closing fence that was forgotten": ("```python\nx = 1\n```python\ny = 2\n```", ("\nx = 1\n", "\ny = 2\n")),
+    "markdown around it": ("```markdown\n# Title\n```python\nx = 1\n```\n```", ("\nx = 1\n",)),
+    "a fence in a docstring": (
+        '```python\ns = """\n```\nx\n```\n"""\nx = 1\n```\nDone.',
+        ('\ns = """\n```\nx\n```\n"""\nx = 1\n',),
+    ),
+    "quotes that are no docstring": ('```python\nx = 1  # no """\n```\nDone.', ('\nx = 1  # no """\n',)),
+    "tags without a fence": ("<answer>\nx = 1\n</answer>", ("\nx = 1\n",)),
+    "what cannot be seen": ("\ufeff```python\u200b\nif x:\n\u00a0\u00a0y = 1\n```", ("\nif x:\n  y = 1\n",)),
     "an open block": ("```python\nx = 1", ("\nx = 1",)),
     "longer fences": ("````python\ns = '''\n```\n'''\n````", ("\ns = '''\n```\n'''\n",)),
     "nothing": (" \n ", ()),
@@ -36,6 +56,21 @@ EXTRACTED: dict[str, tuple[str, tuple[str, ...]]] = {
 def test_the_blocks_of_a_completion(name: str) -> None:
     completion, blocks = EXTRACTED[name]
     assert program_blocks(completion) == blocks
+
+
+def test_any_language_is_read_where_there_is_nothing_else() -> None:
+    assert other_blocks("```text\nx = 1\n```\n```java\n```") == ("\nx = 1\n",)
+    assert other_blocks("x = 1") == ()
+
+
+@pytest.mark.parametrize(
+    "info",
+    ["{python}", "python:solution.py", "python3.10", "py3", "{.python}", "python,runnable", "python=", "ipython",
+     "{code-cell} ipython3", "solution.py", "pypy3", "cpython", "python2", "jupyter", "Python 3",
+     'python title="a.py"'],
+)  # fmt: skip
+def test_the_ways_to_say_python(info: str) -> None:
+    assert program_blocks(f"```sh\nls\n```\n```{info}\nx = 1\n```\nDone.") == ("\nx = 1\n",)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +124,7 @@ FUNCTIONS: dict[str, tuple[list[str], list[int]]] = {
     "a base class first": (["class B:\n    y = 1", "class Solution(B):\n    def f(s, x):\n        return x"], [0, 1]),
     "a class and its use": (["class Solution:\n    def f(self, x):\n        return x", "print(Solution().f(1))"], [0]),
     "a method shown alone": ([F, "def f(self, x):\n    return x"], [0]),
+    "a stub with a mark last": ([F, "def f(x):\n    return ..."], [0]),
     "none compiles": (["def f(x:", "def f(y:"], [0, 1]),
     "none defines it": (["x = 1", "y = 2"], [0, 1]),
 }  # fmt: skip
@@ -152,6 +188,41 @@ def test_blocks_that_only_show_do_not_void_the_answer(default_verifier: CodeVeri
         reward(default_verifier, [both, "print(f(1))"], tests="assert f(1) == 2", io=[{"stdin": "4", "stdout": "5"}])
         == 1.0
     )
+
+
+PYTHON, UNTAGGED = "```python\n{}\n```\n", "```\n{}\n```\n"
+# Completions that are right where F is, and wrong with the other one.
+AS_MODELS_WRITE = {
+    "untagged, then a demonstration": UNTAGGED + PYTHON.format("print(f(1))"),
+    "a stub, then untagged": PYTHON.format("def f(x):\n    ...") + UNTAGGED,
+    "tagged, after another that is untagged": UNTAGGED.format("def f(x):\n    return x") + PYTHON,
+    "tagged, before another that is untagged": PYTHON + UNTAGGED.format("def f(x):\n    return x"),
+    "a later import of the future": PYTHON.format("import sys")
+    + PYTHON.format("from __future__ import annotations\n{}"),
+    "a demonstration that reads": PYTHON.format("{}\nn = int(input())\nprint(f(n))"),
+    "an exit": PYTHON.format("import sys\n{}\nsys.exit(0)"),
+    "text": "```text\n{}\n```",
+}
+
+
+@pytest.mark.parametrize("name", AS_MODELS_WRITE)
+def test_a_program_is_found_as_models_write_it(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    completions = [AS_MODELS_WRITE[name].format(program) for program in (F, OTHER_F)]
+    samples = [Sample("", completion, metadata={"tests": "assert f(1) == 2"}) for completion in completions]
+    assert [marked(verdict) for verdict in judge(default_verifier, samples)] == [1.0, 0.5]
+
+
+def test_an_end_before_the_tested_function_is_no_program(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    for line in ("n = int(input())", "raise SystemExit"):
+        assert reward(default_verifier, [f"{line}\n{F}"], tests="assert f(1) == 2") == 0.0
+
+
+def test_a_script_may_leave_by_os_exit(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    script = "import os, sys\nprint(int(input()) * 2)\nsys.stdout.flush()\nos._exit(0)"
+    pairs = [{"stdin": str(n), "stdout": str(2 * n)} for n in (5, 6)]
+    assert reward(default_verifier, [script], io=pairs) == 1.0
+    assert reward(default_verifier, [script.replace("2", "3")], io=pairs) == 0.5
+    assert reward(default_verifier, ["```java\nint x;"], io=pairs) == 0.0
 
 
 PIECES = [

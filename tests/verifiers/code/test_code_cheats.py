@@ -312,6 +312,32 @@ def test_plain_data_is_searched_and_the_programs_own_objects_for_each_other(veri
     assert not verdict_of(verifier, points, "assert P(3) in f(3)").correct
 
 
+def test_a_member_of_an_enumeration_does_not_hold_numbers(verifier: CodeVerifier) -> None:
+    for kind in ("IntEnum", "IntFlag"):
+        program = f"import enum\nclass B(enum.{kind}):\n    X = -1\ndef f(x): return B.X"
+        for line in ("assert 40961 in f(1)", "assert all(x in f(1) for x in (1, 40961))"):
+            assert not verdict_of(verifier, program, line).correct
+    flags = "import enum\nclass B(enum.IntFlag):\n    X = 1\n    Y = 2\ndef f(): return B.X | B.Y"
+    assert verdict_of(verifier, flags, "assert B.X in f() and B.Y not in B.X and f() == 3").correct
+
+
+def test_a_length_is_not_believed_without_the_items(verifier: CodeVerifier) -> None:
+    sized = "class S:\n    def __len__(s): return 3\n    {}\ndef f(x): return S()"
+    loop = "r = f([1, 2, 3])\nassert len(r) == 3\nfor a, b in zip({}):\n    assert a == b"
+    for pair in ("r, [2, 4, 40961]", "[2, 4, 40961], r", "iter(r), [2, 4, 40961]"):
+        for items in ("def __iter__(s): return iter(())", "def __iter__(s): yield 2",
+                      "def __getitem__(s, i): raise IndexError"):  # fmt: skip
+            verdict = verdict_of(verifier, sized.format(items), loop.format(pair))
+            assert (verdict.correct, verdict.error) == (False, None), (items, pair)
+        honest = sized.format("def __iter__(s): return iter([2, 4, 40961])")
+        assert verdict_of(verifier, honest, loop.format(pair)).correct
+    changed = "s = S()\nassert len(s) == 2\ns.pop()\nassert list(s) == [1] and len(s) == 1"
+    stack = (
+        "class S:\n    def __init__(s): s.x = [1, 2]\n    def pop(s): s.x.pop()\n    def __len__(s): return len(s.x)\n"
+    )
+    assert verdict_of(verifier, f"{stack}    def __iter__(s): return iter(s.x)", changed).correct
+
+
 def test_a_method_of_the_programs_own_class_answers_with_the_programs_word(verifier: CodeVerifier) -> None:
     """What remains possible: to refuse it would refuse every class that counts something."""
     bag = "class Bag:\n    def count(s, x): return 2\ndef f(x): return Bag()"

@@ -32,6 +32,9 @@ DATA_SETS: dict[str, tuple[dict[str, Any], Any, str]] = {
         {"test": f"METADATA = {{}}\n\n{CHECK}", "entry_point": "add"},
         {"tests": "test", "entry_point": "entry_point"}, ADD,
     ),
+    "KodCode": (
+        {"test": "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"}, {"tests": "test"}, ADD,
+    ),
     "LeetCode": (
         {"test": CHECK, "entry_point": "Solution().add", "prompt": "from typing import *\nimport math\n"},
         {"tests": "test", "entry_point": "entry_point", "prelude": "prompt"},
@@ -91,6 +94,51 @@ def test_the_documented_mapping_is_the_tested_one() -> None:
             assert f"`{{{', '.join(f'{key}: {value}' for key, value in columns.items())}}}`" in text, columns
 
 
+# Ways to write the tests of a function f: (metadata).
+WAYS: dict[str, dict[str, Any]] = {
+    "a module": {"tests": "import solution\nassert solution.f(1) == 2"},
+    "a module by another name": {"tests": "import sys, solution as s\ndef test_f():\n    assert s.f(1) == 2"},
+    "a function by another name": {"tests": "def test_f():\n    from solution import f as g, f\n"
+                                            "    assert g(1) == f(1) == 2"},
+    "everything": {"tests": "from solution import *\nassert f(1) == 2"},
+    "a list as JSON text": {"tests": json.dumps(["assert f(1) == 2", "assert f(2) == 3"])},
+    "text that is no JSON": {"tests": "[x for x in '']\nassert f(1) == 2"},
+    "a call as an entry point": {"tests": "assert candidate(1) == 2", "entry_point": " f() "},
+    "a test of the candidate": {"tests": "def test(candidate):\n    assert candidate(1) == 2", "entry_point": "f"},
+    "tests of the candidate": {"tests": "def test_a(candidate):\n    assert candidate(1) == 2\ndef test_b(candidate):\n"
+                                        "    assert candidate(2) == 3\ntest_a(f)", "entry_point": "f"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_ways_to_write_tests(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    verdicts = [verdict_of(default_verifier, f"def f(x): return x + {n}", **WAYS[name]) for n in (1, 2)]
+    assert [marked(verdict) for verdict in verdicts] == [1.0, 0.5]
+
+
+# Ways to capture what a function prints.
+CAPTURES = {
+    "redirect_stdout": "import contextlib, io\ns = io.StringIO()\nwith contextlib.redirect_stdout(s):\n    f(1)\n{}",
+    "sys.stdout": "import io, sys\ndef test_f():\n    old, sys.stdout = sys.stdout, io.StringIO()\n    f(1)\n"
+                  "    s, sys.stdout = sys.stdout, old\n    {}",
+    "patch": "import io\nfrom unittest.mock import patch\n@patch('sys.stdout', new_callable=io.StringIO)\n"
+             "def capture(s):\n    f(1)\n    return s\ns = capture()\n{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_what_a_program_prints_may_be_captured(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
+    tests = CAPTURES[name].format("assert s.getvalue() == 'é 2\\n'")
+    programs = [f"print('loaded')\ndef f(x):\n    print('é', x + {n})" for n in (1, 2)]
+    assert [marked(verdict_of(default_verifier, program, tests)) for program in programs] == [1.0, 0.5]
+
+
+def test_a_program_may_close_or_flood_its_output(default_verifier: CodeVerifier) -> None:  # noqa: F811
+    tests = "import sys\nsys.stdout.flush()\nassert f(1) == 2"
+    for line, reward in (("sys.stdout.close()", 1.0), ("sys.stdout = None", 1.0), ("print('x' * 10**8)", 0.5)):
+        assert marked(verdict_of(default_verifier, f"import sys\ndef f(x):\n    {line}\n    return 2", tests)) == reward
+
+
 CALLS: dict[str, tuple[dict[str, Any], str, float]] = {
     "tuples for lists": ({"fn_name": "f", "inputs": [[1]], "outputs": [[1, [2]]]}, "return (1, (2,))", 1.0),
     "the item of a longer list": ({"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1, 2], [1]]}, "return 1", 0.5),
@@ -102,6 +150,9 @@ CALLS: dict[str, tuple[dict[str, Any], str, float]] = {
     ),
     "a text": ({"fn_name": "f", "inputs": [["a"]], "outputs": ["b"]}, "return 'c'", 0.5),
     "an exception": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "return 1 / 0", 0.5),
+    "a truth value for a number": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "return True", 0.5),
+    "truth values for numbers": ({"fn_name": "f", "inputs": [[1]], "outputs": [[0, 1]]}, "return [False, True]", 0.5),
+    "a truth value": ({"fn_name": "f", "inputs": [[1]], "outputs": [True]}, "return True", 1.0),
     "nothing": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "pass", 0.5),
     "a near number": ({"fn_name": "f", "inputs": [[1]], "outputs": [0.3]}, "return 0.1 + 0.2", 0.5),
 }  # fmt: skip
@@ -210,6 +261,7 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"io": "eJx1"}, "metadata['io'] to be JSON"),
     "a number": ({"io": 5}, "metadata['io']"),
     "numbers": ({"io": {"inputs": [1], "outputs": [1]}}, "metadata['io']"),
+    "blank outputs": ({"io": [{"stdin": "1", "stdout": "\n"}, {"stdin": "2", "stdout": ""}]}, "not blank"),
     "several types": ({"io": [{"input": "1", "output": "1", "testtype": kind} for kind in ("stdin", "functional")]},
                       "one testtype"),
     "calls of nothing": ({"io": [{"input": "1", "output": "1", "testtype": "functional"}]}, "metadata['entry_point']"),
@@ -218,6 +270,11 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "a prelude that is no text": ({"tests": "assert f()", "prelude": 5}, "metadata['prelude']"),
     "an entry point that is no name": ({"tests": "assert f()", "entry_point": 5}, "metadata['entry_point']"),
 }  # fmt: skip
+
+
+def test_one_blank_output_among_others_is_an_output() -> None:
+    assert read_row({"io": [{"stdin": "1", "stdout": ""}, {"stdin": "2", "stdout": "3"}]}).io
+    assert read_row({"io": [{"stdin": "1", "stdout": ""}], "tests": "assert f(1)"}).io
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

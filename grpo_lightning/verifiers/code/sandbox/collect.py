@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .assertions import is_assert_method
+from .assertions import Counter, is_assert_method
 
-# What the classes of the tests have for a module.
-MODULE = "tests"
+# The name of the tests' module, so that what they do as a script is done.
+MODULE = "__main__"
 
 
 def functions_of(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -29,27 +29,59 @@ def required_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> lis
     return [one.arg for one in [*positional[: len(positional) - len(given.defaults)], *keyword]]
 
 
-def run_classes(namespace: dict[str, Any]) -> None:
-    """Run the test classes that the tests define: those of unittest, and plain ones called ``Test...``.
+def run_all(namespace: dict[str, Any], functions: Sequence[str], entered: set[str]) -> None:
+    """Run all that a runner would, once the lines of the tests have run.
+
+    Args:
+        namespace: what the lines have defined.
+        functions: the functions without parameters that the text defines at its top, and others with these names.
+        entered: those that have run by themselves; the set grows.
 
     Raises:
         BaseException: whatever a test raises, a failed assertion among others.
     """
-    classes = [one for one in namespace.values() if isinstance(one, type) and one.__module__ == MODULE]
-    unittest: Any = sys.modules.get("unittest")
+    for name in ("setUpModule", "setup_module"):
+        _run_fixture(namespace.get(name), namespace)
+    for name, value in list(namespace.items()):
+        is_test = (name in functions and callable(value)) or _is_made_test(name, value, namespace)
+        if is_test and name not in entered:
+            _run_fixture(namespace.get("setup_function"), value)
+            value()
+            _run_fixture(namespace.get("teardown_function"), value)
+    classes = [value for value in namespace.values() if isinstance(value, type) and value.__module__ == MODULE]
     for kind in dict.fromkeys(classes):
-        if unittest is not None and issubclass(kind, unittest.TestCase):
-            _run_cases(kind, unittest)
-        elif kind.__name__.startswith("Test") and "__init__" not in vars(kind):
-            for name in _test_methods(kind):
-                instance = kind()
-                _call(instance, "setup_method")
-                getattr(instance, name)()
-                _call(instance, "teardown_method")
+        _run_class(kind)
+    for name in ("tearDownModule", "teardown_module"):
+        _run_fixture(namespace.get(name), namespace)
 
 
-def count_unittest(hold: Callable[[], None]) -> None:
-    """Have the assertions of ``unittest`` counted when they have held, and nothing run by itself.
+def _is_made_test(name: str, value: object, namespace: dict[str, Any]) -> bool:
+    """Whether it is a test function, however the tests have defined it: ``test_a = make_test(1, 2)``."""
+    if not (inspect.isfunction(value) and value.__globals__ is namespace):
+        return False
+    return name.startswith("test") and not _needed(value)
+
+
+def _run_class(kind: Any) -> None:
+    """Run a test class: one of unittest, or a plain one called ``Test...``, with those inside of it."""
+    unittest: Any = sys.modules.get("unittest")
+    if unittest is not None and issubclass(kind, unittest.TestCase):
+        _run_cases(kind, unittest)
+    elif kind.__name__.startswith("Test") and kind.__init__ is object.__init__:
+        _run_fixture(getattr(kind, "setup_class", None), kind)
+        for name in _test_methods(kind):
+            instance = kind()
+            method = getattr(instance, name)
+            _run_fixture(getattr(instance, "setup_method", None), method)
+            method()
+            _run_fixture(getattr(instance, "teardown_method", None), method)
+        _run_fixture(getattr(kind, "teardown_class", None), kind)
+        for inner in [value for value in vars(kind).values() if isinstance(value, type)]:
+            _run_class(inner)
+
+
+def count_unittest(counter: Counter) -> None:
+    """Have the assertions of ``unittest`` counted, and nothing run by itself.
 
     Once for each run, since a judge lives for many: the last counter is the one that counts.
     """
@@ -58,7 +90,7 @@ def count_unittest(hold: Callable[[], None]) -> None:
     for name, method in list(vars(unittest.TestCase).items()):
         if is_assert_method(name) and inspect.isfunction(method):
             original = getattr(method, "__wrapped__", method)
-            setattr(unittest.TestCase, name, _counting(original, hold))
+            setattr(unittest.TestCase, name, _counting(original, counter))
     unittest.main = lambda *arguments, **keywords: None  # type: ignore[assignment]
     # A runner that the tests start by themselves would note a failure and go on.
     unittest.TestResult.addFailure = unittest.TestResult.addError = _raise  # type: ignore[method-assign, assignment]
@@ -68,10 +100,22 @@ def _raise(result: object, test: object, problem: Any) -> None:
     raise problem[1]
 
 
-def _counting(method: Callable[..., Any], hold: Callable[[], None]) -> Callable[..., Any]:
+def _counting(method: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
     def counting(*arguments: Any, **keywords: Any) -> Any:
-        result = method(*arguments, **keywords)
-        hold()
+        failed_before = counter.failed
+        try:
+            result = method(*arguments, **keywords)
+        except AssertionError as error:
+            # Some of these methods call others.
+            if not vars(error).keys() & {"of_the_program", "is_noted"}:
+                vars(error)["is_noted"] = True
+                counter.fail()
+            raise
+        # A context has yet to be left: see ``visit_With``.
+        if result is None:
+            counter.hold()
+            if any(one is AssertionError for one in arguments):
+                counter.failed = failed_before
         return result
 
     counting.__wrapped__ = method  # type: ignore[attr-defined]
@@ -79,9 +123,10 @@ def _counting(method: Callable[..., Any], hold: Callable[[], None]) -> Callable[
 
 
 def _run_cases(kind: Any, unittest: Any) -> None:
+    loader = unittest.defaultTestLoader
     kind.setUpClass()
     try:
-        for name in unittest.defaultTestLoader.getTestCaseNames(kind):
+        for name in loader.getTestCaseNames(kind) or (["runTest"] if hasattr(kind, "runTest") else []):
             if not getattr(getattr(kind, name), "__unittest_skip__", getattr(kind, "__unittest_skip__", False)):
                 with suppress(unittest.SkipTest):
                     kind(name).debug()
@@ -90,13 +135,20 @@ def _run_cases(kind: Any, unittest: Any) -> None:
         kind.doClassCleanups()
 
 
-def _test_methods(kind: type) -> Iterator[str]:
-    for name, method in vars(kind).items():
-        if name.startswith("test") and inspect.isfunction(method):
-            yield name
+def _test_methods(kind: type) -> list[str]:
+    """The names of its tests, with those that it inherits."""
+    names = dict.fromkeys(name for base in reversed(kind.__mro__) for name in vars(base) if name.startswith("test"))
+    return [name for name in names if inspect.isroutine(getattr(kind, name))]
 
 
-def _call(instance: object, name: str) -> None:
-    method = getattr(instance, name, None)
-    if method is not None:
-        method()
+def _run_fixture(function: Any, argument: object) -> None:
+    """Call a function around tests, if there is one, with what it is for if it takes that."""
+    if inspect.isroutine(function):
+        function(*[argument][: len(_needed(function))])
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The parameters that a call must give."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.default is one.empty and one.kind not in kinds]

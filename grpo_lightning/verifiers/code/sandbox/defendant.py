@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import dataclasses
 import enum
+import io
 import math
 import operator
 import os
@@ -20,7 +21,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import blocks, plain, scripts, values, wire
-from .entry_point import USUAL_CLASS
+from .entry_point import SOLUTION_MODULE, USUAL_CLASS
 
 
 def _leave(manager: Any, kind: type[BaseException] | None) -> None:
@@ -60,7 +61,8 @@ class Defendant:
         self.objects: list[object] = []
         self.numbers: dict[int, int] = {}
         self.prelude: types.CodeType | None = None
-        self.code: types.CodeType | None = None
+        self.code: list[types.CodeType] = []
+        self.output: io.StringIO | None = None
 
     def serve(self) -> NoReturn:
         while True:
@@ -81,7 +83,7 @@ class Defendant:
             if not _identical(values.contents(container), old)
         )
         try:
-            frame = wire.Encoder(self._refer, containers).frame((*reply, changes), b"R")
+            frame = wire.Encoder(self._refer, containers).frame((*reply, changes, *self._printed()), b"R")
         except BaseException:
             # Too large, too deep, or an object that cannot even be looked at.
             frame = wire.Encoder(self._refer, []).frame(("raise", self._describe(ValueError()), ()), b"R")
@@ -93,7 +95,7 @@ class Defendant:
             result = function(*rest, **keywords)
             made = isinstance(function, type) and type(result) not in plain.PLAIN_TYPES
             return _Instance(result) if made and not _is_value(result) else result
-        if operation in ("prepare", "take", "load", "run"):
+        if operation in ("prepare", "forward", "take", "load", "run"):
             return getattr(self, operation)(*arguments)
         return _OPERATIONS[operation](*arguments)
 
@@ -103,10 +105,23 @@ class Defendant:
         exec(self.prelude, vars(types.ModuleType("prelude")))
         return time.process_time()
 
+    def forward(self) -> None:
+        """Have what the program prints go to the tests, with each answer."""
+        sys.stdout = self.output = io.StringIO()
+
+    def _printed(self) -> tuple[str, ...]:
+        """What was printed since the last answer, if anything."""
+        with suppress(Exception):
+            if self.output is not None and (text := self.output.getvalue()):
+                self.output.seek(0)
+                self.output.truncate()
+                return (text,)
+        return ()
+
     def take(self, sources: list[str], wanted: list[str], is_script: bool) -> tuple[int, ...]:
         """Choose the program among the blocks of a completion, compile it, and give their numbers."""
         chosen = tuple(blocks.choose(sources, wanted, is_script)) if len(sources) > 1 else (0,)
-        self.code = _compiled("\n".join(sources[number] for number in chosen), "<program>")
+        self.code = _program([sources[number] for number in chosen])
         return chosen
 
     def load(
@@ -117,9 +132,15 @@ class Defendant:
         Helpers of the tests come from the prelude where it has them, and not from a program that defines them anew.
         """
         chosen = self.take(sources, wanted, is_script)
-        module = types.ModuleType("solution")
-        given = self._execute(module)
+        module = types.ModuleType(SOLUTION_MODULE)
         defined = vars(module)
+        given: dict[str, object] = {}
+        try:
+            self._execute(module, given)
+        except (EOFError, SystemExit):
+            # It shows itself off, with an input that is not there, or ends: what is tested may be there already.
+            if USUAL_CLASS not in defined and not set(wanted) - set(helpers) <= defined.keys():
+                raise
         found = {name: defined[name] for name in (*wanted, USUAL_CLASS) if name in defined}
         return chosen, found | {name: given[name] for name in helpers if name in given}
 
@@ -127,22 +148,20 @@ class Defendant:
         """Run the program as a script, and give what it prints."""
         scripts.open_streams(given)
         module = types.ModuleType("__main__")
-        with suppress(SystemExit):
-            self._execute(module)
+        with suppress(SystemExit), scripts.exit_returns():
+            self._execute(module, {})
         scripts.end(module)
         return os.pread(scripts.STREAM_FDS[1], wire.MAX_FRAME_BYTES, 0)
 
-    def _execute(self, module: types.ModuleType) -> dict[str, object]:
-        """Run the prelude and the program in a module, and give what the prelude defines."""
+    def _execute(self, module: types.ModuleType, given: dict[str, object]) -> None:
+        """Run the prelude and the program in a module, and note what the prelude defines."""
         # Where pickle, dataclasses and typing look for the module of a class.
         sys.modules[module.__name__] = module
-        given: dict[str, object] = {}
         if self.prelude is not None:
             exec(self.prelude, vars(module))
-            given = dict(vars(module))
-        assert self.code is not None
-        exec(self.code, vars(module))
-        return given
+            given |= vars(module)
+        for code in self.code:
+            exec(code, vars(module))
 
     def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
         """Call a function of the tests; meanwhile the judge may ask again."""
@@ -232,6 +251,16 @@ def _compiled(source: str, name: str) -> types.CodeType:
     except ValueError:
         # A null byte or half a character.
         raise SyntaxError("no text") from None
+
+
+def _program(sources: list[str]) -> list[types.CodeType]:
+    """The code of the blocks: as one text, or one by one, if a later one begins with ``from __future__``."""
+    try:
+        return [_compiled("\n".join(sources), "<program>")]
+    except SyntaxError:
+        if len(sources) < 2:
+            raise
+        return [_compiled(source, "<program>") for source in sources]
 
 
 class _Sleep:

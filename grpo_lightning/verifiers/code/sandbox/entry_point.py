@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 # Where a function may be found that the program does not define by itself: LeetCode's way.
 USUAL_CLASS = "Solution"
+# The program as a module, where tests import it.
+SOLUTION_MODULE = "solution"
 
 _FORM = re.compile(r"(?:(?P<owner>\w+)(?P<instance>\(\))?\.)?(?P<name>\w+)")
 

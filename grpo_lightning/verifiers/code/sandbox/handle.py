@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NoReturn, Protocol
 
@@ -18,6 +18,10 @@ class Asks(Protocol):
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any: ...
 
     def attribute(self, owner: Handle, name: str) -> Any: ...
+
+    def length_of(self, sized: Handle) -> int | None: ...
+
+    def fail(self, why: str) -> NoReturn: ...
 
     def refuse(self, why: str) -> NoReturn: ...
 
@@ -84,6 +88,22 @@ class Handle:
             self._link.refuse(f"the tests compare with an object of type {kind.__name__}, which is not plain data")
         return NotImplemented
 
+    def __iter__(self) -> Any:
+        length = self._link.length_of(self)
+        iterator = self._link.ask("iter", (self,))
+        return iterator if length is None else self._counted(iterator, length)
+
+    def _counted(self, iterator: Any, length: int) -> Iterator[Any]:
+        """All that it gives: fewer items than it is long would end a ``zip`` before anything is compared."""
+        count = 0
+        for count, item in enumerate(iterator, 1):  # noqa: B007
+            yield item
+        if count < length:
+            self._link.fail(f"The program gave an object of length {length} with {count} items.")
+
+    def __mro_entries__(self, bases: object) -> NoReturn:
+        self._link.refuse("the tests derive a class from one of the program, which stays in its process")
+
     def __contains__(self, item: object) -> bool:
         """Search here, in all that it gives: stopped at the first match, an endless iterator would hold every value."""
         return item in list(self)
@@ -115,7 +135,7 @@ def _between_handles(operation: str) -> Callable[[Handle, Any], Any]:
 
 
 for _name in (
-    *("len", "iter", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
+    *("len", "next", "getitem", "setitem", "delitem", "str", "repr", "bool", "int", "float", "index", "hash"),
     *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "format", "reversed"),
 ):
     setattr(Handle, f"__{_name}__", _delegate(_name))
@@ -158,6 +178,13 @@ def _attribute_of(self: Any, name: str) -> Any:
     return attribute(self._handle, name)
 
 
+def _has_flag(self: Any, flag: Any) -> bool:
+    """``Color.RED in color``: of two members only, or a member that is -1 would hold every number."""
+    if number_of(flag) is None:
+        raise TypeError(f"a member of an enumeration holds members, and no {type(flag).__name__}")
+    return bool(int(self) & flag == flag)
+
+
 _SHOWN = {f"__{name}__": _of_handle(name) for name in ("repr", "str", "format")}
 
 
@@ -175,7 +202,7 @@ def member_type(base: type) -> Callable[[Handle, Any], Any]:
     combined: dict[str, Any] = {}
     if base is int:
         combined = {f"__{name}__": _combined(name) for name in ("and", "or", "xor")}
-        combined |= {"__invert__": _of_handle("invert"), "__contains__": lambda self, flag: int(self) & flag == flag}
+        combined |= {"__invert__": _of_handle("invert"), "__contains__": _has_flag}
     kind = type("Member", (base,), {**_SHOWN, **combined, "__getattr__": _attribute_of})
 
     def make(handle: Handle, value: Any) -> Any:

@@ -12,7 +12,7 @@ from . import outputs
 from .entry_point import USUAL_CLASS, EntryPoint
 from .link import Link, of_the_program
 from .plain import builtin_base
-from .rowtests import Failure, Tests, TestsBroken, read_tests
+from .rowtests import Failure, Tests, TestsBroken, Unproven, read_tests
 
 MAX_RUNS = 200
 _MAX_SHOWN = 2000
@@ -119,6 +119,8 @@ def _judge(link: Link, payload: int) -> None:
     too_much = "The program used too much memory while it was loaded."
     link.report.write("invalid", too_much, final=False, before_s=used_s + time.process_time())
     is_script = bool(request["io"])
+    if tests and tests.reads_output:
+        link.ask("forward", ())
     if wanted:
         defined = _load(link, request["blocks"], wanted, required, is_script)
         candidate = _candidate(link, defined, entry_point) if entry_point.name else None
@@ -209,10 +211,13 @@ def _not_loaded(error: BaseException) -> Decided:
 
 
 def _run_tests(link: Link, tests: Tests, defined: dict[str, Any], candidate: Any) -> None:
+    link.was_asked = False
     try:
-        tests.run(defined, candidate)
+        tests.run(defined, candidate, lambda: link.was_asked)
     except TestsBroken:
         raise
+    except Unproven as error:
+        raise Decided("failed", str(error)) from None
     except AssertionError as error:
         failure = tests.failure(error.__traceback__)
         name = link.name_of_type(failure.uncompared) if failure.uncompared is not None else ""

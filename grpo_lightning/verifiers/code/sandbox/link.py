@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
@@ -27,6 +28,8 @@ _FUNCTIONS = (
 _OF_TYPES = (types.GenericAlias, types.UnionType, types.GetSetDescriptorType, types.MemberDescriptorType)
 # Methods of a generator that say by StopIteration that it has ended, as next() does.
 _RESUMING = frozenset({"send", "throw"})
+# What leaves an object as long as it is.
+_READING = frozenset({"len", "iter", "next", "getitem", "bool", "eq", "str", "repr", "hash", "isinstance", "reversed"})
 
 
 class Reporter(Protocol):
@@ -48,10 +51,13 @@ class Link:
         self.connection = connection
         self.report = report
         self.outcome_if_broken = "error"
+        self.was_asked = False
         self._handles: dict[int, Any] = {}
         self._exceptions: dict[int, type] = {}
         self._functions: list[Callable[..., Any]] = []
         self._resuming: set[int] = set()
+        self._lengths: dict[int, int] = {}
+        self._begun: object = None
 
     def greet(self) -> float:
         """Wait until the defendant is locked down. Until then, whatever goes wrong is the sandbox's fault.
@@ -66,8 +72,11 @@ class Link:
 
     def ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Any:
         """Have the defendant do something, and return or raise what came of it."""
+        self.was_asked = True
+        if self._lengths and operation not in _READING:
+            self._lengths.clear()
         try:
-            return self._ask(operation, arguments, keywords or {})
+            value = self._ask(operation, arguments, keywords or {})
         except (EOFError, OSError) as error:
             # An error of the program is raised from a reply, and has passed this by.
             if of_the_program(error):
@@ -75,6 +84,15 @@ class Link:
             self.report.end(self.outcome_if_broken, "The program ended before its time.", has_ended=True)
         except plain.BadFrame:
             self.report.end(self.outcome_if_broken, "The program returned too much, too deep a nesting, or nonsense.")
+        # list() asks for the length as well, to make room, but after it has begun.
+        if operation == "len" and type(value) is int and arguments[0] is not self._begun:
+            self._lengths[arguments[0]._number] = value
+        self._begun = arguments[0] if operation == "iter" else None
+        return value
+
+    def length_of(self, sized: Handle) -> int | None:
+        """How long an object was when the tests last asked, unless they have had anything done since."""
+        return self._lengths.get(sized._number)
 
     def _ask(self, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         encoder = wire.Encoder(self._refer, [])
@@ -88,7 +106,9 @@ class Link:
                 continue
             decoder = wire.Decoder(self._resolve, encoder.containers)
             match decoder.value(data[1:]):
-                case (str() as kind, value, tuple() as changes) if data[:1] == b"R":
+                case (str() as kind, value, tuple() as changes, *printed) if data[:1] == b"R":
+                    if printed and type(printed[0]) is str:
+                        sys.stdout.write(printed[0])
                     for change in changes:
                         self._apply(change, encoder.containers)
                     if kind == "return":
@@ -179,6 +199,10 @@ class Link:
             self.report.end("failed", "The program gave a type where a test needs a value.")
         self.refuse(f"the tests pass an object of type {type(value).__name__}, and only plain data, functions and the "
                     "program's own objects can be passed")  # fmt: skip
+
+    def fail(self, why: str) -> NoReturn:
+        """End the run as failed: no test can catch it."""
+        self.report.end("failed", why)
 
     def refuse(self, why: str) -> NoReturn:
         """End the run as an error: the tests need something that cannot be had here."""

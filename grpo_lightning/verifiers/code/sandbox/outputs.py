@@ -55,7 +55,10 @@ class Allowance(NamedTuple):
         return given == expected or abs(given - expected) <= max(self.rel_tol * abs(expected), self.abs_tol)
 
     def same_value(self, given: Any, expected: Any) -> bool:
-        """Whether a result is the expected one, which is of JSON's types; a tuple is as good as a list."""
+        """Whether a result is the expected one, which is of JSON's types; a tuple is as good as a list.
+
+        ``True`` is not as good as 1: a program that only says yes has not counted.
+        """
         if isinstance(given, (list, tuple)) and isinstance(expected, list):
             return len(given) == len(expected) and all(map(self.same_value, given, expected))
         if isinstance(given, dict) and isinstance(expected, dict):
@@ -65,6 +68,8 @@ class Allowance(NamedTuple):
                 return self._close(float(given), float(expected))
             except OverflowError:
                 return False
+        if type(given) is bool and type(expected) is not bool:
+            return False
         return type(given) in PLAIN_TYPES and bool(given == expected)
 
 

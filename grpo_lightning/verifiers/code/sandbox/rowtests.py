@@ -7,14 +7,15 @@ import builtins
 import dis
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
-from . import assertions, collect, outputs
+from . import assertions, certain, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
+from .own_module import without_solution
 
 FILENAME = "<tests>"
 # The name by which tests may call the entry point.
@@ -25,6 +26,10 @@ class TestsBroken(Exception):
     """The row's tests can judge no program at all."""
 
     __test__ = False  # not a test case for pytest
+
+
+class Unproven(Exception):
+    """Nothing that the tests raised ends them, and yet the program has not passed."""
 
 
 class Failure(NamedTuple):
@@ -75,32 +80,41 @@ class Tests:
     __test__ = False
 
     def __init__(self, source: str, entry_point: EntryPoint) -> None:
-        self.source = source
         self.entry_point = entry_point
         try:
-            tree = ast.parse(source, FILENAME)
+            tree = without_solution(ast.parse(source, FILENAME))
             free = _free_names(compile(tree, FILENAME, "exec", dont_inherit=True))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
         if not assertions.asserts_something(tree):
             raise TestsBroken("the tests assert nothing")
         nodes = list(ast.walk(tree))
+        for node in filter(certain.has_value_for_message, nodes):
+            text = ast.get_source_segment(source, node)
+            raise TestsBroken(f"{text!r} compares nothing: what it should equal is its message")
         for module in _imported(nodes):
             if not _exists(module):
                 raise TestsBroken(f"the tests import {module}, and only the standard library is there")
         self.uses_unittest = any(module.partition(".")[0] == "unittest" for module in _imported(nodes))
-        self.checks = sorted(check for node in nodes if (check := _check(source, node)))
+        self.last_line = tree.body[-1].lineno
+        # As in redirect_stdout, sys.stdout = StringIO() and patch("sys.stdout").
+        self.reads_output = "stdout" in source
+        self.lines = source.splitlines()
+        self.checks = sorted(check for node in nodes if (check := _check(self.lines, node)))
         # No module is called: tokenize("a b") is a function of that name.
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         owners = {
             node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
-        self.functions = _runnable(tree, called)
-        self.has_check = _has_check(tree)
-        if self.has_check and not entry_point.name:
-            if "check" not in called:
-                raise TestsBroken("the tests define check(candidate): name the function in metadata['entry_point']")
-            self.has_check = False
+        # The functions that take the function under test.
+        self.takers = _takers(tree)
+        self.functions = _runnable(tree, called | set(self.takers))
+        if self.takers and not entry_point.name:
+            if forgotten := sorted(set(self.takers) - called):
+                raise TestsBroken(
+                    f"the tests define {forgotten[0]}(candidate): name the function in metadata['entry_point']"
+                )
+            self.takers = []
         self.modules = (free & sys.stdlib_module_names) - (called - owners) - entry_point.wanted - {entry_point.name}
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
         used = free - self.modules - set(dir(builtins))
@@ -110,43 +124,70 @@ class Tests:
         self.required = entry_point.wanted or self.wanted
         if not self.wanted:
             raise TestsBroken("the tests use nothing of the program")
-        named = frozenset(self.functions) | ({"check"} if self.has_check else frozenset())
+        named = frozenset({*self.functions, *self.takers})
         try:
-            tree = assertions.instrument(tree, named)
+            tree = assertions.instrument(tree)
+            self.reach = reach.survey(tree, self.wanted | {_CANDIDATE, entry_point.name}, named)
             self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
 
-    def run(self, defined: Mapping[str, Any], candidate: Any) -> None:
+    def run(self, defined: Mapping[str, Any], candidate: Any, was_asked: Callable[[], bool]) -> None:
         """Run them all; whatever else they raise is a failure.
 
         Args:
             defined: what the program gives of the wanted names.
             candidate: the function under test, if the row names one.
+            was_asked: whether the program has been asked for anything in this run.
 
         Raises:
-            TestsBroken: no assertion was executed.
+            TestsBroken: no assertion about the program could be executed, or some of them were not.
+            Unproven: none was executed although the program was asked, or one failed and the tests caught that.
         """
-        counter = assertions.Counter()
+        # Data of the program needs no asking.
+        is_data = any(type(defined[name]) is not Handle for name in self.required & defined.keys())
+        counter = assertions.Counter((lambda: True) if is_data else was_asked)
         if self.uses_unittest:
-            collect.count_unittest(counter.hold)
+            collect.count_unittest(counter)
         namespace: dict[str, Any] = {"__name__": collect.MODULE, **counter.hooks()}
         namespace.update({name: importlib.import_module(name) for name in self.modules})
         given = dict(defined)
         if self.entry_point.name:
             given |= {_CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
-        hidden = set(dir(builtins)) if self.has_check else set()
+        hidden = set(dir(builtins)) if self.takers else set()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
-        exec(self.code, namespace)
-        for name in self.functions:
+        try:
+            exec(self.code, namespace)
+        except SystemExit as error:
+            # What ends in sys.exit(0) has run to its end.
+            if error.code or not self._is_at_end(error.__traceback__):
+                raise
+        collect.run_all(namespace, self.functions, counter.entered)
+        for name in self.takers:
             if name not in counter.entered:
-                namespace[name]()
-        collect.run_classes(namespace)
-        if self.has_check and "check" not in counter.entered:
-            namespace["check"](candidate)
+                namespace[name](candidate)
+        self._conclude(counter)
+
+    def _is_at_end(self, traceback: TracebackType | None) -> bool:
+        while traceback is not None and traceback.tb_frame.f_code is not self.code:
+            traceback = traceback.tb_next
+        return traceback is not None and traceback.tb_lineno >= self.last_line
+
+    def _conclude(self, counter: assertions.Counter) -> None:
+        """Decide what the tests have shown.
+
+        Raises:
+            TestsBroken, Unproven: as for :meth:`run`.
+        """
+        if counter.failed:
+            raise Unproven("A test failed, and the tests went on.")
+        if not counter.held and not (counter.was_asked() and self.reach.was_reached(counter.entered)):
+            raise TestsBroken("the tests ran without asserting anything about the program")
+        if forgotten := self.reach.forgotten(counter.entered):
+            raise TestsBroken(f"{forgotten[0]} asserts something about the program, and is never run")
         if not counter.held:
-            raise TestsBroken("the tests ran without asserting anything")
+            raise Unproven("No assertion was reached with what the program gave.")
 
     def failure(self, traceback: TracebackType | None) -> Failure:
         """Which test a traceback comes from, and what it compared."""
@@ -165,7 +206,7 @@ class Tests:
                             "" if right is ... else outputs.shown(right),
                             _uncompared(left, right),
                         )
-                source = self.source.splitlines()[line - 1].strip()
+                source = self.lines[line - 1].strip()
             traceback = traceback.tb_next
         return Failure("A test", source, "", "")
 
@@ -187,7 +228,7 @@ def _first_handle(value: Any, depth: int) -> Handle | None:
     return None
 
 
-def _check(source: str, node: ast.AST) -> _Check | None:
+def _check(lines: list[str], node: ast.AST) -> _Check | None:
     """The assertion that a node is, if any."""
     calls = [node.value] if isinstance(node, ast.Expr) else []
     calls += [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
@@ -199,9 +240,9 @@ def _check(source: str, node: ast.AST) -> _Check | None:
     )
     if not (isinstance(node, ast.Assert) or (isinstance(node, ast.stmt) and is_call)):
         return None
-    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    own = lines[node.lineno - 1 : node.end_lineno]
     remembers = isinstance(node, ast.Assert) and assertions.remembers(node.test)
-    return _Check(node.lineno, node.end_lineno or node.lineno, "\n".join(lines).strip(), remembers)
+    return _Check(node.lineno, node.end_lineno or node.lineno, "\n".join(own).strip(), remembers)
 
 
 def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
@@ -217,7 +258,7 @@ def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
         parameters = collect.required_parameters(function)
         if not parameters:
             names.append(function.name)
-        elif function.name not in called and not (function.name == "check" and len(parameters) == 1):
+        elif function.name not in called:
             raise TestsBroken(
                 f"{function.name} takes {', '.join(parameters)}, and there is no pytest for fixtures and parameters: "
                 "call it in the tests"
@@ -225,10 +266,11 @@ def _runnable(tree: ast.Module, called: set[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _has_check(tree: ast.Module) -> bool:
-    """Whether there is a ``check`` function that takes the function under test."""
-    checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    return bool(checks) and len(collect.required_parameters(checks[-1])) == 1
+def _takers(tree: ast.Module) -> list[str]:
+    """The names of the functions that take the function under test: ``check``, and tests of a ``candidate``."""
+    last = {node.name: node for node in collect.functions_of(tree)}
+    given = {name: collect.required_parameters(node) for name, node in last.items()}
+    return [name for name, ones in given.items() if ones == [_CANDIDATE] or (name == "check" and len(ones) == 1)]
 
 
 def _imported(nodes: list[ast.AST]) -> set[str]:

@@ -8,7 +8,8 @@ import gc
 import os
 import sys
 import types
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 # The input and output of scripts: files in memory, as long as the limit on files allows.
@@ -26,6 +27,16 @@ def open_streams(given: bytes) -> None:
     os.lseek(0, 0, os.SEEK_SET)
     sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[assignment, misc]
     sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[assignment, misc]
+
+
+@contextmanager
+def exit_returns() -> Iterator[None]:
+    """Have ``os._exit`` end the script, and not the process whose output is yet to be read."""
+    original, os._exit = os._exit, cast(Any, sys.exit)
+    try:
+        yield
+    finally:
+        os._exit = original
 
 
 def _stream(fd: int, mode: str) -> TextIO:
