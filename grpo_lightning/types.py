@@ -59,6 +59,7 @@ class Prompt:
         shots: number of worked examples in the messages: one user turn and one answer each, before the row's own.
         columns: all columns of the row. Those that a verifier asks for are added to the metadata.
         task: the name of its task in a mixture; empty without one.
+        row: the row itself, of a prompt whose messages an episode has changed.
     """
 
     messages: list[dict[str, str]]
@@ -69,6 +70,7 @@ class Prompt:
     shots: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     task: str = ""
+    row: Prompt | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def is_text(self) -> bool:

@@ -14,7 +14,7 @@ from grpo_lightning.algorithms.group import GroupModule
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options, one_of
-from grpo_lightning.algorithms.teacher_context import TeacherContext
+from grpo_lightning.algorithms.teacher_context import FeedbackContext, TeacherContext
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Divergence,
@@ -146,6 +146,11 @@ class DistillationModule(GroupModule):
                 "data.sampling.constraint: a teacher compares distributions over all tokens: remove it, or train with "
                 "another module than DistillationModule"
             )
+        if isinstance(self.context, FeedbackContext) and data.environment is not None and data.environment.tools:
+            raise ConfigError(
+                "model.context: FeedbackContext does not show the tools of data.environment, so its teacher would "
+                "teach the policy not to call them: remove it, or write a TeacherContext that shows them"
+            )
         if isinstance(self.teacher_source, TeacherConfig):
             self.teacher_source.check_tokenizer(tokenizer_of(self.policy_config, self.chat_template))
         more = 0 if self.context is None else self.context.longest(data.sampling.cap)
@@ -217,7 +222,9 @@ class DistillationModule(GroupModule):
         log_ratio_NT = torch.where(mask_NT, teacher_NT - experience.sampler_logprobs_NT, 0)
         estimates_NT = sampled_divergence(log_ratio_NT, self.divergence, self.jsd_beta)
         metrics.add_masked("policy/teacher_divergence", estimates_NT, mask_NT)
-        return sampled_advantages(log_ratio_NT, self.divergence, self.jsd_beta)
+        advantages_NT = sampled_advantages(log_ratio_NT, self.divergence, self.jsd_beta)
+        # Of a mixture it is 0 there only up to rounding, and a row with an advantage is learned from.
+        return torch.where(mask_NT, advantages_NT, 0)
 
     def _vocabulary_divergence(
         self, experience: TaughtExperience, part: Microbatch, states: PredictingStates, metrics: StepMetrics

@@ -184,7 +184,8 @@ class PPOModule(CriticModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         options = self.value_pretraining
-        if options is None or self.trainer.ckpt_path is not None:
+        # A run that continues, from a checkpoint or with the same trainer, has a critic that was fitted already.
+        if options is None or self.trainer.ckpt_path is not None or self.trainer.global_step:
             return
         rows: list[ValuedRow] = []
         with self.trainer.precision_plugin.train_step_context():

@@ -115,7 +115,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "1 without a `context`; with `FeedbackContext` the failures, so it falls",
               "0: the `context` has nothing to say; see the verifiers' feedback in the rollouts"),
         Curve("policy/update_kl", "nats/token", MEAN, "KL",
-              "KL of the policy before the step to the one after it, from a sixteenth of the rollouts; with LoRA over "
+              "KL of the policy before the step to the one after it, from a sixteenth of the rollouts; with "
+              "`rollouts_ahead`, of the weights that sampled, a step older, to the ones after it; with LoRA over "
               "bfloat16 weights it includes about 1e-4 of rounding, as `policy/sampler_gap` does",
               "1e-5 to 1e-2",
               "above 0.05: steps are too large; lower the learning rate, or make fewer updates per rollout. 0: nothing "

@@ -179,7 +179,9 @@ class RolloutDataModule(pl.LightningDataModule):
         check_trainer(trainer)
         self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
         if stage == "fit" and self.curriculum is not None:
-            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
+            continues = trainer.global_step > 0 and trainer.ckpt_path is None
+            if self._rates is None or not continues:
+                self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         learner.on_data_ready(self, stage)
 
     def train_dataloader(self) -> TrainLoader:

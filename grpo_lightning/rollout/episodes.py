@@ -97,7 +97,7 @@ class Episodes(Follower):
             episode.environment.random = random.Random(row_seed(self.seed, "episode", f"{key}/{member}"))
             try:
                 messages, ids = self._begun(begun, prompt.messages, ids)
-                prompt = replace(prompt, messages=messages)
+                prompt = replace(prompt, messages=messages, row=prompt)
             except Exception as error:
                 # It is sampled all the same, so that every group is whole, and then counts as an error.
                 episode.fail(error)

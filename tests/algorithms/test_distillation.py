@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 from grpo_lightning.algorithms import DistillationModule, FeedbackContext, TeacherContext
 from grpo_lightning.callbacks import ReferenceSync
 from grpo_lightning.constraints import Regex
+from grpo_lightning.environments import ToolEnvironment, calculator
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig, TeacherConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
 from grpo_lightning.types import Sample, Verdict
-from tests.tiny import save_tiny_model
-from tests.toy import LetterVerifier, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
+from tests.tiny import TEMPLATE, save_tiny_model
+from tests.toy import LetterVerifier, ToyTask, Watch, adam, fit, grpo, rollouts, same, sgd, trainer
 
 NO_CLIP: dict[str, Any] = {"max_grad_norm": None, "optimizer": sgd}
 
@@ -170,6 +171,24 @@ def test_the_self_teacher_reads_the_feedback_of_failures(tiny_model: Callable[[s
     wanted, mean = expected(batch, path, AutoModelForCausalLM.from_pretrained(path), contexts, "reverse_kl")
     close(found, wanted)
     assert logged["policy/teacher_divergence"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_rows_that_the_teacher_does_not_score_are_not_learned_from(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The mixture of the two is 1 only up to rounding where they are equal."""
+    options = {"vocabulary": "sampled", "divergence": "jsd", "jsd_beta": 0.1, "context": FeedbackContext()}
+    _, batch, logged = gradient(tmp_path, tiny_model("llama"), "self", **options)
+    assert 0 < logged["policy/taught"] < 1
+    taught = [len(a.completion.token_ids) for a in batch.attempts if not a.verdict.correct]
+    assert logged["total/train_tokens"] == sum(taught)
+
+
+def test_a_context_that_does_not_show_the_tools_is_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    tools = ToolEnvironment(tools=[calculator], tool_format="hermes", max_tokens=600)
+    module = distillation(tiny_model("llama"), "self", context=FeedbackContext())
+    with pytest.raises(ConfigError, match=r"model\.context: FeedbackContext does not show the tools"):
+        fit(tmp_path, module, 1, rollouts(environment=tools, task=ToyTask(chat_template="{{ tools }}" + TEMPLATE)))
 
 
 def test_a_context_beyond_the_model_s_positions_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

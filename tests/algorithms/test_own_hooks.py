@@ -148,9 +148,10 @@ def test_a_sanity_check_is_no_evaluation(model_path: str, tmp_path: Path) -> Non
 
 
 @llama_alone
-def test_a_second_fit_of_a_trainer_goes_on(model_path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("curriculum", [None, "uniform"])
+def test_a_second_fit_of_a_trainer_goes_on(model_path: str, tmp_path: Path, curriculum: str | None) -> None:
     whole, parts = Watch(), Watch()
-    data = {"task": ToyTask(rows=6), "prompts_per_step": 3, "group_size": 2}
+    data = {"task": ToyTask(rows=6), "prompts_per_step": 3, "group_size": 2, "curriculum": curriculum}
     fit(tmp_path, made(GRPOModule, model_path), 3, rollouts(**data), callbacks=[whole])
     again, module, shared = trainer(tmp_path, 1, callbacks=[parts]), made(GRPOModule, model_path), rollouts(**data)
     again.fit(module, datamodule=shared)

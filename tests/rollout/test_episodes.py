@@ -17,9 +17,23 @@ from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, SamplingParams
 from grpo_lightning.rollout.limited_calls import call_all
+from grpo_lightning.rollout.pass_rates import count, prompt_id
 from grpo_lightning.rollout.records import records
 from grpo_lightning.types import Prompt
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, llama_alone, rollouts, same, sgd, trainer
+from tests.toy import (
+    BrokenVerifier,
+    LetterVerifier,
+    ToyTask,
+    Watch,
+    adam,
+    fit,
+    grpo,
+    llama_alone,
+    rollouts,
+    same,
+    sgd,
+    trainer,
+)
 
 CAP = 20
 
@@ -109,6 +123,15 @@ def test_turns_are_rows_that_continue_the_sampled_tokens(model_path: str, tmp_pa
     last = entries[episodes[[len(rows) for rows in episodes].index(3)][-1]]
     assert [message["role"] for message in last["prompt"]] == ["user", "assistant", "user", "assistant", "user"]
     assert json.loads(json.dumps(last))["info"] == {"turn": 3} or last["finish_reason"] == "length"
+
+
+@llama_alone
+def test_pass_rates_count_episodes_by_the_row_that_they_began_with(model_path: str, tmp_path: Path) -> None:
+    batch, _ = collected(model_path, Chatty(max_turns=3), tmp_path)
+    assert {len(rows) for rows in by_episode(batch)} > {1}
+    counts = count(batch.sampled)
+    assert counts.keys() <= {prompt_id(row) for row in ToyTask().prompts("train")}
+    assert sum(attempts for _, attempts in counts.values()) == batch.first
 
 
 @llama_alone

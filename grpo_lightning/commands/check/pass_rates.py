@@ -18,7 +18,7 @@ from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.pass_rates import PassRates, count
 from grpo_lightning.rollout.prompts import EncodedPrompts
-from grpo_lightning.rollout.splits import load_split
+from grpo_lightning.rollout.splits import load_split, longest_prompt, start_environment
 
 ROWS_AT_ONCE = 256
 """Completions that decode together, unless ``data.rollout_rows_at_once`` says otherwise."""
@@ -43,6 +43,7 @@ def measure(module: PolicyModule, data: RolloutDataModule, file: Path) -> str:
     policy = module.policy_config
     tokenizer = tokenizer_of(policy, data.task.chat_template)
     prompts = load_split(data, "train", tokenizer, verifiers, vocabulary_size(policy), ranks=1)
+    start_environment(data, tokenizer, longest_prompt({"train": prompts}))
     rates = PassRates(prompts.prompts)
     recipe = replace(data.recipe("train"), refinement=None, resample=None)
     with _collector(module, data, prompts) as collect:
