@@ -32,7 +32,7 @@ from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkp
 from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.import_folders import use_import_folders
 from grpo_lightning.cli.parser import SentenceParser
-from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
+from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of, run_of_config
 from grpo_lightning.cli.save_config import SaveRunConfig
 from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults, with_logger_options
 from grpo_lightning.cli.warm_start import CommandLine, policy_of_the_run, start_from, warm_policy
@@ -154,9 +154,10 @@ class GRPOCLI(FilteringCLI):
         config = self.config[self.subcommand]
         user_errors.refuse_trainer_options(config.trainer)
         root = Path(config.trainer.default_root_dir or "runs")
-        name = config_name([str(file) for file in config.config or []], self.subcommand)
+        files = [str(file) for file in config.config or []]
+        name = config_name(files, self.subcommand)
         if config.get("ckpt_path") in NAMED:
-            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name)
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name, run_of_config(files))
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)

@@ -106,11 +106,18 @@ def new_path(root: Path, name: str) -> Path:
 
 def config_name(files: Sequence[str], subcommand: str) -> str:
     """What the runs of a config are called: the name of its first file."""
-    path = Path(files[0]) if files else Path(f"{subcommand}.yaml")
-    if re.fullmatch(r"config(-\d+)?", path.stem) and (path.parent / "checkpoints").is_dir():
-        # A run's own config, runs/<name>/<run>/config.yaml: a run from it has the same name.
-        return path.absolute().parent.parent.name
-    return path.stem
+    run = run_of_config(files)
+    if run is not None:
+        # runs/<name>/<run>/config.yaml: a run from it has the same name.
+        return run.absolute().parent.name
+    return Path(files[0]).stem if files else subcommand
+
+
+def run_of_config(files: Sequence[str]) -> Path | None:
+    """The run whose own ``config.yaml`` is the first of these files; ``None`` where it is any other config."""
+    path = Path(files[0]) if files else Path()
+    is_own = re.fullmatch(r"config(-\d+)?", path.stem) is not None and (path.parent / "checkpoints").is_dir()
+    return path.parent if is_own else None
 
 
 def _new_name() -> str:

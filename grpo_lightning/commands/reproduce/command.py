@@ -14,14 +14,18 @@ from grpo_lightning.stored import read_rollouts, refuse_folder_of_runs
 HELP = """\
 usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]
 
-Run a config.yaml of a run once more, in a separate directory, and compare the rollouts with the stored ones. First
-print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
+Run a config.yaml of a run once more, in RUN_DIR/reproduced/<time>-<id>, and compare the rollouts with the stored ones.
+First print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
+Use it in the folder where the run began: relative paths of its config are resolved there.
 
   --check          only print what differs; the exit status is 1 if something does
   --KEY VALUE      change a key, such as --trainer.max_steps 10 to compare the first steps alone
 """
 ORDINARY = ("versions", "commits", "platform")
 """What can be compared before the run; the others are known when it has started."""
+
+PLACES = ("--run_dir", "--trainer.default_root_dir")
+"""Keys that say where the copy goes."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -45,6 +49,12 @@ def main(args: Sequence[str]) -> None:
     if not config.is_file() or not record.is_file():
         raise ConfigError(f"RUN_DIR: {given.run_dir} is not a run, which has config.yaml and environment.json")
     then = json.loads(record.read_text())
+    began = then.get("folder")
+    if began is not None and Path(began).is_dir() and Path(began).resolve() != Path.cwd().resolve():
+        raise ConfigError(
+            f"RUN_DIR: the run began in {began}, where paths in its config are resolved: use grpo reproduce "
+            f"{given.run_dir.resolve()} in that folder"
+        )
     if given.run_dir.joinpath("config-2.yaml").is_file():
         print("the run was resumed: its first config is repeated, without an interruption")
     # Imported here: help and mistakes need no torch.
@@ -57,8 +67,12 @@ def main(args: Sequence[str]) -> None:
             raise RunError(f"{len(found)} of the things that {given.run_dir} was made with differ")
         return
     from grpo_lightning.cli.grpo_cli import run
+    from grpo_lightning.cli.run_dirs import new_path
 
-    cli = run(["fit", "--config", str(config), *options])
+    # Inside the run: beside it, the copy would be the newest run of the config, which --ckpt_path last takes.
+    is_placed = any(option.partition("=")[0] in PLACES for option in options)
+    place = [] if is_placed else ["--run_dir", str(new_path(given.run_dir, "reproduced"))]
+    cli = run(["fit", "--config", str(config), *place, *options])
     assert cli.run_dir is not None
     new = cli.run_dir.path
     now = json.loads((new / "environment.json").read_text())

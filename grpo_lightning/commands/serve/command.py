@@ -16,7 +16,8 @@ Answer OpenAI's /v1/completions and /v1/chat/completions with the policy of a co
 Rows of concurrent requests decode together. Needs the extra "serve": pip install "grpo-lightning[serve]".
 
   --config FILE       a config as for grpo fit; keys of it may follow
-  --ckpt_path P       a checkpoint, or last or best of the config's newest run; default: the policy as it is loaded
+  --ckpt_path P       a checkpoint; or last or best of the config's newest run, or of the run whose own config.yaml is
+                      used; default: the policy as it is loaded
   --host H            default: 127.0.0.1; any other address needs a key in the environment variable GRPO_API_KEY
   --port P            default: 8000
   --rows N            the most rows that decode together; default: 64
