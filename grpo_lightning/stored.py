@@ -17,6 +17,9 @@ FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
 JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""
 
+UNFINISHED_TEST = "test_unfinished.txt"
+"""The file in the folder of a test that has not ended, or was ended early."""
+
 
 def refuse_folder_of_runs(folder: Path, option: str) -> None:
     """Refuse the parent folder of runs, where a run is needed.
@@ -87,3 +90,20 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
                 except (ValueError, KeyError, TypeError) as error:
                     raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
                 yield record
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read the JSON object in a file that a run wrote, such as ``environment.json``.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON ({error}): restore it, or omit this run") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{file} must hold a JSON object, not {record!r}: restore it, or omit this run")
+    return record

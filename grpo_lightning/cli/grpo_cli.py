@@ -31,6 +31,7 @@ from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.import_folders import use_import_folders
+from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of, run_of_config
 from grpo_lightning.cli.save_config import SaveRunConfig
@@ -40,6 +41,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import FilteringCLI
 from grpo_lightning.output import show_log
 from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.stored import UNFINISHED_TEST
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +187,8 @@ class GRPOCLI(FilteringCLI):
             # Here, before Lightning starts processes for the other devices: their errors would repeat it.
             self.datamodule.check_devices(self.trainer.num_devices * self.trainer.num_nodes)
             self.run_dir.make()
+            if self.subcommand == "test" and is_first_process():
+                (self.run_dir.path / UNFINISHED_TEST).write_text("grpo test has not ended, or was ended early\n")
 
     def check_before_warm_start(self, policy: str) -> None:
         """Build all from the config and check the data, so that mistakes are found before a model is trained.
@@ -230,6 +234,8 @@ class GRPOCLI(FilteringCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, end_on_signal):
                 callback.raise_if_ended()
+        if self.run_dir is not None and is_first_process():
+            (self.run_dir.path / UNFINISHED_TEST).unlink(missing_ok=True)
 
     after_validate = after_predict = after_test
 

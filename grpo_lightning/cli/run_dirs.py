@@ -13,8 +13,11 @@ from pathlib import Path
 from grpo_lightning.cli.checkpoints import run_of_checkpoint
 from grpo_lightning.cli.launch import agreed, is_first_process
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import UNFINISHED_TEST
 
-BEGINNING = ("config.yaml", "environment.json", "events.out.tfevents.*", "hparams.yaml", "metrics.csv")
+BEGINNING = (
+    "config.yaml", "environment.json", "events.out.tfevents.*", "hparams.yaml", "metrics.csv", UNFINISHED_TEST,
+)  # fmt: skip
 """Files that a run writes before its first step."""
 
 TAKEN_FROM = "taken_from.txt"

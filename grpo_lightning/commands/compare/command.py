@@ -12,6 +12,7 @@ from grpo_lightning.commands.compare.figures import pyplot
 from grpo_lightning.commands.compare.methods import find_methods
 from grpo_lightning.commands.compare.report import Options, report_blocks
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.output import counted
 
 DESCRIPTION = """\
 Write one report on several runs: report.md, report.html and the figures. Runs that differ only in their seeds are one
@@ -49,9 +50,10 @@ def main(args: Sequence[str]) -> None:
     methods = find_methods(given.runs)
     try:
         given.out.mkdir(parents=True, exist_ok=True)
+        blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
+        (given.out / "report.md").write_text(markdown(given.title, blocks))
+        (given.out / "report.html").write_text(page(given.title, blocks, given.out))
     except OSError as error:
-        raise ConfigError(f"--out: cannot create {given.out}: {error.strerror}") from error
-    blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
-    (given.out / "report.md").write_text(markdown(given.title, blocks))
-    (given.out / "report.html").write_text(page(given.title, blocks, given.out))
-    print(f"{sum(len(method.runs) for method in methods)} runs of {len(methods)} methods: {given.out / 'report.html'}")
+        raise ConfigError(f"--out: cannot write {error.filename or given.out}: {error.strerror}") from error
+    runs, found = sum(len(method.runs) for method in methods), counted(len(methods), "method")
+    print(f"{counted(runs, 'run')} of {found}: {given.out / 'report.html'}")

@@ -126,6 +126,12 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
             "The interval of several seeds generalises to other seeds and other problems: two-way random effects "
             "(seeds x problems), Student's t with Satterthwaite's degrees of freedom."
         )
+    repeated = [method.name for method in methods if method.repeated_seeds]
+    if repeated:
+        parts.append(
+            f"Several runs of {', '.join(repeated)} have the same seed: the intervals take them for different seeds, "
+            "so they are too narrow."
+        )
     untested = [method.name for method in methods if not method.tested]
     if untested:
         parts.append(f"Not tested: {', '.join(untested)} (run `{TEST_COMMAND}`).")
@@ -140,8 +146,10 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
 
 
 def _seeds(method: Method) -> str:
-    missing = len(method.runs) - len(method.tested)
-    return f"{len(method.runs)}" + (f" ({len(method.tested)} tested)" if missing and method.tested else "")
+    seeds, tested = len(set(method.seeds)), len({run.seed for run in method.tested})
+    notes = [f"{tested} tested"] if 0 < tested < seeds else []
+    notes += [f"{len(method.runs)} runs"] if seeds < len(method.runs) else []
+    return f"{seeds}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _tested_cells(method: Method, measure: Measure, interval: Interval | None) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
+from grpo_lightning.curves.learning import LEARNING
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.stored import read_rollouts
+from grpo_lightning.stored import UNFINISHED_TEST, read_record, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
@@ -51,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class TestResults:
-    """The results of the newest ``grpo test`` of a run's policy.
+    """The results of the newest finished ``grpo test`` of a run's policy.
 
     Args:
         correct: 1 or 0 by problem. If a split contains a problem twice, the second key ends in ``#1``, and so on.
@@ -112,6 +115,12 @@ class Run:
     def declared(self, curves: Sequence[DeclaredCurve]) -> list[Curve]:
         """Return the logged curves that belong to the given declarations, families included."""
         return [logged for name, logged in self.curves.items() if find(name) in curves]
+
+    @property
+    def learned(self) -> dict[str, Curve]:
+        """The curves of what was learned, which a repeat of the run has too: none of time or memory."""
+        names = {curve for section in LEARNING.values() for curve in section}
+        return {name: curve for name, curve in self.curves.items() if find(name) in names}
 
     @cached_property
     def reward_alone(self) -> bool:
@@ -205,13 +214,25 @@ def _completed_steps(event: Any, training: Sequence[tuple[float, int]]) -> int:
     return int(min(max(completed, event.step), event.step + 1))
 
 
+def test_folders(folder: Path) -> list[Path]:
+    """The folders of a run with test results, finished or not."""
+    files = [*folder.glob("test_results.jsonl"), *(folder / "test").rglob("test_results.jsonl")]
+    return [file.parent for file in files]
+
+
+def _began(test_folder: Path) -> tuple[str, float]:
+    """Sort key: the time in the folder's name, which a copy keeps, or else when the results were written."""
+    written = (test_folder / "test_results.jsonl").stat().st_mtime
+    named = re.match(r"\d{8}-\d{6}", test_folder.name)
+    return (named[0] if named else f"{datetime.fromtimestamp(written):%Y%m%d-%H%M%S}"), written
+
+
 def read_test(folder: Path) -> TestResults | None:
-    """Read the newest test results in ``<run>/test``, or of a run that only tests, merged over all ranks."""
-    found = [*folder.glob("test_results.jsonl"), *(folder / "test").rglob("test_results.jsonl")]
-    results = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not results:
+    """Read the newest finished test in ``<run>/test``, or of a run that only tests, merged over all ranks."""
+    finished = [test for test in test_folders(folder) if not (test / UNFINISHED_TEST).exists()]
+    if not finished:
         return None
-    test_folder = results[-1].parent
+    test_folder = max(finished, key=_began)
     correct: dict[str, float] = {}
     errors, alone = 0, False
     rewards: list[float] = []
@@ -250,4 +271,4 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_record(path) if path.is_file() else {}
