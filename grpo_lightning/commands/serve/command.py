@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import ipaddress
 import os
+import socket
+from contextlib import suppress
 from typing import Any, cast
 
 from grpo_lightning.errors import ConfigError
@@ -49,6 +52,7 @@ def main(args: list[str]) -> None:
     key = os.environ.get(KEY) or None
     check_host(given.host, key)
     uvicorn = _uvicorn()
+    place = bound_socket(given.host, port)
     # Imported here: help and mistakes need no torch.
     from grpo_lightning.cli.grpo_cli import parse, set_up_output
     from grpo_lightning.commands.serve.app import Limits, PolicyServer
@@ -66,11 +70,37 @@ def main(args: list[str]) -> None:
     server = PolicyServer({"policy": loop}, Limits(max_new_tokens=cli.datamodule.sampling.cap), key)
     allow_connections(server.limits.waiting_rows)
     loop.start()
-    print(f"{cli.model.policy_config.path} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens per row")
+    checkpoint = f" with the weights of {cli.config.ckpt_path}" if cli.config.ckpt_path else ""
+    print(
+        f"{cli.model.policy_config.path}{checkpoint} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens "
+        "per row",
+        flush=True,
+    )
     try:
-        uvicorn.run(server.app(), host=given.host, port=port, log_level="warning", backlog=2048)
+        config = uvicorn.Config(server.app(), log_level="warning", backlog=2048)
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended the connections
+            uvicorn.Server(config).run(sockets=[place])
     finally:
         loop.stop()
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that has the address before a model loads; it does not listen yet.
+
+    Raises:
+        ConfigError: the address is taken, or is not one of this machine's.
+    """
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise ConfigError(
+            f"{option}: cannot listen on {host}:{port}: {error.strerror}: give another {option}"
+        ) from error
+    return place
 
 
 def check_host(host: str, key: str | None) -> None:
