@@ -17,6 +17,11 @@ FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
 JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""
 
+REQUIRED: dict[str, Any] = {
+    "step": int, "id": str, "prompt": list, "completion": str, "correct": bool, "reward": (int, float, type(None)),
+}  # fmt: skip
+"""What every record has, and the type it must have to be read."""
+
 UNFINISHED_TEST = "test_unfinished.txt"
 """The file in the folder of a test that has not ended, or was ended early."""
 
@@ -69,8 +74,20 @@ def _of_start(folder: Path) -> Iterator[dict[str, Any]]:
     by_rank: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):
         by_rank.setdefault(file.name.partition("-")[0], []).append(file)
-    ranks = (chain.from_iterable(map(_records, shards)) for shards in by_rank.values())
+    ranks = (chain.from_iterable(map(_checked_records, shards)) for shards in by_rank.values())
     return heapq.merge(*ranks, key=itemgetter("step"))
+
+
+def _checked_records(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for number, record in enumerate(_records(file), start=1):
+            wrong = [name for name, kind in REQUIRED.items() if not isinstance(record.get(name, ...), kind)]
+            if wrong:
+                value = f"has {wrong[0]}: {record[wrong[0]]!r}" if wrong[0] in record else f"has no {wrong[0]}"
+                raise ConfigError(f"record {number} of {file} {value}: it is not a rollout that grpo stored")
+            yield record
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}): it is damaged") from error
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
@@ -87,7 +104,7 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
                 try:
                     record = json.loads(line)
                     record["step"]
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
                 yield record
 

@@ -395,7 +395,9 @@ def test_rewards_that_tell_nothing_correct_replace_accuracy(known_from: str, tmp
         else:
             (run / "rollouts/001-from-step-000000").mkdir(parents=True)
             file = run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl"
-            file.write_text(json.dumps({"step": 0, **record(replace(attempt, verdict=alone))}) + "\n")
+            file.write_text(
+                json.dumps({"step": 0, "id": "train/0/0/0", **record(replace(attempt, verdict=alone))}) + "\n"
+            )
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
     assert text.split("\n\n")[1] == (

@@ -124,6 +124,17 @@ def test_rollouts_are_compared_where_both_have_them(tmp_path: Path) -> None:
         compared(old, write(tmp_path / "later", row(9)))
 
 
+def test_records_with_other_or_no_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    then = {"versions": {"oldpkg": "1", "torch": "2"}, "device": "cpu"}
+    assert list(differences(then, {"versions": {"torch": "2", "new": "3"}})) == [
+        "versions: oldpkg: 1 then, unknown now", "device: cpu then, unknown now"
+    ]  # fmt: skip
+    (tmp_path / "config.yaml").write_text("{}")
+    for text, said in (("{", "is not valid JSON"), ("[1]", "must hold a JSON object, not [1]")):
+        (tmp_path / "environment.json").write_text(text)
+        assert said in error_of(capsys, tmp_path, "--check", command="reproduce")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a run, which has config.yaml" in error_of(capsys, tmp_path, command="reproduce")
     assert error_of(capsys, command="reproduce").startswith("RUN_DIR: give the directory of a run")

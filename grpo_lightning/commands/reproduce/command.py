@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.stored import read_rollouts, refuse_folder_of_runs
+from grpo_lightning.stored import read_record, read_rollouts, refuse_folder_of_runs
 
 HELP = """\
 usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]
@@ -48,7 +47,7 @@ def main(args: Sequence[str]) -> None:
     config, record = given.run_dir / "config.yaml", given.run_dir / "environment.json"
     if not config.is_file() or not record.is_file():
         raise ConfigError(f"RUN_DIR: {given.run_dir} is not a run, which has config.yaml and environment.json")
-    then = json.loads(record.read_text())
+    then = read_record(record)
     began = then.get("folder")
     if began is not None and Path(began).is_dir() and Path(began).resolve() != Path.cwd().resolve():
         raise ConfigError(
@@ -75,7 +74,7 @@ def main(args: Sequence[str]) -> None:
     cli = run(["fit", "--config", str(config), *place, *options])
     assert cli.run_dir is not None
     new = cli.run_dir.path
-    now = json.loads((new / "environment.json").read_text())
+    now = read_record(new / "environment.json")
     others = ("device", "world_size", "threads")
     for line in differences({name: then.get(name) for name in others}, {name: now[name] for name in others}):
         print(line)
@@ -85,12 +84,13 @@ def main(args: Sequence[str]) -> None:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What differs between two records, a line each; nested ones by their parts."""
     for name, value in then.items():
-        if isinstance(value, Mapping):
-            yield from differences({f"{name}: {part}": one for part, one in value.items()}, _flat(name, now[name]))
-        elif value is None and isinstance(now[name], Mapping):
+        current = now.get(name)
+        if isinstance(value, Mapping) and isinstance(current, Mapping):
+            yield from differences(_flat(name, value), _flat(name, current))
+        elif value is None and isinstance(current, Mapping):
             yield f"{name}: the run did not record them"
-        elif value != now[name]:
-            yield f"{name}: {_shown(value)} then, {_shown(now[name])} now"
+        elif value != current:
+            yield f"{name}: {_shown(value)} then, {_shown(current)} now"
         elif " with changes " in str(value):
             yield f"{name}: the run had uncommitted changes, as there are now; new files are not compared"
 
