@@ -11,5 +11,15 @@ def print_answer(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
+        abandon_closed_pipe()
+
+
+def abandon_closed_pipe() -> bool:
+    """Write no more to standard output if what reads it has ended; return whether it has."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
         # Python flushes again as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,15 @@ def test_null_is_null_in_nested_options_too(option: str, gsm8k_folder: str, monk
     parsed = parse([*given, option, "null", "--data.task.prompt_template", template])
     assert parsed.config.model.init_args.policy[option.rpartition(".")[2]] is None
     assert parsed.config.data.task.init_args.prompt_template == template
+
+
+def test_reward_functions_of_trl_say_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "trl.rewards", raising=False)
+    verifier = json.dumps(
+        [{"class_path": "FunctionVerifier", "init_args": {"function": "trl.rewards.accuracy_reward"}}]
+    )
+    error = error_of(capsys, *QUICKSTART, *few(tmp_path), "--model.verifiers", verifier)
+    assert error.endswith(": pip install trl")

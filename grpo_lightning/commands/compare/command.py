@@ -50,6 +50,9 @@ def main(args: Sequence[str]) -> None:
     methods = find_methods(given.runs)
     try:
         given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot create {given.out}: {error.strerror}") from error
+    try:
         blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
         (given.out / "report.md").write_text(markdown(given.title, blocks))
         (given.out / "report.html").write_text(page(given.title, blocks, given.out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def main(args: Sequence[str]) -> None:
         "verifier.py": verifier_text(kind),
     }
     _write(folder, texts | kind.files())
-    print(f"\ncd {folder}\ngrpo check {name}.yaml    # is the verifier right about gold answers, and about wrong ones?")
-    print(f"grpo fit {name}.yaml")
+    file = shlex.quote(f"{name}.yaml")
+    print(f"\ncd {shlex.quote(str(folder))}")
+    print(f"grpo check {file}    # is the verifier right about gold answers, and about wrong ones?\ngrpo fit {file}")
 
 
 def _translate(file: Path, folder: Path, model: str | None, data: str | None, rewards: str | None) -> None:
@@ -89,8 +91,9 @@ def _translate(file: Path, folder: Path, model: str | None, data: str | None, re
         print("\nnot kept:")
         for option, why in options.notes.items():
             print(f"  {option}: {why}")
+    config = shlex.quote(f"{folder.name}.yaml")
     print(f"\nPut the module of your reward functions into {folder}, then:")
-    print(f"cd {folder}\ngrpo fit {folder.name}.yaml    # docs/coming-from-trl.md explains each option")
+    print(f"cd {shlex.quote(str(folder))}\ngrpo fit {config}    # docs/coming-from-trl.md explains each option")
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

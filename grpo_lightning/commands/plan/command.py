@@ -32,7 +32,8 @@ Exit status: 0 if the config fits, 1 if it does not.
 
 GIB = 2**30
 MIB = 2**20
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
+"""Bytes per unit. A number without one is refused: 8 might be bytes or GiB."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,19 @@ def read_samples(file: Path) -> list[Sample]:
 
 def _sample(line: str, where: str) -> Sample:
     try:
-        sample = sample_of(json.loads(line))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where} is not a JSON object with a completion ({error!r})") from error
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{where} must be a JSON object with a completion, not {record!r}")
+    if "completion" not in record:
+        raise ConfigError(f"{where} has no completion: add that key, with what the policy wrote")
+    reason, allowed = record.get("finish_reason", "stop"), [str(reason) for reason in FinishReason]
+    if reason not in allowed:
+        raise ConfigError(
+            f"{where} has finish_reason {json.dumps(reason)}: use one of {', '.join(allowed)}, or omit the key"
+        )
+    sample = sample_of(record)
     if not isinstance(sample.completion, str):
         raise ConfigError(f"{where} has a completion that is not text: {sample.completion!r}; put it in quotes")
     if not isinstance(sample.metadata, dict):
