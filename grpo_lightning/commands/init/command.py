@@ -43,9 +43,9 @@ def main(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser("grpo init", add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?")
-    parser.add_argument("--task", default="math")
+    parser.add_argument("--task")
     parser.add_argument("--model")
-    parser.add_argument("--algorithm", default="grpo")
+    parser.add_argument("--algorithm")
     parser.add_argument("--from-trl", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--rewards")
@@ -58,21 +58,22 @@ def main(args: Sequence[str]) -> None:
         raise ConfigError("init: give a name for the new folder, such as grpo init my_task")
     folder = Path(given.name)
     if given.from_trl is not None:
+        if given.task is not None or given.algorithm is not None:
+            raise ConfigError("--task and --algorithm: not with --from-trl, which translates GRPO on the YAML's data")
         _translate(given.from_trl, folder, given.model, given.data, given.rewards)
         return
     if given.data is not None or given.rewards is not None:
         raise ConfigError("--data and --rewards: only with --from-trl; otherwise change them in the config")
-    for option, value, choices in (("task", given.task, KINDS), ("algorithm", given.algorithm, ALGORITHMS)):
+    task, algorithm = given.task or "math", given.algorithm or "grpo"
+    for option, value, choices in (("task", task, KINDS), ("algorithm", algorithm, ALGORITHMS)):
         if value not in choices:
             raise ConfigError(f"--{option}: must be one of {', '.join(choices)}, not {value}")
-    kind = KINDS[given.task]
-    if given.algorithm == "sft" and not kind.has_solutions:
-        raise ConfigError(
-            f"--algorithm: sft needs worked solutions, which the data of --task {given.task} does not have"
-        )
+    kind = KINDS[task]
+    if algorithm == "sft" and not kind.has_solutions:
+        raise ConfigError(f"--algorithm: sft needs worked solutions, which the data of --task {task} does not have")
     name = folder.name
     texts = {
-        f"{name}.yaml": config_text(name, kind, inside_project(given.model or kind.model), given.algorithm),
+        f"{name}.yaml": config_text(name, kind, inside_project(given.model or kind.model), algorithm),
         "verifier.py": verifier_text(kind),
     }
     _write(folder, texts | kind.files())
@@ -85,7 +86,8 @@ def _translate(file: Path, folder: Path, model: str | None, data: str | None, re
     options = read_trl(file)
     options.set("model_name_or_path", model)
     options.set("dataset_name", data)
-    options.set("reward_funcs", rewards.split(",") if rewards else None)
+    functions = [name.strip() for name in (rewards or "").split(",") if name.strip()]
+    options.set("reward_funcs", functions or None)
     _write(folder, translate(options, folder.name))
     if options.notes:
         print("\nnot kept:")
