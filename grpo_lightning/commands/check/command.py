@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.cli.grpo_cli import parse, set_up_output
 from grpo_lightning.commands.check.pass_rates import measure
 from grpo_lightning.errors import ConfigError
@@ -29,9 +29,9 @@ def main(args: Sequence[str]) -> None:
         ConfigError: a gold answer does not satisfy its verifier, or a certainly wrong one does.
     """
     set_up_output()
-    parser = argparse.ArgumentParser("grpo check", add_help=False, allow_abbrev=False)
+    parser = CommandParser("check")
     parser.add_argument("--pass-rates", type=Path, metavar="FILE")
-    given, rest = parser.parse_known_args(list(args))
+    given, rest = parser.parse_beside_keys(list(args))
     cli = parse(rest)
     assert cli.datamodule is not None
     task, verifiers = cli.datamodule.task, list(cli.model.verifiers.values())

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.commands.compare.blocks import markdown, page
 from grpo_lightning.commands.compare.figures import pyplot
 from grpo_lightning.commands.compare.methods import find_methods
@@ -28,9 +29,9 @@ def main(args: Sequence[str]) -> None:
         ConfigError: there are no runs, or they cannot be compared.
         SystemExit: after ``--help``, or with status 2 on an unknown option.
     """
-    parser = argparse.ArgumentParser(
-        "grpo compare",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "compare",
+        add_help=True,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.commands.init.config import ALGORITHMS, config_text
 from grpo_lightning.commands.init.from_trl import translate
 from grpo_lightning.commands.init.kinds import KINDS
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ConfigError: an option is wrong, or the folder is already there.
     """
-    parser = argparse.ArgumentParser("grpo init", add_help=False, allow_abbrev=False)
+    parser = CommandParser("init")
     parser.add_argument("name", nargs="?")
     parser.add_argument("--task")
     parser.add_argument("--model")

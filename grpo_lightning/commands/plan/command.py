@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.cli.importing import importing
 from grpo_lightning.errors import ConfigError
 
@@ -72,12 +72,12 @@ def main(args: list[str]) -> None:
         SystemExit: 0 if the config fits its device, 1 if not.
         ConfigError: the config or an option is wrong.
     """
-    parser = argparse.ArgumentParser("grpo plan", add_help=False, allow_abbrev=False)
+    parser = CommandParser("plan")
     parser.add_argument("--memory")
     parser.add_argument("--prompt_tokens", type=int)
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
-    given, rest = parser.parse_known_args(args)
+    given, rest = parser.parse_beside_keys(args)
     if given.help:
         print(HELP)
         raise SystemExit(0)

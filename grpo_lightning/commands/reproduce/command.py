@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.stored import read_record, read_rollouts, refuse_folder_of_runs
 
@@ -34,10 +34,10 @@ def main(args: Sequence[str]) -> None:
         ConfigError: the directory holds no run.
         RunError: something differs, with ``--check``; or the rollouts do.
     """
-    parser = argparse.ArgumentParser("grpo reproduce", add_help=False, allow_abbrev=False)
+    parser = CommandParser("reproduce")
     parser.add_argument("run_dir", nargs="?", type=Path)
     parser.add_argument("--check", action="store_true")
-    given, options = parser.parse_known_args(args)
+    given, options = parser.parse_beside_keys(args)
     if {"-h", "--help"} & set(args):
         print(HELP)
         return

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.commands.samples.page import write_page
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.output import counted
@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ConfigError: the run has no rollouts, the page cannot be written, or an argument is invalid.
     """
-    parser = argparse.ArgumentParser("grpo samples", allow_abbrev=False, description=DESCRIPTION)
+    parser = CommandParser("samples", add_help=True, description=DESCRIPTION)
     parser.add_argument("run_dir", type=Path, help="run directory, such as runs/quickstart/20260101-120000-abcd")
     parser.add_argument("--out", type=Path, help="page to write (default: RUN_DIR/samples.html)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")

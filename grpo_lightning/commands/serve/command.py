@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import ipaddress
 import os
@@ -10,6 +9,7 @@ import socket
 from contextlib import suppress
 from typing import Any, cast
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError
 
 HELP = """\
@@ -37,13 +37,13 @@ def main(args: list[str]) -> None:
     Raises:
         ConfigError: the config, the checkpoint or an option is wrong.
     """
-    parser = argparse.ArgumentParser("grpo serve", add_help=False, allow_abbrev=False)
+    parser = CommandParser("serve")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="8000")
     parser.add_argument("--rows", default="64")
     parser.add_argument("--max_model_len", default=str(LONGEST))
     parser.add_argument("-h", "--help", action="store_true")
-    given, rest = parser.parse_known_args(args)
+    given, rest = parser.parse_beside_keys(args)
     if given.help:
         print(HELP)
         raise SystemExit(0)
