@@ -24,7 +24,8 @@ are downloaded.
 
   --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
   --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's
-  --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512
+  --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512; at most
+                      what the model has positions for
   --fast              the table and the verdict alone, without the search for the largest settings
 
 Exit status: 0 if the config fits, 1 if it does not.
