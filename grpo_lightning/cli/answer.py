@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 
@@ -16,10 +17,11 @@ def print_answer(text: str) -> None:
 
 def abandon_closed_pipe() -> bool:
     """Write no more to standard output if what reads it has ended; return whether it has."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes again as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    number = sys.stdout.fileno()
+    place = select.poll()
+    place.register(number)
+    if not any(event & select.POLLERR for _, event in place.poll(0)):
+        return False
+    # Python flushes again as it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True

@@ -178,8 +178,9 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_reader_that_has_ended_is_no_error() -> None:
-    for arguments in (["configs"], ["--help"]):
-        command = [sys.executable, "-m", "grpo_lightning", *arguments]
+    # Unbuffered output breaks in print, and leaves nothing to flush.
+    for options, name in (([], "configs"), (["-u"], "configs"), ([], "--help")):
+        command = [sys.executable, *options, "-m", "grpo_lightning", name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stderr is not None
