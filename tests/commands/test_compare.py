@@ -515,7 +515,7 @@ def test_the_newest_test_counts_with_the_files_of_all_ranks(tmp_path: Path) -> N
     assert found.checkpoint == "best-step5.ckpt"
     main(["compare", str(run), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
-    assert "A verifier failed on 1 completions" in text
+    assert "A verifier failed on 1 completion, which counts as not solved." in text
     assert "best-step5.ckpt" in text
 
 

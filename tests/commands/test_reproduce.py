@@ -49,7 +49,7 @@ def test_a_run_is_reproduced(
     main(["reproduce", str(run), "--trainer.max_steps", "1"])
     out = capsys.readouterr().out
     assert "same commit, versions and platform as the run" in out or "uncommitted changes" in out
-    assert out.endswith("reproduced: 4 rollouts of 1 steps are the same, text and reward\n")
+    assert out.endswith("reproduced: 4 rollouts of 1 step are the same, text and reward\n")
     copy = only_run(run, "reproduced")
     assert (copy / "checkpoints/last.ckpt").is_file()
     # The copy is not the newest run of the config.

@@ -23,6 +23,7 @@ from grpo_lightning.commands.compare.statistics import accuracy
 from grpo_lightning.commands.compare.summary import summary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.intervals import Interval
+from grpo_lightning.output import counted
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
         parts.append(f"Not tested: {', '.join(untested)} (run `{TEST_COMMAND}`).")
     errors = sum(run.test.errors for method in methods for run in method.tested if run.test is not None)
     if errors:
-        parts.append(f"A verifier failed on {errors} completions; they count as not solved.")
+        parts.append(
+            f"A verifier failed on {counted(errors, 'completion')}, which {'counts' if errors == 1 else 'count'} "
+            "as not solved."
+        )
     parts.append(
         "Validation is the last validation of the training run. Peak memory is the maximum over the seeds, all other "
         "columns are means. Time and tokens are those of the training run only, without its warm start."

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError, RunError
+from grpo_lightning.output import counted
 from grpo_lightning.stored import read_record, read_rollouts, refuse_folder_of_runs
 
 HELP = """\
@@ -126,7 +127,8 @@ def compared(old: Path, new: Path) -> str:
             f"not reproduced: the rollouts of {old} and {new} differ from step {different[0]} on, first "
             f"{different[1]}: grpo samples shows both"
         )
-    return f"reproduced: {count:,} rollouts of {len(steps):,} steps are the same, text and reward"
+    rollouts, of_steps = counted(count, "rollout"), counted(len(steps), "step")
+    return f"reproduced: {rollouts} of {of_steps} {'is' if count == 1 else 'are'} the same, text and reward"
 
 
 def _told(record: Mapping[str, Any]) -> tuple[str, float | None]:
