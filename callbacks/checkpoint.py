@@ -15,6 +15,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import SavingCheckpoint
 from grpo_lightning.rollout import EvaluationEnd, RunCallback
 from grpo_lightning.rollout.events import ACCURACY, REWARD
+from grpo_lightning.stored import whole_file
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -40,11 +41,8 @@ class WholeFiles(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")
-        torch.save(checkpoint, part)
-        part.replace(file)
+        with whole_file(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 class RunCheckpoint(SavingCheckpoint, RunCallback):
@@ -129,9 +127,9 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             self.save_as_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where the run broke off, as the last: ``--ckpt_path last`` then loses nothing.
+        """Save ``last.ckpt`` on interruption, so that ``--ckpt_path last`` loses nothing.
 
-        A step that broke off after its first update is not saved: its weights have learned from rollouts that a
+        A step that was interrupted after its first update is not saved: its weights have learned from rollouts that a
         resumed run would learn from again. The checkpoint before it stays the last.
         """
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step == 0:

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from grpo_lightning.errors import RunError
-from grpo_lightning.rollout import EvaluationEnd, RolloutDataModule, RunCallback
+from grpo_lightning.rollout import EvaluationEnd, RunCallback
 
 
 class EndOnSignal(RunCallback):
@@ -34,9 +34,6 @@ class EndOnSignal(RunCallback):
         if self._signal is not None:
             raise RunError(f"{self._signal} ended the evaluation early: {self._results}")
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     # Here, not in `setup`: Lightning puts its own handlers in place after it, and they give the results up.
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" or threading.current_thread() is not threading.main_thread():
@@ -53,7 +50,7 @@ class EndOnSignal(RunCallback):
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         if trainer.state.fn != "fit":
-            total = len(self._data.prompts("test" if end.purpose == "test" else "val"))
+            total = len(self.data_module.prompts("test" if end.purpose == "test" else "val"))
             self._results = f"the results are those of {end.prompts} of {total} prompts"
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,7 +67,7 @@ class EndOnSignal(RunCallback):
 
     def _end(self, trainer: pl.Trainer, number: int, frame: Any) -> None:
         self._signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        self._data.end_evaluation()
+        self.data_module.end_evaluation()
         again = ""
         if number == signal.SIGINT:
             signal.signal(number, self._handlers.pop(number))

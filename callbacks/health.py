@@ -12,7 +12,7 @@ import transformers
 
 from grpo_lightning.algorithms import PolicyModule, policy_module
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.rollout import EvaluationBatch, Experience, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, Experience, RunCallback, StepEnd
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.types import Attempt
@@ -89,14 +89,11 @@ class HealthCheck(RunCallback):
         self._truncated_steps = 0
         self._silent_steps = 0
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = policy_module(pl_module, self)
-        prompts = min(4, self._data.prompts_per_step) if self.prompts is None else self.prompts
+        prompts = min(4, self.data_module.prompts_per_step) if self.prompts is None else self.prompts
         if prompts and module.samples_to_learn and trainer.global_step == 0:
-            experience = self._data.sample(prompts)
+            experience = self.data_module.sample(prompts)
             if trainer.is_global_zero:
                 for line in preflight(experience, self.truncated, SILENT in module.step_means):
                     log.log(*line)
@@ -116,9 +113,7 @@ class HealthCheck(RunCallback):
 
     def _show(self, when: str, experience: Experience, prompts: int | None = None) -> None:
         if self.examples:
-            size, attempts = experience.recipe.group_size, experience.first_attempts
-            groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-            text = example_text(groups[:prompts])
+            text = example_text(experience.groups[:prompts])
             if text is not None:
                 log.info("%s: %s", when, text)
 
@@ -134,14 +129,14 @@ class HealthCheck(RunCallback):
         gap = total / max(tokens, 1)
         half = "16" in str(trainer.precision) or any(p.dtype.itemsize < 4 for p in module.policy.lm.parameters())
         # The precision of other engines is not known here.
-        in_process = isinstance(self._data.engine, InProcessEngine)
+        in_process = isinstance(self.data_module.engine, InProcessEngine)
         bound = self.max_sampler_gap or (HALF_GAP if half or not in_process else FLOAT32_GAP)
         if trainer.is_global_zero:
             log.info("preflight: sampling and training differ by %.2g nats per token", gap)
         if gap <= bound:
             return
         if not in_process:
-            engine = type(self._data.engine).__name__
+            engine = type(self.data_module.engine).__name__
             fix = f"set data.engine to InProcessEngine, or let {engine} sample from these weights in this precision"
         elif half:
             fix = "set trainer.precision to 32-true and model.policy.dtype to float32"
@@ -203,15 +198,21 @@ class HealthCheck(RunCallback):
 
 
 def preflight(experience: Experience, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
-    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from."""
-    attempts, size, cap = experience.attempts, experience.recipe.group_size, experience.recipe.sampling.cap
-    lengths = sorted(len(attempt.completion.token_ids) for attempt in attempts)
-    cut = sum(attempt.is_truncated for attempt in attempts) / len(attempts)
-    prompts = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-    rewards = [attempt.reward for attempt in attempts if attempt.verdict.error is None]
-    errors = [attempt.verdict.error for attempt in attempts if attempt.verdict.error is not None]
+    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from.
+
+    The turns of an episode are completions; its reward and its ending are those of the whole episode.
+    """
+    outcomes, cap = experience.outcomes, experience.recipe.sampling.cap
+    lengths = sorted(len(attempt.completion.token_ids) for attempt in experience.attempts)
+    cut = sum(outcome.is_truncated for outcome in outcomes) / len(outcomes)
+    prompts = experience.in_groups(outcomes)
+    rewards = [outcome.reward for outcome in outcomes if outcome.verdict.error is None]
+    errors = [outcome.verdict.error for outcome in outcomes if outcome.verdict.error is not None]
+    made, noun, broke = f"{len(lengths)} completions", "completions", "a verifier"
+    if experience.recipe.environment is not None:
+        made, noun, broke = f"{made} in {len(outcomes)} episodes", "episodes", "the environment or a verifier"
     if groups:
-        by_group = [{attempt.reward for attempt in group if attempt.verdict.error is None} for group in prompts]
+        by_group = [{outcome.reward for outcome in group if outcome.verdict.error is None} for group in prompts]
         signal = sum(len(distinct) > 1 for distinct in by_group)
         found, silence = f"{signal} of {len(prompts)} groups have a signal", "no group has a signal to learn from"
     else:
@@ -224,7 +225,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     lines = [
         (
             logging.INFO,
-            f"preflight: {len(attempts)} completions of {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}: "
+            f"preflight: {made} of {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}: "
             f"{lengths[0]} to {lengths[-1]} tokens, "
             f"median {lengths[len(lengths) // 2]}; {1 - cut:.0%} ended by themselves, {cut:.0%} were truncated at "
             f"{cap}",
@@ -237,10 +238,10 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     if cut > truncated:
         cause = about_truncation(experience)
         also, advice = (f", and {silence}", None) if advice == cause else ("", advice)
-        lines.append((logging.WARNING, f"preflight: {cut:.0%} of the completions were truncated{also}: {cause}"))
+        lines.append((logging.WARNING, f"preflight: {cut:.0%} of the {noun} were truncated{also}: {cause}"))
     if errors:
-        lines.append((logging.WARNING, f"preflight: a verifier broke on {len(errors)} completions, first: {errors[0]}"))
-    lines += _constant(attempts)
+        lines.append((logging.WARNING, f"preflight: {broke} broke on {len(errors)} {noun}, first: {errors[0]}"))
+    lines += _constant(experience.answers)
     if advice is not None:
         lines.append((logging.WARNING, f"preflight: {silence}: {advice}"))
     return lines

@@ -41,7 +41,8 @@ def likeness(groups: Sequence[Sequence[Attempt]]) -> float:
 
 def about_truncation(experience: Experience) -> str:
     """What to do about truncated completions. A higher cap helps only text that makes sense and is not finished."""
-    cut = [attempt for attempt in experience.first_attempts if attempt.is_truncated]
+    answers = experience.answers
+    cut = [attempt for attempt in answers if attempt.is_truncated]
     answered = sum(attempt.verdict.correct_if_ended and not attempt.verdict.reward_alone for attempt in cut)
     if 2 * answered > len(cut):
         return (
@@ -53,7 +54,7 @@ def about_truncation(experience: Experience) -> str:
     if cut and mean_logprob(cut) < RANDOM_TEXT:
         return _too_hot(experience, cut)
     cap = experience.recipe.sampling.cap
-    ended = [attempt for attempt in experience.first_attempts if not attempt.is_truncated and attempt.verdict.judged]
+    ended = [attempt for attempt in answers if not attempt.is_truncated and attempt.verdict.judged]
     unformed = ended and not any(attempt.verdict.format_valid for attempt in ended)
     return f"raise data.sampling.max_new_tokens from {cap} to {2 * cap}, " + (
         "and state in the prompt (data.task.init_args.system_prompt) which format the verifier wants: none of the "
@@ -70,18 +71,17 @@ def about_silence(experience: Experience, groups: bool = True) -> str:
         experience: the rows of a step.
         groups: whether groups are compared, rather than all rows.
     """
-    attempts, size = experience.first_attempts, experience.recipe.group_size
-    judged = [attempt for attempt in attempts if attempt.verdict.judged]
-    graded = any(attempt.verdict.reward_alone for attempt in judged)
-    if judged and not graded and fmean(attempt.reward for attempt in judged) >= 0.99:
+    attempts, size = experience.answers, experience.recipe.group_size
+    judged = [outcome for outcome in experience.outcomes[: experience.first] if outcome.verdict.judged]
+    graded = any(outcome.verdict.reward_alone for outcome in judged)
+    if judged and not graded and fmean(outcome.reward for outcome in judged) >= 0.99:
         return "the policy solves these prompts already: take harder ones (data.task)"
     if 2 * sum(attempt.is_truncated for attempt in attempts) > len(attempts):
         return about_truncation(experience)
     if mean_logprob(attempts) < RANDOM_TEXT:
         return _too_hot(experience, attempts)
     temperature = experience.recipe.sampling.temperature
-    by_group = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-    if likeness(by_group) > ALIKE and temperature < 1:
+    if likeness(experience.groups) > ALIKE and temperature < 1:
         hotter = min(1.0, max(FLUENT, temperature + 0.2))
         return (
             "the completions of a prompt are nearly the same: raise data.sampling.temperature from "
@@ -90,12 +90,12 @@ def about_silence(experience: Experience, groups: bool = True) -> str:
     more = f"raise data.group_size from {size} to {2 * size}, " if groups else ""
     if graded:
         return f"{more}take other prompts (data.task), or a reward that tells completions apart"
-    if judged and not any(attempt.verdict.format_valid for attempt in judged):
+    if judged and not any(outcome.verdict.format_valid for outcome in judged):
         return (
             "no completion has the format that the verifier wants: state it in the prompt "
             "(data.task.init_args.system_prompt), or start from a policy that has learned it (SFTModule)"
         )
-    correct = sum(attempt.verdict.correct for attempt in judged)
+    correct = sum(outcome.verdict.correct for outcome in judged)
     return (
         f"{correct} of {len(judged)} are correct: {more}take easier prompts (data.task), or start from a policy that "
         "solves some of them (SFTModule)"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from grpo_lightning import __version__
+from grpo_lightning.stored import newest
 
 _LOCAL_PATH = re.compile(r"(?<![\w.:/])~?(?:/[\w.@+-]+)+(/[\w.@+-]+)/?")
 """An absolute path of two parts or more; a single one may be ``</think>``."""
@@ -32,8 +33,8 @@ def model_card(
         is_adapter: whether the folder holds a LoRA adapter alone.
         weights: what a reader must know of the weights; may be empty.
     """
-    config = _newest(run_dir, "config", ".yaml")
-    made_with = _newest(run_dir, "environment", ".json")
+    config = _read(newest(run_dir, "config", ".yaml"))
+    made_with = _read(newest(run_dir, "environment", ".json"))
     model, data = config.get("model") or {}, config.get("data") or {}
     task = data.get("task") or {}
     options = task.get("init_args") or {}
@@ -118,11 +119,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(inside) for inside in value] if isinstance(value, list) else value
 
 
-def _newest(run_dir: Path, stem: str, suffix: str) -> dict[str, Any]:
-    """The last of ``config.yaml``, ``config-2.yaml`` and so on; a resumed run adds them."""
-    files = sorted(run_dir.glob(f"{stem}*{suffix}"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        return {}
-    text = files[-1].read_text(encoding="utf-8")
-    read = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    return dict(read or {})
+def _read(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML or JSON file, or nothing where it does not exist."""
+    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    return dict(read(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}

@@ -56,9 +56,7 @@ class NotebookView(RunCallback):
         self._steps = end.step + 1
         if "reward/mean" in end.metrics:  # unless the verifiers broke on all
             self._points["training"].append((self._steps, end.metrics["reward/mean"]))
-        size, attempts = end.experience.recipe.group_size, end.experience.first_attempts
-        groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-        self._table = table(groups, self.rows, f"Completions of step {end.step + 1}")
+        self._table = table(end.experience.groups, self.rows, f"Completions of step {end.step + 1}")
         if time.monotonic() - self._shown_at >= self.interval_s:
             self._show()
 

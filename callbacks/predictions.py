@@ -71,7 +71,7 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
             print(f"the verdict on every problem: {self._path(trainer, self.test_filename)}")
 
     def _remove_other_ranks(self, trainer: pl.Trainer, filename: str) -> None:
-        """What more ranks wrote into this folder before would be read as of this test."""
+        """Remove files of ranks that this test does not have, which would be read as its own."""
         if trainer.is_global_zero:
             path = self._path(trainer, filename)
             for left in path.parent.glob(f"{path.stem}.rank*{path.suffix}"):

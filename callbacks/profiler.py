@@ -12,7 +12,7 @@ import torch
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError, OutOfMemory
-from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback
+from grpo_lightning.rollout import Experience, RunCallback
 
 from .memory import GIB, Memory, Meter, biggest_tensors, meter_of
 
@@ -75,9 +75,6 @@ class VRAMProfiler(RunCallback):
         self._meter: Meter
 
     # -- phases -----------------------------------------------------------------------------------------------------
-
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         module = policy_module(pl_module, self)
@@ -187,20 +184,20 @@ class VRAMProfiler(RunCallback):
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say what was being computed when the memory did not suffice, and what held it."""
+        """Say what was being computed when memory ran out, and what held it."""
         if not self._is_listening():
             return  # The run broke off before this was set up: nothing has been measured.
         lines = ["# Memory of a run that broke off", "", *self._table(), *self._lists()]
         if isinstance(exception, OutOfMemory):
             evaluated = self._evaluation()
-            exception.shapes = self._shapes(exception.phase, evaluated)
-            held = [f"Held when the memory did not suffice ({self._meter.now().allocated / GIB:.3f} GiB):"]
+            exception.shapes = self._shapes(evaluated)
+            held = [f"Held when memory ran out ({self._meter.now().allocated / GIB:.3f} GiB):"]
             lines += ["", str(exception), "", *held, *_tensor_table(self._biggest(max(self.biggest_tensors, 10)))]
         self._write("\n".join(lines))
         self._stop()
 
-    def _shapes(self, phase: str, evaluated: str | None) -> str:
-        data = self._data
+    def _shapes(self, evaluated: str | None) -> str:
+        data = self.data_module
         if evaluated:
             return f"{evaluated}: {data.val_batch_size} prompts at a time, up to {data.val_sampling.cap} new tokens"
         budget = self._module.max_tokens_per_microbatch
@@ -247,7 +244,7 @@ class VRAMProfiler(RunCallback):
         return biggest_tensors(count, self._device, names)
 
     def _write(self, text: str) -> Path | None:
-        """Into the run dir, one file a process; a resumed run's goes beside the first."""
+        """Write a file into the run dir, one per process. A resumed run keeps the files of earlier starts."""
         if getattr(self._trainer, "fast_dev_run", False):
             return None
         folder = Path(self._trainer.default_root_dir)

@@ -1,4 +1,4 @@
-"""A progress bar in optimizer steps, with what one wants to see of an RL run."""
+"""A progress bar in optimizer steps, with the main curves of an RL run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Lines:
 class StepProgressBar(ProgressBar):
     """One bar over all optimizer steps of ``fit``, and one over the batches of validation, test and predict.
 
-    Beside it: reward, share of correct completions, KL, accuracy, tokens sampled a second, and the time left. In a
+    Beside it: reward, share of correct completions, KL, accuracy, tokens sampled per second, and the time left. In a
     notebook it is a widget. Where the output is neither that nor a terminal (a log file), a line is written every
     ``log_interval_s`` seconds.
 

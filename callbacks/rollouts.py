@@ -11,10 +11,11 @@ import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.rollout import EvaluationBatch, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationBatch, RunCallback, StepEnd
 from grpo_lightning.rollout.experience import Purpose
 from grpo_lightning.rollout.records import TokenCharacters, records
 from grpo_lightning.rollout.resumed import drop_rollouts
+from grpo_lightning.stored import whole_file
 
 from .tables import log_tables
 
@@ -77,13 +78,10 @@ class RolloutLogger(RunCallback):
         self._characters: TokenCharacters | None = None
         self._deleted = False
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._folder = self._shard = None
         if trainer.training and trainer.ckpt_path is not None and trainer.is_global_zero:
-            drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self._data.steps_done)
+            drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self.data_module.steps_done)
         tokenizer = policy_module(pl_module, self).policy.tokenizer
         self._characters = TokenCharacters(tokenizer) if self.tokens else None
 
@@ -188,7 +186,5 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
         record |= {name: json.dumps(record[name]) for name in _AS_JSON}
     table = pyarrow.Table.from_pylist(records, schema=pyarrow.schema(list(types.items())))
-    # Under another name first: a file that is there is whole.
-    unfinished = path.with_suffix(".part")
-    pyarrow.parquet.write_table(table, unfinished, compression="zstd")
-    unfinished.rename(path)
+    with whole_file(path) as part:
+        pyarrow.parquet.write_table(table, part, compression="zstd")

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
-from grpo_lightning.rollout import EvaluationEnd, RolloutDataModule, RunCallback, StepEnd
+from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
 
 class RunSummary(RunCallback):
@@ -32,9 +32,6 @@ class RunSummary(RunCallback):
         self._last: dict[str, float] = {}
         self._evaluation: EvaluationEnd | None = None
         self._validated = ("accuracy", "val/accuracy")
-
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.validate_first or trainer.global_step != 0:
@@ -66,7 +63,7 @@ class RunSummary(RunCallback):
         """Validate the final policy, if the last validation was of an earlier one."""
         if self._validated_at != trainer.global_step:
             # As all validations but the first: at the step before it, so that it belongs to the steps that were made.
-            set_logged_step(trainer, max(0, self._data.steps_done - 1))
+            set_logged_step(trainer, max(0, self.data_module.steps_done - 1))
             validate_now(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

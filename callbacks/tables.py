@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
+from grpo_lightning.types import verdict_kind
+
 COLUMNS = (
     "id", "prompt", "completion", "verdict", "reward", "advantage", "finish_reason", "tokens", "answer", "feedback"
 )  # fmt: skip
@@ -30,12 +32,10 @@ def log_tables(loggers: Iterable[Logger], step: int, records: Sequence[Mapping[s
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
-    verdict = "correct" if record["correct"] else "format only" if record["format_valid"] else "wrong"
-    broken = record["error"] is not None
     shown = {
         "prompt": "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"]),
-        "verdict": "error" if broken else verdict,
+        "verdict": verdict_kind(record["correct"], record["format_valid"], record["error"]),
         "answer": None if record["answer"] is None else str(record["answer"]),
-        "feedback": record["error"] if broken else record["feedback"],
+        "feedback": record["feedback"] if record["error"] is None else record["error"],
     }
     return [shown[name] if name in shown else record[name] for name in COLUMNS]

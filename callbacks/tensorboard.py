@@ -72,9 +72,6 @@ class TensorBoardExtras(RunCallback):
         self._session_open = False
         self._logged: set[str] = set()
 
-    def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        self._data = data
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._session_open = False
         self._logged = set()
@@ -116,7 +113,7 @@ class TensorBoardExtras(RunCallback):
 
     def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
-        options = hyperparameters(trainer, policy_module(pl_module, self), self._data)
+        options = hyperparameters(trainer, policy_module(pl_module, self), self.data_module)
         # The tab takes its columns from the first run that it meets, so all runs name the same ones.
         columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(final_curves(), 0.0))
         _, opened, closed = hparams_summaries(options, {})
@@ -211,7 +208,7 @@ def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
     if verdict.error is not None:
         yield _cell(f"error: {verdict.error}", 200)
     else:
-        yield "correct" if verdict.correct else "format only" if verdict.format_valid else "wrong"
+        yield verdict.kind
         yield f"reward {attempt.reward:.2f}"
     if advantage is not None:
         yield f"advantage {advantage:+.2f}"

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """Return what a library says first, or the name of the error's type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ConfigError(ValueError):
     """The user's input is wrong. The message names the key or row, and the fix.
 

@@ -57,11 +57,6 @@ def why_not(path: str, reason: str) -> str:
     return f"{text}, and it was not loaded from the hub ({reason})"
 
 
-def first_line(error: Exception) -> str:
-    """What a library says first; the rest is advice for its own users."""
-    return str(error).strip().partition("\n")[0]
-
-
 @contextmanager
 def from_hub(path: str) -> Iterator[None]:
     """Load what a path names. Without a connection to the hub, look into its local cache alone.

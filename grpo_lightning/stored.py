@@ -1,4 +1,4 @@
-"""Read the rollouts that a run logged, without those of steps that were repeated after an interruption."""
+"""The files of runs: written whole, and read again: rollouts without those of repeated steps, and any JSONL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -35,6 +36,58 @@ def refuse_folder_of_runs(folder: Path, option: str) -> None:
     runs = sorted(config.parent for config in folder.glob("*/config.yaml"))
     if runs and not (folder / "config.yaml").exists():
         raise ConfigError(f"{option}: {folder} is a folder of runs: give one of them, such as {runs[-1]}")
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give a path beside a file to write to, then rename it to the file: a file that is there is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    yield part
+    part.replace(file)
+
+
+def read_jsonl(file: Path, drop_incomplete: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line that is not blank.
+
+    Args:
+        file: a JSONL file in UTF-8, with or without a byte order mark.
+        drop_incomplete: omit a last line without a line break, which an interrupted run leaves.
+
+    Raises:
+        ConfigError: a line is not JSON, or the file is not UTF-8 text.
+        OSError: the file cannot be read.
+    """
+    try:
+        # Not splitlines(): it also splits at characters that a JSON string may hold, such as U+2028.
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if drop_incomplete and not line.endswith("\n"):
+                    return
+                if line.strip():
+                    yield number, _parsed(line, f"line {number} of {file}")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}): convert it") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error})") from error
+
+
+def newest(run_dir: Path, stem: str, suffix: str) -> Path:
+    """Return ``config.yaml``, or for a resumed run the last of ``config-2.yaml``, ``config-3.yaml`` and so on.
+
+    Args:
+        run_dir: the run directory.
+        stem: ``config`` or ``environment``.
+        suffix: with its dot.
+    """
+    pattern = re.compile(rf"{stem}-(\d+){re.escape(suffix)}")
+    numbered = {int(match[1]): file for file in run_dir.glob("*") if (match := pattern.fullmatch(file.name))}
+    return numbered[max(numbered)] if numbered else run_dir / f"{stem}{suffix}"
 
 
 def read_rollouts(run_dir: Path, first_step: int = 0, last_step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -79,34 +132,27 @@ def _of_start(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _checked_records(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for number, record in enumerate(_records(file), start=1):
-            wrong = [name for name, kind in REQUIRED.items() if not isinstance(record.get(name, ...), kind)]
-            if wrong:
-                value = f"has {wrong[0]}: {record[wrong[0]]!r}" if wrong[0] in record else f"has no {wrong[0]}"
-                raise ConfigError(f"record {number} of {file} {value}: it is not a rollout that grpo stored")
-            yield record
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text ({error}): it is damaged") from error
+    for where, record in _records(file):
+        if not isinstance(record, dict):
+            raise ConfigError(f"{where} is not a rollout record: it holds {record!r}")
+        wrong = [name for name, kind in REQUIRED.items() if not isinstance(record.get(name, ...), kind)]
+        if wrong:
+            value = f"has {wrong[0]}: {record[wrong[0]]!r}" if wrong[0] in record else f"has no {wrong[0]}"
+            raise ConfigError(f"{where} {value}: it is not a rollout record")
+        yield record
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def _records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where each record is, and the record."""
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
-        for record in pyarrow.parquet.read_table(file).to_pylist():
-            yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
+        for number, record in enumerate(pyarrow.parquet.read_table(file).to_pylist(), start=1):
+            plain = {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
+            yield f"row {number} of {file}", record | plain
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    record = json.loads(line)
-                    record["step"]
-                except (ValueError, KeyError, TypeError, IndexError) as error:
-                    raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
-                yield record
+        for number, record in read_jsonl(file, drop_incomplete=True):
+            yield f"line {number} of {file}", record
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -129,6 +129,17 @@ class Explanation(NamedTuple):
     reason: str = ""
 
 
+VERDICT_KINDS = ("correct", "format only", "wrong", "error")
+"""Words for verdicts, as commands and callbacks show them."""
+
+
+def verdict_kind(correct: bool, format_valid: bool, error: str | None) -> str:
+    """Return the word for a verdict with these fields, of a :class:`Verdict` or of a stored rollout."""
+    if error is not None:
+        return "error"
+    return "correct" if correct else "format only" if format_valid else "wrong"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A verifier's judgement of one sample.
@@ -142,8 +153,8 @@ class Verdict:
         feedback: one or two sentences for a second attempt. Never contains the gold answer.
         score: a separate reward, instead of one of the verifier's three values.
         error: why no judgement was possible; ``None`` when there was one.
-        abstained: the verifier has no say on this sample, and nothing broke. Composites go by their other parts; a
-            sample that no verifier has a say on is an error.
+        abstained: the verifier does not judge this sample, and nothing broke. Composites go by their other parts; a
+            sample on which all verifiers abstain is an error.
         parts: rewards of the verifier's named parts, for the curves; NaN where a part gave none.
         explanation: what ``grpo verify`` shows; ``None`` if the verifier gives none.
         correct_but_truncated: the text is correct, but was cut off, and so it is not ``correct``.
@@ -161,6 +172,11 @@ class Verdict:
     explanation: Explanation | None = field(default=None, compare=False)
     correct_but_truncated: bool = False
     reward_alone: bool = False
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`VERDICT_KINDS`."""
+        return verdict_kind(self.correct, self.format_valid, self.error)
 
     @property
     def correct_if_ended(self) -> bool:

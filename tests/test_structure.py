@@ -64,13 +64,20 @@ def imports(file: Path) -> set[str]:
 def test_imports_point_one_way(file: Path) -> None:
     parts = {name.split(".")[1] for name in imports(file)}
     if file.parent.name == "callbacks":
-        assert parts <= {"errors", "output", "types", "curves", "lightning_private", "rollout", "algorithms"}
+        assert parts <= {"errors", "output", "types", "curves", "lightning_private", "stored", "rollout", "algorithms"}
         return
     own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own == "__init__":
         assert not parts
         return
     assert all(ORDER.index(part) <= ORDER.index(own) for part in parts), f"{file} imports {sorted(parts)}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_docstrings_say_first_what_a_thing_is_or_does(file: Path) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = [ast.get_docstring(node) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, documented)]
+    assert not [text for text in texts if text and text.startswith(("Args:", "Raises:", "Returns:"))]
 
 
 def test_the_tests_of_direction_see_the_imports() -> None:

@@ -20,9 +20,9 @@ from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.errors import RunError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, Recipe, RolloutDataModule, SamplingParams
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
-from grpo_lightning.rollout.experience import experience_of
 from grpo_lightning.tasks import Task
 from grpo_lightning.tasks.base import Split
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict

@@ -25,7 +25,7 @@ from grpo_lightning.algorithms.update import Losses, SkippedSteps, UpdateStep
 from grpo_lightning.curves import CURVES
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import set_logged_step
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.rollout import Collect, Demonstrations, Experience, PromptBatch, StepEnd, step_ended
@@ -172,7 +172,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         if not self._is_restored:
             name = type(self).__name__
             raise ConfigError(f"{name}.on_load_checkpoint: call super().on_load_checkpoint(checkpoint)")
-        self.optimization.take_up(self.trainer, self.optimizer_parameters())
+        self.optimization.apply_configured_rates(self.trainer, self.optimizer_parameters())
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:

@@ -119,7 +119,7 @@ class DistillationModule(GroupModule):
             ),
         })  # fmt: skip
         if source == "reference" and not has_reference:
-            raise ConfigError("model.teacher: reference needs one, but model.policy.reference is none")
+            raise ConfigError("model.teacher: `reference` needs a reference policy, but model.policy.reference is none")
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 

@@ -87,10 +87,8 @@ class Evaluation:
             if self.refined and attempt.verdict.error is None:
                 self._see(self.refined, attempt.verdict.correct)
         if batch.sampled is not None:
-            size = batch.sampled.recipe.group_size
-            answers = batch.sampled.answers
-            for start in range(0, len(answers), size):
-                self._see_group(answers[start : start + size])
+            for group in batch.sampled.in_groups(batch.sampled.answers):
+                self._see_group(group)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""

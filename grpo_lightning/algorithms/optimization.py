@@ -7,13 +7,13 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
 from grpo_lightning.algorithms.sharded import ShardedOptimizer
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.rollout.ranks import world_size
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Optimization:
         self._rates = _initial_rates(optimizer, scheduler)
         return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def take_up(self, trainer: pl.Trainer, parameters: Any) -> None:
+    def apply_configured_rates(self, trainer: pl.Trainer, parameters: Any) -> None:
         """Give the restored optimizer and schedule of a resumed run the configured learning rates, if they differ.
 
         Nothing where a subclass's ``configure_optimizers`` made them itself.
@@ -58,12 +58,14 @@ class Optimization:
         (optimizer,), schedulers = trainer.optimizers, trainer.lr_scheduler_configs
         scheduler: Any = schedulers[0].scheduler if schedulers else None
         if _initial_rates(optimizer, scheduler) != self._rates:
-            _take_up(optimizer, scheduler, *self._make(parameters))
+            _apply_rates(optimizer, scheduler, *self._make(parameters))
 
     @staticmethod
     def check(trainer: pl.Trainer) -> None:
-        """Raises:
-        ConfigError: a subclass's ``configure_optimizers`` returned what training steps cannot use.
+        """Check the optimizers and schedules of a run.
+
+        Raises:
+            ConfigError: a subclass's ``configure_optimizers`` returned what training steps cannot use.
         """
         name, schedulers = type(trainer.lightning_module).__name__, trainer.lr_scheduler_configs
         if len(trainer.optimizers) != 1 or len(schedulers) > 1:
@@ -77,7 +79,7 @@ class Optimization:
     def _make(self, parameters: Any) -> tuple[Optimizer, LRScheduler | None]:
         try:
             optimizer: Optimizer
-            if self.shard and dist.is_initialized() and dist.get_world_size() > 1:
+            if self.shard and world_size() > 1:
                 optimizer = ShardedOptimizer(parameters, self.make_optimizer)
             else:
                 optimizer = self.make_optimizer(parameters)
@@ -104,7 +106,7 @@ def _refuse_waiting(scheduler: Any, place: str) -> None:
         )
 
 
-def _take_up(
+def _apply_rates(
     optimizer: Optimizer, scheduler: LRScheduler | None, configured: Optimizer, schedule: LRScheduler | None
 ) -> None:
     """Give a restored optimizer and its schedule the configured learning rates.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,13 @@ from grpo_lightning.algorithms.critic import CriticModule
 from grpo_lightning.algorithms.episodes import Episodes, Lambdas, ValuedExperience
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.options import check_options
-from grpo_lightning.algorithms.value_pretraining import ValuedRow, ValuePretraining, log_gap, pretrain_values
+from grpo_lightning.algorithms.value_pretraining import (
+    ValuedRow,
+    ValuePretraining,
+    log_gap,
+    pretrain_values,
+    stored_rollouts,
+)
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
     Aggregation,
@@ -173,28 +178,8 @@ class PPOModule(CriticModule):
         if stage == "fit" and self.turn_lam is not None and data.environment is None:
             raise ConfigError("model.turn_lam: there are turns only with data.environment: set it, or remove turn_lam")
         if stage == "fit" and self.value_pretraining is not None:
-            self._stored = self._stored_rollouts(self.value_pretraining, data)
+            self._stored = stored_rollouts(self.value_pretraining, data, has_kl=self.beta > 0)
             self._stored.check()
-
-    def _stored_rollouts(self, options: ValuePretraining, data: RolloutDataModule) -> StoredRollouts:
-        """The rollouts that the critic is fitted to.
-
-        Raises:
-            ConfigError: the returns in training are not those of the rollouts alone.
-        """
-        if data.refinement is not None:
-            raise ConfigError(
-                "model.value_pretraining: has no credit for data.refinement: remove one of the two, or set "
-                "critic_warmup_steps instead"
-            )
-        if data.sampling.constraint is not None and self.beta > 0:
-            raise ConfigError(
-                "model.value_pretraining: cannot know the KL (model.beta) of rollouts under data.sampling.constraint: "
-                "remove one of the three, or set critic_warmup_steps instead"
-            )
-        option = "model.value_pretraining.rollouts"
-        run, recipe = Path(options.rollouts), data.recipe("train")
-        return StoredRollouts(run, options.last_step, recipe, data.max_prompt_tokens, option)
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -90,10 +90,9 @@ def add_refinement(experience: Experience, metrics: StepMetrics) -> None:
 
 def add_resampling(experience: Experience, metrics: StepMetrics) -> None:
     """What replacing groups without a signal took, and what came of it."""
-    size, rows = experience.recipe.group_size, experience.first_attempts
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    groups = experience.groups
     useful = [group for group in groups if not is_silent(group)]
-    replaced = len(experience.replaced) // size
+    replaced = len(experience.replaced) // experience.recipe.group_size
     used, sampled = (
         sum(len(attempt.completion.token_ids) for attempt in attempts)
         for attempts in ([attempt for group in useful for attempt in group], experience.sampled)

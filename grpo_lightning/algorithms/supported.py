@@ -30,9 +30,12 @@ _NEVER_CALLED = {
 
 
 def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Raises:
-    ConfigError: no RolloutDataModule, a precision that changes the weights or scales the loss, a strategy that shards
-        the weights, a callback that averages them or takes the worst for the best, or a hook that is never called.
+    """Refuse what training steps cannot work with, before a run starts.
+
+    Raises:
+        ConfigError: no RolloutDataModule, a precision that changes the weights or scales the loss, a strategy that
+            shards the weights, a callback that averages them or takes the worst for the best, or a hook that is never
+            called.
     """
     precision, strategy = str(trainer.precision), trainer.strategy
     if getattr(trainer.precision_plugin, "scaler", None) is not None or precision in _PRECISIONS:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.options import check_options
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import length_mask, masked_sum, value_loss
 from grpo_lightning.rollout.batch import right_padded, token_rows
+from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.rollout.restored import StoredRollouts
 from grpo_lightning.rollout.sampling import row_seed
 
 if TYPE_CHECKING:
@@ -77,6 +81,32 @@ class ValuedRow(NamedTuple):
     prompt: list[int]
     completion: list[int]
     returns: list[float]
+
+
+def stored_rollouts(options: ValuePretraining, data: RolloutDataModule, has_kl: bool) -> StoredRollouts:
+    """The rollouts that the critic is fitted to.
+
+    Args:
+        options: name them.
+        data: that of the run.
+        has_kl: whether rewards in training have a KL to the reference.
+
+    Raises:
+        ConfigError: the returns in training are not those of the rollouts alone.
+    """
+    if data.refinement is not None:
+        raise ConfigError(
+            "model.value_pretraining: has no credit for data.refinement: remove one of the two, or set "
+            "critic_warmup_steps instead"
+        )
+    if data.sampling.constraint is not None and has_kl:
+        raise ConfigError(
+            "model.value_pretraining: cannot know the KL (model.beta) of rollouts under data.sampling.constraint: "
+            "remove one of the three, or set critic_warmup_steps instead"
+        )
+    option = "model.value_pretraining.rollouts"
+    run, recipe = Path(options.rollouts), data.recipe("train")
+    return StoredRollouts(run, options.last_step, recipe, data.max_prompt_tokens, option)
 
 
 def log_gap(gap: float, rollouts: str) -> None:

@@ -40,8 +40,10 @@ def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def require_config(arguments: Sequence[str]) -> None:
-    """Raises:
-    ConfigError: neither a config is given nor the keys that it would hold.
+    """Check that a command line names a config, or the keys that it would hold.
+
+    Raises:
+        ConfigError: neither a config is given nor the keys that it would hold.
     """
     subcommand, *others = arguments
     names = [argument.partition("=")[0] for argument in others]

@@ -182,7 +182,7 @@ class GRPOCLI(FilteringCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise user_errors.of_construction(error, config) from error
+            raise user_errors.construction_error(error, config) from error
         if self.run_dir is not None:
             # Here, before Lightning starts processes for the other devices: their errors would repeat it.
             self.datamodule.check_devices(self.trainer.num_devices * self.trainer.num_nodes)
@@ -205,7 +205,7 @@ class GRPOCLI(FilteringCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except Exception as error:
-            raise user_errors.of_construction(error, chosen) from error
+            raise user_errors.construction_error(error, chosen) from error
         built = self.config_init[self.subcommand]
         built.model.trainer = self._built_trainer()
         built.data.prepare(built.model, built.model.trainer, "fit")
@@ -216,7 +216,7 @@ class GRPOCLI(FilteringCLI):
         except ConfigError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise user_errors.of_trainer(error) from error
+            raise user_errors.trainer_error(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._built_trainer(**kwargs)

@@ -19,6 +19,9 @@ _PARTS = {
 }
 """The order of the keys: ours first."""
 
+INDENT = 30
+"""Where the second column starts."""
+
 
 def help_asked_for(arguments: Sequence[str]) -> str | None:
     """The answer to a command line that ends with a question; ``None`` where it does not, or the table has no answer.
@@ -103,12 +106,12 @@ def _option(key: str, option: Option, table: Options) -> Iterator[str]:
     yield from _entry(f"--{key} {option.type}", text)
 
 
-def _entry(head: str, text: str, indent: int = 30) -> Iterator[str]:
+def _entry(head: str, text: str) -> Iterator[str]:
     """Two columns; the second starts on a line of its own where the first is too long."""
     width = min(120, max(80, shutil.get_terminal_size((110, 24)).columns))
-    lines = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
-    if len(head) + 4 <= indent:
-        yield f"  {head:{indent - 2}}{lines.pop(0)}".rstrip()
+    lines = textwrap.wrap(text, width - INDENT, break_on_hyphens=False) or [""]
+    if len(head) + 4 <= INDENT:
+        yield f"  {head:{INDENT - 2}}{lines.pop(0)}".rstrip()
     else:
         yield f"  {head}"
-    yield from (" " * indent + line for line in lines)
+    yield from (" " * INDENT + line for line in lines)

@@ -65,7 +65,7 @@ def _names() -> list[str]:
     from grpo_lightning.constraints import Constraint
     from grpo_lightning.environments.base import Environment
     from grpo_lightning.models.adapters import LoRAConfig
-    from grpo_lightning.models.loading import PolicyConfig
+    from grpo_lightning.models.config import PolicyConfig
     from grpo_lightning.objectives import Objective
     from grpo_lightning.rollout.curriculum import Curriculum
     from grpo_lightning.rollout.datamodule import RolloutDataModule

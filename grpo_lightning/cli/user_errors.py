@@ -18,11 +18,15 @@ SEEDS = 2**32
 
 
 def check_seed(seed: Any) -> None:
-    """Raises:
-    ConfigError: no generator takes it.
+    """Check that random number generators take a seed.
+
+    Raises:
+        ConfigError: no generator takes it.
     """
     if seed is None:
-        raise ConfigError("seed_everything: null is no seed: give a number, true for one at random, or false for none")
+        raise ConfigError(
+            "seed_everything: null is not a seed: give a number, true for one at random, or false for none"
+        )
     if not 0 <= seed < SEEDS:
         raise ConfigError(f"seed_everything: must be from 0 to {SEEDS - 1}, not {seed}")
 
@@ -44,7 +48,7 @@ def refuse_trainer_options(trainer: Any) -> None:
         raise ConfigError("trainer.accumulate_grad_batches: set model.max_tokens_per_microbatch instead")
 
 
-def of_construction(error: BaseException, config: Any) -> ConfigError:
+def construction_error(error: BaseException, config: Any) -> ConfigError:
     """Why a class that a config names could not be built, out of what the parser made of it.
 
     Args:
@@ -73,7 +77,7 @@ def of_construction(error: BaseException, config: Any) -> ConfigError:
     return ConfigError(f"{what} cannot be built: {type(cause).__name__}: {one_line(cause)}{place}")
 
 
-def of_trainer(error: Exception) -> ConfigError:
+def trainer_error(error: Exception) -> ConfigError:
     """What Lightning's Trainer has against its options."""
     if re.search(r"No supported gpu backend|can not run on your system", str(error)):
         return ConfigError("trainer.accelerator: this machine has no such device: set it to auto or cpu")
@@ -96,13 +100,13 @@ def as_sentences() -> Iterator[None]:
             "end of epochs, or omit check_val_every_n_epoch to count steps over all epochs"
         ) from error
     except RuntimeError as error:
-        mistake = of_run(error)
+        mistake = run_error(error)
         if mistake is None:
             raise
         raise mistake from error
 
 
-def of_run(error: RuntimeError) -> ConfigError | None:
+def run_error(error: RuntimeError) -> ConfigError | None:
     """A user's mistake that Lightning notices only in the run; ``None`` for any other error."""
     found = re.match(r"Early stopping conditioned on metric `(.*?)` which is not available.*?: (.*)", str(error))
     if found is None:

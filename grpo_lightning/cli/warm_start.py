@@ -21,6 +21,9 @@ from grpo_lightning.shipped import shipped_config
 
 log = logging.getLogger(__name__)
 
+REMIND_S = 60.0
+"""Seconds between lines in the log while waiting."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -125,17 +128,16 @@ def policy_of_the_run(checkpoint: str | None) -> Path:
     return policy
 
 
-def _wait_for(policy: Path, poll_s: float = 0.5, remind_s: float = 60.0) -> None:
+def _wait_for(policy: Path, poll_s: float = 0.5) -> None:
     """Wait until the first process has exported the policy. Where that fails, the launcher ends this process too.
 
     Args:
         policy: put in place by a rename, so it is whole once it is there.
-        poll_s: seconds between looks.
-        remind_s: seconds between lines in the log.
+        poll_s: seconds between checks.
     """
     waited = 0.0
     while not policy.is_dir():
         time.sleep(poll_s)
         waited += poll_s
-        if waited % remind_s < poll_s:
+        if waited % REMIND_S < poll_s:
             log.info("waiting for the warm start of the first process to write %s", policy)

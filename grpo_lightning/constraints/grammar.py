@@ -52,7 +52,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
-            f"data.sampling.constraint: needs a fast tokenizer, which model.policy.path has not: "
+            f"data.sampling.constraint: needs a fast tokenizer; model.policy.path does not have one: "
             f"{type(tokenizer).__name__} is written in Python"
         )
     return tokenizer

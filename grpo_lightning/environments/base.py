@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_lightning.environments.calls import Call, ToolFormat
@@ -24,11 +25,14 @@ class Reply:
         text: the completion without special tokens.
         calls: the tool calls in it, in order; one that cannot be read has an ``error``.
         key: the place of the turn in the run, such as ``train/12/3/0/turn2``.
+        prompt_end: the last characters of what the policy read: they tell whether the chat template opened a thought.
+            Empty if unknown.
     """
 
     text: str
     calls: Sequence[Call] = ()
     key: str = ""
+    prompt_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,25 +116,44 @@ class Environment(ABC):
 
 
 def checked(step: object, name: str) -> Step:
-    """A step that keeps to the contract.
+    """A step that keeps to the contract: with a number as its reward, and messages that a tokenizer can read.
 
     Raises:
         TypeError, ValueError: it does not.
     """
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step must return a Step, not {type(step).__name__}")
+    messages = list(step.messages)
     if not step.done:
-        if not step.messages:
+        if not messages:
             raise ValueError(f"{name}.step returned neither messages nor done=True")
-        check_messages(step.messages, f"{name}.step")
-    if step.reward is not None and not abs(float(step.reward)) < float("inf"):
-        raise ValueError(f"{name}.step returned a reward of {step.reward}")
-    return step
+        check_messages(messages, f"{name}.step")
+    if not isinstance(step.info, Mapping):
+        raise TypeError(f"{name}.step must return a Step whose info is a mapping, not {step.info!r}")
+    return replace(
+        step,
+        messages=[{key: _readable(value) for key, value in message.items()} for message in messages],
+        reward=None if step.reward is None else _finite(step.reward, name),
+        info=dict(step.info),
+    )
+
+
+def _readable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no tokenizer takes: a policy writes them as ``\\ud83d``."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+def _finite(reward: Any, name: str) -> float:
+    if isinstance(reward, str) or not math.isfinite(reward := float(reward)):
+        raise ValueError(f"{name}.step returned a reward of {reward}")
+    return reward
 
 
 def check_messages(messages: Sequence[Message], source: str) -> None:
-    """Raises:
-    TypeError: some message is not a dict of a role and a text.
+    """Check the messages that an environment returned.
+
+    Raises:
+        TypeError: some message is not a dict of a role and a text.
     """
     for message in messages:
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -29,29 +30,42 @@ class ToolEnvironment(Environment):
         tools: functions by their import path, such as ``my_package.search``, or the functions. Their signatures need
             types, and their docstrings (Google style) a line per argument: the chat template shows both.
         call_reward: added to the reward of a turn for every call in it. Below 0, it is the price of a call.
+        max_calls: calls per turn that are run; further ones are answered with a refusal. Else a turn of many slow calls
+            would take longer than ``max_seconds``, and count as an error.
         options: options of :class:`Environment`.
 
     Raises:
-        ConfigError: no tools, or one that cannot be imported.
+        ConfigError: no tools, or one that cannot be imported, or a limit is out of its range.
     """
 
-    def __init__(self, tools: Sequence[str | Callable[..., Any]], call_reward: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        tools: Sequence[str | Callable[..., Any]],
+        call_reward: float = 0.0,
+        max_calls: int = 16,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        if max_calls <= 0:
+            raise ConfigError(f"data.environment.init_args.max_calls: must be above 0, not {max_calls}")
         key = "data.environment.init_args.tools"
         if not tools:
             raise ConfigError(f"{key}: give at least one, such as [grpo_lightning.environments.calculator]")
         self.tools = [_imported(tool, key) if isinstance(tool, str) else tool for tool in tools]
         self.call_reward = call_reward
+        self.max_calls = max_calls
 
     def step(self, reply: Reply) -> Step:
         if not reply.calls:
             return Step(done=True)
-        messages = [self.message(call) for call in reply.calls]
+        messages = [self.message(call) for call in reply.calls[: self.max_calls]]
+        refusal = f"Not run: at most {self.max_calls} calls are run per turn."
+        messages += [_answer(call, refusal) for call in reply.calls[self.max_calls :]]
         return Step(messages, reward=self.call_reward * len(messages), info={"calls": len(messages)})
 
     def message(self, call: Call) -> Message:
         """What comes of a call, as the policy reads it."""
-        return {"role": "tool", "name": call.name, "content": self.run(call)}
+        return _answer(call, self.run(call))
 
     def run(self, call: Call) -> str:
         """What a call returns, as text: JSON, unless it is a text."""
@@ -78,6 +92,10 @@ class ToolEnvironment(Environment):
             return tool(**arguments)
         except ValueError as error:
             return f"Error: {error}"
+
+
+def _answer(call: Call, content: str) -> Message:
+    return {"role": "tool", "name": call.name, "content": content}
 
 
 @lru_cache
@@ -128,6 +146,8 @@ def calculator(expression: str) -> str:
         raise ValueError("the expression must be a text of at most 200 characters")
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
+        if not math.isfinite(value):
+            raise OverflowError("the result is too large")
         return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"{expression!r} cannot be computed: {error}") from None

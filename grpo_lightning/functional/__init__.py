@@ -19,7 +19,6 @@ from grpo_lightning.functional.divergence import (
     vocabulary_divergence,
 )
 from grpo_lightning.functional.gae import (
-    ValueLossTerms,
     adapted_kl_coef,
     explained_variance,
     gae,
@@ -31,9 +30,8 @@ from grpo_lightning.functional.gae import (
 )
 from grpo_lightning.functional.in_place import InPlaceEmbedding, adding_in_place
 from grpo_lightning.functional.kl import KLEstimator, kl_divergence
-from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
+from grpo_lightning.functional.logprobs import token_logprobs
 from grpo_lightning.functional.losses import (
-    MAX_LOG_RATIO,
     Aggregation,
     BinaryDivergence,
     aggregate,
@@ -48,21 +46,18 @@ from grpo_lightning.functional.losses import (
     soft_gated_objective,
     token_ratio,
 )
-from grpo_lightning.functional.masking import length_mask, masked_max, masked_mean, masked_std, masked_sum
+from grpo_lightning.functional.masking import length_mask, masked_mean, masked_std, masked_sum
 from grpo_lightning.functional.pass_at_k import pass_at_k
 from grpo_lightning.functional.token_sets import TokenSets, excluded_tokens
 
 __all__ = [
-    "MAX_LOG_RATIO",
     "Aggregation",
     "BinaryDivergence",
     "Divergence",
     "InPlaceEmbedding",
     "KLEstimator",
     "OutputHead",
-    "TokenLogprobs",
     "TokenSets",
-    "ValueLossTerms",
     "adapted_kl_coef",
     "adding_in_place",
     "aggregate",
@@ -82,7 +77,6 @@ __all__ = [
     "leave_one_out_advantages",
     "length_adaptive_lambda",
     "length_mask",
-    "masked_max",
     "masked_mean",
     "masked_sequence_weights",
     "masked_std",

@@ -136,18 +136,16 @@ def turn_gae(
     return gae(rewards_NT, values_NT, mask_NT, gamma=gamma, lam=lam, bootstrap_N=after_N)
 
 
-def whiten(
-    values: Tensor, mask: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None, eps: float = 1e-8
-) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
     """``values``, ``mask`` of one shape -> that shape with mean 0 and std 1 over the mask, 0 elsewhere.
 
-    ``(values - mean) / (std + eps)``, with the Bessel-corrected std. A detail of PPO2 and of Ziegler et al. 2019,
+    ``(values - mean) / (std + 1e-8)``, with the Bessel-corrected std. A detail of PPO2 and of Ziegler et al. 2019,
     arXiv 1909.08593, that the papers do not spell out. Under data parallelism the mean and std are those of the local
     ``values``; pass ``mean`` and ``std`` to use those of all ranks.
     """
     mean = masked_mean(values, mask) if mean is None else mean
     std = masked_std(values, mask) if std is None else std
-    return torch.where(mask, (values - mean) / (std + eps), 0)
+    return torch.where(mask, (values - mean) / (std + 1e-8), 0)
 
 
 def value_loss(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, first_line
 from grpo_lightning.models.weightless import is_weightless
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
         except ValueError as error:
             raise ConfigError(
                 f"model.policy.lora.target_modules: {lora.target_modules} does not fit {type(lm).__name__}: "
-                f"{str(error).splitlines()[0]}"
+                f"{first_line(error)}"
             ) from error
     return lm.requires_grad_(True)
 

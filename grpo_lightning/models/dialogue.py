@@ -72,9 +72,9 @@ class Dialogue:
         """The text of a reply, special tokens included, since tool calls may be written with these."""
         return str(self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def calls(self, reply: str) -> list[Call]:
-        """The tool calls in a reply."""
-        return [] if self.parser is None else self.parser.calls(reply)
+    def calls(self, reply: str, prompt_end: str = "") -> list[Call]:
+        """The tool calls in a reply, outside of its thoughts. The end of the prompt tells whether it opened one."""
+        return [] if self.parser is None else self.parser.calls(reply, prompt_end)
 
     def safe(self, messages: Sequence[Message]) -> list[Message]:
         """Messages in which nothing can be read as a special token.

@@ -16,7 +16,8 @@ from grpo_lightning.constraints.grammar import Grammars
 from grpo_lightning.functional import TokenSets, adding_in_place, token_logprobs
 from grpo_lightning.models.adapters import VALUE, active_adapter, adapter_parameters, adapters_off, note_base
 from grpo_lightning.models.checks import causal_lm_of, check_model, output_head
-from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import load_model
 from grpo_lightning.models.merging import AdapterMerge, merged_weights
 from grpo_lightning.models.quantised import is_packed, stored_quantization, unquantised
 from grpo_lightning.models.reference import make_reference

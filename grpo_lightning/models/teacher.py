@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import OutputHead, token_logprobs
 from grpo_lightning.models.checks import can_share_prompts, causal_lm_of, check_model, output_head
-from grpo_lightning.models.loading import PolicyConfig, base_path, load_frozen
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import base_path, load_frozen
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.positions import check_length
 from grpo_lightning.models.quantised import Quantization

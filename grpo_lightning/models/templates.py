@@ -160,7 +160,7 @@ def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[
 
 
 def _switches(kwargs: Mapping[str, Any], template: str) -> str:
-    """Jinja statements that give variables their values unless whoever renders gives others."""
+    """Jinja statements that set defaults of the template's variables, which a caller of the template may override."""
     for name in kwargs:
         if name in _RESERVED or not name.isidentifier() or not re.search(rf"\b{name}\b", template):
             tested = sorted(set(re.findall(r"\b([a-z_]+) is (?:not )?(?:un)?defined", template)) - _RESERVED)

@@ -10,8 +10,9 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning import hub
-from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import PolicyConfig, base_path
+from grpo_lightning.errors import ConfigError, first_line
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
 
@@ -74,7 +75,7 @@ def plain_tokenizer(path: str, revision: str | None, key: str) -> PreTrainedToke
         with hub.from_hub(path):
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, revision=revision))
     except (OSError, ValueError) as error:
-        reason = hub.first_line(error)
+        reason = first_line(error)
         if not Path(path).is_dir():
             raise ConfigError(f"{key}: {hub.why_not(path, reason)}") from error
         raise ConfigError(f"{key}: no tokenizer found in the folder {path} ({reason})") from error
@@ -142,6 +143,11 @@ def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator: int) -> list[int]:
     """Token ids of an assistant's answer as the policy would sample them: the text, then the terminator."""
     return [*tokenizer.encode(text, add_special_tokens=False), terminator]
+
+
+def without_end(completion_ids: list[int], terminators: Sequence[int]) -> list[int]:
+    """Token ids of a completion without the terminator, if it ends with one: the chat template writes its own."""
+    return completion_ids[:-1] if completion_ids[-1] in terminators else completion_ids
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

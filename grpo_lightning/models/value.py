@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.adapters import VALUE, add_adapter
 from grpo_lightning.models.checks import can_share_prompts, causal_lm_of
-from grpo_lightning.models.loading import PolicyConfig, load_model
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import load_model
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.speed.shared_prompt import PredictingStates, predicting_states
 from grpo_lightning.types import TokenRows

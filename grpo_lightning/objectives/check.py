@@ -29,9 +29,9 @@ def check_objective(objective: Objective) -> None:
         same = torch.allclose(alone_1T[0], whole_NT[row, :length])
         if not same or not torch.allclose(alone_gradient_1T[0], gradient_NT[row, :length]):
             raise ConfigError(
-                f"{name}: its loss of a completion is another one beside other completions, so the gradient would "
-                "depend on max_tokens_per_microbatch: compute each row of terms from that row alone, without sums or "
-                "means over rows"
+                f"{name}: its loss for a completion changes with the other completions in the batch, so the gradient "
+                "would depend on max_tokens_per_microbatch: compute each row of terms from that row alone, without "
+                "sums or means over rows"
             )
 
 

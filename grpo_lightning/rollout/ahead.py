@@ -20,6 +20,7 @@ from grpo_lightning.rollout.engines.recorded import ChangedError, Recorder, Repl
 from grpo_lightning.rollout.experience import Ahead, Experience
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import PromptBatch
+from grpo_lightning.rollout.ranks import rank, world_size
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class LookAhead:
         if self._pending is not None:
             self._pending.wait()
             self._pending.interrupted = True
-        if all_ranks and _in_several_processes():
+        if all_ranks and world_size() > 1:
             dist.barrier()
 
     def state(self, wait: bool) -> dict[str, Any]:
@@ -99,17 +100,17 @@ class LookAhead:
             mine = self._pending.state() if self._pending.succeeded else None
             mine = None if mine is None else mine | {"calls": self._recorder.state()}
         ranks = [mine]
-        if _in_several_processes():
-            ranks = [None] * dist.get_world_size()
+        if world_size() > 1:
+            ranks = [None] * world_size()
             if wait:
                 dist.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds, unless another number of processes wrote it."""
-        ranks, size = state["ranks"], dist.get_world_size() if _in_several_processes() else 1
-        if len(ranks) == size and all(rank is not None for rank in ranks):
-            self._restored = ranks[dist.get_rank() if size > 1 else 0]
+        """Load what a checkpoint holds, unless another number of processes wrote it."""
+        ranks = state["ranks"]
+        if len(ranks) == world_size() and all(mine is not None for mine in ranks):
+            self._restored = ranks[rank()]
 
     def join(self) -> None:
         """Wait for the thread, after the engine has been stopped."""
@@ -184,7 +185,3 @@ class _Pending:
         now = time.monotonic()
         seconds = now - self._started
         return Ahead(weights - self.weights, self._waited / seconds, (now - self._ended) / seconds)
-
-
-def _in_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -13,9 +13,10 @@ from grpo_lightning.constraints.base import Constraint
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.attempts import Attempts, Follower
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.engines.base import Sampler
 from grpo_lightning.rollout.episodes import Episodes
-from grpo_lightning.rollout.experience import Experience, experience_of
+from grpo_lightning.rollout.experience import Experience
 from grpo_lightning.rollout.learner import Learner
 from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.replacing import Replacing

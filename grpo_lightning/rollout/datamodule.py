@@ -130,8 +130,10 @@ class RolloutDataModule(pl.LightningDataModule):
         check_options(self)
 
     def check_devices(self, devices: int) -> None:
-        """Raises:
-        ConfigError: a step has fewer prompts than there are devices.
+        """Check that every device has a prompt in each step.
+
+        Raises:
+            ConfigError: a step has fewer prompts than there are devices.
         """
         if self.prompts_per_step < devices:
             raise ConfigError(
@@ -227,7 +229,7 @@ class RolloutDataModule(pl.LightningDataModule):
     # -- rollouts ---------------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
-        """The prompts of a step have come: what the step before logs is written by now, and it was validated."""
+        """Begin a step: the curves of the one before have been written by now, and it has been validated."""
         trainer = cast(pl.Trainer, self.trainer)
         if trainer.training:
             self._steps.next_step_begins(trainer)
@@ -236,7 +238,7 @@ class RolloutDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: PromptBatch, dataloader_idx: int
     ) -> Experience | Demonstrations | EvaluationBatch:
-        """Make of a batch of prompts what the running stage learns from, or is measured on."""
+        """Turn a batch of prompts into what the running stage learns from or is measured on."""
         if not cast(pl.Trainer, self.trainer).training:
             return self._evaluated(batch)
         if batch.recipe.step != self._train_loader.step:

@@ -13,7 +13,7 @@ from grpo_lightning.environments.base import Environment, Message, Reply, Step, 
 from grpo_lightning.errors import RunError
 from grpo_lightning.models.dialogue import Dialogue
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.models.tokenizer import prompt_end
+from grpo_lightning.models.tokenizer import prompt_end, without_end
 from grpo_lightning.rollout.attempts import Attempts, Follower
 from grpo_lightning.rollout.limited_calls import call_all
 from grpo_lightning.rollout.prompts import PromptBatch
@@ -87,7 +87,9 @@ class Episodes(Follower):
             environment = copy.copy(self.environment)
             environment.random = random.Random(row_seed(self.seed, "reset", key))
             self._episodes[row] = _Episode(environment)
-        calls = [partial(self._episodes[row].environment.reset, prompt) for row, (prompt, _) in enumerate(rows)]
+        # Each episode may change its messages: those of the row are shared.
+        own = [replace(prompt, messages=copy.deepcopy(prompt.messages)) for prompt, _ in rows]
+        calls = [partial(self._episodes[row].environment.reset, prompt) for row, prompt in enumerate(own)]
         turns: list[Turn] = []
         for row, begun in enumerate(call_all(calls, self.environment.max_seconds)):
             (prompt, ids), key = rows[row], keys[row]
@@ -106,7 +108,7 @@ class Episodes(Follower):
     def follow(self, made: Attempts, done: Sequence[int]) -> list[Turn]:
         turns = {row: (made.turns[row], made.finished[row]) for row in done}
         replied = [row for row in done if self._can_reply(self._episodes[row], turns[row][1])]
-        said = {row: self._said(turns[row][1]) for row in replied}
+        said = {row: without_end(turns[row][1].token_ids, self.terminators) for row in replied}
         calls = [partial(self._episodes[row].environment.step, self._reply(*turns[row], said[row])) for row in replied]
         steps = dict(zip(replied, call_all(calls, self.environment.max_seconds), strict=True))
         following: list[Turn] = []
@@ -171,12 +173,9 @@ class Episodes(Follower):
     def _can_reply(self, episode: _Episode, completion: Completion) -> bool:
         return episode.error is None and completion.finish_reason is FinishReason.STOP
 
-    def _said(self, completion: Completion) -> list[int]:
-        ids = completion.token_ids
-        return ids[:-1] if ids[-1] in self.terminators else ids
-
     def _reply(self, turn: Turn, completion: Completion, said: list[int]) -> Reply:
-        return Reply(completion.text, self.dialogue.calls(self.dialogue.reply(said)), turn.key)
+        calls = self.dialogue.calls(self.dialogue.reply(said), turn.prompt_end)
+        return Reply(completion.text, calls, turn.key, turn.prompt_end)
 
     def _further(self, episode: _Episode, turn: Turn, row: int, step: Step | Exception, said: list[int]) -> Turn | None:
         """The turn that follows; ``None`` where the episode is over."""

@@ -53,7 +53,7 @@ class EvaluationEnd:
 
     @property
     def result(self) -> tuple[str, Interval] | None:
-        """What the evaluation is about, by name: the accuracy, or else the mean reward."""
+        """The result to show, with its name: the accuracy, or the mean reward where there is none."""
         if self.accuracy is not None:
             return "accuracy", self.accuracy
         return None if self.reward is None else ("mean reward", self.reward)
@@ -69,8 +69,12 @@ class EvaluationEnd:
 class RunCallback(pl.Callback):
     """A Lightning callback with more hooks: override any of these, and any of Lightning's own."""
 
+    data_module: RolloutDataModule
+    """The data of the run, once it is loaded."""
+
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
-        """The data of a stage has been loaded; comes before Lightning's ``setup``."""
+        """The data of a stage has been loaded; comes before Lightning's ``setup``. Sets :attr:`data_module`."""
+        self.data_module = data
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         """A training step ends: its updates have been made and its curves logged. Comes before any checkpoint."""

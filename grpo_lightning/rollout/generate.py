@@ -1,4 +1,4 @@
-"""Completions of prompts that are in hand, without a task or a Trainer."""
+"""Complete given prompts, without a task or a Trainer."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import lightning.pytorch as pl
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.phases import Phases
 from grpo_lightning.rollout.experience import Demonstrations, Experience

@@ -31,6 +31,8 @@ class _Running(Generic[Returned]):
                 self.done.put((number, self.calls[number]()))
             except Exception as error:
                 self.done.put((number, error))
+            except BaseException as error:  # as SystemExit: it would end the thread without an answer
+                self.done.put((number, RuntimeError(type(error).__name__)))
 
 
 def call_all(calls: Sequence[Callable[[], Returned]], seconds: float) -> list[Returned | Exception]:

@@ -173,7 +173,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every row exactly once, in order, dealt out to the ranks in turn. Shares are not padded to be even.
+    """Every row exactly once, in order, distributed round-robin over the ranks. Shares are not padded to be even.
 
     Args:
         prompts: the prompts of a split.

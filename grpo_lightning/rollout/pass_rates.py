@@ -14,6 +14,7 @@ import torch.distributed as dist
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.events import RunCallback, StepEnd
 from grpo_lightning.rollout.sampling import row_seed
+from grpo_lightning.stored import read_jsonl, whole_file
 from grpo_lightning.types import Attempt, Prompt
 
 FILE = "pass_rates.jsonl"
@@ -93,7 +94,7 @@ class PassRates:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up a :meth:`state`; of prompts that are still rows."""
+        """Load a :meth:`state`, for prompts that are still rows."""
         columns = (state[name].tolist() for name in ("id", "passes", "attempts", "step"))
         for prompt, passes, attempts, step in zip(*columns, strict=True):
             self.see({prompt: (passes, attempts)}, step)
@@ -113,11 +114,10 @@ class PassRates:
                 }
 
     def write(self, file: Path) -> None:
-        """Write one JSON object per line, under another name first: a file that is there is whole."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")
-        part.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in self.records()), "utf-8")
-        part.replace(file)
+        """Write one JSON object per line."""
+        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in self.records())
+        with whole_file(file) as part:
+            part.write_text(text, "utf-8")
 
     def read(self, file: str) -> None:
         """Take the visits of a file that :meth:`write` made, in this run or another, as if made at step 0.
@@ -127,8 +127,7 @@ class PassRates:
         """
         key = "data.curriculum.init_args.pass_rates"
         try:
-            lines = Path(file).read_text("utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
+            rows = (row for _, row in read_jsonl(Path(file)))
             counts = {int(row["id"], 16): (int(row["passes"]), int(row["attempts"])) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(

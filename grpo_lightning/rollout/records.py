@@ -15,7 +15,7 @@ from grpo_lightning.types import Attempt
 
 
 def record(attempt: Attempt) -> dict[str, Any]:
-    """Everything a person wants to know of an attempt, and a verifier needs to judge it again."""
+    """What is needed to read and re-judge an attempt."""
     prompt, verdict, completion = attempt.prompt, attempt.verdict, attempt.completion
     return {
         "prompt": prompt.messages,

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.tokenizer import as_plain_text, between_turns, prompt_end
+from grpo_lightning.models.tokenizer import as_plain_text, between_turns, prompt_end, without_end
 from grpo_lightning.types import Attempt, FinishReason, Turn
 
 NO_FEEDBACK = "This answer is not correct."
@@ -47,8 +47,10 @@ class RefinementConfig:
     val_feedback: Literal["format", "verdict", "none"] = "format"
 
     def validate(self, sampling_temperature: float) -> None:
-        """Raises:
-        ConfigError: one sentence with the first key that is out of its range.
+        """Check the options before anything is sampled.
+
+        Raises:
+            ConfigError: one sentence with the first key that is out of its range.
         """
         checks = {
             "budget": (self.budget >= 1, "at least 1"),
@@ -133,10 +135,9 @@ def next_turn(
         tokenizer: renders the turn between the two attempts.
         attempt: the failed one. Its tokens are taken as they were sampled, never encoded again.
         template: the user's turn, around the verdict's feedback.
-        terminators: tokens that end a turn; the chat template writes its own.
+        terminators: tokens that end a turn.
     """
-    said = attempt.completion.token_ids
-    said = said[:-1] if said[-1] in terminators else said
+    said = without_end(attempt.completion.token_ids, terminators)
     feedback = as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
     text = between_turns(tokenizer, [{"role": "user", "content": template.replace("{feedback}", feedback)}])
     between = tokenizer.encode(text, add_special_tokens=False)

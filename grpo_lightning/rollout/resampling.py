@@ -28,8 +28,10 @@ class ResampleConfig:
     keep: Keep = "fill"
 
     def validate(self, group_size: int) -> None:
-        """Raises:
-        ConfigError: one sentence with the first key that is out of its range.
+        """Check the options before anything is sampled.
+
+        Raises:
+            ConfigError: one sentence with the first key that is out of its range.
         """
         if self.max_rounds < 1:
             raise ConfigError(f"data.resample_silent.max_rounds: must be at least 1, not {self.max_rounds}")

@@ -13,8 +13,9 @@ from typing import Any
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.dialogue import Dialogue
 from grpo_lightning.models.policy import Policy
-from grpo_lightning.models.tokenizer import encode_prompt
-from grpo_lightning.rollout.experience import Experience, Recipe, experience_of
+from grpo_lightning.models.tokenizer import encode_prompt, without_end
+from grpo_lightning.rollout.batch import experience_of
+from grpo_lightning.rollout.experience import Experience, Recipe
 from grpo_lightning.rollout.records import TokenCharacters
 from grpo_lightning.rollout.splits import dialogue_of
 from grpo_lightning.stored import read_rollouts
@@ -111,8 +112,7 @@ class StoredRollouts:
             else:
                 assert dialogue is not None, "only an environment has turns that follow others"
                 before = attempts[rows[parent]]
-                said = before.completion.token_ids
-                said = said[:-1] if said[-1] in policy.terminators else said
+                said = without_end(before.completion.token_ids, policy.terminators)
                 count = len(messages) - len(before.prompt.messages) - 1
                 conversation = dialogue.next(before.conversation, said, messages, count)
             rows[record["id"]] = len(attempts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from grpo_lightning.stored import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def _cut_metrics(file: Path, step: int) -> None:
     place = columns.index("step")
     kept = whole[:1] + [line for line in whole[1:] if int(next(csv.reader([line]))[place]) < step]
     if kept != lines:
-        _replace(file, "".join(kept).encode())
+        with whole_file(file) as part:
+            part.write_bytes("".join(kept).encode())
 
 
 def drop_rollouts(root: Path, step: int) -> None:
@@ -121,9 +123,3 @@ def _cut_lines(file: Path, step: int) -> bool:
                 return True
             end += len(line)
     return False
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_bytes(content)
-    os.replace(part, file)

@@ -65,7 +65,7 @@ class Sampler:
         return experience
 
     def _push(self) -> None:
-        """Have the engine hold the present weights."""
+        """Push the weights to the engine if they changed."""
         policy, version = self._learner.policy, f"step-{self._weights()}"
         if self._ahead is not None:
             self._ahead.settle(all_ranks=self._version != version)

@@ -21,6 +21,7 @@ from torch._functorch import config as autograd_config
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from grpo_lightning.errors import first_line
 from grpo_lightning.speed.base import Shortcut, is_close
 from grpo_lightning.speed.shared_prompt import SharedPrompts, states_and_gradient, trial_rows
 
@@ -173,4 +174,4 @@ def _installed(lm: PreTrainedModel) -> Iterator[None]:
 
 def _clause(error: Exception) -> str:
     cause = getattr(error, "inner_exception", error)  # of a backend; the first line of the outer one names the backend
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    return first_line(cause)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from grpo_lightning.errors import first_line
 from grpo_lightning.speed.base import Shortcut, is_close
 from grpo_lightning.speed.caches import has_plain_cache
 from grpo_lightning.speed.packed import fused_linear, linear
@@ -238,7 +239,7 @@ class DirectDecoding(Shortcut):
         try:
             own, plain = _two_steps(lm, ids_RL, mask_RL, position_RL)
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            return f"its step fails in {type(lm).__name__} ({str(error).splitlines()[0]})"
+            return f"its step fails in {type(lm).__name__} ({first_line(error)})"
         # Rounding aside, the two are equal.
         if not all(is_close(found, state, 1e-3 if exact else 0.05) for found, state in zip(own, plain, strict=True)):
             return f"its step gives {type(lm).__name__} other states than the forward pass"

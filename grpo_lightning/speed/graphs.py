@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from grpo_lightning.errors import first_line
 from grpo_lightning.speed.base import Shortcut, is_close
 from grpo_lightning.speed.decoding_cache import RoomyLayer, RoomyStates, decoding_cache, drop_rows
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
@@ -239,7 +240,7 @@ class GraphedDecoding(Shortcut):
         try:
             own, plain = _steps(lm)
         except Exception as error:
-            return f"its step fails in {type(lm).__name__} ({str(error).splitlines()[0]})"
+            return f"its step fails in {type(lm).__name__} ({first_line(error)})"
         if not all(is_close(found, state, 1e-3 if exact else 0.05) for found, state in zip(own, plain, strict=True)):
             return f"its step gives {type(lm).__name__} other states than one that is not recorded"
         return None

@@ -3,7 +3,7 @@
 from grpo_lightning.tasks.arithmetic import Arithmetic
 from grpo_lightning.tasks.base import MissingSplit, Task
 from grpo_lightning.tasks.calculations import Calculations
-from grpo_lightning.tasks.controls import ControlFinding, check_controls
+from grpo_lightning.tasks.controls import check_controls
 from grpo_lightning.tasks.extraction import Extraction
 from grpo_lightning.tasks.gsm8k import GSM8K
 from grpo_lightning.tasks.humaneval import HumanEval
@@ -19,7 +19,6 @@ __all__ = [
     "MBPP",
     "Arithmetic",
     "Calculations",
-    "ControlFinding",
     "Extraction",
     "HumanEval",
     "MissingSplit",

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from grpo_lightning import hub
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, first_line
 
 _KEY = "data.task.init_args.path"
 
@@ -269,7 +269,7 @@ def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
         with hub.from_hub(path):
             splits = datasets.load_dataset(path, name)
     except Exception as error:  # offline, no such data set, no such config, gated: the fix is the same for all
-        reason = f"{type(error).__name__}: {hub.first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(
             f"{_KEY}: {hub.why_not(path, reason)}; check the name, or give a local folder that contains train.jsonl"
         ) from error

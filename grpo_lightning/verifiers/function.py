@@ -5,26 +5,41 @@ from __future__ import annotations
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
-from grpo_lightning.verifiers._signature import OF_TRLS_TRAINER, Style, signature_of, style_of
+from grpo_lightning.verifiers._signature import (
+    OF_THE_BATCH,
+    OF_TRLS_TRAINER,
+    Role,
+    Style,
+    roles_of,
+    signature_of,
+    style_of,
+)
 from grpo_lightning.verifiers.base import ABSTAINED, Verifier, broken
 
 _TEXTS = (
     "its completions are plain texts, as its prompts are: a function that reads completion[0]['content'] needs "
     "conversational: true"
 )
+_READS_MESSAGES = ("string indices must be integers", "'str' object has no attribute 'get'")
+"""What Python says when a text is read as a message."""
+
+_GETS_A_SAMPLE = "its only parameter gets the Sample: name it completion to get the text"
 
 
 class FunctionVerifier(Verifier):
     """Turns a function into a verifier. ``style`` selects how it is called; by default the parameters do:
 
     - ``sample``: ``f(sample)``, with the :class:`Sample`.
-    - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer.
-    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list.
+    - ``answer``: ``f(completion, answer)``, with the text and the row's gold answer. Names count before positions:
+      ``f(ground_truth, response)`` works, too, and ``f(prompt, completion)`` gets the text of the last message.
+    - ``trl``: ``f(prompts, completions, completion_ids, **columns)``, once per batch, with lists; it returns a list,
+      or anything else to iterate over in order, such as a generator.
       TRL's ``GRPOTrainer`` calls reward functions in this way, and they work unchanged. The function gets the arguments
       that it names, or all of them if it has ``**kwargs``. The columns are those of the row, its metadata and its
       answer. ``completion_ids`` is omitted if only the texts are known. ``trainer_state``, ``log_extra``,
@@ -39,13 +54,17 @@ class FunctionVerifier(Verifier):
     - ``None``: the function abstains. See ``Verdict.abstained``.
     - anything else, including NaN and infinity, is an error, and so is a list whose length is not that of the batch.
 
+    A function gets copies of the row's lists and dicts, so it may change them.
+
     An ``async def`` function is awaited for all samples of a batch concurrently. All calls run in one event loop that
     lives as long as the program, so a client can be kept in a global variable.
 
     Args:
         function: dotted path of the function, such as ``my_package.rewards.shorter_is_better``, or the function itself.
         style: how the function is called. Default: ``trl`` if a parameter is called ``completions``, ``prompts`` or
-            ``completion_ids``; ``answer`` with two parameters without a default, and ``sample`` with one.
+            ``completion_ids``; ``answer`` with two parameters without a default, or with names such as ``completion``,
+            ``response``, ``answer``, ``ground_truth`` and ``prompt``; ``sample`` with one of another name. With
+            ``style: answer``, parameters whose names contradict each other get the text and the answer in this order.
         options: extra keyword arguments for every call.
         correct_at: the smallest reward that means correct. Default: 1, and only 0 and 1 tell wrong from correct.
         answer_column: ``trl``: name of the argument that receives the gold answers.
@@ -97,6 +116,7 @@ class FunctionVerifier(Verifier):
         self.options = options or {}
         self.signature = signature_of(self.function, self.options)
         self.style = style_of(self.signature, self.name) if style is None else style
+        self.roles = roles_of(self.signature) if self.style == "answer" else {}
         self.correct_at = correct_at
         self.answer_column = answer_column
         self.conversational = conversational
@@ -105,7 +125,8 @@ class FunctionVerifier(Verifier):
 
     def require(self, prompt: Prompt) -> None:
         """Refuse rows without a gold answer if the function takes one."""
-        if self.style == "answer" and prompt.answer is None:
+        takes_answer = self.style == "answer" and (not self.roles or "answer" in self.roles.values())
+        if takes_answer and prompt.answer is None:
             raise ValueError(f"{self.name} needs the gold answer, and the row has none")
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
@@ -119,17 +140,18 @@ class FunctionVerifier(Verifier):
         gold = [self.answer_column] if has_answer else []
         known = list(dict.fromkeys([*available, *gold]))
         for name in self.signature.missing(known):
-            if name in OF_TRLS_TRAINER:
-                raise ConfigError(
-                    f"FunctionVerifier.function: {self.name} needs {name!r}, which only TRL's trainer has; give the "
-                    "parameter a default"
-                )
-            raise ConfigError(
-                f"FunctionVerifier.function: {self.name} has the parameter {name!r}, and the rows have no such column, "
-                f"only {', '.join(known) or 'none'}; name the one that is meant by "
-                f"data.task.init_args.metadata_columns ({{{name}: COLUMN}}), or give the parameter in options"
-            )
+            raise ConfigError(f"FunctionVerifier.function: {self._lacks(name, known)}")
         return [name for name in self.signature.wanted(available) if name not in gold]
+
+    def _lacks(self, name: str, known: Sequence[str]) -> str:
+        """Say what a parameter without a value needs."""
+        if name in OF_TRLS_TRAINER:
+            return f"{self.name} needs {name!r}, which only TRL's trainer has; give the parameter a default"
+        return (
+            f"{self.name} has the parameter {name!r}, and the rows have no such column, only "
+            f"{', '.join(known) or 'none'}; name the one that is meant by data.task.init_args.metadata_columns "
+            f"({{{name}: COLUMN}}), or give the parameter in options"
+        )
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_batch([sample])[0]
@@ -139,24 +161,34 @@ class FunctionVerifier(Verifier):
 
         Raises:
             Exception: any exception of a function of style ``trl``.
-            TypeError: the function did not return a list.
+            TypeError: the function did not return rewards in order, or a parameter has no value.
             ValueError: the list does not have the length of the batch.
         """
         if self.style == "trl":
             values = self._call_with_lists(samples)
         else:
             values = self._settle([self._call(sample) for sample in samples])
+            if self.style == "sample" and self.signature.needed != ["sample"]:
+                values = [TypeError(f"{one}; {_GETS_A_SAMPLE}") if _says(one, "'Sample'") else one for one in values]
         return [self._verdict(value) for value in values]
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def _call(self, sample: Sample) -> Any:
         """Return the function's result for a sample, or the exception that it raises."""
-        arguments = (sample,) if self.style == "sample" else (sample.completion, sample.answer)
         try:
-            return self.function(*arguments, **self.options)
+            placed, named = ([_own_sample(sample)], {}) if self.style == "sample" else self._by_role(sample)
+            return self.function(*placed, **named, **self.options)
         except Exception as error:
             return error
+
+    def _by_role(self, sample: Sample) -> tuple[list[Any], dict[str, Any]]:
+        values: dict[Role, Any] = {"completion": sample.completion, "answer": _own(sample.answer)}
+        if not self.roles:
+            return list(values.values()), {}
+        if "prompt" in self.roles.values():
+            values["prompt"] = _prompt(sample.prompt, chat=False)
+        return self.signature.call({name: values[role] for name, role in self.roles.items()})
 
     def _call_with_lists(self, samples: Sequence[Sample]) -> list[Any]:
         names = dict.fromkeys(name for sample in samples for name in sample.metadata)
@@ -171,22 +203,26 @@ class FunctionVerifier(Verifier):
         ]
         if all(sample.token_ids is not None for sample in samples):
             arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
-        (values,) = self._settle([self._call_batch(self.signature.given(arguments))])
-        if isinstance(values, TypeError) and self.conversational == "auto" and not all(chats):
+        for name in self.signature.missing(arguments):
+            raise TypeError(self._lacks(name, [one for one in arguments if one not in OF_THE_BATCH]))
+        (values,) = self._settle([self._call_batch(_own(self.signature.given(arguments)))])
+        if self.conversational == "auto" and not all(chats) and _says(values, *_READS_MESSAGES):
             raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
             raise values
-        values = _plain(values)
-        if not isinstance(values, (list, tuple)):
+        values = _listed(_plain(values))
+        if not isinstance(values, list):
             raise TypeError(f"{self.name} must return a list of {len(samples)} rewards, not {type(values).__name__}")
         if len(values) != len(samples):
             raise ValueError(f"{self.name} must return a list of {len(samples)} rewards, but returned {len(values)}")
-        return list(values)
+        return values
 
     def _call_batch(self, arguments: dict[str, Any]) -> Any:
         """Return the function's result for a batch, or the exception that it raises."""
         try:
-            return self.function(**arguments | self.options)
+            values = self.function(**arguments | self.options)
+            # What a generator raises is raised here.
+            return list(values) if isinstance(values, Iterator) else values
         except Exception as error:
             return error
 
@@ -223,6 +259,8 @@ class FunctionVerifier(Verifier):
         value = _plain(value)
         if isinstance(value, bool):
             return Verdict(correct=value, format_valid=value)
+        if not isinstance(value, (int, float)) and hasattr(value, "__float__"):
+            value = float(value)  # a Decimal or a Fraction
         if not isinstance(value, (int, float)):
             raise TypeError(f"{self.name} must return a number, bool, Verdict or None, not {type(value).__name__}")
         if not math.isfinite(value):
@@ -265,6 +303,36 @@ def _prompt(prompt: str | list[dict[str, str]], chat: bool) -> str | list[dict[s
 
 def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
     return [{"role": "assistant", "content": completion}] if chat else completion
+
+
+def _says(value: Any, *texts: str) -> bool:
+    """Return whether a value is an error whose message has one of the texts."""
+    return isinstance(value, (TypeError, AttributeError)) and any(text in str(value) for text in texts)
+
+
+def _listed(values: Any) -> Any:
+    """Turn what has an order, and is no text, into a list: TRL iterates over whatever is returned."""
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        return values
+    return list(values)
+
+
+def _own(value: Any) -> Any:
+    """Copy lists, dicts and sets, which the function may change: a row is shared by its group and all verifiers."""
+    if isinstance(value, dict):
+        return {key: _own(one) for key, one in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_own, value))
+    return value
+
+
+def _own_sample(sample: Sample) -> Sample:
+    return replace(
+        sample,
+        prompt=_own(sample.prompt),
+        answer=_own(sample.answer),
+        metadata={name: _own(value) for name, value in sample.metadata.items()},
+    )
 
 
 def _imported(path: str) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.verifiers._composite import conjunction, joined_errors, joined_feedback
 from grpo_lightning.verifiers.base import Verifier, rewarded
 
 
@@ -22,21 +24,20 @@ def combine(judged: Mapping[str, tuple[Verdict, float]]) -> tuple[Verdict, float
     Returns:
         The verdict, and the reward, NaN if there is an error.
     """
-    errors = [f"{name}: {verdict.error}" for name, (verdict, _) in judged.items() if verdict.error is not None]
-    counted = [(verdict, reward) for verdict, reward in judged.values() if verdict.judged]
-    if not errors and not counted:
-        errors = [f"no verifier has a say on this sample: {', '.join(judged)} abstained"]
-    verdicts = [verdict for verdict, _ in counted]
-    correct = not errors and all(verdict.correct for verdict in verdicts)
-    together = Verdict(
-        correct=correct,
-        format_valid=not errors and all(verdict.format_valid for verdict in verdicts),
-        feedback=" ".join(verdict.feedback for verdict in verdicts if verdict.feedback),
-        error="; ".join(errors) or None,
-        correct_but_truncated=not errors and not correct and all(verdict.correct_if_ended for verdict in verdicts),
+    verdicts = [verdict for verdict, _ in judged.values() if verdict.judged]
+    if any(verdict.error is not None for verdict, _ in judged.values()):
+        together = joined_errors((name, verdict) for name, (verdict, _) in judged.items())
+    elif not verdicts:
+        together = Verdict(False, False, error=f"all verifiers abstained on this sample: {', '.join(judged)}")
+    else:
+        together = conjunction(verdicts)
+    together = replace(
+        together,
+        feedback=joined_feedback(verdicts),
         reward_alone=any(verdict.reward_alone for verdict in verdicts),
     )
-    return together, math.nan if errors else fmean(reward for _, reward in counted)
+    rewards = [reward for verdict, reward in judged.values() if verdict.judged]
+    return together, fmean(rewards) if together.error is None else math.nan
 
 
 def judge_together(verifiers: Mapping[str, Verifier], samples: Sequence[Sample]) -> list[tuple[Verdict, float]]:

@@ -283,7 +283,7 @@ def test_an_option_changes_the_first_step(tiny_model: Callable[[str], str], teac
     ("options", "text"),
     [
         ({"teacher": "self"}, "model.context: teacher: self needs one"),
-        ({"teacher": "reference", "reference": "none"}, "model.teacher: reference needs one"),
+        ({"teacher": "reference", "reference": "none"}, "model.teacher: `reference` needs a reference policy"),
         ({"divergence": "kl"}, "model.divergence: must be one of reverse_kl, forward_kl, jsd"),
         ({"jsd_beta": 1.0}, "model.jsd_beta: must be between 0 and 1"),
         ({"vocabulary": "half"}, "model.vocabulary: must be one of full, sampled"),

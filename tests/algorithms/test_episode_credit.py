@@ -14,7 +14,7 @@ from grpo_lightning.advantages import RewardMoments, Unscaled
 from grpo_lightning.algorithms.credit import EpisodeCredit, Groups, credited_rewards, groups_of
 from grpo_lightning.environments import GuessNumber
 from grpo_lightning.rollout import Experience, Recipe
-from grpo_lightning.rollout.experience import experience_of
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
 
 NAN = math.nan

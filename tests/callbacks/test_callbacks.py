@@ -29,9 +29,11 @@ from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.rollout import SamplingParams, StepEnd
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
 from grpo_lightning.types import Completion, FinishReason
 from tests.algorithms.test_grpo import Constant
+from tests.rollout.test_episodes import Chatty
 from tests.toy import LetterVerifier, ToyTask, Watch, experience, fit, grpo, llama_alone, rollouts, same, trainer
 
 STOP, CUT = FinishReason.STOP, FinishReason.LENGTH
@@ -55,6 +57,37 @@ def test_preflight_says_what_is_wrong_and_what_to_change(rows: Any, wanted: list
     assert all(part in text for part in wanted)
     assert not any(part in text for part in unwanted)
     assert "1 to 2 tokens" in text
+
+
+@llama_alone
+def test_the_preflight_compares_whole_episodes(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two groups of two episodes with two turns. The turns' rewards differ, those of the first group's episodes do not.
+    alone = experience([(1.0, STOP), (0.0, STOP), (0.0, STOP), (0.0, STOP)])
+    later = [
+        replace(row, key=f"{row.key}/turn2", number=2, parent=place, reward=reward)
+        for place, (row, reward) in enumerate(zip(alone.attempts, (0.0, 1.0, 0.0, 0.5), strict=True))
+    ]
+    recipe = replace(alone.recipe, environment=Chatty())
+    batch = experience_of([*alone.attempts, *later], recipe, alone.seconds, 0, torch.device("cpu"))
+    said = [text for _, text in preflight(batch, 0.5)]
+    assert said[0].startswith("preflight: 8 completions in 4 episodes of 2 prompts: 1 to 4 tokens")
+    assert said[1] == "preflight: reward 0.62 on average, from 0.00 to 1.00; 1 of 2 groups have a signal to learn from"
+    # Each episode earns 1, half of it per turn, and its last turn was cut off.
+    halves = [replace(row, reward=0.5) for row in alone.attempts]
+    cut = [replace(row, reward=0.5, completion=replace(row.completion, finish_reason=CUT)) for row in later]
+    batch = experience_of([*halves, *cut], recipe, alone.seconds, 0, torch.device("cpu"))
+    said = [text for _, text in preflight(batch, 0.5)]
+    assert "0% ended by themselves, 100% were truncated at 9" in said[0]
+    assert "100% of the episodes were truncated" in said[2]
+    assert "no group has a signal to learn from: the policy solves these prompts already" in said[-1]
+    # In a run, some episodes have more turns than others.
+    data = rollouts(environment=Chatty(max_turns=3), sampling=SamplingParams(max_new_tokens=20))
+    with caplog.at_level(logging.INFO, "grpo_lightning"):
+        fit(tmp_path, grpo(model_path, verifiers=[]), 1, data, callbacks=[HealthCheck(prompts=2)])
+    assert re.search(r"preflight: \d+ completions in 8 episodes of 2 prompts", caplog.text)
+    assert "2 of 2 groups have a signal" in caplog.text
 
 
 @llama_alone

@@ -11,7 +11,7 @@ import torch
 
 from grpo_lightning.callbacks.hints import about_silence, about_truncation, likeness
 from grpo_lightning.rollout import Experience, Recipe, SamplingParams
-from grpo_lightning.rollout.experience import experience_of
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
 
 TOKENS = 10

@@ -288,7 +288,7 @@ def test_out_of_memory_names_phase_shapes_and_setting_and_loses_nothing(
     assert fix in sentence
     text = (tmp_path / "memory.md").read_text()
     assert sentence in text
-    held = text.split("Held when the memory did not suffice")[1]
+    held = text.split("Held when memory ran out")[1]
     assert len([line for line in held.splitlines() if "torch." in line]) == 10
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
 

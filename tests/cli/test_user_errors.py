@@ -43,6 +43,10 @@ def callback(name: str, **options: Any) -> list[str]:
     return ["--trainer.callbacks", json.dumps([{"class_path": name, "init_args": options}])]
 
 
+def verifier(name: str, **options: Any) -> list[str]:
+    return ["--model.verifiers", json.dumps([{"class_path": name, "init_args": options}])]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -55,6 +59,13 @@ def callback(name: str, **options: Any) -> list[str]:
             ["--model.verifiers", "[{class_path: tests.cli.test_user_errors.WithoutItsTable}]"],
             "model.verifiers: WithoutItsTable cannot be built: OSError: no such table (test_user_errors.py line ",
         ),
+        (verifier("MathVerifier", formats=[]), "MathVerifier.formats: must be a list of some of hash, boxed, tag, "),
+        (verifier("MathVerifier", max_chars=0), "MathVerifier.max_chars: must be at least 1, not 0"),
+        (verifier("CodeVerifier", timeout_s=0), "CodeVerifier.timeout_s: must be above 0 and at most 3600, not 0.0"),
+        (verifier("CodeVerifier", workers=0), "CodeVerifier.workers: must be at least 1, or null for the default, "),
+        (verifier("JSONSchemaVerifier", rel_tol=2), "JSONSchemaVerifier.rel_tol: must be at least 0 and below 1, "),
+        (verifier("JSONSchemaVerifier", schema={"type": "x"}), "JSONSchemaVerifier.schema: the schema cannot be"),
+        (verifier("JSONSchemaVerifier", fields=["a", "a"]), "JSONSchemaVerifier.fields: 'a' is named twice or empty"),
         (callback("EarlyStopping", monitor="x", mode="q"), "trainer.callbacks: EarlyStopping cannot be built: Misconf"),
         (["--trainer.strategy", "dpp"], "trainer: You selected an invalid strategy name: `strategy='dpp'`."),
         (["--trainer.devices", "many"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
@@ -87,7 +98,7 @@ def test_what_lightning_takes_in_yaml_is_taken_or_answered(tmp_path: Path, capsy
     trainer = parse([*QUICKSTART, "--config", str(config), *few(tmp_path)]).trainer
     assert "EarlyStopping" in [type(one).__name__ for one in trainer.callbacks]
     config.write_text("seed_everything: null")
-    text = "seed_everything: null is no seed: give a number, true for one at random, or false for none"
+    text = "seed_everything: null is not a seed: give a number, true for one at random, or false for none"
     assert error_of(capsys, *QUICKSTART, "--config", config, *few(tmp_path)) == text
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli.config_files import with_config_options
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.shipped import CONFIGS, shipped_config
 from tests.cli.test_user_errors import error_of
 

@@ -390,9 +390,9 @@ def test_a_refused_page_leaves_the_one_before(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (json.dumps(row(step=1) | {"step": "1"}).encode(), r"record 2 of \S+rank0-step-000000.jsonl has step: '1'"),
-        (b'{"step": 1}', r"record 2 of \S+.jsonl has no id: it is not a rollout that grpo stored"),
-        (b"[1]", r"line 2 of \S+.jsonl is not a rollout record"),
+        (json.dumps(row(step=1) | {"step": "1"}).encode(), r"line 2 of \S+rank0-step-000000.jsonl has step: '1'"),
+        (b'{"step": 1}', r"line 2 of \S+.jsonl has no id: it is not a rollout record"),
+        (b"[1]", r"line 2 of \S+.jsonl is not a rollout record: it holds \[1\]"),
         (b"\xff", r"\S+.jsonl is not UTF-8 text"),
         (json.dumps({name: value for name, value in row().items() if name != "kl"}).encode(), "has no 'kl'"),
     ],

@@ -352,6 +352,9 @@ def test_the_command(
     served = policy_of(cli := parse([*options, "--ckpt_path", str(tmp_path / "a.ckpt")], ServeCLI))
     pairs = zip(served.parameters(), fresh.parameters(), strict=True)
     assert all(torch.equal(one, other + 1) for one, other in pairs)
+    torch.save({"state_dict": state, "skipped_steps": 0, "format": 2}, tmp_path / "a.ckpt")
+    with pytest.raises(ConfigError, match=r"has format 2, .*: install a newer grpo-lightning"):
+        policy_of(cli)
     state.popitem()
     torch.save({"state_dict": state, "skipped_steps": 0}, tmp_path / "b.ckpt")
     cli.config.ckpt_path = str(tmp_path / "b.ckpt")

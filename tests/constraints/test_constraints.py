@@ -181,5 +181,5 @@ class Slow(PreTrainedTokenizer):
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs a fast tokenizer, .*: Slow is written in Python"):
+    with pytest.raises(ConfigError, match=r"needs a fast tokenizer; .*: Slow is written in Python"):
         Grammars(Slow(), 2, [0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +12,9 @@ from grpo_lightning.environments.base import checked
 from grpo_lightning.environments.calls import FORMATS, format_of
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt
+
+A, B = '{"name": "a", "parameters": {"x": 1}}', '{"name": "b", "parameters": {}}'
+TWICE = Call("", error="The tool call gives a name twice.")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -39,6 +43,37 @@ def test_every_format_reads_its_example(name: str) -> None:
         ("pythonic", "<|tool_call_start|>[a(x=open('f'))]<|tool_call_end|>", None),
         ("llama3", '<|python_tag|>{"name": "a", "parameters": {"x": [1]}}', [Call("a", {"x": [1]})]),
         ("llama3", '{"name": 3}', None),
+        ("llama3", f"{A}; {B}", [Call("a", {"x": 1}), Call("b")]),
+        ("llama3", f"{A}\n{B}<|eom_id|>", [Call("a", {"x": 1}), Call("b")]),
+        ("llama3", f"<|python_tag|>{A}<|eot_id|> \n", [Call("a", {"x": 1})]),
+        ("llama3", f"<think>{A}</think>\n{B}", [Call("b")]),
+        ("llama3", f"Hm.</think>{B}", [Call("b")]),
+        ("llama3", f"<think>{A}", []),
+        ("llama3", f"I call {A}", []),
+        ("llama3", f"{A} and so on", [Call("a", {"x": 1}), Call("", error="The tool call is not valid JSON.")]),
+        ("hermes", f"<think><tool_call>{A}</tool_call></think><tool_call>{B}</tool_call>", [Call("b")]),
+        ("hermes", f"<tool_call>{A}</tool_call></think><tool_call>{B}</tool_call>", [Call("b")]),
+        ("hermes", f"<think><tool_call>{A}</tool_call>", []),
+        (
+            "hermes",
+            '<tool_call>{"name": "a", "arguments": {"x": "</tool_call><think>"}}</tool_call><tool_call>{"name": "b"}',
+            [Call("a", {"x": "</tool_call><think>"}), Call("b")],
+        ),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>', [Call("a", {"x": 1})]),
+        ("hermes", '<tool_call>{"name": "a", "arguments": null}</tool_call>', [Call("a")]),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "x"}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": "[1]"}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": [1]}</tool_call>', None),
+        ("hermes", f"<tool_call>{A}{B}</tool_call>", None),
+        ("hermes", '<tool_call>{"name": "a", "arguments": {"x": 1, "x": 2}}</tool_call>', [TWICE]),
+        ("pythonic", "<|tool_call_start|>[a(x=1, x=2)]", [TWICE]),
+        (
+            "pythonic",
+            "<|tool_call_start|>[a(x=true, y=[null], z=False)]",
+            [Call("a", {"x": True, "y": [None], "z": False})],
+        ),
+        ("pythonic", "<|tool_call_start|>[a(x=yes)]", None),
+        ("pythonic", "<think><|tool_call_start|>[a()]<|tool_call_end|></think><|tool_call_start|>[b()]", [Call("b")]),
     ],
 )
 def test_calls_are_read_or_say_what_is_wrong(name: str, text: str, calls: list[Call] | None) -> None:
@@ -48,6 +83,14 @@ def test_calls_are_read_or_say_what_is_wrong(name: str, text: str, calls: list[C
         assert found[0].error
     else:
         assert found == calls
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_call_is_read_in_a_thought_that_the_prompt_opened(name: str) -> None:
+    parser = FORMATS[name]
+    assert parser.calls(parser.example, prompt_end="assistant\n<think>\n") == []
+    assert parser.calls(f"x</think>{parser.example}", prompt_end="<think>") == [Call("f", {"x": 1})]
+    assert parser.calls(parser.example, prompt_end="</think>") == [Call("f", {"x": 1})]
 
 
 def test_the_format_is_read_off_the_template() -> None:
@@ -66,8 +109,12 @@ def test_the_calculator_computes(expression: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["1/0", "2**99", "__import__('os')", "", "True", "'a' * 9", "9" * 300, "(" * 150]
-)
+    "expression",
+    [
+        "1/0", "2**99", "__import__('os')", "", "True", "'a' * 9", "9" * 300, "(" * 150, "1e308*10", "1e999",
+        "1e308*10 - 1e308*10",
+    ],
+)  # fmt: skip
 def test_the_calculator_refuses_in_one_sentence(expression: str) -> None:
     with pytest.raises(ValueError, match=r"comput|expression must"):
         calculator(expression)
@@ -176,11 +223,65 @@ def test_the_game_of_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan"))]
-)
+    ("text", "guess"),
+    [
+        ("5", 5), ("My guess is 42.", 42), ("-5", -5), ("+5!", 5), ("\u22125", -5), ("1,000", 1000), ("007", 7),
+        ("Hm...5", 5), ("guess:5, surely", 5), ("5. Yes, 5", 5), ("Is it (12)?", 12), ("turn-5", 5),
+        ("5.5", None), (".5", None), ("between 5 and 9", None), ("5-9", None), ("5, 6", None), ("1,00", None),
+        ("5/2", None), ("1e3", None), ("4 5.5", None), ("none", None), ("", None),
+        ("9" * 5000, None), ("9" * 101, None),
+        ("<think>it is between 1 and 100</think> 7", 7), ("between 1 and 100</think>7", 7),
+        ("<think>5</think>", None), ("<think>5", None),
+    ],
+)  # fmt: skip
+def test_a_guess_is_one_whole_number_outside_of_thoughts(text: str, guess: int | None) -> None:
+    game = GuessNumber()
+    game.reset(Prompt([], answer="3000"))
+    assert game.step(Reply(text)).info == {"guess": guess}
+    if guess is not None:
+        game.reset(Prompt([], answer=str(guess)))
+        assert game.step(Reply(text)).reward == 1.0
+
+
+def test_a_thought_that_the_prompt_opened_is_no_guess() -> None:
+    game = GuessNumber()
+    game.reset(Prompt([], answer="5"))
+    assert game.step(Reply("perhaps 5", prompt_end="assistant\n<think>\n")).info == {"guess": None}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan")),
+        Step(done=True, reward="1"), Step(done=True, info=3),
+    ],
+)  # fmt: skip
 def test_what_is_not_a_step_is_an_error(step: object) -> None:
     with pytest.raises((TypeError, ValueError), match="Game"):
         checked(step, "Game")
+
+
+def test_a_step_is_made_plain() -> None:
+    info = {"turn": 1}
+    step = checked(Step(({"role": "user", "content": "a"} for _ in range(2)), reward=Decimal(1), info=info), "Game")
+    info["turn"] = 2
+    assert step == Step([{"role": "user", "content": "a"}] * 2, reward=1.0, info={"turn": 1})
+    assert type(step.reward) is float
+
+
+def test_half_a_surrogate_pair_of_the_policy_does_not_reach_the_tokenizer() -> None:
+    calls = FORMATS["hermes"].calls(r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>')
+    (message,) = checked(ToolEnvironment([calculator]).step(Reply("", calls)), "Tools").messages
+    assert message == {"role": "tool", "name": "?", "content": "There is no tool ?. The tools are: calculator."}
+
+
+def test_a_turn_has_a_limited_number_of_calls() -> None:
+    environment = ToolEnvironment([calculator], max_calls=2, call_reward=-1.0)
+    step = environment.step(Reply("", [Call("calculator", {"expression": "1"})] * 3))
+    assert [message["content"] for message in step.messages] == ["1", "1", "Not run: at most 2 calls are run per turn."]
+    assert step.reward == -3
+    with pytest.raises(ConfigError, match=r"init_args\.max_calls: must be above 0, not 0"):
+        ToolEnvironment([calculator], max_calls=0)
 
 
 def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
@@ -201,3 +302,44 @@ def test_the_python_tool_keeps_its_variables_and_is_isolated() -> None:
     assert "longer than the limit" in said[8]
     environment.reset(Prompt([]))
     assert "NameError" in environment.run(Call("python", {"code": "x"}))
+
+
+@pytest.fixture(scope="module")
+def python_tool() -> PythonEnvironment:
+    environment = PythonEnvironment(timeout_s=0.5, workers=1)
+    environment.start()
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["x = 1", "x = 2; import os; os._exit(0)", "x"], ["", "The program ended before its time.", "1\n"]),
+        (["x = 1", "while True: x += 1", "x"], ["", "The program ran longer than the limit of 0.5 s.", "1\n"]),
+        (["x = 1", "x = 2; time.sleep(9)", "x"], ["", "NameError: name 'time' is not defined\n", "2\n"]),
+        (["import time; time.sleep(9)", "1"], ["The program ran longer than the limit of 0.5 s.", "1\n"]),
+        (["print('\\0')", "print('a\\0b')", "print()"], ["\\0\n", "a\\0b\n", "\n"]),
+        (["print('\\ud800')", "'\\ud800'"], ["\\ud800\n", "'\\ud800'\n"]),
+        (["import builtins as b; b.print = b.exec = b.repr = b.compile = None", "1 + 1"], ["", "2\n"]),
+        (["import ast, io, sys; ast.parse = io.StringIO = sys.stdout = None", "1 + 1"], ["", "2\n"]),
+        (["class A: n = 3", "import pickle; pickle.loads(pickle.dumps(A())).n"], ["", "3\n"]),
+        (["import os; os.write(1, b'once')", "2"], ["once4\n", "2\n"]),
+        (["import atexit; atexit.register(print, 'bye'); 1", "2"], ["1\n", "2\n"]),
+    ],
+)
+def test_no_cell_of_the_python_tool_breaks_the_later_ones(
+    python_tool: PythonEnvironment, cells: list[str], said: list[str]
+) -> None:
+    python_tool.reset(Prompt([]))
+    assert [python_tool.run(Call("python", {"code": cell})) for cell in cells] == said
+
+
+def test_no_call_is_run_after_one_that_did_not_end(python_tool: PythonEnvironment) -> None:
+    python_tool.reset(Prompt([]))
+    for _ in range(2):
+        step = python_tool.step(Reply("", [Call("python", {"code": code}) for code in ("1", "while True: 0", "2")]))
+        assert [message["content"] for message in step.messages] == [
+            "1\n",
+            "The program ran longer than the limit of 0.5 s.",
+            "Not run: an earlier call of the turn did not end by itself.",
+        ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo_lightning.functional import TokenLogprobs, token_logprobs
+from grpo_lightning.functional.logprobs import TokenLogprobs, token_logprobs
 
 M, D, V = 7, 5, 11
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo_lightning.functional import masked_max, masked_mean, masked_std, masked_sum
+from grpo_lightning.functional.masking import masked_max, masked_mean, masked_std, masked_sum
 
 VALUES = torch.tensor([[1.0, 2.0, 6.0], [-3.0, -5.0, 7.0], [4.0, 4.0, 4.0]])
 MASK = torch.tensor([[True, True, False], [True, True, False], [False, False, False]])

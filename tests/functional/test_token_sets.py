@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_lightning.functional import TokenLogprobs, TokenSets, excluded_tokens, token_logprobs
+from grpo_lightning.functional import TokenSets, excluded_tokens, token_logprobs
+from grpo_lightning.functional.logprobs import TokenLogprobs
 
 M, D, V = 7, 5, 43
 SETS = ([0], [3, 31, 32, 42], list(range(0, V, 2)), list(range(V)))

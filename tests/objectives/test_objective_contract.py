@@ -188,9 +188,9 @@ class NumbersAsClip(Right):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (MeanOfTheBatch, "MeanOfTheBatch: its loss of a completion is another one beside other completions"),
-        (DividedByTheWidth, "DividedByTheWidth: its loss of a completion is another one"),
-        (Flowing, "Flowing: its loss of a completion is another one"),
+        (MeanOfTheBatch, "MeanOfTheBatch: its loss for a completion changes with the other completions in the"),
+        (DividedByTheWidth, "DividedByTheWidth: its loss for a completion changes"),
+        (Flowing, "Flowing: its loss for a completion changes"),
         (Constant, "Constant: its loss has no gradient"),
         (NotFinite, "NotFinite: its loss or gradient is not finite"),
         (OneNumber, r"OneNumber.terms: loss_NT must have the shape \(4, 5\), but is \(\)"),

@@ -11,12 +11,12 @@ import torch
 from grpo_lightning.advantages import Unscaled
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import (
-    MAX_LOG_RATIO,
     cispo_objective,
     clipped_objective,
     sequence_ratio,
     token_ratio,
 )
+from grpo_lightning.functional.losses import MAX_LOG_RATIO
 from grpo_lightning.objectives import CISPO, DPPO, GMPO, GSPO, SAPO, Clip, GSPOToken, ShortForm
 from grpo_lightning.objectives.short_form import OWNERS
 from tests.objectives.cases import OBJECTIVES, Case

@@ -66,6 +66,15 @@ def test_visits_are_counted_by_prompt_and_the_last_one_holds(tmp_path: Path) -> 
     assert (read.attempts_N.tolist(), read.step_N.tolist()) == ([0, 4, 2], [0, 0, 0])
 
 
+def test_a_prompt_may_hold_what_other_places_take_for_the_end_of_a_line(tmp_path: Path) -> None:
+    rows = [Prompt([{"role": "user", "content": f"a{mark}b"}], "1") for mark in "\u2028\u0085\x1c"]
+    rates = PassRates(rows)
+    rates.see({prompt_id(row): (1, 4) for row in rows}, 1)
+    rates.write(tmp_path / FILE)
+    read = PassRates(rows, str(tmp_path / FILE))
+    assert read.attempts_N.tolist() == [4, 4, 4]
+
+
 def test_weights_are_those_of_the_formulas() -> None:
     rate_N = torch.tensor([0.9, 0.5, 0.1, 0.5])
     assert Informative().weights(rate_N, 0).tolist() == pytest.approx([0.09, 0.25, 0.09, 0.25])

@@ -172,6 +172,23 @@ class Restless(Chatty):
         return [{"role": "user", "content": str(Restless.begun)}]
 
 
+class Appending(Chatty):
+    """Changes the messages that it gets."""
+
+    def reset(self, row: Prompt) -> Sequence[Message]:
+        self.turn = 0
+        row.messages[-1]["content"] += "?"
+        row.messages.append({"role": "user", "content": "Go."})
+        return row.messages
+
+
+@llama_alone
+def test_an_episode_may_change_the_messages_of_its_row(model_path: str, tmp_path: Path) -> None:
+    batch, _ = collected(model_path, Appending(max_turns=1), tmp_path)
+    assert {str(attempt.prompt.messages).count("Go.") for attempt in batch.attempts} == {1}
+    assert not any("??" in str(attempt.prompt.messages) for attempt in batch.attempts)
+
+
 class Hanging(Chatty):
     """Does not return from some steps."""
 
@@ -197,6 +214,13 @@ def test_a_step_that_hangs_is_an_error(model_path: str, tmp_path: Path) -> None:
     errors = {attempt.verdict.error for attempt in batch.attempts if attempt.verdict.error}
     assert errors == {"Hanging: TimeoutError: took more than 0.5 s"}
     assert any(attempt.verdict.error is None for attempt in batch.attempts)
+
+
+def test_a_call_that_exits_is_an_error_at_once() -> None:
+    started = time.monotonic()
+    (error,) = call_all([lambda: exit(3)], 30.0)
+    assert time.monotonic() - started < 10
+    assert repr(error) == "RuntimeError('SystemExit')"
 
 
 def test_calls_that_hang_do_not_hold_up_the_others() -> None:

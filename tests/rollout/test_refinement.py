@@ -21,7 +21,7 @@ from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.rollout import Experience, Recipe, RefinementConfig, SamplingParams
-from grpo_lightning.rollout.experience import experience_of
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.refinement import NO_FEEDBACK, can_be_refined, choose, follow, next_turn
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, Verifier

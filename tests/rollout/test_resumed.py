@@ -54,7 +54,7 @@ def test_stored_rollouts_end_before_the_step_that_is_made_again(tmp_path: Path) 
 def test_parquet_of_steps_made_again_and_unfinished_files_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "001-from-step-000000"
     folder.mkdir()
-    names = [*(f"rank0-step-00000{step}.parquet" for step in range(4)), "rank0-step-000001.part"]
+    names = [*(f"rank0-step-00000{step}.parquet" for step in range(4)), "rank0-step-000001.parquet.part"]
     for name in names:
         (folder / name).touch()
     drop_rollouts(tmp_path, 2)

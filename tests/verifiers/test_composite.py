@@ -455,7 +455,7 @@ def test_verifiers_that_abstain_leave_the_mean_to_the_others() -> None:
     assert math.isnan(by_name["a"])
     reward, error, _ = rollout_rewards({"a": Scripted(ABSTAINED)})
     assert math.isnan(reward)
-    assert error == "no verifier has a say on this sample: a abstained"
+    assert error == "all verifiers abstained on this sample: a"
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,10 @@ import functools
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -168,6 +172,38 @@ def test_two_trl_functions_each_for_its_own_rows() -> None:
     assert rewards(total) == [0.5, 6.0]
 
 
+def changes_lists(prompts: Any, tags: Any, answer: Any, **columns: Any) -> list[float]:
+    prompts[0].append({"role": "user", "content": "more"})
+    prompts[0][0]["content"] = ""
+    tags[0]["all"].clear()
+    answer[0].append(43)
+    return [1.0]
+
+
+def changes_the_sample(sample: Sample) -> float:
+    assert isinstance(sample.prompt, list)
+    sample.prompt.clear()
+    sample.metadata["tags"]["all"].clear()
+    sample.metadata.clear()  # type: ignore[attr-defined]
+    sample.answer.clear()
+    return 1.0
+
+
+def changes_the_answer(completion: str, answer: list[int]) -> float:
+    answer.clear()
+    return 1.0
+
+
+@pytest.mark.parametrize("function", [changes_lists, changes_the_sample, changes_the_answer])
+def test_what_a_function_changes_is_its_own(function: Any) -> None:
+    def sample() -> Sample:
+        return Sample([{"role": "user", "content": "6 * 7?"}], "42", [42], {"tags": {"all": ["a"], "deep": ([1], {2})}})
+
+    given = sample()
+    assert rewards(FunctionVerifier(function, conversational=True), [given]) == [1]
+    assert given == sample()
+
+
 # -- what they return --------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +220,8 @@ def test_two_trl_functions_each_for_its_own_rows() -> None:
         (np.float32(0.5), Verdict(False, False, score=0.5, reward_alone=True)),
         (np.bool_(True), Verdict(True, True)),
         (torch.tensor(1.5), Verdict(True, True, score=1.5, reward_alone=True)),
+        (Decimal("0.5"), Verdict(False, False, score=0.5, reward_alone=True)),
+        (Fraction(3, 2), Verdict(True, True, score=1.5, reward_alone=True)),
     ],
 )
 def test_values_and_their_verdicts(value: Any, verdict: Verdict) -> None:
@@ -191,9 +229,33 @@ def test_values_and_their_verdicts(value: Any, verdict: Verdict) -> None:
     assert judge(FunctionVerifier(lambda **_: [value, value], style="trl"), SAMPLES) == [verdict, verdict]
 
 
-@pytest.mark.parametrize("values", [(1.0, 0.0), np.array([1, 0]), torch.tensor([1.0, 0.0])])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.0, 0.0), np.array([1, 0]), torch.tensor([1.0, 0.0]), iter([1.0, 0.0]), map(float, "10"), range(1, -1, -1),
+        deque([1, 0]), [Decimal(1), Fraction(0)],
+    ],
+)  # fmt: skip
 def test_other_kinds_of_lists(values: Any) -> None:
     assert rewards(FunctionVerifier(lambda **_: values, style="trl")) == [1, 0]
+
+
+def test_a_generator_gives_rewards_in_order() -> None:
+    def each(completions: Any, answer: Any) -> Iterator[float]:
+        for completion, gold in zip(completions, answer, strict=True):
+            yield float(completion == gold)
+
+    def breaks(completions: Any) -> Iterator[float]:
+        yield 1.0
+        raise OSError("gone")
+
+    def reads_messages(completions: Any) -> Iterator[float]:
+        yield from (len(completion[0]["content"]) for completion in completions)
+
+    assert rewards(FunctionVerifier(each, conversational=False)) == [1, 0]
+    assert error(FunctionVerifier(breaks)) == "OSError: gone"
+    assert rewards(FunctionVerifier(reads_messages)) == [2, 2]
+    assert "conversational: true" in error(FunctionVerifier(reads_messages), [Sample("6 * 7?", "42")])
 
 
 def test_the_threshold_of_correct() -> None:
@@ -230,6 +292,7 @@ def test_rewards_of_bools_and_verdicts_are_options() -> None:
         ([1.0], "TypeError: f must return a number, bool, Verdict or None, not list"),
         (torch.ones(2), "TypeError: f must return a number, bool, Verdict or None, not list"),
         (1 + 2j, "TypeError: f must return a number, bool, Verdict or None, not complex"),
+        (Decimal("NaN"), "ValueError: f returned a reward of nan"),
         (10**400, "OverflowError: int too large to convert to float"),
     ],
 )
@@ -248,6 +311,8 @@ def test_no_reward_is_made_of_anything_else(value: Any, text: str) -> None:
         (None, "TypeError: f must return a list of 2 rewards, not NoneType"),
         ("ab", "TypeError: f must return a list of 2 rewards, not str"),
         (torch.tensor(1.0), "TypeError: f must return a list of 2 rewards, not float"),
+        ({1.0, 0.0}, "TypeError: f must return a list of 2 rewards, not set"),
+        (range(1), "ValueError: f must return a list of 2 rewards, but returned 1"),
         ({0: 1.0, 1: 0.0}, "TypeError: f must return a list of 2 rewards, not dict"),
         ([], "ValueError: f must return a list of 2 rewards, but returned 0"),
         ([1.0], "ValueError: f must return a list of 2 rewards, but returned 1"),
@@ -279,7 +344,9 @@ def test_a_function_that_raises() -> None:
     def wants_more(completions: Any, trainer_state: Any, **kwargs: Any) -> list[float]:
         return [trainer_state.global_step] * len(completions)
 
-    assert "missing 1 required positional argument: 'trainer_state'" in error(FunctionVerifier(wants_more, style="trl"))
+    assert error(FunctionVerifier(wants_more, style="trl")) == (
+        "TypeError: wants_more needs 'trainer_state', which only TRL's trainer has; give the parameter a default"
+    )
 
 
 @given(st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(), st.binary(), st.lists(st.floats())))

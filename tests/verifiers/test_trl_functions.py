@@ -12,7 +12,7 @@ import pytest
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.columns import with_columns
-from grpo_lightning.types import Prompt, Sample
+from grpo_lightning.types import Prompt, Sample, Verdict
 from grpo_lightning.verifiers import (
     AllOf,
     AnyOf,
@@ -101,6 +101,40 @@ def test_a_function_of_messages_on_texts_is_told_the_option() -> None:
         (verdict,) = judge(verifier, [sample])
         assert verdict.error is not None
         assert "conversational" not in verdict.error
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda completions: [one["content"] for one in completions], "string indices"),
+        (lambda completions: [one.get("content") for one in completions], "no attribute 'get'"),
+        (lambda completions: [len(None) for one in completions], None),  # type: ignore[arg-type]
+        (lambda completions: [one.level for one in completions], None),
+        (lambda completions, **columns: [columns["level"] + "a"], None),
+    ],
+)
+def test_only_a_text_read_as_a_message_is_told_the_option(function: Any, text: str | None) -> None:
+    (verdict,) = judge(FunctionVerifier(function), [Prompt([USER], metadata={"level": 1}).sample("42")])
+    assert verdict.error is not None
+    assert ("conversational: true" in verdict.error) == (text is not None)
+    assert text is None or text in verdict.error
+
+
+def test_a_parameter_without_a_column_is_named() -> None:
+    (verdict,) = judge(FunctionVerifier(lambda completions, solution: [1.0]), [ROWS[0].sample("42")])
+    assert verdict.error is not None
+    assert verdict.error.startswith(
+        "TypeError: <lambda> has the parameter 'solution', and the rows have no such column, only kept, answer; name"
+    )
+
+
+def test_a_function_that_takes_the_sample_for_a_text_is_told_the_name() -> None:
+    for function in (len, lambda x: x + "a", lambda x: x[0], lambda x: x.strip(), lambda x: float("4" in x)):
+        (verdict,) = judge(FunctionVerifier(function), [TEXT.sample("42")])
+        assert verdict.error is not None
+        assert verdict.error.endswith("gets the Sample: name it completion to get the text"), verdict.error
+    (verdict,) = judge(FunctionVerifier(lambda sample: len(sample)), [TEXT.sample("42")])
+    assert verdict.error == "TypeError: object of type 'Sample' has no len()"
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -251,6 +285,13 @@ async def later(completions: Any, **kwargs: Any) -> list[float]:
         (lambda completion, answer=None: 0.0, {}, "answer"),
         (lambda completion, answer, **_: 0.0, {}, "answer"),
         (math.atan2, {}, "answer"),
+        (lambda completion: 0.0, {}, "answer"),
+        (lambda text: 0.0, {}, "answer"),
+        (lambda text, /: 0.0, {}, "answer"),
+        (lambda prompt, completion: 0.0, {}, "answer"),
+        (lambda completion, *, ground_truth: 0.0, {}, "answer"),
+        (lambda completion, target=200: 0.0, {}, "answer"),
+        (lambda sample, answer=None: 0.0, {}, "sample"),
         (lambda sample: 0.0, {}, "sample"),
         (lambda s, scale=1.0: 0.0, {}, "sample"),
         (lambda sample, **_: 0.0, {}, "sample"),
@@ -273,7 +314,12 @@ def test_the_style_is_read_off_the_parameters(function: Callable[..., Any], opti
         lambda level, **kwargs: 0.0,
         lambda level, target, **kwargs: 0.0,
         lambda sample, *, target: 0.0,
-        lambda completion: 0.0,
+        lambda answer: 0.0,
+        lambda answer, gold: 0.0,
+        lambda prompt, answer: 0.0,
+        lambda sample, gold: 0.0,
+        lambda completion, **columns: 0.0,
+        lambda prompt, completion, level: 0.0,
         print,
     ],
 )
@@ -281,10 +327,62 @@ def test_parameters_that_say_nothing_are_one_sentence(function: Callable[..., An
     with pytest.raises(ConfigError) as caught:
         FunctionVerifier(function)
     assert str(caught.value) == (
-        f"FunctionVerifier.style: the parameters of {function.__name__} do not tell how to call it; set style to "
-        "sample for f(sample), answer for f(completion, answer), or trl for f(completions, **columns)"
+        f"FunctionVerifier.style: the parameters of {function.__name__} do not tell how to call it; name them as "
+        "in f(sample), f(completion, answer) or f(prompt, completion), or set style to sample for f(sample), answer "
+        "for f(completion, answer), or trl for f(completions, **columns)"
     )
     assert FunctionVerifier(function, "trl").style == "trl"
+
+
+def said(**values: Any) -> Verdict:
+    return Verdict(True, True, " ".join(f"{name}={value}" for name, value in values.items()))
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "expected"),
+    [
+        (lambda prompt, completion: said(p=prompt, c=completion), {}, "p=6 * 7? c=41"),
+        (lambda completion, prompt: said(p=prompt, c=completion), {}, "p=6 * 7? c=41"),
+        (lambda answer, completion: said(a=answer, c=completion), {}, "a=42 c=41"),
+        (lambda ground_truth, response: said(a=ground_truth, c=response), {}, "a=42 c=41"),
+        (lambda ground_truth, mine, /: said(a=ground_truth, c=mine), {}, "a=42 c=41"),
+        (lambda answer, mine: said(a=answer, c=mine), {}, "a=42 c=41"),
+        (lambda question, mine: said(p=question, c=mine), {}, "p=6 * 7? c=41"),
+        (lambda mine, gold: said(a=gold, c=mine), {}, "a=42 c=41"),
+        (lambda mine, yours: said(a=yours, c=mine), {}, "a=42 c=41"),
+        (lambda prompt, answer, completion: said(p=prompt, a=answer, c=completion), {}, "p=6 * 7? a=42 c=41"),
+        (lambda text, *, label: said(a=label, c=text), {}, "a=42 c=41"),
+        (lambda text, label=None: said(a=label, c=text), {}, "a=42 c=41"),
+        (lambda text, target=200: said(t=target, c=text), {}, "t=200 c=41"),
+        (lambda scale, answer, text: said(s=scale, a=answer, c=text), {"scale": 2}, "s=2 a=42 c=41"),
+        (functools.partial(lambda answer, text: said(a=answer, c=text), answer="0"), {}, "a=0 c=41"),
+        (functools.partial(lambda answer, text: said(a=answer, c=text), "0"), {}, "a=0 c=41"),
+    ],
+)
+def test_names_count_before_positions(function: Any, options: Any, expected: str) -> None:
+    for prompt in (TEXT, CHAT):
+        (verdict,) = judge(FunctionVerifier(function, options=options), [prompt.sample("41")])
+        assert verdict == Verdict(True, True, expected)
+
+
+def test_a_chosen_style_calls_by_position_what_names_do_not_tell() -> None:
+    verifier = FunctionVerifier(lambda answer, gold: said(c=answer, a=gold), "answer")
+    assert judge(verifier, [TEXT.sample("41")]) == [Verdict(True, True, "c=41 a=42")]
+    assert judge(FunctionVerifier(lambda *both: said(both=both), "answer"), [TEXT.sample("41")])[0].feedback == (
+        "both=('41', '42')"
+    )
+
+
+def test_completions_that_cannot_be_given_by_name_are_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"<lambda> takes 'completions' by position only, .* remove the / from"):
+        FunctionVerifier(lambda completions, /: [0.0])
+
+
+def test_a_function_of_the_text_needs_no_answer() -> None:
+    FunctionVerifier(lambda completion: 1.0).require(Prompt([USER]))
+    FunctionVerifier(lambda prompt, completion: 1.0).require(Prompt([USER]))
+    with pytest.raises(ValueError, match="needs the gold answer"):
+        FunctionVerifier(lambda answer, gold: 1.0, "answer").require(Prompt([USER]))
 
 
 def test_a_function_of_the_answer_is_refused_where_no_row_has_one() -> None:

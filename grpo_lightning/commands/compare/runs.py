@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from bisect import bisect_right
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
 from grpo_lightning.curves.learning import LEARNING
-from grpo_lightning.errors import ConfigError
-from grpo_lightning.stored import UNFINISHED_TEST, read_record, read_rollouts
+from grpo_lightning.errors import ConfigError, first_line
+from grpo_lightning.stored import UNFINISHED_TEST, newest, read_jsonl, read_record, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
@@ -163,8 +162,8 @@ def read_run(folder: Path) -> Run:
             "not include a TensorBoardLogger"
         )
     return Run(
-        folder, _yaml(_newest(folder, "config", ".yaml")), curves,
-        _json(_newest(folder, "environment", ".json")), read_test(folder),
+        folder, _yaml(newest(folder, "config", ".yaml")), curves,
+        _json(newest(folder, "environment", ".json")), read_test(folder),
     )  # fmt: skip
 
 
@@ -237,11 +236,10 @@ def read_test(folder: Path) -> TestResults | None:
     errors, alone = 0, False
     rewards: list[float] = []
     for file in sorted(test_folder.glob(TEST_RESULTS)):
-        for number, line in enumerate(file.read_text().splitlines(), start=1):
+        for number, record in read_jsonl(file):
             try:
-                record = json.loads(line)
                 key, solved = str(record["problem"]), record["correct"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise ConfigError(f"{file} line {number} is not a test result; run grpo test again") from error
             repeats = 0
             while (unique := f"{key}#{repeats}" if repeats else key) in correct:
@@ -257,17 +255,11 @@ def read_test(folder: Path) -> TestResults | None:
     return TestResults(correct, errors, str(checkpoint or "unknown"), alone, reward) if correct else None
 
 
-def _newest(folder: Path, stem: str, suffix: str) -> Path:
-    """Return ``config.yaml``, or for a resumed run the last of ``config-2.yaml``, ``config-3.yaml`` and so on."""
-    numbered = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{stem}-[0-9]*{suffix}")}
-    return numbered[max(numbered)] if numbered else folder / f"{stem}{suffix}"
-
-
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(path.read_text()) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path} cannot be read as a config: {first_line(error)}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

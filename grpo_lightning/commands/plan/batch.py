@@ -10,8 +10,9 @@ import torch
 
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.environments.base import Environment
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.rollout.datamodule import RolloutDataModule
-from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe, experience_of
+from grpo_lightning.rollout.experience import Demonstrations, Experience, Recipe
 from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.scoring import reward_names
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict

@@ -25,7 +25,7 @@ class Device:
 
 
 class PlanCLI(GRPOCLI):
-    """Reads a config for what it says of the trainer; builds none, for its device may be another machine's."""
+    """Reads a config's trainer options without building a trainer, since its device may be on another machine."""
 
     def before_instantiate_classes(self) -> None:
         self.wanted: dict[str, Any] = vars(self.config.trainer.clone())

@@ -83,7 +83,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two records, a line each; nested ones by their parts."""
+    """Yield one line per difference between two records; nested records are compared by their parts."""
     for name, value in then.items():
         current = now.get(name)
         if isinstance(value, Mapping) and isinstance(current, Mapping):

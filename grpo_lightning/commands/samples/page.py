@@ -20,13 +20,13 @@ from statistics import fmean
 from typing import Any
 
 from grpo_lightning.commands import charts
+from grpo_lightning.types import VERDICT_KINDS, verdict_kind
 
 FIELDS = (
     "attempt", "parent", "turn", "group", "prompt", "text", "verdict", "reward", "advantage", "finish",
     "tokens", "feedback", "logprob", "kl", "rewards",
 )  # fmt: skip
-VERDICTS = ("correct", "format only", "wrong", "error")
-COLUMNS = ("step", "rollouts", *VERDICTS, "truncated", "accuracy", "reward", "tokens", "kl")
+COLUMNS = ("step", "rollouts", *VERDICT_KINDS, "truncated", "accuracy", "reward", "tokens", "kl")
 """What the index holds of each step."""
 
 
@@ -73,7 +73,7 @@ def _write_parts(part: Path, folder: str, title: str, records: Iterable[dict[str
     if not columns:
         return 0, 0, ""
     steps = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
-    head = {"unit": unit, "folder": folder, "fields": FIELDS, "verdicts": VERDICTS, "steps": steps}
+    head = {"unit": unit, "folder": folder, "fields": FIELDS, "verdicts": VERDICT_KINDS, "steps": steps}
     return sum(column[1] for column in columns), len(columns), _index(title, charts.safe_json(head))
 
 
@@ -91,7 +91,7 @@ def _step(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "group": record["group"],
             "prompt": prompts.setdefault(prompt, len(prompts)),
             "text": record["completion"],
-            "verdict": VERDICTS.index(_verdict(record)),
+            "verdict": VERDICT_KINDS.index(_verdict(record)),
             "reward": record["reward"],
             "advantage": record["advantage"],
             "finish": record["finish_reason"],
@@ -123,7 +123,7 @@ def _summary(step: int, records: Sequence[dict[str, Any]]) -> list[Any]:
     return [
         step,
         len(records),
-        *map(verdicts.count, VERDICTS),
+        *map(verdicts.count, VERDICT_KINDS),
         sum(record["finish_reason"] == "length" for record in records),
         round(fmean(_verdict(turns[-1]) == "correct" for turns in conversations.values()), 4),
         round(fmean(sums), 4) if sums else None,
@@ -133,9 +133,7 @@ def _summary(step: int, records: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    if record["error"] is not None:
-        return "error"
-    return "correct" if record["correct"] else "format only" if record["format_valid"] else "wrong"
+    return verdict_kind(record["correct"], record["format_valid"], record["error"])
 
 
 def _is_turn(record: dict[str, Any]) -> bool:

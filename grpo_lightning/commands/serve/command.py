@@ -104,8 +104,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def check_host(host: str, key: str | None) -> None:
-    """Raises:
-    ConfigError: others can reach the address, and no key is set.
+    """Check that an address which others can reach is protected by a key.
+
+    Raises:
+        ConfigError: others can reach the address, and no key is set.
     """
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback

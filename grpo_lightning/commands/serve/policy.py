@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from grpo_lightning.algorithms.checkpoint import check_checkpoint as check_contents
+from grpo_lightning.algorithms.checkpoint import trained_parameters
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.grpo_cli import GRPOCLI
 from grpo_lightning.cli.run_dirs import config_name, run_of_config
 from grpo_lightning.cli.warm_start import policy_of_the_run, start_from
-from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.policy import Policy
 
 PREFIX = "policy."
@@ -37,17 +38,13 @@ def policy_of(cli: Any) -> Policy:
     """The policy of a config on its device, with the weights of the checkpoint that it names.
 
     Raises:
-        ConfigError: the checkpoint is that of another policy.
+        ConfigError: the checkpoint is that of another policy, or a newer version has written it.
     """
     policy = Policy(cli.model.policy_config, chat_template=cli.datamodule.task.chat_template)
     if cli.config.ckpt_path is not None:
-        state = torch.load(cli.config.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
-        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        checkpoint = torch.load(cli.config.ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+        state = checkpoint["state_dict"]
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-        shapes = {name: tensor.shape for name, tensor in policy.named_parameters() if name in trained}
-        if any(name not in weights or weights[name].shape != shape for name, shape in shapes.items()):
-            raise ConfigError(
-                f"ckpt_path: {cli.config.ckpt_path} is of another policy: give the run's own config.yaml as --config"
-            )
-        policy.load_state_dict({name: weights[name] for name in trained}, strict=False)
+        check_contents(checkpoint | {"state_dict": weights}, policy)
+        policy.load_state_dict({name: weights[name] for name in trained_parameters(policy)}, strict=False)
     return policy.to(cli.trainer.strategy.root_device)

@@ -10,7 +10,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.shipped import CONFIGS, shipped_config, shipped_names
 
 if TYPE_CHECKING:
-    from grpo_lightning.models.loading import PolicyConfig
+    from grpo_lightning.models.config import PolicyConfig
     from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 HELP = """\

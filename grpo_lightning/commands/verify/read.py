@@ -7,36 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import read_jsonl
 from grpo_lightning.types import FinishReason, Sample
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """Samples of a JSONL file with a ``completion`` a line, and ``answer``, ``metadata``, ``prompt`` where wanted.
+    """Samples of a JSONL file: one ``completion`` per line, with ``answer``, ``metadata``, ``prompt`` where wanted.
 
     Raises:
         ConfigError: there is no such file, or a line of it is not such a record; the message names the line.
     """
     if not file.is_file():
         raise ConfigError(f"--samples: there is no file {file}")
-    samples = []
     try:
-        # Line by line as a file has them: a string in JSON may hold what splitlines() takes for the end of a line.
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    samples.append(_sample(line, f"--samples: line {number} of {file}"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--samples: {file} is not UTF-8 text ({error}): convert it") from error
+        samples = [_sample(record, f"line {number} of {file}") for number, record in read_jsonl(file)]
+    except ConfigError as error:
+        raise ConfigError(f"--samples: {error}") from error
     if not samples:
         raise ConfigError(f"--samples: {file} has no rows")
     return samples
 
 
-def _sample(line: str, where: str) -> Sample:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error})") from error
+def _sample(record: Any, where: str) -> Sample:
     if not isinstance(record, dict):
         raise ConfigError(f"{where} must be a JSON object with a completion, not {record!r}")
     if "completion" not in record:

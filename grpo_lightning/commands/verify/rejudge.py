@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from grpo_lightning.commands.verify.read import sample_of
-from grpo_lightning.commands.verify.report import KINDS, explained, kind_of
+from grpo_lightning.commands.verify.report import explained
 from grpo_lightning.stored import read_rollouts
-from grpo_lightning.types import Verdict
+from grpo_lightning.types import VERDICT_KINDS, verdict_kind
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.together import judge_together
 
@@ -42,7 +42,7 @@ def rejudge(run_dir: Path, verifiers: Mapping[str, Verifier], shown: int) -> Ite
             total += 1
             old = math.nan if record["reward"] is None else record["reward"]
             rewards.append((old, reward))
-            before, now = _stored_kind(record), kind_of(verdict)
+            before, now = verdict_kind(record["correct"], record["format_valid"], record["error"]), verdict.kind
             if before == now and (math.isclose(old, reward, abs_tol=_SAME) or (math.isnan(old) and math.isnan(reward))):
                 continue
             changes[before, now] += 1
@@ -53,16 +53,12 @@ def rejudge(run_dir: Path, verifiers: Mapping[str, Verifier], shown: int) -> Ite
     if changed > shown:
         yield f"... and {changed - shown} more"
     yield f"{changed} of {total} rollouts change"
-    for before in KINDS:
-        for now in KINDS:
+    for before in VERDICT_KINDS:
+        for now in VERDICT_KINDS:
             if changes[before, now]:
                 what = "same verdict, another reward" if before == now else f"{before} -> {now}"
                 yield f"{changes[before, now]:>7}  {what}"
     yield f"mean reward: {_mean([old for old, _ in rewards])} -> {_mean([new for _, new in rewards])}"
-
-
-def _stored_kind(record: Mapping[str, Any]) -> str:
-    return kind_of(Verdict(record["correct"], record["format_valid"], error=record["error"]))
 
 
 def _mean(rewards: Sequence[float]) -> str:

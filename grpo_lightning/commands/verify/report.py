@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from grpo_lightning.types import Explanation, Sample, Verdict
+from grpo_lightning.types import VERDICT_KINDS, Explanation, Sample, Verdict
 from grpo_lightning.verifiers.base import Verifier, judge
 
 _MAX_CHARS = 300
@@ -20,31 +20,19 @@ def report(name: str, verifier: Verifier, samples: Sequence[Sample]) -> Iterator
         seconds.append(time.perf_counter() - started)
         verdicts.append(verdict)
         yield (
-            f"{row:>5}  {kind_of(verdict):<12} reward {verifier.reward(verdict):5.2f}  {1000 * seconds[-1]:8.2f} ms  "
+            f"{row:>5}  {verdict.kind:<12} reward {verifier.reward(verdict):5.2f}  {1000 * seconds[-1]:8.2f} ms  "
             f"{sample.completion[-40:]!r}"
         )
         yield from explained(verdict)
     started = time.perf_counter()
     judge(verifier, samples)
     batch = time.perf_counter() - started
-    counts = {kind: sum(kind_of(verdict) == kind for verdict in verdicts) for kind in KINDS}
+    counts = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in VERDICT_KINDS}
     yield (
         f"{name}: {len(samples)} completions: "
         + ", ".join(f"{count} {kind}" for kind, count in counts.items())
         + f"; slowest {1000 * max(seconds):.1f} ms, {len(samples) / max(batch, 1e-9):.0f}/s as one batch"
     )
-
-
-KINDS = ("correct", "format only", "wrong", "error")
-
-
-def kind_of(verdict: Verdict) -> str:
-    """One of ``KINDS``."""
-    if verdict.error is not None:
-        return "error"
-    if verdict.correct:
-        return "correct"
-    return "format only" if verdict.format_valid else "wrong"
 
 
 def explained(verdict: Verdict) -> Iterator[str]:

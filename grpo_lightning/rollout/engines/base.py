@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from grpo_lightning.errors import first_line
 from grpo_lightning.models.checks import output_head
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.speed.caches import EarlyJoins
@@ -53,8 +54,7 @@ class DecodingModel:
     def stop_recording(self, error: Exception) -> None:
         """Decode without graphs from now on, and in later rollouts: a step has failed."""
         self.graphs = False
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        self._shortcuts.rule_out(GraphedDecoding, f"a step has failed ({reason})")
+        self._shortcuts.rule_out(GraphedDecoding, f"a step has failed ({first_line(error)})")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """``logits_RV`` of the output head."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, get_args
 
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
+from grpo_lightning.verifiers._options import require, require_max_chars, require_tolerances, require_workers
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.code.fences import program_blocks
@@ -73,7 +73,7 @@ class CodeVerifier(Verifier):
         abs_tol: how far they may be off in any case.
 
     Raises:
-        ValueError: an option is out of range.
+        ConfigError: an option is out of range.
     """
 
     slow = True
@@ -97,16 +97,13 @@ class CodeVerifier(Verifier):
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
-        if sandbox not in get_args(SandboxOption):
-            raise ValueError(f"sandbox must be auto, namespaces, landlock or unsafe, not {sandbox!r}")
-        if not 0 < timeout_s <= 3600 or max_chars <= 0:
-            raise ValueError("timeout_s must be positive and at most 3600, and max_chars positive")
-        if memory_mb < 64:
-            raise ValueError(f"memory_mb must be at least 64, which Python itself needs, not {memory_mb}")
-        if not (0 <= rel_tol < 1 and 0 <= abs_tol < math.inf):
-            raise ValueError("rel_tol must be in [0, 1), and abs_tol must not be negative or infinite")
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+        levels = get_args(SandboxOption)
+        require(sandbox in levels, "CodeVerifier.sandbox", f"one of {', '.join(levels)}", sandbox)
+        require(0 < timeout_s <= 3600, "CodeVerifier.timeout_s", "above 0 and at most 3600", timeout_s)
+        require(memory_mb >= 64, "CodeVerifier.memory_mb", "at least 64, which Python itself needs", memory_mb)
+        require_max_chars("CodeVerifier", max_chars)
+        require_tolerances("CodeVerifier", rel_tol, abs_tol)
+        require_workers("CodeVerifier", workers)
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
         self.sandbox = sandbox
@@ -123,7 +120,7 @@ class CodeVerifier(Verifier):
         """Start the sandbox and let a canary try it, which the first program does otherwise.
 
         Raises:
-            SandboxUnavailable: the level asked for is not to be had here, or does not hold.
+            SandboxUnavailable: the level asked for is not available here, or does not hold.
         """
         self._pool.start()
 
@@ -144,7 +141,7 @@ class CodeVerifier(Verifier):
 
         Raises:
             ValueError: the row has no tests, or unusable ones, or the program hung.
-            SandboxUnavailable: the level asked for is not to be had here, or does not hold.
+            SandboxUnavailable: the level asked for is not available here, or does not hold.
             RuntimeError: the sandbox broke.
         """
         row = read_row(sample.metadata)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.verifiers.json.reader import Json
 
 # Values compared for one verdict, about a quarter of a second. Only arrays without order come near it.
@@ -214,7 +215,7 @@ def field_tree(fields: Sequence[str]) -> FieldTree:
     """``["name", "address.city"]`` as ``{"name": {}, "address": {"city": {}}}``.
 
     Raises:
-        ValueError: a field is named twice, by itself or as a part of another, or a name is empty.
+        ConfigError: a field is named twice, by itself or as a part of another, or a name is empty.
     """
     tree: dict[str, dict] = {}
     for field in sorted(fields):
@@ -223,10 +224,10 @@ def field_tree(fields: Sequence[str]) -> FieldTree:
         for parent in parents:
             # Sorted, "address" comes before "address.city", and is still empty then.
             if branch.get(parent) == {}:
-                raise ValueError(f"fields: {field!r} is a part of a field that is named, too")
+                raise ConfigError(f"JSONSchemaVerifier.fields: {field!r} is a part of a field that is also named")
             branch = branch.setdefault(parent, {})
         if name in branch or "" in (name, *parents):
-            raise ValueError(f"fields: {field!r} is named twice or empty")
+            raise ConfigError(f"JSONSchemaVerifier.fields: {field!r} is named twice or empty")
         branch[name] = {}
     return tree
 

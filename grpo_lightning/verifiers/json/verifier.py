@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from grpo_lightning.errors import ConfigError, first_line
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
+from grpo_lightning.verifiers._options import require, require_max_chars, require_tolerances
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.json.compare import (
@@ -90,7 +91,7 @@ class JSONSchemaVerifier(Verifier):
         answer_tag: if given, the answer is read inside this tag alone, and must be there.
 
     Raises:
-        ValueError: an option is out of range, or a schema cannot be used.
+        ConfigError: an option is out of range, or a schema cannot be used.
     """
 
     def __init__(
@@ -116,12 +117,10 @@ class JSONSchemaVerifier(Verifier):
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
-        if document not in ("only", "last", "whole"):
-            raise ValueError(f"document must be only, last or whole, not {document!r}")
-        if not (0 <= rel_tol < 1 and 0 <= abs_tol < math.inf):
-            raise ValueError("rel_tol must be in [0, 1), and abs_tol must not be negative or infinite")
-        if max_chars <= 0:
-            raise ValueError("max_chars must be positive")
+        documents = ("only", "last", "whole")
+        require(document in documents, "JSONSchemaVerifier.document", f"one of {', '.join(documents)}", document)
+        require_max_chars("JSONSchemaVerifier", max_chars)
+        require_tolerances("JSONSchemaVerifier", rel_tol, abs_tol)
         self.document = document
         self.equality = Equality(array_order, key_order, rel_tol, abs_tol, extra_fields)
         self.fields = field_tree(fields)
@@ -130,7 +129,10 @@ class JSONSchemaVerifier(Verifier):
         self._documents = () if schemas is None else read_documents(schemas)
         self._schema_text = None if schema is None else configured_schema(schema, "JSONSchemaVerifier")
         if self._schema_text is not None:
-            read_row_schema(self._schema_text, check_formats, self._documents)
+            try:
+                read_row_schema(self._schema_text, check_formats, self._documents)
+            except ValueError as error:
+                raise ConfigError(f"JSONSchemaVerifier.schema: {first_line(error)}") from error
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion.

@@ -95,7 +95,7 @@ class LimitedWorker:
         _ALL.add(self)
 
     def forget(self) -> None:
-        """Start anew, and leave the processes to whoever else has them: a forked process calls this."""
+        """Reset without stopping the processes: for a forked process, whose parent still uses them."""
         # The last one put in is the first one taken, so that few processes serve few threads.
         self._free: queue.LifoQueue[LimitedProcess] = queue.LifoQueue()
         self._stopping = threading.Lock()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
+from grpo_lightning.verifiers._options import require, require_max_chars, require_workers
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.limited import processors
@@ -83,7 +84,7 @@ class MathVerifier(Verifier):
             Default: one per processor, but at most 4.
 
     Raises:
-        ValueError: an option is out of range.
+        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -101,12 +102,11 @@ class MathVerifier(Verifier):
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
         self._reader = AnswerReader(thought_tags, answer_tag)
-        if not formats or not set(formats) <= set(_FORM_HINTS):
-            raise ValueError(f"formats must name some of {', '.join(_FORM_HINTS)}, not {list(formats)}")
-        if symbolic_timeout_s <= 0 or max_chars <= 0:
-            raise ValueError("symbolic_timeout_s and max_chars must be positive")
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+        is_some = len(formats) > 0 and set(formats) <= set(_FORM_HINTS)
+        require(is_some, "MathVerifier.formats", f"a list of some of {', '.join(_FORM_HINTS)}", list(formats))
+        require(symbolic_timeout_s > 0, "MathVerifier.symbolic_timeout_s", "above 0", symbolic_timeout_s)
+        require_max_chars("MathVerifier", max_chars)
+        require_workers("MathVerifier", workers)
         self.formats = tuple(formats)
         self._read_formats = self.formats if answer_tag is None else (*self.formats, "bare")
         self.symbolic_timeout_s = symbolic_timeout_s

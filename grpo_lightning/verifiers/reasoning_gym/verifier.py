@@ -12,6 +12,7 @@ from typing import get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
+from grpo_lightning.verifiers._options import require
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.code.sandbox.messages import SandboxOption
@@ -75,11 +76,9 @@ class ReasoningGymVerifier(Verifier):
         accept_truncated: bool = False,
     ) -> None:
         super().__init__(reward_correct, reward_format, reward_wrong, accept_truncated)
-        if not 0 < timeout_s <= 3600:
-            raise ConfigError(f"ReasoningGymVerifier.timeout_s: must be above 0 and at most 3600, not {timeout_s}")
-        if sandbox not in get_args(SandboxOption):
-            options = ", ".join(get_args(SandboxOption))
-            raise ConfigError(f"ReasoningGymVerifier.sandbox: must be one of {options}, not {sandbox!r}")
+        require(0 < timeout_s <= 3600, "ReasoningGymVerifier.timeout_s", "above 0 and at most 3600", timeout_s)
+        levels = get_args(SandboxOption)
+        require(sandbox in levels, "ReasoningGymVerifier.sandbox", f"one of {', '.join(levels)}", sandbox)
         if find_spec("reasoning_gym") is None:
             raise ConfigError(f"ReasoningGymVerifier: {INSTALL}")
         self._reader = AnswerReader(thought_tags, answer_tag)
@@ -92,7 +91,7 @@ class ReasoningGymVerifier(Verifier):
         """Start the sandbox, which the first answer does otherwise.
 
         Raises:
-            SandboxUnavailable: the level is not to be had here, or does not hold.
+            SandboxUnavailable: the level is not available here, or does not hold.
         """
         _worker(self.sandbox).start()
 
@@ -104,7 +103,7 @@ class ReasoningGymVerifier(Verifier):
         """Judge one completion.
 
         Raises:
-            SandboxUnavailable: the level is not to be had here, or does not hold.
+            SandboxUnavailable: the level is not available here, or does not hold.
             RuntimeError: the scoring process broke, or the scorer lacks a package.
         """
         answer, problem = self._read(sample)

@@ -21,6 +21,7 @@ import pytest
 from code_cases import ISOLATING, verdict_of, verifier_or_skip
 from code_escape import ESCAPES
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier
 from grpo_lightning.verifiers.code.sandbox import probe, seccomp
@@ -402,7 +403,7 @@ def run_filter(program: bytes, audit: int, number: int, arguments: tuple[int, ..
     [{"timeout_s": 0}, {"memory_mb": 1}, {"workers": 0}, {"sandbox": "docker"}, {"max_chars": 0}, {"timeout_s": 1e9}],
 )
 def test_an_option_out_of_range_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ConfigError, match=f"CodeVerifier.{next(iter(options))}: must be "):
         CodeVerifier(**options)  # type: ignore[arg-type]
 
 

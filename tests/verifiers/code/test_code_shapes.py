@@ -12,6 +12,7 @@ from code_cases import default_verifier, marked, verdict_of  # noqa: F401  (a fi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks import Tabular
 from grpo_lightning.types import Sample
 from grpo_lightning.verifiers import CodeVerifier, judge
@@ -272,5 +273,6 @@ def test_the_allowance_is_that_of_the_formula(one: float, other: float) -> None:
 
 @pytest.mark.parametrize("options", [{"rel_tol": -1}, {"rel_tol": 1}, {"abs_tol": -1}, {"abs_tol": float("inf")}])
 def test_an_allowance_out_of_range_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="rel_tol must be in"):
+    (name,) = options
+    with pytest.raises(ConfigError, match=rf"CodeVerifier\.{name}: must be at least 0 and"):
         CodeVerifier(**options)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers import MathVerifier, judge
 from grpo_lightning.verifiers.math.extract import Format
@@ -442,11 +443,11 @@ def test_formats_choose_what_counts(formats: list[Format], completion: str, expe
 
 
 def test_options_are_checked_and_used() -> None:
-    with pytest.raises(ValueError, match="formats"):
+    with pytest.raises(ConfigError, match=r"MathVerifier\.formats: must be a list of some of hash, .*, not \['xml'\]"):
         MathVerifier(formats=["xml"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="formats"):
+    with pytest.raises(ConfigError, match="formats"):
         MathVerifier(formats=[])
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ConfigError, match=r"MathVerifier\.symbolic_timeout_s: must be above 0, not 0"):
         MathVerifier(symbolic_timeout_s=0)
     assert reward("#### 42", "42", MathVerifier(reward_correct=2.0)) == 2.0
     assert reward("so\n#### 42", "42", MathVerifier(max_chars=9)) == 0.0

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.models.loading import PolicyConfig
+from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.engines.base import Engine, OnFinish, Request
 from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
@@ -26,10 +26,10 @@ from grpo_lightning.rollout.engines.vllm.launch import (
     base_and_rank,
     server_command,
 )
-from grpo_lightning.rollout.engines.vllm.ranks import on_first_rank, rank
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
 from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
 from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
+from grpo_lightning.rollout.ranks import on_first_rank, rank
 from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.types import Completion
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.models.loading import PolicyConfig, load_architecture
+from grpo_lightning.models.config import PolicyConfig
+from grpo_lightning.models.loading import load_architecture
 from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
 
 ROUND = 64
@@ -169,8 +170,10 @@ class ServerProcess:
         )
 
     def check(self) -> None:
-        """Raises:
-        RunError: the server has ended; with the last lines of its log.
+        """Check that the server still runs.
+
+        Raises:
+            RunError: the server has ended; with the last lines of its log.
         """
         if self._process.poll() is not None:
             raise RunError(

@@ -102,8 +102,10 @@ class ServedRollout:
         return [number for number, _ in outcomes], completions
 
     def _check(self, choice: JSON, prompt: list[int]) -> None:
-        """Raises:
-        RunError: this cannot be learned from.
+        """Check that a completion has the prompt's tokens and a finite log-prob per token.
+
+        Raises:
+            RunError: this cannot be learned from.
         """
         ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not ids or logprobs is None or len(ids) != len(logprobs) or choice.get("prompt_token_ids") != prompt:

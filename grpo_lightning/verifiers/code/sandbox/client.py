@@ -36,7 +36,7 @@ main()
 
 
 class SandboxUnavailable(RunError):
-    """The isolation level asked for is not to be had on this machine, or does not hold; the message says why."""
+    """The isolation level asked for is not available on this machine, or does not hold; the message says why."""
 
 
 class WorkerGone(RuntimeError):
@@ -47,7 +47,7 @@ class Worker:
     """A warm process that serves one run at a time.
 
     Raises:
-        SandboxUnavailable: the level is not to be had.
+        SandboxUnavailable: the level is not available.
         RuntimeError: the worker cannot start.
     """
 

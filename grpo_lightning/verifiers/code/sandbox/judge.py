@@ -100,7 +100,12 @@ def serve(control: socket.socket) -> NoReturn:
 
 
 def _judge(link: Link, payload: int) -> None:
-    """Raises: Decided: the program is not right. TestsBroken: the row's tests can judge no program."""
+    """Run the program of a request under its tests and calls.
+
+    Raises:
+        Decided: the program is not right.
+        TestsBroken: the row's tests can judge no program.
+    """
     with open(payload, "rb") as file:
         request = json.load(file)
     entry_point = EntryPoint.read(request["entry_point"])
@@ -167,8 +172,8 @@ def _load(
     _note_blocks(link, numbers, len(blocks))
     missing = required - defined.keys()
     if missing and USUAL_CLASS in defined:
-        solution = _member(link, defined[USUAL_CLASS], None)
-        methods = {name: _member(link, solution, name) for name in sorted(missing)}
+        solution = _member(defined[USUAL_CLASS], None)
+        methods = {name: _member(solution, name) for name in sorted(missing)}
         defined |= {name: method for name, method in methods.items() if method is not None}
         missing = required - defined.keys()
     if missing:
@@ -182,14 +187,14 @@ def _candidate(link: Link, defined: dict[str, Any], entry_point: EntryPoint) -> 
         return defined[entry_point.name]
     owner = defined[entry_point.owner]
     if entry_point.of_instance:
-        owner = _member(link, owner, None)
-    candidate = None if owner is None else _member(link, owner, entry_point.name)
+        owner = _member(owner, None)
+    candidate = None if owner is None else _member(owner, entry_point.name)
     if candidate is None:
         raise Decided("invalid", f"The program does not define {entry_point}.")
     return candidate
 
 
-def _member(link: Link, owner: Any, name: str | None) -> Any:
+def _member(owner: Any, name: str | None) -> Any:
     """An attribute, ``None`` where there is none; without a name, an instance of the class."""
     try:
         return owner() if name is None else getattr(owner, name)

@@ -89,7 +89,11 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 
 def machine() -> Machine:
-    """Raises: Refused: the system calls of this architecture are not known here."""
+    """Return the numbers of this architecture's system calls.
+
+    Raises:
+        Refused: the system calls of this architecture are not known here.
+    """
     name = platform.machine()
     if name not in MACHINES or struct.calcsize("P") != 8:
         raise Refused(f"no list of system calls for {name}; known are {', '.join(MACHINES)}")

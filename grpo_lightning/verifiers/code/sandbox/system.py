@@ -22,7 +22,11 @@ class Refused(Exception):
 
 
 def check(result: int, what: str) -> int:
-    """Raises: Refused: the call failed, with the system's reason."""
+    """Return the result of a system call.
+
+    Raises:
+        Refused: the call failed, with the system's reason.
+    """
     if result < 0:
         raise Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result

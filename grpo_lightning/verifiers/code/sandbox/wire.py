@@ -161,7 +161,11 @@ class Decoder:
         self.records: set[tuple[str, ...]] = set()
 
     def value(self, data: bytes) -> Any:
-        """Raises: BadFrame: for anything but exactly one well-formed value."""
+        """Read the one value that ``data`` holds.
+
+        Raises:
+            BadFrame: for anything but exactly one well-formed value.
+        """
         self.data = data
         try:
             value = self._read(0)
