@@ -108,4 +108,4 @@ def test_an_evaluation_that_runs_to_its_end_is_a_success(tmp_path: Path, capfd: 
     main(["verify", "--samples", str(run)])
     assert "0 of 12 rollouts change" in capfd.readouterr().out
     main(["samples", str(run)])
-    assert "12 rollouts of 1 steps" in capfd.readouterr().out
+    assert "12 rollouts of 1 step\n" in capfd.readouterr().out
