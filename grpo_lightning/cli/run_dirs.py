@@ -20,6 +20,9 @@ BEGINNING = (
 )  # fmt: skip
 """Files that a run writes before its first step."""
 
+REPRODUCED = "reproduced"
+"""The folder of a run's reproductions, in the run."""
+
 TAKEN_FROM = "taken_from.txt"
 """The file in a run's ``warm_start`` that says which other run's it is; one that was trained here has none."""
 
@@ -111,8 +114,9 @@ def config_name(files: Sequence[str], subcommand: str) -> str:
     """What the runs of a config are called: the name of its first file."""
     run = run_of_config(files)
     if run is not None:
-        # runs/<name>/<run>/config.yaml: a run from it has the same name.
-        return run.absolute().parent.name
+        # runs/<name>/<run>/config.yaml: a run from it has the same name. A reproduction is inside the run.
+        folder = run.absolute()
+        return (folder.parents[1] if folder.parent.name == REPRODUCED else folder).parent.name
     return Path(files[0]).stem if files else subcommand
 
 

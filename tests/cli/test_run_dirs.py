@@ -123,6 +123,8 @@ def test_runs_are_called_like_their_first_config(tmp_path: Path) -> None:
     (tmp_path / "mine/1/checkpoints").mkdir(parents=True)
     assert config_name([str(tmp_path / "mine/1/config-2.yaml")], "fit") == "mine"
     assert config_name([str(tmp_path / "mine/config.yaml")], "fit") == "config"
+    (tmp_path / "mine/1/reproduced/2/checkpoints").mkdir(parents=True)
+    assert config_name([str(tmp_path / "mine/1/reproduced/2/config.yaml")], "fit") == "mine"
 
 
 def test_the_best_is_that_of_the_run_and_not_of_a_checkpoint_callback_in_its_config(tmp_path: Path) -> None:

@@ -553,8 +553,12 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     for text, folder in damaged.items():
         (folder / "environment.json").write_text(text)
     (tmp_path / "taken/report.md").mkdir(parents=True)
+    warm = write_run(tmp_path / "cut", policy={"path": str(tmp_path / "cut/warm_start/policy")})
+    (warm / "warm_start").mkdir()
+    (warm / "warm_start/config.yaml").write_text("model: [")
     cases = {
         "environment.json is not valid JSON": [damaged[""]],
+        "warm_start/config.yaml cannot be read as a config": [warm],
         "environment.json must hold a JSON object, not [1]": [damaged["[1]"]],
         f"--out: cannot write {tmp_path}/taken/report.md: Is a directory": [run, "--out", tmp_path / "taken"],
         "name at least one run directory": [],

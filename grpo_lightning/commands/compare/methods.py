@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_run, test_folders
+from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_config, read_run, test_folders
 from grpo_lightning.commands.compare.statistics import Array
 from grpo_lightning.errors import ConfigError
 
@@ -163,7 +162,7 @@ def recipe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = Path(str(flat.get(POLICY, "")))
     source = path.parent if is_run(path.parent) else folder / "warm_start"
     if path.name in EXPORT_FOLDERS and is_run(source):
-        start = recipe(yaml.safe_load((source / "config.yaml").read_text()), source)
+        start = recipe(read_config(source / "config.yaml"), source)
         flat[POLICY] = f"{path.name} of a run with {sorted(start.items())}"
     return flat
 

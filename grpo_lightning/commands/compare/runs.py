@@ -162,7 +162,7 @@ def read_run(folder: Path) -> Run:
             "not include a TensorBoardLogger"
         )
     return Run(
-        folder, _yaml(newest(folder, "config", ".yaml")), curves,
+        folder, read_config(newest(folder, "config", ".yaml")), curves,
         _json(newest(folder, "environment", ".json")), read_test(folder),
     )  # fmt: skip
 
@@ -250,12 +250,17 @@ def read_test(folder: Path) -> TestResults | None:
             if record.get("reward") is not None:
                 rewards.append(float(record["reward"]))
     config = test_folder / "config.yaml"
-    checkpoint = _yaml(config).get("ckpt_path") if config.is_file() else None
+    checkpoint = read_config(config).get("ckpt_path") if config.is_file() else None
     reward = sum(rewards) / len(rewards) if rewards else None
     return TestResults(correct, errors, str(checkpoint or "unknown"), alone, reward) if correct else None
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config that a run saved.
+
+    Raises:
+        ConfigError: it is not YAML with keys.
+    """
     try:
         return dict(yaml.safe_load(path.read_text()) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:

@@ -67,11 +67,11 @@ def main(args: Sequence[str]) -> None:
             raise RunError(f"{len(found)} of the things that {given.run_dir} was made with differ")
         return
     from grpo_lightning.cli.grpo_cli import run
-    from grpo_lightning.cli.run_dirs import new_path
+    from grpo_lightning.cli.run_dirs import REPRODUCED, new_path
 
     # Inside the run: beside it, the copy would be the newest run of the config, which --ckpt_path last takes.
     is_placed = any(option.partition("=")[0] in PLACES for option in options)
-    place = [] if is_placed else ["--run_dir", str(new_path(given.run_dir, "reproduced"))]
+    place = [] if is_placed else ["--run_dir", str(new_path(given.run_dir, REPRODUCED))]
     cli = run(["fit", "--config", str(config), *place, *options])
     assert cli.run_dir is not None
     new = cli.run_dir.path
