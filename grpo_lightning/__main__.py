@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 import grpo_lightning
-from grpo_lightning.cli.answer import print_answer
+from grpo_lightning.cli.answer import abandon_closed_pipe, print_answer
 from grpo_lightning.cli.importing import importing
 from grpo_lightning.cli.subcommands import COMMANDS, LIGHTNING_SUBCOMMANDS, SUMMARIES, WITH_CONFIG, WITH_KEYS_ALONE
 
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 when the input is wrong (one sentence on stderr says what and how to fix it), 1 when a run could
-            not continue, 0 after ``--help`` and ``--version``.
+            not continue, 0 after ``--help`` and ``--version``, 130 after Ctrl-C, 141 if the output's reader has.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -74,7 +74,17 @@ def main(args: Sequence[str] | None = None) -> None:
     from grpo_lightning.errors import ConfigError, RunError
 
     try:
-        _run(args)
+        try:
+            _run(args)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        print("grpo: interrupted", file=sys.stderr)
+        raise SystemExit(130) from error
+    except BrokenPipeError as error:
+        if not abandon_closed_pipe():
+            raise
+        raise SystemExit(141) from error
     except ConfigError as error:
         if not _repeats_another_process():
             print(f"grpo: error: {error}", file=sys.stderr)

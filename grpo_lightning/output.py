@@ -19,3 +19,8 @@ def in_notebook() -> bool:
     """Whether this is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 run``, ``2,000 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

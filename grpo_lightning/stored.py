@@ -18,6 +18,14 @@ FOLDER = re.compile(r"(\d+)-from-step-(\d+)")
 JSON_COLUMNS = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")
 """Columns that the Parquet format stores as JSON strings."""
 
+REQUIRED: dict[str, Any] = {
+    "step": int, "id": str, "prompt": list, "completion": str, "correct": bool, "reward": (int, float, type(None)),
+}  # fmt: skip
+"""What every record has, and the type it must have to be read."""
+
+UNFINISHED_TEST = "test_unfinished.txt"
+"""The file in the folder of a test that has not ended, or was ended early."""
+
 
 def refuse_folder_of_runs(folder: Path, option: str) -> None:
     """Refuse the parent folder of runs, where a run is needed.
@@ -119,20 +127,46 @@ def _of_start(folder: Path) -> Iterator[dict[str, Any]]:
     by_rank: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):
         by_rank.setdefault(file.name.partition("-")[0], []).append(file)
-    ranks = (chain.from_iterable(map(_records, shards)) for shards in by_rank.values())
+    ranks = (chain.from_iterable(map(_checked_records, shards)) for shards in by_rank.values())
     return heapq.merge(*ranks, key=itemgetter("step"))
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def _checked_records(file: Path) -> Iterator[dict[str, Any]]:
+    for where, record in _records(file):
+        if not isinstance(record, dict):
+            raise ConfigError(f"{where} is not a rollout record: it holds {record!r}")
+        wrong = [name for name, kind in REQUIRED.items() if not isinstance(record.get(name, ...), kind)]
+        if wrong:
+            value = f"has {wrong[0]}: {record[wrong[0]]!r}" if wrong[0] in record else f"has no {wrong[0]}"
+            raise ConfigError(f"{where} {value}: it is not a rollout record")
+        yield record
+
+
+def _records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where each record is, and the record."""
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
-        for record in pyarrow.parquet.read_table(file).to_pylist():
-            yield record | {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
+        for number, record in enumerate(pyarrow.parquet.read_table(file).to_pylist(), start=1):
+            plain = {name: json.loads(record[name]) for name in JSON_COLUMNS if name in record}
+            yield f"row {number} of {file}", record | plain
     elif file.suffix == ".jsonl":
         for number, record in read_jsonl(file, drop_incomplete=True):
-            try:
-                record["step"]
-            except (KeyError, TypeError) as error:
-                raise ConfigError(f"line {number} of {file} is not a rollout record ({error!r})") from error
-            yield record
+            yield f"line {number} of {file}", record
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read the JSON object in a file that a run wrote, such as ``environment.json``.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON ({error}): restore it, or omit this run") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{file} must hold a JSON object, not {record!r}: restore it, or omit this run")
+    return record

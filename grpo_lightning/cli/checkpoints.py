@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from pathlib import Path
 
+from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 NAMED = ("last", "best")
-"""What ``--ckpt_path`` takes instead of a path: a checkpoint of the config's newest run."""
+"""What ``--ckpt_path`` takes instead of a path: a checkpoint of the config's newest run, or of the run whose own
+config it is."""
 
 
 def run_of_checkpoint(checkpoint: str) -> Path | None:
@@ -38,26 +43,31 @@ def check_checkpoint(checkpoint: str) -> None:
         raise ConfigError(f"ckpt_path: {checkpoint} is not a grpo checkpoint, or it is truncated")
 
 
-def named_checkpoint(which: str, root: Path, name: str) -> str:
-    """The last or the best checkpoint of the newest run of a config.
+def named_checkpoint(which: str, root: Path, name: str, run: Path | None = None) -> str:
+    """The last or the best checkpoint of a run: the one whose own config is used, or else the config's newest.
 
     Args:
         which: one of :data:`NAMED`.
         root: the directory of all runs.
         name: the config's name, see ``config_name``.
+        run: the run whose own config is used, see ``run_of_config``.
 
     Raises:
         ConfigError: there is none.
     """
-    found = sorted((root / name).glob("*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    place, pattern = (root / name, "*/checkpoints/last*.ckpt") if run is None else (run, "checkpoints/last*.ckpt")
+    found = sorted(place.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(
-            f"ckpt_path: no run under {root / name} has a last checkpoint: give the path of one, or start without "
-            "--ckpt_path"
+            f"ckpt_path: {f'no run under {place}' if run is None else f'the run {run}'} has "
+            f"{'a' if run is None else 'no'} last checkpoint: give the path of one, or start without --ckpt_path"
         )
     last = found[-1]
     check_checkpoint(str(last))
-    return str(last if which == "last" else _best_beside(last))
+    chosen = last if which == "last" else _best_beside(last)
+    if is_first_process():
+        log.info("checkpoint: %s (%s)", chosen, which)
+    return str(chosen)
 
 
 def _best_beside(last: Path) -> Path:

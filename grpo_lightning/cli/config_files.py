@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.shipped import shipped_config
+from grpo_lightning.shipped import shipped_config, shipped_names
 
 
 def with_config_options(arguments: Sequence[str]) -> list[str]:
@@ -49,10 +50,28 @@ def require_config(arguments: Sequence[str]) -> None:
     options = {name.split(".")[0] for name in names}
     if any(name.endswith(".help") for name in names):
         return
+    if others and not others[0].startswith("-"):
+        raise ConfigError(f"config: {_no_config(others[0])}")
     if not options & {"--config", "-c", "--model", "--data", "--help", "-h", "--print_config"}:
         raise ConfigError(
-            f"config: none is given: write grpo {subcommand} --config FILE.yaml, such as configs/quickstart.yaml"
+            f"config: none is given: write grpo {subcommand} --config FILE.yaml, or the name of a shipped config, "
+            "such as quickstart"
         )
+
+
+def _no_config(given: str) -> str:
+    """Why a word is not a config, and what was probably meant."""
+    own = Path(given) / "config.yaml"
+    if own.is_file():
+        return f"{given} is the folder of a run: give its own config, {own}"
+    if Path(given).is_dir():
+        return f"{given} is a folder: give a YAML file"
+    names = shipped_names()
+    name = given.removesuffix(".yaml")
+    near = difflib.get_close_matches(name, [*names, *(name.rpartition("/")[2] for name in names)], n=1)
+    meant = next((name for name in names if near and name.endswith(near[0])), None)
+    hint = f" (did you mean {meant}?)" if meant else ""
+    return f"there is no file {given}{hint}: grpo configs lists those that are shipped"
 
 
 def read_config_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -81,7 +100,9 @@ def _read(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"config: {file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except FileNotFoundError as error:
-        raise ConfigError(f"config: there is no file {file}: grpo configs lists those that are shipped") from error
+        raise ConfigError(f"config: {_no_config(str(file))}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"config: {_no_config(str(file))}") from error
     except OSError as error:
         raise ConfigError(f"config: {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

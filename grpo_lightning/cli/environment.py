@@ -31,6 +31,7 @@ def environment(device: torch.device, world_size: int, arguments: Sequence[str])
     """
     return {
         "command": ["grpo", *without_secrets(arguments)],
+        "folder": os.getcwd(),
         RECORDED_AS: import_folders(arguments),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),

@@ -31,8 +31,9 @@ from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.import_folders import use_import_folders
+from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.cli.parser import SentenceParser
-from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of
+from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of, run_of_config
 from grpo_lightning.cli.save_config import SaveRunConfig
 from grpo_lightning.cli.trainer_defaults import TRAINER_DEFAULTS, add_run_defaults, with_logger_options
 from grpo_lightning.cli.warm_start import CommandLine, policy_of_the_run, start_from, warm_policy
@@ -40,6 +41,7 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import FilteringCLI
 from grpo_lightning.output import show_log
 from grpo_lightning.rollout.datamodule import RolloutDataModule
+from grpo_lightning.stored import UNFINISHED_TEST
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +156,10 @@ class GRPOCLI(FilteringCLI):
         config = self.config[self.subcommand]
         user_errors.refuse_trainer_options(config.trainer)
         root = Path(config.trainer.default_root_dir or "runs")
-        name = config_name([str(file) for file in config.config or []], self.subcommand)
+        files = [str(file) for file in config.config or []]
+        name = config_name(files, self.subcommand)
         if config.get("ckpt_path") in NAMED:
-            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name)
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name, run_of_config(files))
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)
@@ -184,6 +187,8 @@ class GRPOCLI(FilteringCLI):
             # Here, before Lightning starts processes for the other devices: their errors would repeat it.
             self.datamodule.check_devices(self.trainer.num_devices * self.trainer.num_nodes)
             self.run_dir.make()
+            if self.subcommand == "test" and is_first_process():
+                (self.run_dir.path / UNFINISHED_TEST).write_text("grpo test has not ended, or was ended early\n")
 
     def check_before_warm_start(self, policy: str) -> None:
         """Build all from the config and check the data, so that mistakes are found before a model is trained.
@@ -229,6 +234,8 @@ class GRPOCLI(FilteringCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, end_on_signal):
                 callback.raise_if_ended()
+        if self.run_dir is not None and is_first_process():
+            (self.run_dir.path / UNFINISHED_TEST).unlink(missing_ok=True)
 
     after_validate = after_predict = after_test
 

@@ -71,7 +71,9 @@ class _Check:
         # A config that a run saved has the keys of its subcommand; those of the others do no harm.
         beside = {key: option for options in table.subcommands.values() for key, option in options.items()}
         self.top = {**table.keys, **beside}
-        self.ignored = {subcommand, *table.subcommands, "config"}
+        # The command itself takes its own options with _ as well as with -.
+        other_spellings = {key.replace("-", "_") for key in beside if "-" in key}
+        self.ignored = {subcommand, *table.subcommands, "config", *other_spellings}
         self.mistakes: list[str] = []
         self.classes: dict[str, str] = {}
 

@@ -13,9 +13,15 @@ from pathlib import Path
 from grpo_lightning.cli.checkpoints import run_of_checkpoint
 from grpo_lightning.cli.launch import agreed, is_first_process
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.stored import UNFINISHED_TEST
 
-BEGINNING = ("config.yaml", "environment.json", "events.out.tfevents.*", "hparams.yaml", "metrics.csv")
+BEGINNING = (
+    "config.yaml", "environment.json", "events.out.tfevents.*", "hparams.yaml", "metrics.csv", UNFINISHED_TEST,
+)  # fmt: skip
 """Files that a run writes before its first step."""
+
+REPRODUCED = "reproduced"
+"""The folder of a run's reproductions, in the run."""
 
 TAKEN_FROM = "taken_from.txt"
 """The file in a run's ``warm_start`` that says which other run's it is; one that was trained here has none."""
@@ -106,11 +112,19 @@ def new_path(root: Path, name: str) -> Path:
 
 def config_name(files: Sequence[str], subcommand: str) -> str:
     """What the runs of a config are called: the name of its first file."""
-    path = Path(files[0]) if files else Path(f"{subcommand}.yaml")
-    if re.fullmatch(r"config(-\d+)?", path.stem) and (path.parent / "checkpoints").is_dir():
-        # A run's own config, runs/<name>/<run>/config.yaml: a run from it has the same name.
-        return path.absolute().parent.parent.name
-    return path.stem
+    run = run_of_config(files)
+    if run is not None:
+        # runs/<name>/<run>/config.yaml: a run from it has the same name. A reproduction is inside the run.
+        folder = run.absolute()
+        return (folder.parents[1] if folder.parent.name == REPRODUCED else folder).parent.name
+    return Path(files[0]).stem if files else subcommand
+
+
+def run_of_config(files: Sequence[str]) -> Path | None:
+    """The run whose own ``config.yaml`` is the first of these files; ``None`` where it is any other config."""
+    path = Path(files[0]) if files else Path()
+    is_own = re.fullmatch(r"config(-\d+)?", path.stem) is not None and (path.parent / "checkpoints").is_dir()
+    return path.parent if is_own else None
 
 
 def _new_name() -> str:

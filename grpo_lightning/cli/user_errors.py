@@ -63,7 +63,9 @@ def construction_error(error: BaseException, config: Any) -> ConfigError:
             return ConfigError(f"{named[lacks[1]]}: {lacks[1]} cannot be built: {lacks[2]}")
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if isinstance(cause, ConfigError):
-        return cause
+        # Reward functions of TRL are named in configs that grpo init translates.
+        package = cause.__cause__.name if isinstance(cause.__cause__, ModuleNotFoundError) else None
+        return ConfigError(f"{cause}: pip install trl") if package == "trl" else cause
     frames = list(traceback.walk_tb(cause.__traceback__))
     built = [type(frame.f_locals.get("self")).__name__ for frame, _ in frames if frame.f_code.co_name == "__init__"]
     name = next((name for name in built if name in named), None)

@@ -41,6 +41,7 @@ class ControlFinding:
             that does not tell right from wrong (once per split and verifier).
         completion: the completion that was judged.
         verdict: the verifier's verdict.
+        prompt: the row.
     """
 
     split: Split
@@ -49,6 +50,13 @@ class ControlFinding:
     control: Control
     completion: str
     verdict: Verdict
+    prompt: Prompt
+
+    @property
+    def about(self) -> str:
+        """The row by what it holds. Its number is not that in the file: rows are held out and omitted before."""
+        question = " ".join(self.prompt.messages[-1]["content"].split()) if self.prompt.messages else ""
+        return f"{shorten(question, 100)!r}, gold answer {shorten(str(self.prompt.answer), 40)!r}"
 
     def __str__(self) -> str:
         where = f"{self.split} row {self.row}: {self.verifier}"
@@ -59,6 +67,12 @@ class ControlFinding:
         if self.control == "wrong":
             return f"{where} accepts {self.completion!r}, which is certainly wrong"
         return f"{where} rejects {self.completion!r}: {self.verdict.feedback}"
+
+
+def shorten(text: str, longest: int) -> str:
+    """A text's beginning and end, of at most ``longest`` characters."""
+    half = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 def check_controls(
@@ -111,12 +125,12 @@ def check_rows(
         alone = next(((row, text, verdict) for (row, text), verdict in judged_golds if verdict.reward_alone), None)
         if alone is not None:
             row, text, verdict = alone
-            yield ControlFinding(split, row, name, "reward", text, verdict)
+            yield ControlFinding(split, row, name, "reward", text, verdict, prompts[row])
         for (row, text), verdict in judged_golds:
             # What tells nothing correct rejects nothing either; but it may break.
             is_rejected = alone is None and not verdict.correct and not verdict.abstained
             if is_rejected or verdict.error is not None:
-                yield ControlFinding(split, row, name, "gold", text, verdict)
+                yield ControlFinding(split, row, name, "gold", text, verdict, prompts[row])
     columns = [judge(verifier, _samples(prompts, wrongs)) for verifier in verifiers]
     # One verifier alone may accept a wrong answer: it may judge only the length or the format.
     names = ", ".join(type(verifier).__name__ for verifier in verifiers)
@@ -127,9 +141,9 @@ def check_rows(
         judged = [column[index] for column in columns if not column[index].abstained]
         broken = next((verdict for verdict in judged if verdict.error is not None), None)
         if broken is not None and row not in with_gold:
-            accepted[row] = ControlFinding(split, row, names, "judged", text, broken)
+            accepted[row] = ControlFinding(split, row, names, "judged", text, broken, prompts[row])
         elif judged and all(verdict.correct and not verdict.reward_alone for verdict in judged):
-            accepted.setdefault(row, ControlFinding(split, row, names, "wrong", text, judged[0]))
+            accepted.setdefault(row, ControlFinding(split, row, names, "wrong", text, judged[0], prompts[row]))
         else:
             refused.add(row)
     # A row's schema may allow some of several wrong documents. To accept all of them is to accept anything.

@@ -64,6 +64,7 @@ def test_a_signal_ends_an_evaluation_with_the_results_so_far(
     for name in files:
         rows = list(read_rollouts(run)) if name == "rollouts" else (run / name).read_text().splitlines()
         assert len(rows) == 2 * BATCH, "two whole batches of three"
+    assert (run / "test_unfinished.txt").is_file() is (subcommand == "test")
     if subcommand == "predict":
         return
     # By hand: 2 of 8 correct, Wilson: (0.25 + z2/16 -+ z sqrt(0.1875/8 + z2/256)) / (1 + z2/8), z2 = 3.8415.
@@ -107,4 +108,4 @@ def test_an_evaluation_that_runs_to_its_end_is_a_success(tmp_path: Path, capfd: 
     main(["verify", "--samples", str(run)])
     assert "0 of 12 rollouts change" in capfd.readouterr().out
     main(["samples", str(run)])
-    assert "12 rollouts of 1 steps" in capfd.readouterr().out
+    assert "12 rollouts of 1 step\n" in capfd.readouterr().out

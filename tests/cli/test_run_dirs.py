@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import yaml
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli.checkpoints import named_checkpoint
-from grpo_lightning.cli.run_dirs import RunDir, config_name
+from grpo_lightning.cli.run_dirs import RunDir, config_name, run_of_config
 from grpo_lightning.cli.warm_start import _wait_for
+from grpo_lightning.errors import ConfigError
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
 from tests.cli.test_user_errors import QUICKSTART, callback, error_of
 
@@ -121,6 +123,8 @@ def test_runs_are_called_like_their_first_config(tmp_path: Path) -> None:
     (tmp_path / "mine/1/checkpoints").mkdir(parents=True)
     assert config_name([str(tmp_path / "mine/1/config-2.yaml")], "fit") == "mine"
     assert config_name([str(tmp_path / "mine/config.yaml")], "fit") == "config"
+    (tmp_path / "mine/1/reproduced/2/checkpoints").mkdir(parents=True)
+    assert config_name([str(tmp_path / "mine/1/reproduced/2/config.yaml")], "fit") == "mine"
 
 
 def test_the_best_is_that_of_the_run_and_not_of_a_checkpoint_callback_in_its_config(tmp_path: Path) -> None:
@@ -131,6 +135,25 @@ def test_the_best_is_that_of_the_run_and_not_of_a_checkpoint_callback_in_its_con
     for name in ("last", "step=1", "best-step4"):
         torch.save({"callbacks": states, "skipped_steps": 0}, folder / f"{name}.ckpt")
     assert named_checkpoint("best", tmp_path, "mine") == str(folder / "best-step4.ckpt")
+
+
+def test_the_own_config_of_a_run_names_that_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for run in ("old", "new"):
+        folder = tmp_path / "mine" / run / "checkpoints"
+        folder.mkdir(parents=True)
+        torch.save({"callbacks": {}, "skipped_steps": 0}, folder / "last.ckpt")
+    old = tmp_path / "mine/old"
+    os.utime(old / "checkpoints/last.ckpt", (1, 1))
+    own = run_of_config([str(old / "config-2.yaml"), "other.yaml"])
+    assert own == old
+    assert run_of_config(["mine.yaml"]) is run_of_config([]) is run_of_config([str(tmp_path / "config.yaml")]) is None
+    with caplog.at_level("INFO"):
+        assert named_checkpoint("last", tmp_path, "mine", own) == str(old / "checkpoints/last.ckpt")
+    assert f"checkpoint: {old}/checkpoints/last.ckpt (last)" in caplog.text
+    assert named_checkpoint("last", tmp_path, "mine") == str(tmp_path / "mine/new/checkpoints/last.ckpt")
+    (old / "checkpoints/last.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"ckpt_path: the run .*old has no last checkpoint"):
+        named_checkpoint("last", tmp_path, "mine", own)
 
 
 def test_the_best_checkpoint_is_found_where_the_run_is_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,9 +149,43 @@ def test_a_config_needs_no_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict", "check", "plan"])
 def test_a_subcommand_alone_asks_for_a_config(capsys: pytest.CaptureFixture[str], subcommand: str) -> None:
-    text = f"config: none is given: write grpo {subcommand} --config FILE.yaml, such as configs/quickstart.yaml"
+    text = f"config: none is given: write grpo {subcommand} --config FILE.yaml, or the name of a shipped config, "
+    text += "such as quickstart"
     assert error_of(capsys, command=subcommand) == text
     assert error_of(capsys, "--seed_everything", "1", command=subcommand) == text
+
+
+def test_a_word_that_is_no_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "config: there is no file {}{}: grpo configs lists those that are shipped"
+    meant = " (did you mean quickstart?)"
+    assert error_of(capsys, "quikstart") == missing.format("quikstart", meant)
+    assert error_of(capsys, "--config", "quikstart.yaml", command="check") == missing.format("quikstart.yaml", meant)
+    assert error_of(capsys, "zzz", "--ckpt_path", "last", command="plan") == missing.format("zzz", "")
+    (tmp_path / "config.yaml").touch()
+    own = f"config: {tmp_path} is the folder of a run: give its own config, {tmp_path}/config.yaml"
+    assert error_of(capsys, tmp_path, "--ckpt_path", "last", command="test") == own
+    assert error_of(capsys, "--config", tmp_path) == own
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grpo_lightning.commands.configs.command.main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["configs"])
+    assert capsys.readouterr().err == "grpo: interrupted\n"
+
+
+def test_a_reader_that_has_ended_is_no_error() -> None:
+    # Unbuffered output breaks in print, and leaves nothing to flush.
+    for options, name in (([], "configs"), (["-u"], "configs"), ([], "--help")):
+        command = [sys.executable, *options, "-m", "grpo_lightning", name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
 
 
 def test_what_a_config_file_lacks_is_said_without_loading_torch(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,13 +212,9 @@ def test_without_checkpoints_none_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["verify", "samples", "compare"])
 def test_options_are_not_abbreviated(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    arguments = {
-        "verify": [*QUICKSTART, "--sample", "x"], "samples": ["run", "--ste", ":"], "compare": ["run", "--titl", "x"],
-    }  # fmt: skip
-    with pytest.raises(SystemExit, match="2"):
-        main([command, *arguments[command]])
-    wanted = "--samples: give" if command == "verify" else f"unrecognized arguments: {arguments[command][1]}"
-    assert wanted in capsys.readouterr().err
+    arguments = {"verify": ["--sample", "x"], "samples": ["--ste", ":", "run"], "compare": ["--titl", "x", "run"]}
+    error = error_of(capsys, *arguments[command], command=command)
+    assert error.startswith(f"{arguments[command][0]}: grpo {command} has no such option (did you mean --")
 
 
 def test_help_says_where_the_options_of_a_class_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,3 +241,15 @@ def test_null_is_null_in_nested_options_too(option: str, gsm8k_folder: str, monk
     parsed = parse([*given, option, "null", "--data.task.prompt_template", template])
     assert parsed.config.model.init_args.policy[option.rpartition(".")[2]] is None
     assert parsed.config.data.task.init_args.prompt_template == template
+
+
+def test_reward_functions_of_trl_say_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "trl.rewards", raising=False)
+    verifier = json.dumps(
+        [{"class_path": "FunctionVerifier", "init_args": {"function": "trl.rewards.accuracy_reward"}}]
+    )
+    error = error_of(capsys, *QUICKSTART, *few(tmp_path), "--model.verifiers", verifier)
+    assert error.endswith(": pip install trl")

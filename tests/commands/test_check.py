@@ -60,6 +60,20 @@ def test_a_reward_that_tells_nothing_correct_has_no_controls(
         told = capsys.readouterr()
         assert said in told.out + told.err
         assert "every gold answer" not in told.out
+        assert ("the row: '" in told.out and "gold answer '" in told.out) is (options is not function)
+
+
+def test_one_failure_is_said_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"train": ["a\nb"], "val": ["2"], "test": ["2"]}
+    for split, answers in rows.items():
+        lines = [json.dumps({"prompt": "What is one and one?", "answer": answer}) for answer in answers]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    task = {"class_path": "Tabular", "init_args": {"path": str(tmp_path), "gold_format": "#### {answer}"}}
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--config", "configs/lfm_gsm8k.yaml", "--data.task", json.dumps(task)])
+    told = capsys.readouterr()
+    assert "data.task: 1 gold answer does not satisfy its own verifier: repair or remove that row" in told.err
+    assert "\n    the row: 'What is one and one?', gold answer 'a\\nb'\n" in told.out
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_sampled(

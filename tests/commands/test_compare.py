@@ -82,20 +82,21 @@ def test_a_separate_warm_start_per_seed_does_not_split_a_method(tmp_path: Path) 
 
 
 def test_callbacks_that_affect_training_define_a_method(tmp_path: Path) -> None:
-    for name, callbacks in {
+    found = {
         "plain": ["StepProgressBar"],
         "watched": ["VRAMProfiler", "RunSummary", "HealthCheck", "LearningRateMonitor", "RolloutLogger"],
         "stopped": ["TokenBudget"],
         "another": ["MyHealthCheck"],
-    }.items():
-        run = write_run(tmp_path / name)
+    }
+    for seed, (name, callbacks) in enumerate(found.items()):
+        run = write_run(tmp_path / name, seed)
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["trainer"]["callbacks"] = [{"class_path": f"grpo_lightning.callbacks.{name}"} for name in callbacks]
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert names(tmp_path) == {
-        "GRPO, callbacks none": [1, 1],
-        "GRPO, callbacks TokenBudget": [1],
-        "GRPO, callbacks MyHealthCheck": [1],
+        "GRPO, callbacks none": [0, 1],
+        "GRPO, callbacks TokenBudget": [2],
+        "GRPO, callbacks MyHealthCheck": [3],
     }
 
 
@@ -144,6 +145,27 @@ def test_names_patterns_and_folders_of_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "a=b", 7)
     assert names(tmp_path / "a=b") == {"GRPO": [7]}, "a folder whose name has a = in it"
     assert list(names(f"GRPO={tmp_path}/runs/seed-1", tmp_path / "a=b")) == ["GRPO", "GRPO'"]
+
+
+def test_a_repeat_of_a_seed_is_no_further_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_run(tmp_path / "runs/b", 1, curves=totals(10), correct="1100")
+    slower = totals(10) | {"total/wall_s": [(step, 99.0 * (step + 1)) for step in range(3)]}
+    write_run(tmp_path / "runs/a", 1, curves=slower)  # a reproduction: the same but for its time, and not tested
+    write_run(tmp_path / "runs/c", 1, curves=totals(10) | {"reward/mean": [(0, 0.9)]}, correct="1110")
+    write_run(tmp_path / "runs/d", 2, curves=totals(10), correct="1000")
+    main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert f"skipped: {tmp_path}/runs/a has the seed and the curves of {first}: a copy or a reproduction\n" in out
+    assert "warning: several runs of GRPO have the seed 1: they are not independent\n" in out
+    text = (tmp_path / "out/report.md").read_text()
+    assert table(text, "Results")[0]["seeds"] == "2 (3 runs)"
+    assert "Several runs of GRPO have the same seed" in text
+
+
+def test_a_name_may_stand_before_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "mine", 3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names("A=~/mine") == {"A": [3]}
 
 
 # -- curves -----------------------------------------------------------------------------------------------------------
@@ -373,7 +395,9 @@ def test_rewards_that_tell_nothing_correct_replace_accuracy(known_from: str, tmp
         else:
             (run / "rollouts/001-from-step-000000").mkdir(parents=True)
             file = run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl"
-            file.write_text(json.dumps({"step": 0, **record(replace(attempt, verdict=alone))}) + "\n")
+            file.write_text(
+                json.dumps({"step": 0, "id": "train/0/0/0", **record(replace(attempt, verdict=alone))}) + "\n"
+            )
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
     assert text.split("\n\n")[1] == (
@@ -491,8 +515,26 @@ def test_the_newest_test_counts_with_the_files_of_all_ranks(tmp_path: Path) -> N
     assert found.checkpoint == "best-step5.ckpt"
     main(["compare", str(run), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
-    assert "A verifier failed on 1 completions" in text
+    assert "A verifier failed on 1 completion, which counts as not solved." in text
     assert "best-step5.ckpt" in text
+
+
+def test_a_test_counts_when_it_has_ended_and_by_the_time_in_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    tests = {"20260102-000000-aa": "1111", "20260101-000000-bb": "0000", "20260103-000000-cc": "11"}
+    for name, correct in tests.items():  # the second is written last, as a copy may be
+        write_test(run / "test" / name, correct)
+    (run / "test/20260103-000000-cc/test_unfinished.txt").touch()
+    found = read_run(run).test
+    assert found is not None
+    assert list(found.correct.values()) == [1, 1, 1, 1]
+    for name in list(tests)[:2]:
+        shutil.rmtree(run / "test" / name)
+    assert read_run(run).test is None
+    find_methods([str(run)])
+    assert f"not tested: the test of {run} was interrupted, or has not ended: run grpo test" in capsys.readouterr().out
 
 
 # -- user errors ------------------------------------------------------------------------------------------------------
@@ -507,7 +549,18 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     stopped.mkdir()
     broken = write_run(tmp_path / "broken", correct="1")
     (broken / "test/first/test_results.jsonl").write_text('{"problem": "p1"}\n')
+    damaged = {text: write_run(tmp_path / f"damaged{len(text)}") for text in ("", "[1]")}
+    for text, folder in damaged.items():
+        (folder / "environment.json").write_text(text)
+    (tmp_path / "taken/report.md").mkdir(parents=True)
+    warm = write_run(tmp_path / "cut", policy={"path": str(tmp_path / "cut/warm_start/policy")})
+    (warm / "warm_start").mkdir()
+    (warm / "warm_start/config.yaml").write_text("model: [")
     cases = {
+        "environment.json is not valid JSON": [damaged[""]],
+        "warm_start/config.yaml cannot be read as a config": [warm],
+        "environment.json must hold a JSON object, not [1]": [damaged["[1]"]],
+        f"--out: cannot write {tmp_path}/taken/report.md: Is a directory": [run, "--out", tmp_path / "taken"],
         "name at least one run directory": [],
         "none does not exist": [tmp_path / "none"],
         "empty is not a run and contains none": [tmp_path / "empty"],
@@ -522,7 +575,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     }
     for text, arguments in cases.items():
         with pytest.raises(SystemExit, match="2"):
-            main(["compare", *map(str, arguments), "--out", str(tmp_path / "out")])
+            main(["compare", "--out", str(tmp_path / "out"), *map(str, arguments)])
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
         assert line.startswith("grpo: error: ")
         assert text in line
@@ -548,7 +601,7 @@ def test_a_pattern_skips_what_is_not_a_run_with_a_message(
         "notes.txt is not a fold",
     ):
         assert f"skipped: {runs}/{name}" in out
-    assert "1 runs of 1 methods" in out
+    assert "1 run of 1 method:" in out
     assert names(*arguments) == {"GRPO": [7]}
 
 
@@ -591,6 +644,7 @@ def test_runs_that_are_trained_and_tested_are_compared(tmp_path: Path, monkeypat
         (tested,) = (run / "test").iterdir()
         results = [json.loads(line) for line in (tested / "test_results.jsonl").read_text().splitlines()]
         assert len({result["problem"] for result in results}) == 6
+        assert not (tested / "test_unfinished.txt").exists()
         assert {"correct", "format_valid", "reward", "tokens", "finish_reason", "error"} <= results[0].keys()
         assert len(list(run.glob("events.out*"))) == 1
         assert not (run / "config-2.yaml").exists()

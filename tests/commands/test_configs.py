@@ -70,5 +70,5 @@ def test_a_copy_brings_what_it_needs(folder: str, tmp_path: Path, capsys: pytest
 def test_a_name_that_is_not_shipped_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "quickstar", command="configs").startswith("configs: quickstar is not shipped")
     assert error_of(capsys, "quickstar.yaml") == (
-        "config: there is no file quickstar.yaml: grpo configs lists those that are shipped"
+        "config: there is no file quickstar.yaml (did you mean quickstart?): grpo configs lists those that are shipped"
     )

@@ -77,7 +77,8 @@ def at(config: Any, key: str) -> Any:
         ({"use_peft": True, "load_in_4bit": True, "use_bnb_nested_quant": True}, "model.policy.quantization", "nf4"),
         ({"load_in_4bit": True}, "model.policy.quantization", None),
         ({"chat_template_kwargs": {"a": 1}}, "model.policy.chat_template_kwargs", {"a": 1}),
-        ({"gradient_checkpointing": True}, "model.policy.gradient_checkpointing", True),
+        ({}, "model.policy.gradient_checkpointing", True),
+        ({"gradient_checkpointing": False}, "model.policy.gradient_checkpointing", None),
         ({"reward_funcs": "think_format_reward"}, "model.verifiers.0.function", "trl.rewards.think_format_reward"),
         ({"reward_funcs": "think_format_reward"}, "model.verifiers.0.conversational", True),
         ({"reward_funcs": ["m.a", "m.b"]}, "model.verifiers.0.weights", {"a": 1.0, "b": 1.0}),
@@ -93,6 +94,19 @@ def at(config: Any, key: str) -> Any:
         ({"importance_sampling_level": "sequence"}, "model.ratio_level", "sequence"),
         ({"num_iterations": 2}, "model.updates_per_rollout", 2),
         ({"mask_truncated_completions": True}, "model.mask_truncated", True),
+        ({"importance_sampling_level": "sequence_token", "epsilon": 0.1}, "model.ratio_level", "token"),
+        (
+            {"importance_sampling_level": "sequence_token", "epsilon": 0.1},
+            "model.objective", {"class_path": "GSPOToken", "init_args": {"epsilon": 0.1}},
+        ),
+        ({"vllm_importance_sampling_correction": False}, "model.sampler_correction", "none"),
+        ({"vllm_importance_sampling_mode": "token_truncate"}, "model.sampler_correction", "token"),
+        ({"vllm_importance_sampling_mode": "token_truncate"}, "model.sampler_cap", 3.0),
+        ({"vllm_importance_sampling_mode": "sequence_mask"}, "model.sampler_correction", "sequence-mask"),
+        ({"vllm_importance_sampling_mode": "sequence_mask", "num_iterations": 2}, "model.old_logprobs", "recompute"),
+        ({"vllm_importance_sampling_cap": 4}, "model.sampler_cap", 4.0),
+        ({"vllm_importance_sampling_clip_max": 5}, "model.sampler_cap", 5.0),
+        ({"max_grad_norm": 0}, "model.max_grad_norm", None),
         ({"max_grad_norm": 0.2}, "model.max_grad_norm", 0.2),
         ({"loss_type": "cispo", "epsilon_high": 5}, "model.cispo_epsilon_high", 5.0),
         ({"loss_type": "cispo", "epsilon_high": 5}, "model.epsilon_high", None),
@@ -110,6 +124,7 @@ def at(config: Any, key: str) -> Any:
         ({"generation_batch_size": 32}, "model.minibatches_per_update", 4),
         ({"num_generations": 4}, "data.prompts_per_step", 2),
         ({"top_p": 0.9, "top_k": 0}, "data.sampling", {"temperature": 1.0, "max_new_tokens": 256, "top_p": 0.9}),
+        ({"top_k": -1}, "data.sampling.top_k", None),
         ({"generation_kwargs": {"stop_strings": "END"}}, "data.sampling.stop", ["END"]),
         ({"vllm_structured_outputs_regex": "a|b"}, "data.sampling.constraint.pattern", "a|b"),
         ({"max_prompt_length": 100}, "data.max_prompt_tokens", 100),
@@ -122,7 +137,16 @@ def at(config: Any, key: str) -> Any:
         ({"use_cpu": True}, "trainer.accelerator", "cpu"),
         ({"logging_steps": 10}, "trainer.log_every_n_steps", 10),
         ({"eval_strategy": "steps", "eval_steps": 20}, "trainer.val_check_interval", 20),
+        # transformers takes logging_steps, and TRL's default of that is 10.
+        ({"eval_strategy": "steps"}, "trainer.val_check_interval", 10),
+        ({"eval_strategy": "steps", "logging_steps": 5}, "trainer.val_check_interval", 5),
+        # Shares of the steps, rounded up as in transformers.
+        ({"eval_strategy": "steps", "eval_steps": 0.5, "max_steps": 5}, "trainer.val_check_interval", 3),
+        ({"save_steps": 0.5, "max_steps": 5}, "checkpoint.every_n_train_steps", 3),
+        ({"logging_steps": 0.5, "max_steps": 5}, "trainer.log_every_n_steps", 3),
         ({"eval_strategy": False}, "trainer.limit_val_batches", 0),
+        ({"eval_strategy": False, "dataset_train_split": "a"}, "data.task.splits.val", "a"),
+        ({"push_to_hub": True, "hub_model_id": "me/it"}, "export.push_to_hub", "me/it"),
         ({"eval_on_start": False}, "summary.validate_first", False),
         ({"save_steps": 30}, "checkpoint.every_n_train_steps", 30),
         ({"report_to": ["wandb", "tensorboard"]}, "trainer.logger.0.save_dir", "."),
@@ -137,6 +161,15 @@ def test_an_option_is_one_here(options: dict[str, Any], key: str, value: Any) ->
 @pytest.mark.parametrize(
     ("options", "name", "why"),
     [
+        ({"save_steps": 0.5}, "save_steps", "needs max_steps"),
+        ({"push_to_hub": True}, "push_to_hub", "hub_model_id is not set"),
+        ({"hub_model_id": "me/it"}, "hub_model_id", "push_to_hub is not set"),
+        ({"vllm_importance_sampling_mode": "token_mask"}, "vllm_importance_sampling_mode", "does not exist here"),
+        (
+            {"importance_sampling_level": "sequence_token", "loss_type": "sapo"},
+            "importance_sampling_level",
+            "does not go with sapo",
+        ),
         ({"repetition_penalty": 1.1}, "repetition_penalty", "no such option"),
         ({"use_vllm": True}, "use_vllm", "VLLMEngine"),
         ({"loss_type": "vespo"}, "loss_type", "vespo does not exist"),
@@ -203,6 +236,18 @@ def test_each_option_of_trl_changes_the_config_or_is_noted() -> None:
         ({"learning_rate": "fast"}, "learning_rate must be a number, not 'fast'"),
         ({"generation_kwargs": "{"}, "generation_kwargs is not valid JSON"),
         ({"scale_rewards": "std"}, "scale_rewards must be group, batch or none"),
+        ({"num_generations": 0}, "num_generations must be at least 2, not 0"),
+        ({"num_generations": 2.5}, "num_generations must be a whole number, not 2.5"),
+        (
+            {"generation_batch_size": 8, "per_device_train_batch_size": 0},
+            "per_device_train_batch_size must be at least 1",
+        ),
+        ({"datasets": "rows.jsonl"}, r"datasets must be a list such as \[.*\], not 'rows.jsonl': one data set alone"),
+        ({"datasets": ["rows.jsonl"]}, "datasets must be a list such as"),
+        ({"reward_weights": 2.0}, r"reward_weights must be a list of numbers, such as \[0.5, 1.0\], not 2.0"),
+        ({"reward_weights": ["heavy"]}, "reward_weights must be a list of numbers"),
+        ({"reward_weights": "0.5 1.0"}, "reward_weights must be a list of numbers"),
+        ({"importance_sampling_level": "word"}, "importance_sampling_level must be token or sequence"),
     ],
 )
 def test_a_mistake_is_one_sentence(options: dict[str, Any], text: str) -> None:
@@ -215,7 +260,29 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert "holds no options" in error_of(capsys, "mine", "--from-trl", "list.yaml", command="init")
     assert "cannot be read" in error_of(capsys, "mine", "--from-trl", "none.yaml", command="init")
     assert error_of(capsys, "mine", "--data", "x", command="init").startswith("--data and --rewards: only with")
+    Path("train.py").write_text("trainer = GRPOTrainer()")
+    script = error_of(capsys, "mine", "--from-trl", "train.py", command="init")
+    assert script.startswith("--from-trl: train.py is a script, which is not read: write the options")
+    Path("trl.yaml").write_text("max_steps: 2\n")
+    beside = error_of(capsys, "mine", "--from-trl", "trl.yaml", "--task", "json", command="init")
+    assert beside.startswith("--task and --algorithm: not with --from-trl")
     assert not Path("mine").exists()
+
+
+def test_a_schedule_has_numbers_and_whole_steps() -> None:
+    options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "1e-7"}}
+    files = translate(TRLOptions(LEAST | options | {"max_steps": 3, "warmup_ratio": 0.1}), "mine")
+    # transformers rounds a share of the steps up: 0.3 steps are one.
+    wanted = "num_warmup_steps=1, num_training_steps=3, scheduler_specific_kwargs={'min_lr': 1e-07}"
+    assert wanted in files["schedule.py"]
+
+
+def test_names_of_reward_functions_may_have_spaces_between_them() -> None:
+    Path("trl.yaml").write_text("max_steps: 2\n")
+    given = ["--model", "org/model", "--data", "org/rows", "--rewards", "m.a, m.b"]
+    main(["init", "my task", "--from-trl", "trl.yaml", *given])
+    config = yaml.safe_load(Path("my task/my task.yaml").read_text())
+    assert at(config, "model.verifiers.0.parts.b.function") == "m.b"
 
 
 def test_relative_paths_of_the_yaml_are_found_inside_the_project(tmp_path: Path) -> None:

@@ -308,6 +308,11 @@ class LoadsByItself(Distillation):
         self.other = AutoModelForCausalLM.from_pretrained(self.teacher_path)
 
 
+class TakesTooMuch(Distillation):
+    def losses(self, step: Any, part: Any, metrics: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+
 class BreaksInItsStep(Distillation):
     def losses(self, step: Any, part: Any, metrics: Any) -> Any:
         raise KeyError("teacher")
@@ -317,6 +322,7 @@ class BreaksInItsStep(Distillation):
     ("kind", "text"),
     [
         (LoadsByItself, "model: grpo plan cannot rehearse LoadsByItself: its configure_model raised RuntimeError: "),
+        (TakesTooMuch, "grpo plan: this machine has not enough memory for the masks and lengths of the rehearsal"),
         (BreaksInItsStep, "model: grpo plan cannot rehearse BreaksInItsStep: its training_step raised KeyError: "),
     ],
 )
@@ -579,6 +585,23 @@ def test_the_meter_counts_live_storages_and_releases_freed_ones() -> None:
     assert isinstance(kept, FakeTensor)
 
 
+def test_large_masks_are_shapes_alone(tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, column = torch.arange(3000).view(-1, 1), torch.arange(3000).view(1, -1)
+    with (meter := MemoryMeter()):
+        mask = place >= column
+        floats = torch.where(mask, torch.tensor(0.0), torch.tensor(-1.0))
+        small = place[:9] >= column[:, :9]
+    assert isinstance(mask, FakeTensor)
+    assert isinstance(floats, FakeTensor)
+    assert not isinstance(small, FakeTensor)
+    # The masks, and the two rows of int64 that they are made of.
+    assert meter.total == 9_000_000 + 4 * 9_000_000 + 81 + 2 * 8 * 3000
+    # What is counted is the same, however few elements are computed.
+    real = phases(planner(tiny_model("llama")))
+    monkeypatch.setattr("grpo_lightning.commands.plan.meter.MOST_REAL", 2**8)
+    assert phases(planner(tiny_model("llama"))) == real
+
+
 def test_what_steers_a_step_is_known_of_fakes() -> None:
     mask = torch.tensor([[True, False], [True, True], [False, False]])
     with MemoryMeter():
@@ -669,6 +692,16 @@ def test_every_shipped_config_can_be_planned(
 
 
 @pytest.mark.usefixtures("_in_the_repository")
+def test_prompts_are_planned_within_the_positions_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", "configs/quickstart.yaml", "--fast", "--memory", "64GiB", "--data.prompts_per_step", "2"]
+    _, out = run(capsys, *base, "--prompt_tokens", "8000")
+    assert "Prompts are planned with 216 tokens instead of 8000: with completions of 40, the model has 256" in out
+    assert "prompts of 216 tokens and completions of 40" in out
+    _, out = run(capsys, *base, "--prompt_tokens", "100")
+    assert "Prompts are planned" not in out
+
+
+@pytest.mark.usefixtures("_in_the_repository")
 def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     memory = PROCESS.fixed[1] + 15 * 10**6
     base = ["--config", "configs/quickstart.yaml", "--memory", f"{memory / 10**6}MB", "--prompt_tokens", "60"]
@@ -703,9 +736,10 @@ def test_the_plan_says_which_shortcuts_run(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.usefixtures("_in_the_repository")
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--config", "configs/quickstart.yaml"]
-    code, error = run(capsys, *base, "--memory", "8 apples")
-    assert code == 2
-    assert error.endswith("grpo: error: --memory: give a size such as 8GiB or 24GB, not '8 apples'\n")
+    for size in ("8", "8 apples"):
+        code, error = run(capsys, *base, "--memory", size)
+        assert code == 2
+        assert error.endswith(f"grpo: error: --memory: give a size such as 8GiB or 24GB, not {size!r}\n")
     code, error = run(capsys, *base, "--prompt_tokens", "0")
     assert (code, "--prompt_tokens" in error) == (2, True)
     code, error = run(capsys, *base, "--model.policy.path", "not/there")

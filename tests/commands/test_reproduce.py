@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning.__main__ import main
+from grpo_lightning.cli.checkpoints import named_checkpoint
 from grpo_lightning.cli.confidential import remove_secrets
 from grpo_lightning.cli.environment import commit_of, software
 from grpo_lightning.commands.reproduce.command import compared, differences
@@ -45,12 +46,16 @@ def test_a_run_is_reproduced(
     assert re.search(r"validation accuracy after training \| 0\.\d+ \(95 % interval .*after 2 optimizer steps", card)
     assert str(tmp_path) not in card
     assert str(ROOT) not in card
-    again = ["--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "again")]
-    main(["reproduce", str(run), *again])
+    main(["reproduce", str(run), "--trainer.max_steps", "1"])
     out = capsys.readouterr().out
     assert "same commit, versions and platform as the run" in out or "uncommitted changes" in out
-    assert out.endswith("reproduced: 4 rollouts of 1 steps are the same, text and reward\n")
-    assert only_run(tmp_path / "again", "quickstart").is_dir(), "it has a directory of its own"
+    assert out.endswith("reproduced: 4 rollouts of 1 step are the same, text and reward\n")
+    copy = only_run(run, "reproduced")
+    assert (copy / "checkpoints/last.ckpt").is_file()
+    # The copy is not the newest run of the config.
+    assert named_checkpoint("last", tmp_path / "runs", "quickstart") == str(run / "checkpoints/last.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert f"the run began in {ROOT}" in error_of(capsys, run, command="reproduce")
 
 
 def test_what_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +122,17 @@ def test_rollouts_are_compared_where_both_have_them(tmp_path: Path) -> None:
             compared(old, other)
     with pytest.raises(RunError, match="no rollouts of the same steps"):
         compared(old, write(tmp_path / "later", row(9)))
+
+
+def test_records_with_other_or_no_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    then = {"versions": {"oldpkg": "1", "torch": "2"}, "device": "cpu"}
+    assert list(differences(then, {"versions": {"torch": "2", "new": "3"}})) == [
+        "versions: oldpkg: 1 then, unknown now", "device: cpu then, unknown now"
+    ]  # fmt: skip
+    (tmp_path / "config.yaml").write_text("{}")
+    for text, said in (("{", "is not valid JSON"), ("[1]", "must hold a JSON object, not [1]")):
+        (tmp_path / "environment.json").write_text(text)
+        assert said in error_of(capsys, tmp_path, "--check", command="reproduce")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,7 +333,8 @@ def test_the_options_steps_out_and_open(
     run = write(tmp_path / "run", *(row(step=step) for step in range(5)))
     for steps, count in {"1:3": 3, "3:": 2, ":0": 1, ":": 5}.items():
         main(["samples", str(run), "--steps", steps, "--out", str(tmp_path / "page.html")])
-        assert capsys.readouterr().out == f"{count} rollouts of {count} steps\n{tmp_path}/page.html\n"
+        number = f"{count} rollouts of {count} steps" if count > 1 else "1 rollout of 1 step"
+        assert capsys.readouterr().out == f"{number}\n{tmp_path}/page.html\n"
     assert not (run / "samples.html").exists()
     assert not opened
     main(["samples", str(run), "--open"])
@@ -354,7 +355,9 @@ def test_a_folder_of_runs_names_its_newest_run(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["RUN/nothing"], "has no logged rollouts; give the directory of a run"),
+        (["RUN/nothing"], "RUN_DIR: the folder .*nothing does not exist"),
+        (["RUN/rollouts"], "has no logged rollouts; give the directory of a run"),
+        (["RUN", "--out", "RUN"], "--out: .*run is a folder: give the page to write, such as .*run/samples.html"),
         (["RUN", "--steps", "7"], "--steps: must be FIRST:LAST"),
         (["RUN", "--steps", "9:"], "--steps: .* has no rollouts in the steps 9:"),
         (["RUN", "--out", "RUN/none/page.html"], "--out: cannot write .*none/page.html: No such file"),
@@ -368,6 +371,40 @@ def test_mistakes_are_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         main(["samples", *(arg.replace("RUN", str(run)) for arg in args)])
     assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_refused_page_leaves_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write(tmp_path / "run", row(), row(step=1))
+    main(["samples", str(run)])
+    files = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    stored = run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl"
+    for steps, damage in (("900:", b""), (":", b'{"step": 2}\n')):
+        stored.write_bytes(files[stored] + damage)
+        with pytest.raises(SystemExit, match="2"):
+            main(["samples", str(run), "--steps", steps])
+        stored.write_bytes(files[stored])
+        assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(row(step=1) | {"step": "1"}).encode(), r"line 2 of \S+rank0-step-000000.jsonl has step: '1'"),
+        (b'{"step": 1}', r"line 2 of \S+.jsonl has no id: it is not a rollout record"),
+        (b"[1]", r"line 2 of \S+.jsonl is not a rollout record: it holds \[1\]"),
+        (b"\xff", r"\S+.jsonl is not UTF-8 text"),
+        (json.dumps({name: value for name, value in row().items() if name != "kl"}).encode(), "has no 'kl'"),
+    ],
+)
+def test_a_damaged_record_is_named(
+    line: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write(tmp_path / "run", row())
+    with (run / "rollouts/001-from-step-000000/rank0-step-000000.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["samples", str(run)])
     assert re.search(message, capsys.readouterr().err)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 import urllib.error
@@ -18,7 +19,7 @@ import torch
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli.grpo_cli import parse
-from grpo_lightning.commands.serve.command import check_host
+from grpo_lightning.commands.serve.command import bound_socket, check_host
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
 from grpo_lightning.models.tokenizer import encode_prompt
@@ -186,7 +187,17 @@ def test_a_stream_says_what_a_plain_answer_says(url: str) -> None:
         ({"prompt": "a", "top_k": "many"}, 400, "top_k"),
         ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
         ({"prompt": "a", "max_tokens": 256}, 400, "max_tokens"),
-        ({"prompt": "a" * 300}, 400, "max_tokens"),
+        ({"prompt": "a" * 300}, 400, "prompt"),
+        ({"prompt": "a", "temperature": float("inf")}, 400, "temperature"),
+        ({"prompt": "a", "temperature": 10**400}, 400, "temperature"),
+        ({"prompt": "a", "temperature": 1e-45}, 400, "temperature"),
+        ({"prompt": "a", "temperature": 1e39}, 400, "temperature"),
+        ({"prompt": "a", "logprobs": 1}, 400, "logprobs"),
+        ({"prompt": "a", "stop": ["\ud800"]}, 400, "stop"),
+        ({"prompt": ["a", "\ud800"]}, 400, "prompt"),
+        ({"prompt": "a", "user\ud800": 1}, 400, "user\\ud800"),
+        ({"prompt": "a", "tools": [{}]}, 400, "tools"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"prompt": "a", "n": 17}, 400, "n"),
         ({"prompt": ["a", "b"], "n": 9}, 400, "n"),
         ({"prompt": "a", "seed": -1}, 400, "seed"),
@@ -209,12 +220,21 @@ def test_bad_requests_get_one_sentence(url: str, body: Any, status: int, param: 
 
 
 def test_bad_chats_and_types(url: str) -> None:
-    for messages in ([], "hi", [{"role": "user", "content": [{"type": "image_url"}]}], [3]):
+    for messages in (
+        [],
+        "hi",
+        [{"role": "user", "content": "\ud800"}],
+        [{"role": "user", "content": "a" * 300}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        [3],
+    ):
         status, answer = post(url, {"messages": messages}, "/v1/chat/completions")
         assert (status, answer["error"]["param"]) == (400, "messages")
     # A web page may post a form to a local address without being asked.
     assert post(url, {"prompt": "a"}, **{"Content-Type": "text/plain"})[0] == 415
     assert post(url, {"prompt": "a", "presence_penalty": 0, "user": "me", "stream": False, "stop": None})[0] == 200
+    neutral = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "logit_bias": {}}
+    assert post(url, {"prompt": "a", **neutral})[0] == 200
 
 
 def test_a_key_and_a_full_queue(loop: DecodingLoop) -> None:
@@ -269,6 +289,15 @@ def test_a_batch_that_breaks_is_a_500_and_the_next_one_works(tiny_model: Callabl
     finally:
         server.kill()
         loop.stop()
+
+
+def test_an_error_belongs_to_the_row_that_caused_it(loop: DecodingLoop) -> None:
+    # A stop string that cannot be encoded; the protocol refuses it.
+    rows = [Row(PROMPT, SamplingParams(max_new_tokens=4, stop=stop), 1) for stop in (None, ["\ud800"])]
+    loop.submit(rows)
+    assert len(rows[0].completion.result(60).token_ids) <= 4
+    with pytest.raises(UnicodeEncodeError):
+        rows[1].completion.result(60)
 
 
 class WatchedLoop(DecodingLoop):
@@ -340,5 +369,8 @@ def test_the_command(
         with pytest.raises(SystemExit, match="2"):
             main(["serve", *options, *arguments])
         assert message in capsys.readouterr().err
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit, match="2"):
         main(["serve", *options, "--port", str(taken.getsockname()[1])])
+    assert re.search(r"--port: cannot listen on 127.0.0.1:\d+: Address already in use", capsys.readouterr().err)
+    with pytest.raises(ConfigError, match=r"--host: cannot listen on 192\.0\.2\.1:8000"):
+        bound_socket("192.0.2.1", 8000)

@@ -33,8 +33,10 @@ def test_a_string_may_hold_what_other_places_take_for_the_end_of_a_line(tmp_path
         ('{"completion": 4}', "has a completion that is not text: 4; put it in quotes"),
         ('{"completion": null}', "has a completion that is not text: None"),
         ('{"completion": "4", "metadata": [1]}', r"has metadata that is not a JSON object: \[1\]"),
-        ('{"completion": "4", "finish_reason": "tired"}', "is not a JSON object with a completion .*'tired'"),
-        ("[4]", "is not a JSON object with a completion"),
+        ('{"completion": "4", "finish_reason": "eos"}', 'has finish_reason "eos": use one of stop, length, or omit'),
+        ('{"completion": "4", "finish_reason": null}', "has finish_reason null: use one of stop, length"),
+        ("[4]", r"must be a JSON object with a completion, not \[4\]"),
+        ('{"answer": "4"}', "has no completion: add that key"),
     ],
 )
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str, reason: str) -> None:

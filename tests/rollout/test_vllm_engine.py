@@ -463,6 +463,9 @@ def test_serve_command_prints_what_the_config_needs(
     assert first.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm.entrypoints.openai.api_server --model ")
     assert "--host b --port 82 --dtype float32 --max-model-len 192" in second
     assert "--max-lora-rank 16 --max-loras 2 --max-cpu-loras 2" in second
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve-command", *options, "--warm_start", "configs/quickstart_sft.yaml"])
+    assert "(grpo fit --config quickstart_sft)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("written_by_code", [True, False])

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.commands.compare.blocks import markdown, page
 from grpo_lightning.commands.compare.figures import pyplot
 from grpo_lightning.commands.compare.methods import find_methods
 from grpo_lightning.commands.compare.report import Options, report_blocks
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.output import counted
 
 DESCRIPTION = """\
 Write one report on several runs: report.md, report.html and the figures. Runs that differ only in their seeds are one
@@ -27,9 +29,9 @@ def main(args: Sequence[str]) -> None:
         ConfigError: there are no runs, or they cannot be compared.
         SystemExit: after ``--help``, or with status 2 on an unknown option.
     """
-    parser = argparse.ArgumentParser(
-        "grpo compare",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "compare",
+        add_help=True,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,7 +53,11 @@ def main(args: Sequence[str]) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: cannot create {given.out}: {error.strerror}") from error
-    blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
-    (given.out / "report.md").write_text(markdown(given.title, blocks))
-    (given.out / "report.html").write_text(page(given.title, blocks, given.out))
-    print(f"{sum(len(method.runs) for method in methods)} runs of {len(methods)} methods: {given.out / 'report.html'}")
+    try:
+        blocks = report_blocks(methods, Options(given.out, given.resamples, shlex.join(["grpo", "compare", *args])))
+        (given.out / "report.md").write_text(markdown(given.title, blocks))
+        (given.out / "report.html").write_text(page(given.title, blocks, given.out))
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write {error.filename or given.out}: {error.strerror}") from error
+    runs, found = sum(len(method.runs) for method in methods), counted(len(methods), "method")
+    print(f"{counted(runs, 'run')} of {found}: {given.out / 'report.html'}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_run
+from grpo_lightning.commands.compare.runs import NotARunError, Run, is_run, read_config, read_run, test_folders
 from grpo_lightning.commands.compare.statistics import Array
 from grpo_lightning.errors import ConfigError
 
@@ -46,6 +47,11 @@ class Method:
         return [run.seed for run in self.runs]
 
     @property
+    def repeated_seeds(self) -> list[Any]:
+        """Seeds of more than one run."""
+        return [seed for seed, runs in Counter(self.seeds).items() if runs > 1]
+
+    @property
     def is_graded(self) -> bool:
         """Whether rewards do not tell right from wrong."""
         return any(run.reward_alone for run in self.runs)
@@ -61,6 +67,9 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
     A glob pattern or a folder of runs selects all runs in it. A pattern, here or in the shell, may match a run that
     stopped before its first curve, or something that is not a run: it is skipped with a message, provided that there is
     at least one run.
+
+    A run that repeats another one, as a reproduction or a copy does, is skipped with a message too. Further runs of one
+    seed are kept, with a warning.
 
     Raises:
         ConfigError: there is no run, the folder of a ``NAME=RUN_DIR`` is not a run, or a run is given twice.
@@ -78,11 +87,13 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
             try:
                 run = read_run(folder)
             except NotARunError as error:
-                if name and folder == Path(argument.partition("=")[2]):
+                if name and folder == Path(argument.partition("=")[2]).expanduser():
                     raise
                 skipped.append(error)
                 continue
             key = f"name {name}" if name else str((run.is_trained, sorted(recipe(run.config, run.folder).items())))
+            if run.test is None and test_folders(folder):
+                print(f"not tested: the test of {folder} was interrupted, or has not ended: run grpo test again")
             groups.setdefault(key, []).append(run)
             if name:
                 names_given[key] = name
@@ -91,10 +102,32 @@ def find_methods(arguments: Sequence[str]) -> list[Method]:
     for reason in skipped:
         print(f"skipped: {str(reason).removeprefix('RUN_DIR: ')}")
     for runs in groups.values():
-        runs.sort(key=lambda run: (str(type(run.seed)), run.seed or 0, str(run.folder)))
+        runs.sort(key=lambda run: (str(type(run.seed)), run.seed or 0, run.test is None, str(run.folder)))
+        repeats = {second.folder: first.folder for first, second in combinations(runs, 2) if _is_repeat(first, second)}
+        for repeat, original in repeats.items():
+            print(f"skipped: {repeat} has the seed and the curves of {original}: a copy or a reproduction")
+        runs[:] = [run for run in runs if run.folder not in repeats]
     unnamed = {key: runs[0] for key, runs in groups.items() if key not in names_given}
     names = names_given | _names(unnamed, set(names_given.values()))
-    return [Method(names[key], runs) for key, runs in groups.items()]
+    methods = [Method(names[key], runs) for key, runs in groups.items()]
+    for method in methods:
+        for seed in method.repeated_seeds:
+            print(f"warning: several runs of {method.name} have the seed {seed}: they are not independent")
+    return methods
+
+
+def _is_repeat(first: Run, second: Run) -> bool:
+    """Whether two runs of one seed and recipe learned the same; what they took of time and memory may differ."""
+    if first.seed != second.seed or not first.learned or first.learned.keys() != second.learned.keys():
+        return False
+    if first.test is not None and second.test is not None and first.test.correct != second.test.correct:
+        return False
+    same_curves = all(
+        np.array_equal(curve.steps, second.learned[name].steps)
+        and np.array_equal(curve.values, second.learned[name].values)
+        for name, curve in first.learned.items()
+    )
+    return same_curves and recipe(first.config, first.folder) == recipe(second.config, second.folder)
 
 
 def _folders(argument: str) -> tuple[str | None, list[Path]]:
@@ -103,6 +136,7 @@ def _folders(argument: str) -> tuple[str | None, list[Path]]:
         name, _, rest = argument.partition("=")
         if not name:
             raise ConfigError(f"RUN_DIR: {argument} has an empty name: write NAME=RUN_DIR")
+        rest = str(Path(rest).expanduser())  # the shell leaves the ~ of NAME=~/RUN_DIR
     matches = sorted(Path(match) for match in glob.glob(rest)) if not Path(rest).exists() else [Path(rest)]
     if not matches:
         raise ConfigError(f"RUN_DIR: the folder {rest} does not exist")
@@ -128,7 +162,7 @@ def recipe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = Path(str(flat.get(POLICY, "")))
     source = path.parent if is_run(path.parent) else folder / "warm_start"
     if path.name in EXPORT_FOLDERS and is_run(source):
-        start = recipe(yaml.safe_load((source / "config.yaml").read_text()), source)
+        start = recipe(read_config(source / "config.yaml"), source)
         flat[POLICY] = f"{path.name} of a run with {sorted(start.items())}"
     return flat
 

@@ -23,6 +23,7 @@ from grpo_lightning.commands.compare.statistics import accuracy
 from grpo_lightning.commands.compare.summary import summary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.intervals import Interval
+from grpo_lightning.output import counted
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,21 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
             "The interval of several seeds generalises to other seeds and other problems: two-way random effects "
             "(seeds x problems), Student's t with Satterthwaite's degrees of freedom."
         )
+    repeated = [method.name for method in methods if method.repeated_seeds]
+    if repeated:
+        parts.append(
+            f"Several runs of {', '.join(repeated)} have the same seed: the intervals take them for different seeds, "
+            "so they are too narrow."
+        )
     untested = [method.name for method in methods if not method.tested]
     if untested:
         parts.append(f"Not tested: {', '.join(untested)} (run `{TEST_COMMAND}`).")
     errors = sum(run.test.errors for method in methods for run in method.tested if run.test is not None)
     if errors:
-        parts.append(f"A verifier failed on {errors} completions; they count as not solved.")
+        parts.append(
+            f"A verifier failed on {counted(errors, 'completion')}, which {'counts' if errors == 1 else 'count'} "
+            "as not solved."
+        )
     parts.append(
         "Validation is the last validation of the training run. Peak memory is the maximum over the seeds, all other "
         "columns are means. Time and tokens are those of the training run only, without its warm start."
@@ -140,8 +150,10 @@ def _results_caption(methods: Sequence[Method], measure: Measure, problems: int)
 
 
 def _seeds(method: Method) -> str:
-    missing = len(method.runs) - len(method.tested)
-    return f"{len(method.runs)}" + (f" ({len(method.tested)} tested)" if missing and method.tested else "")
+    seeds, tested = len(set(method.seeds)), len({run.seed for run in method.tested})
+    notes = [f"{tested} tested"] if 0 < tested < seeds else []
+    notes += [f"{len(method.runs)} runs"] if seeds < len(method.runs) else []
+    return f"{seeds}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _tested_cells(method: Method, measure: Measure, interval: Interval | None) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from grpo_lightning.curves import PEAK_PANEL, find, of_panel
 from grpo_lightning.curves import Curve as DeclaredCurve
+from grpo_lightning.curves.learning import LEARNING
 from grpo_lightning.errors import ConfigError, first_line
-from grpo_lightning.stored import newest, read_jsonl, read_rollouts
+from grpo_lightning.stored import UNFINISHED_TEST, newest, read_jsonl, read_record, read_rollouts
 
 EVENTS = "events.out.tfevents.*"
 TEST_RESULTS = "test_results*.jsonl"
@@ -51,7 +53,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class TestResults:
-    """The results of the newest ``grpo test`` of a run's policy.
+    """The results of the newest finished ``grpo test`` of a run's policy.
 
     Args:
         correct: 1 or 0 by problem. If a split contains a problem twice, the second key ends in ``#1``, and so on.
@@ -113,6 +115,12 @@ class Run:
         """Return the logged curves that belong to the given declarations, families included."""
         return [logged for name, logged in self.curves.items() if find(name) in curves]
 
+    @property
+    def learned(self) -> dict[str, Curve]:
+        """The curves of what was learned, which a repeat of the run has too: none of time or memory."""
+        names = {curve for section in LEARNING.values() for curve in section}
+        return {name: curve for name, curve in self.curves.items() if find(name) in names}
+
     @cached_property
     def reward_alone(self) -> bool:
         """Whether rewards do not tell right from wrong, in its test or among its first rollouts, as far as known."""
@@ -154,7 +162,7 @@ def read_run(folder: Path) -> Run:
             "not include a TensorBoardLogger"
         )
     return Run(
-        folder, _yaml(newest(folder, "config", ".yaml")), curves,
+        folder, read_config(newest(folder, "config", ".yaml")), curves,
         _json(newest(folder, "environment", ".json")), read_test(folder),
     )  # fmt: skip
 
@@ -205,13 +213,25 @@ def _completed_steps(event: Any, training: Sequence[tuple[float, int]]) -> int:
     return int(min(max(completed, event.step), event.step + 1))
 
 
+def test_folders(folder: Path) -> list[Path]:
+    """The folders of a run with test results, finished or not."""
+    files = [*folder.glob("test_results.jsonl"), *(folder / "test").rglob("test_results.jsonl")]
+    return [file.parent for file in files]
+
+
+def _began(test_folder: Path) -> tuple[str, float]:
+    """Sort key: the time in the folder's name, which a copy keeps, or else when the results were written."""
+    written = (test_folder / "test_results.jsonl").stat().st_mtime
+    named = re.match(r"\d{8}-\d{6}", test_folder.name)
+    return (named[0] if named else f"{datetime.fromtimestamp(written):%Y%m%d-%H%M%S}"), written
+
+
 def read_test(folder: Path) -> TestResults | None:
-    """Read the newest test results in ``<run>/test``, or of a run that only tests, merged over all ranks."""
-    found = [*folder.glob("test_results.jsonl"), *(folder / "test").rglob("test_results.jsonl")]
-    results = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not results:
+    """Read the newest finished test in ``<run>/test``, or of a run that only tests, merged over all ranks."""
+    finished = [test for test in test_folders(folder) if not (test / UNFINISHED_TEST).exists()]
+    if not finished:
         return None
-    test_folder = results[-1].parent
+    test_folder = max(finished, key=_began)
     correct: dict[str, float] = {}
     errors, alone = 0, False
     rewards: list[float] = []
@@ -230,12 +250,17 @@ def read_test(folder: Path) -> TestResults | None:
             if record.get("reward") is not None:
                 rewards.append(float(record["reward"]))
     config = test_folder / "config.yaml"
-    checkpoint = _yaml(config).get("ckpt_path") if config.is_file() else None
+    checkpoint = read_config(config).get("ckpt_path") if config.is_file() else None
     reward = sum(rewards) / len(rewards) if rewards else None
     return TestResults(correct, errors, str(checkpoint or "unknown"), alone, reward) if correct else None
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config that a run saved.
+
+    Raises:
+        ConfigError: it is not YAML with keys.
+    """
     try:
         return dict(yaml.safe_load(path.read_text()) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:
@@ -243,4 +268,4 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_record(path) if path.is_file() else {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_lightning.cli.answer import print_answer
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.shipped import CONFIGS, shipped_names
 
@@ -28,7 +28,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ConfigError: there is no such config, or a file is already there.
     """
-    parser = argparse.ArgumentParser("grpo configs", add_help=False, allow_abbrev=False)
+    parser = CommandParser("configs")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--to", default="configs")
     parser.add_argument("-h", "--help", action="store_true")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.commands.init.config import ALGORITHMS, config_text
 from grpo_lightning.commands.init.from_trl import translate
 from grpo_lightning.commands.init.kinds import KINDS
@@ -40,11 +41,11 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ConfigError: an option is wrong, or the folder is already there.
     """
-    parser = argparse.ArgumentParser("grpo init", add_help=False, allow_abbrev=False)
+    parser = CommandParser("init")
     parser.add_argument("name", nargs="?")
-    parser.add_argument("--task", default="math")
+    parser.add_argument("--task")
     parser.add_argument("--model")
-    parser.add_argument("--algorithm", default="grpo")
+    parser.add_argument("--algorithm")
     parser.add_argument("--from-trl", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--rewards")
@@ -57,40 +58,44 @@ def main(args: Sequence[str]) -> None:
         raise ConfigError("init: give a name for the new folder, such as grpo init my_task")
     folder = Path(given.name)
     if given.from_trl is not None:
+        if given.task is not None or given.algorithm is not None:
+            raise ConfigError("--task and --algorithm: not with --from-trl, which translates GRPO on the YAML's data")
         _translate(given.from_trl, folder, given.model, given.data, given.rewards)
         return
     if given.data is not None or given.rewards is not None:
         raise ConfigError("--data and --rewards: only with --from-trl; otherwise change them in the config")
-    for option, value, choices in (("task", given.task, KINDS), ("algorithm", given.algorithm, ALGORITHMS)):
+    task, algorithm = given.task or "math", given.algorithm or "grpo"
+    for option, value, choices in (("task", task, KINDS), ("algorithm", algorithm, ALGORITHMS)):
         if value not in choices:
             raise ConfigError(f"--{option}: must be one of {', '.join(choices)}, not {value}")
-    kind = KINDS[given.task]
-    if given.algorithm == "sft" and not kind.has_solutions:
-        raise ConfigError(
-            f"--algorithm: sft needs worked solutions, which the data of --task {given.task} does not have"
-        )
+    kind = KINDS[task]
+    if algorithm == "sft" and not kind.has_solutions:
+        raise ConfigError(f"--algorithm: sft needs worked solutions, which the data of --task {task} does not have")
     name = folder.name
     texts = {
-        f"{name}.yaml": config_text(name, kind, inside_project(given.model or kind.model), given.algorithm),
+        f"{name}.yaml": config_text(name, kind, inside_project(given.model or kind.model), algorithm),
         "verifier.py": verifier_text(kind),
     }
     _write(folder, texts | kind.files())
-    print(f"\ncd {folder}\ngrpo check {name}.yaml    # is the verifier right about gold answers, and about wrong ones?")
-    print(f"grpo fit {name}.yaml")
+    file = shlex.quote(f"{name}.yaml")
+    print(f"\ncd {shlex.quote(str(folder))}")
+    print(f"grpo check {file}    # is the verifier right about gold answers, and about wrong ones?\ngrpo fit {file}")
 
 
 def _translate(file: Path, folder: Path, model: str | None, data: str | None, rewards: str | None) -> None:
     options = read_trl(file)
     options.set("model_name_or_path", model)
     options.set("dataset_name", data)
-    options.set("reward_funcs", rewards.split(",") if rewards else None)
+    functions = [name.strip() for name in (rewards or "").split(",") if name.strip()]
+    options.set("reward_funcs", functions or None)
     _write(folder, translate(options, folder.name))
     if options.notes:
         print("\nnot kept:")
         for option, why in options.notes.items():
             print(f"  {option}: {why}")
+    config = shlex.quote(f"{folder.name}.yaml")
     print(f"\nPut the module of your reward functions into {folder}, then:")
-    print(f"cd {folder}\ngrpo fit {folder.name}.yaml    # docs/coming-from-trl.md explains each option")
+    print(f"cd {shlex.quote(str(folder))}\ngrpo fit {config}    # docs/coming-from-trl.md explains each option")
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

@@ -11,24 +11,11 @@ from typing import Any
 import yaml
 
 from grpo_lightning.commands.init.trl_options import TRLOptions, inside_project
+from grpo_lightning.commands.init.trl_training import loss_of, optimizer_of, share_of_steps, trainer_of
 from grpo_lightning.errors import ConfigError
 
 OF_TRL = {"accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"}
 """Reward functions that ``trl grpo`` knows by these names."""
-
-_LOGGERS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
-
-_SCHEDULE = '''\
-"""The learning rate schedule of the TRL config: `lr_scheduler` in the YAML names it."""
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
-
-
-def schedule(optimizer: Optimizer) -> LRScheduler:
-    return get_scheduler({arguments})
-'''
 
 
 def translate(options: TRLOptions, name: str) -> dict[str, str]:
@@ -42,18 +29,31 @@ def translate(options: TRLOptions, name: str) -> dict[str, str]:
         ConfigError: model, data set or reward functions are not named, or a value is wrong.
     """
     steps = int(options.take("max_steps", -1))
-    learning_rate, schedule = _optimizer(options, steps)
-    model = {"policy": _policy(options), **_rewards(options), **learning_rate, **_loss(options)}
+    learning_rate, schedule = optimizer_of(options, steps)
+    model = {"policy": _policy(options), **_rewards(options), **learning_rate, **loss_of(options)}
     config: dict[str, Any] = {
         "seed_everything": options.take("seed", 42),
-        "trainer": _trainer(options, steps),
+        "trainer": trainer_of(options, steps),
         "model": {"class_path": "GRPOModule", "init_args": model},
         "data": {"task": _task(options), **_rollouts(options)},
     }
     if "minibatches_per_update" in config["data"]:
         model["minibatches_per_update"] = config["data"].pop("minibatches_per_update")
+    model |= _sampler(options, model["updates_per_rollout"] > 1 or "minibatches_per_update" in model)
+    if config["trainer"].get("limit_val_batches") == 0:
+        # No row is held out for a validation that never takes place.
+        task = config["data"]["task"]["init_args"]
+        names = task.setdefault("splits", {})
+        names["val"] = names.get("train", "train")
     if "save_steps" in options:
-        config["checkpoint"] = {"every_n_train_steps": options.take("save_steps", 500)}
+        every = share_of_steps(options, "save_steps", options.take("save_steps", 500.0), steps)
+        config |= {} if every is None else {"checkpoint": {"every_n_train_steps": every}}
+    if options.take("push_to_hub", False):
+        repository = options.take("hub_model_id")
+        if repository is None:
+            options.drop("push_to_hub", "hub_model_id is not set: name the repository with --export.push_to_hub")
+        else:
+            config["export"] = {"push_to_hub": str(repository)}
     if not options.take("eval_on_start", True):
         config["summary"] = {"validate_first": False}
     options.drop_rest()
@@ -78,7 +78,7 @@ def _policy(options: TRLOptions) -> dict[str, Any]:
     policy |= {} if revision == "main" else {"revision": revision}
     attention = extra.pop("attn_implementation", None) or options.take("attn_implementation")
     policy |= {"attn_implementation": attention} if attention else {}
-    if options.take("gradient_checkpointing", False):
+    if options.take("gradient_checkpointing", True):
         policy["gradient_checkpointing"] = True
     template = options.take_mapping("chat_template_kwargs")
     policy |= {"chat_template_kwargs": template} if template else {}
@@ -108,6 +108,8 @@ def _rewards(options: TRLOptions) -> dict[str, Any]:
             "reward_funcs (several: my_module.one,my_module.other)"
         )
     functions = [functions] if isinstance(functions, str) else list(functions)
+    if weights is not None and not (isinstance(weights, list) and all(map(_is_number, weights))):
+        raise ConfigError(f"--from-trl: reward_weights must be a list of numbers, such as [0.5, 1.0], not {weights!r}")
     if weights is not None and len(weights) != len(functions):
         raise ConfigError(f"--from-trl: there are {len(functions)} reward functions and {len(weights)} reward_weights")
     named = {_part(function): _verifier(function) for function in functions}
@@ -130,6 +132,27 @@ def _rewards(options: TRLOptions) -> dict[str, Any]:
     return {"verifiers": [total], "advantage": advantage_name}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _sampler(options: TRLOptions, several_updates: bool) -> dict[str, Any]:
+    """The weights of tokens whose sampler had other log-probs; without an option of TRL, ours measures whether to."""
+    if not options.take("vllm_importance_sampling_correction", True):
+        return {"sampler_correction": "none"}
+    mode, cap = options.take("vllm_importance_sampling_mode"), options.take("vllm_importance_sampling_cap")
+    cap = options.take("vllm_importance_sampling_clip_max", 3.0 if cap is None else float(cap))
+    if mode is None:
+        return {} if cap == 3 else {"sampler_cap": cap}
+    modes = {"token_truncate": "token", "sequence_mask": "sequence-mask"}
+    if mode not in modes:
+        options.drop("vllm_importance_sampling_mode", f"{mode} does not exist here; model.sampler_correction is auto")
+        return {"sampler_cap": cap}
+    # With several optimizer steps, the ratio itself would otherwise be taken to the sampler.
+    recomputed = {"old_logprobs": "recompute"} if several_updates else {}
+    return {"sampler_correction": modes[mode], "sampler_cap": cap, **recomputed}
+
+
 def _part(function: str) -> str:
     return str(function).rpartition(".")[2]
 
@@ -146,79 +169,13 @@ def _verifier(function: str) -> dict[str, Any]:
     return {"class_path": "FunctionVerifier", "init_args": {"function": path, **messages}}
 
 
-def _optimizer(options: TRLOptions, steps: int) -> tuple[dict[str, Any], str | None]:
-    name = options.take("optim", "adamw_torch_fused")
-    if not str(name).startswith("adamw_torch"):
-        options.drop("optim", f"{name}: AdamW instead; model.optimizer takes any class of torch.optim")
-    init = {"lr": options.take("learning_rate", 1e-6), "weight_decay": options.take("weight_decay", 0.0)}
-    betas = [options.take("adam_beta1", 0.9), options.take("adam_beta2", 0.999)]
-    init |= {} if betas == [0.9, 0.999] else {"betas": betas}
-    eps = options.take("adam_epsilon", 1e-8)
-    init |= {} if eps == 1e-8 else {"eps": eps}
-    model: dict[str, Any] = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": init | {"fused": True}}}
-    kind = options.take("lr_scheduler_type", "linear")
-    warmup = options.take("warmup_steps", 0.0) or options.take("warmup_ratio", 0.0)
-    extra = options.take_mapping("lr_scheduler_kwargs")
-    if kind == "constant":
-        return model, None
-    if steps <= 0 and kind != "constant_with_warmup":
-        options.drop("lr_scheduler_type", f"{kind} needs max_steps, which the file lacks; the rate is constant")
-        return model, None
-    warmup = round(warmup * steps) if 0 < warmup < 1 else int(warmup)
-    arguments = f"{kind!r}, optimizer, num_warmup_steps={warmup}, num_training_steps={max(steps, 0)}"
-    arguments += f", scheduler_specific_kwargs={extra!r}" if extra else ""
-    return model | {"lr_scheduler": "schedule.schedule"}, _SCHEDULE.format(arguments=arguments)
-
-
-def _loss(options: TRLOptions) -> dict[str, Any]:
-    loss: dict[str, Any] = {
-        "beta": options.take("beta", 0.0),
-        "epsilon": options.take("epsilon", 0.2),
-        "ratio_level": options.take("importance_sampling_level", "token"),
-        "updates_per_rollout": options.take("num_iterations", 1),
-        "mask_truncated": options.take("mask_truncated_completions", False),
-        "max_grad_norm": options.take("max_grad_norm", 1.0),
-    }
-    high, delta = options.take("epsilon_high"), options.take("delta")
-    loss |= {} if high is None else {"epsilon_high": float(high)}
-    loss |= {} if delta is None else {"delta": float(delta)}
-    kind = options.take("loss_type", "dapo")
-    temperatures = {
-        "tau_neg": options.take("sapo_temperature_neg", 1.05), "tau_pos": options.take("sapo_temperature_pos", 1.0)
-    }  # fmt: skip
-    loss["aggregation"] = kind if kind in ("grpo", "dr_grpo", "bnpo") else "dapo"
-    if kind == "cispo":
-        # TRL's bound of the weight is epsilon_high itself, and the objective has no lower one.
-        loss |= {"objective": "cispo", "cispo_epsilon_high": loss.pop("epsilon_high", loss["epsilon"])}
-    elif kind == "sapo":
-        loss["objective"] = {"class_path": "SAPO", "init_args": temperatures}
-    elif kind not in ("grpo", "dr_grpo", "dapo", "bnpo"):
-        options.drop("loss_type", f"{kind} does not exist here; the clipped loss with aggregation dapo instead")
-    share = options.take("top_entropy_quantile", 1.0)
-    loss |= {"top_entropy_share": share} if share < 1 else {}
-    return loss | _entropy(options)
-
-
-def _entropy(options: TRLOptions) -> dict[str, Any]:
-    coefficient = options.take("entropy_coef", 0.0)
-    adaptive = options.take("use_adaptive_entropy", False)
-    target = {
-        "target": options.take("entropy_target", 0.2), "delta": options.take("entropy_coef_delta", 0.005),
-        "max_coef": options.take("entropy_coef_max", 1.0),
-    }  # fmt: skip
-    least = options.take("entropy_coef_min", 0.0)
-    if adaptive:
-        for name, value in (("entropy_coef", coefficient), ("entropy_coef_min", least)):
-            if value:
-                options.drop(name, "the coefficient starts at 0, and may return to it")
-        return {"entropy_bonus": {"class_path": "TargetEntropy", "init_args": target}}
-    if coefficient:
-        return {"entropy_bonus": {"class_path": "ScheduledEntropy", "init_args": {"coef": coefficient}}}
-    return {}
-
-
 def _task(options: TRLOptions) -> dict[str, Any]:
     sets = options.take("datasets") or []
+    if not isinstance(sets, list) or not all(isinstance(part, dict) for part in sets):
+        raise ConfigError(
+            f"--from-trl: datasets must be a list such as [{{path: rows.jsonl}}], not {sets!r}: one data set alone is "
+            "dataset_name"
+        )
     first: dict[str, Any] = dict(sets[0]) if sets else {}
     path = first.pop("path", None) or options.take("dataset_name")
     options.take("dataset_name")
@@ -240,20 +197,20 @@ def _task(options: TRLOptions) -> dict[str, Any]:
 
 
 def _rollouts(options: TRLOptions) -> dict[str, Any]:
-    group = options.take("num_generations", 8)
-    micro = options.take("per_device_train_batch_size", 8)
-    accumulated = options.take("gradient_accumulation_steps", 1)
-    whole = options.take("generation_batch_size", 0)
-    per_rollout = whole // micro if whole else options.take("steps_per_generation", accumulated)
+    group = options.take_count("num_generations", 8, least=2)
+    micro = options.take_count("per_device_train_batch_size", 8)
+    accumulated = options.take_count("gradient_accumulation_steps", 1)
+    whole = options.take_count("generation_batch_size", 0, least=0)
+    per_rollout = whole // micro if whole else options.take_count("steps_per_generation", accumulated)
     per_rollout = max(per_rollout, accumulated)
     completions = micro * per_rollout
     sampling: dict[str, Any] = {
         "temperature": options.take("temperature", 1.0),
         "max_new_tokens": options.take("max_completion_length", 256),
     }
-    for option, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
-        value = options.take(option, neutral)
-        sampling |= {} if value == neutral else {option: value}
+    for option, *neutral in (("top_p", 1.0), ("top_k", 0, -1), ("min_p", 0.0)):
+        value = options.take(option, neutral[0])
+        sampling |= {} if value in neutral else {option: value}
     if options.take("repetition_penalty", 1.0) != 1:
         options.drop("repetition_penalty", "there is no such option here")
     extra = options.take_mapping("generation_kwargs")
@@ -275,41 +232,3 @@ def _rollouts(options: TRLOptions) -> dict[str, Any]:
     if per_rollout > accumulated:
         data["minibatches_per_update"] = per_rollout // accumulated
     return data
-
-
-def _trainer(options: TRLOptions, steps: int) -> dict[str, Any]:
-    trainer: dict[str, Any] = {"accelerator": "cpu"} if options.take("use_cpu", False) else {}
-    half, full = options.take("bf16"), options.take("fp16", False)
-    trainer["precision"] = "16-mixed" if full else "bf16-mixed" if half in (None, True) else "32-true"
-    epochs = options.take("num_train_epochs", 3.0)
-    if steps > 0:
-        trainer["max_steps"] = steps
-    else:
-        trainer["max_epochs"] = max(1, round(epochs))
-        if epochs != round(epochs):
-            options.drop("num_train_epochs", f"{epochs:g} is rounded to whole passes over the rows")
-    every = options.take("logging_steps", 0.0)
-    if every >= 1:
-        trainer["log_every_n_steps"] = int(every)
-    strategy = options.take("eval_strategy")
-    if strategy == "steps":
-        trainer["val_check_interval"] = int(options.take("eval_steps", 500.0))
-    elif strategy in ("no", False):  # which YAML reads of a bare no
-        trainer["limit_val_batches"] = 0
-    elif strategy is not None:
-        options.drop("eval_strategy", f"{strategy} has no counterpart; trainer.val_check_interval counts steps")
-    report = options.take("report_to")
-    report = [report] if isinstance(report, str) else report or []
-    loggers = [_LOGGERS[name] for name in report if name in _LOGGERS]
-    for name in report:
-        if name not in (*_LOGGERS, "tensorboard", "all", "none"):
-            options.drop("report_to", f"{name}: trainer.logger takes Lightning's loggers by their class_path")
-    if loggers:
-        trainer["logger"] = [{"class_path": name, "init_args": {"save_dir": "."}} for name in loggers]
-    if options.take("sync_ref_model", False):
-        sync = {
-            "every_n_steps": options.take("ref_model_sync_steps", 512),
-            "alpha": options.take("ref_model_mixup_alpha", 0.6),
-        }
-        trainer["callbacks"] = [{"class_path": "ReferenceSync", "init_args": sync}]
-    return trainer

@@ -25,6 +25,7 @@ HINTS = {
     "env": "set environment variables in the shell",
     "reward_model_name_or_path": "a reward model needs a verifier of your own",
     "eval_steps": "eval_strategy is not steps",
+    "hub_model_id": "push_to_hub is not set",
 }
 """Why an option was dropped, where there is more to say than that it does not exist here."""
 
@@ -79,9 +80,22 @@ class TRLOptions:
                 value = float(value)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"--from-trl: {name} must be a number, not {value!r}") from error
-            return int(value) if value.is_integer() and isinstance(default, int) else value
+            if isinstance(default, int) and not value.is_integer():
+                raise ConfigError(f"--from-trl: {name} must be a whole number, not {value:g}")
+            return int(value) if isinstance(default, int) else value
         if isinstance(default, bool) and isinstance(value, str):
             return value.strip().lower() in ("true", "yes", "on", "1")
+        return value
+
+    def take_count(self, name: str, default: int, least: int = 1) -> int:
+        """Remove an option that counts something.
+
+        Raises:
+            ConfigError: it is not a whole number, or too small.
+        """
+        value = int(self.take(name, default))
+        if value < least:
+            raise ConfigError(f"--from-trl: {name} must be at least {least}, not {value}")
         return value
 
     def take_mapping(self, name: str) -> dict[str, Any]:
@@ -123,6 +137,11 @@ def read_trl(file: Path) -> TRLOptions:
     Raises:
         ConfigError: the file cannot be read, or holds no options.
     """
+    if file.suffix == ".py":
+        raise ConfigError(
+            f"--from-trl: {file} is a script, which is not read: write the options of its GRPOConfig into a YAML (such "
+            "as learning_rate: 1.0e-6), and give what else it passes to the trainer with --model, --data and --rewards"
+        )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

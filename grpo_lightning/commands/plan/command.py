@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.cli.importing import importing
 from grpo_lightning.errors import ConfigError
 
@@ -24,7 +24,8 @@ are downloaded.
 
   --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
   --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's
-  --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512
+  --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512; at most
+                      what the model has positions for
   --fast              the table and the verdict alone, without the search for the largest settings
 
 Exit status: 0 if the config fits, 1 if it does not.
@@ -32,7 +33,8 @@ Exit status: 0 if the config fits, 1 if it does not.
 
 GIB = 2**30
 MIB = 2**20
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "G": 2**30, "M": 2**20}
+"""Bytes per unit. A number without one is refused: 8 might be bytes or GiB."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ def main(args: list[str]) -> None:
         SystemExit: 0 if the config fits its device, 1 if not.
         ConfigError: the config or an option is wrong.
     """
-    parser = argparse.ArgumentParser("grpo plan", add_help=False, allow_abbrev=False)
+    parser = CommandParser("plan")
     parser.add_argument("--memory")
     parser.add_argument("--prompt_tokens", type=int)
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
-    given, rest = parser.parse_known_args(args)
+    given, rest = parser.parse_beside_keys(args)
     if given.help:
         print(HELP)
         raise SystemExit(0)

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from grpo_lightning.cli.grpo_cli import GRPOCLI, IGNORED_WARNINGS, parse
 from grpo_lightning.commands.plan.plan import Planner
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.loading import base_path, load_architecture
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,26 @@ def planner_of(args: list[str], prompt_tokens: int | None, memory: int | None) -
     elif memory is None:
         device = Device("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     tokens = prompt_tokens or cli.datamodule.max_prompt_tokens or 512
+    if prompt_tokens is not None or cli.datamodule.max_prompt_tokens is None:
+        tokens = _within_positions(tokens, cli)
     count = (devices if isinstance(devices, int) and devices > 0 else 1) * cli.wanted["num_nodes"]
     planner = Planner(cli.model, cli.datamodule, str(cli.wanted["precision"] or "32-true"), on_cuda, tokens, count)
     return planner, device
+
+
+def _within_positions(tokens: int, cli: PlanCLI) -> int:
+    """The length of prompts, or what a model has positions for beside a completion. A configured length is kept."""
+    policy = cli.model.policy_config
+    try:
+        architecture = load_architecture(base_path(policy.path), policy).get_text_config()
+    except (OSError, ValueError):
+        return tokens  # to rehearse it says what is wrong
+    positions = getattr(architecture, "max_position_embeddings", None)
+    room = None if positions is None else max(1, positions - cli.datamodule.sampling.cap)
+    if room is None or tokens <= room:
+        return tokens
+    print(
+        f"Prompts are planned with {room} tokens instead of {tokens}: with completions of "
+        f"{cli.datamodule.sampling.cap}, the model has {positions} positions."
+    )
+    return room

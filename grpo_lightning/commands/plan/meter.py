@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,12 @@ from grpo_lightning.commands.plan.fakes import Fakes, shares_storage, tensors_in
 
 REAL_ELEMENTS = 2**20
 """Integers up to this many are computed: lengths, masks and positions decide what a program does next."""
+
+MOST_REAL = 2**22
+"""Elements of the largest result that is computed from real tensors: a mask of columns by columns is shape alone."""
+
+_ELEMENTWISE = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
+"""Operations with as many results as arguments, beside those that torch tags as pointwise."""
 
 _PACKING = "mkldnn::_reorder_linear_weight"  # by its name: not every build of torch has the operator
 
@@ -34,7 +41,7 @@ class MemoryMeter(TorchDispatchMode):
     """Runs a program for its memory alone: counts the bytes alive, and their peak, without allocating them.
 
     Within the mode floating-point tensors are fakes (shapes and types, no storage), and so is what is computed from
-    them; small integer tensors are real, so that masks and lengths steer the program as they would. A number read out
+    them; small integer tensors are real, so that lengths and masks steer the program as they would. A number read out
     of a fake is 1.0, 0 or False; a mask that is a fake selects everything, and where a program asks whether any or all
     of a fake is true, it is. Every storage counts from the operation that made it until it is freed, and by the
     part it belongs to. What an operation takes inside, and gives back before it returns, is
@@ -113,7 +120,11 @@ class MemoryMeter(TorchDispatchMode):
             if tensors is None and shares_storage(func):
                 return out
         elif tensors:
-            out = func(*args, **kwargs)
+            if _makes_large(func, tensors):
+                with self._fakes.mode:
+                    out = func(*args, **kwargs)
+            else:
+                out = func(*args, **kwargs)
         else:
             with self._fakes.mode:
                 out = func(*args, **kwargs)
@@ -171,6 +182,15 @@ class MemoryMeter(TorchDispatchMode):
             fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
         self._see(fake)
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _makes_large(func: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether an operation on real tensors makes a new one of more than :data:`MOST_REAL` elements."""
+    if math.prod(tensor.numel() for tensor in tensors) <= MOST_REAL or shares_storage(func):
+        return False
+    if torch.Tag.pointwise not in func.tags and func not in _ELEMENTWISE:
+        return False
+    return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors))) > MOST_REAL
 
 
 def _without_masks(indices: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.commands.plan.batch import FEEDBACK_TOKENS
 from grpo_lightning.commands.plan.peaks import PhaseMemory
 from grpo_lightning.commands.plan.rehearsal import Rehearsal
+from grpo_lightning.output import counted
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations, Experience
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -80,9 +81,9 @@ class Planner:
     def assumptions(self) -> str:
         """The shapes that the plan is for."""
         data = self.data
-        rows = f"{self.prompts} prompts"
+        rows = counted(self.prompts, "prompt")
         if self.samples:
-            rows += f" x {data.group_size} completions"
+            rows += f" x {counted(data.group_size, 'completion')}"
         more = ""
         if data.resample_silent is not None:
             more = " Groups that replace silent ones decode instead of rows that have ended, without further memory."

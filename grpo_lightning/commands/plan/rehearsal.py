@@ -23,7 +23,7 @@ from grpo_lightning.commands.plan.batch import longest_batch
 from grpo_lightning.commands.plan.meter import HOST
 from grpo_lightning.commands.plan.peaks import Peaks, PhaseMemory, peak_of
 from grpo_lightning.commands.plan.policy import WeightlessPolicy, watch
-from grpo_lightning.errors import ConfigError
+from grpo_lightning.errors import ConfigError, OutOfMemory
 from grpo_lightning.lightning_private import set_optimizer_steps
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.models.weightless import weightless
@@ -161,7 +161,8 @@ class Rehearsal:
 
     def _rollout(self, *shape: Any, **options: Any) -> PhaseMemory:
         # As the collector, whose weights stay as they are meanwhile.
-        with self.meter, self._autocast(cache_enabled=True), counting_copies(self.meter):
+        refusing, autocast = self._refusing("rollout"), self._autocast(cache_enabled=True)
+        with refusing, self.meter, autocast, counting_copies(self.meter):
             self.meter.reset_peak()
             self._generate(*shape, **options)
             return peak_of(self.meter, "rollout")
@@ -224,6 +225,11 @@ class Rehearsal:
             except ConfigError:
                 raise
             except Exception as error:
+                if isinstance(error, (MemoryError, OutOfMemory)) or "allocate memory" in str(error):
+                    raise ConfigError(
+                        "grpo plan: this machine has not enough memory for the masks and lengths of the rehearsal: "
+                        "give fewer --prompt_tokens, or a smaller data.prompts_per_step"
+                    ) from error
                 name = type(self.module).__name__
                 raise ConfigError(
                     f"model: grpo plan cannot rehearse {name}: its {method} raised {type(error).__name__}: {error}"

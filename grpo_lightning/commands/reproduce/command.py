@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.stored import read_rollouts, refuse_folder_of_runs
+from grpo_lightning.output import counted
+from grpo_lightning.stored import read_record, read_rollouts, refuse_folder_of_runs
 
 HELP = """\
 usage: grpo reproduce RUN_DIR [--check] [--KEY VALUE ...]
 
-Run a config.yaml of a run once more, in a separate directory, and compare the rollouts with the stored ones. First
-print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
+Run a config.yaml of a run once more, in RUN_DIR/reproduced/<time>-<id>, and compare the rollouts with the stored ones.
+First print what differs from the run: versions, commits, uncommitted changes. The exit status is 1 if rollouts differ.
+Use it in the folder where the run began: relative paths of its config are resolved there.
 
   --check          only print what differs; the exit status is 1 if something does
   --KEY VALUE      change a key, such as --trainer.max_steps 10 to compare the first steps alone
 """
 ORDINARY = ("versions", "commits", "platform")
 """What can be compared before the run; the others are known when it has started."""
+
+PLACES = ("--run_dir", "--trainer.default_root_dir")
+"""Keys that say where the copy goes."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -31,10 +35,10 @@ def main(args: Sequence[str]) -> None:
         ConfigError: the directory holds no run.
         RunError: something differs, with ``--check``; or the rollouts do.
     """
-    parser = argparse.ArgumentParser("grpo reproduce", add_help=False, allow_abbrev=False)
+    parser = CommandParser("reproduce")
     parser.add_argument("run_dir", nargs="?", type=Path)
     parser.add_argument("--check", action="store_true")
-    given, options = parser.parse_known_args(args)
+    given, options = parser.parse_beside_keys(args)
     if {"-h", "--help"} & set(args):
         print(HELP)
         return
@@ -44,7 +48,13 @@ def main(args: Sequence[str]) -> None:
     config, record = given.run_dir / "config.yaml", given.run_dir / "environment.json"
     if not config.is_file() or not record.is_file():
         raise ConfigError(f"RUN_DIR: {given.run_dir} is not a run, which has config.yaml and environment.json")
-    then = json.loads(record.read_text())
+    then = read_record(record)
+    began = then.get("folder")
+    if began is not None and Path(began).is_dir() and Path(began).resolve() != Path.cwd().resolve():
+        raise ConfigError(
+            f"RUN_DIR: the run began in {began}, where paths in its config are resolved: use grpo reproduce "
+            f"{given.run_dir.resolve()} in that folder"
+        )
     if given.run_dir.joinpath("config-2.yaml").is_file():
         print("the run was resumed: its first config is repeated, without an interruption")
     # Imported here: help and mistakes need no torch.
@@ -57,11 +67,15 @@ def main(args: Sequence[str]) -> None:
             raise RunError(f"{len(found)} of the things that {given.run_dir} was made with differ")
         return
     from grpo_lightning.cli.grpo_cli import run
+    from grpo_lightning.cli.run_dirs import REPRODUCED, new_path
 
-    cli = run(["fit", "--config", str(config), *options])
+    # Inside the run: beside it, the copy would be the newest run of the config, which --ckpt_path last takes.
+    is_placed = any(option.partition("=")[0] in PLACES for option in options)
+    place = [] if is_placed else ["--run_dir", str(new_path(given.run_dir, REPRODUCED))]
+    cli = run(["fit", "--config", str(config), *place, *options])
     assert cli.run_dir is not None
     new = cli.run_dir.path
-    now = json.loads((new / "environment.json").read_text())
+    now = read_record(new / "environment.json")
     others = ("device", "world_size", "threads")
     for line in differences({name: then.get(name) for name in others}, {name: now[name] for name in others}):
         print(line)
@@ -71,12 +85,13 @@ def main(args: Sequence[str]) -> None:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line per difference between two records; nested records are compared by their parts."""
     for name, value in then.items():
-        if isinstance(value, Mapping):
-            yield from differences({f"{name}: {part}": one for part, one in value.items()}, _flat(name, now[name]))
-        elif value is None and isinstance(now[name], Mapping):
+        current = now.get(name)
+        if isinstance(value, Mapping) and isinstance(current, Mapping):
+            yield from differences(_flat(name, value), _flat(name, current))
+        elif value is None and isinstance(current, Mapping):
             yield f"{name}: the run did not record them"
-        elif value != now[name]:
-            yield f"{name}: {_shown(value)} then, {_shown(now[name])} now"
+        elif value != current:
+            yield f"{name}: {_shown(value)} then, {_shown(current)} now"
         elif " with changes " in str(value):
             yield f"{name}: the run had uncommitted changes, as there are now; new files are not compared"
 
@@ -112,7 +127,8 @@ def compared(old: Path, new: Path) -> str:
             f"not reproduced: the rollouts of {old} and {new} differ from step {different[0]} on, first "
             f"{different[1]}: grpo samples shows both"
         )
-    return f"reproduced: {count:,} rollouts of {len(steps):,} steps are the same, text and reward"
+    rollouts, of_steps = counted(count, "rollout"), counted(len(steps), "step")
+    return f"reproduced: {rollouts} of {of_steps} {'is' if count == 1 else 'are'} the same, text and reward"
 
 
 def _told(record: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from itertools import groupby
@@ -38,25 +39,42 @@ def write_page(out: Path, title: str, records: Iterable[dict[str, Any]]) -> tupl
         records: as :func:`read_rollouts` yields them, one step after the other.
 
     Returns:
-        How many rollouts and how many steps it shows. Without any, the page is not written.
+        How many rollouts and how many steps it shows. Without any, nothing is written, and a page of an earlier time
+        stays as it is.
     """
     folder = out.with_name(f"{out.stem}_steps")
-    for file in folder.glob("step-*.js"):
-        file.unlink()
+    part = out.with_name(f"{out.stem}_steps.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        total, steps, index = _write_parts(part, folder.name, title, records)
+        if total:
+            folder.mkdir(exist_ok=True)
+            for file in folder.glob("step-*.js"):
+                file.unlink()
+            for file in part.iterdir():
+                file.replace(folder / file.name)
+            _write(part / "index.html", index)
+            (part / "index.html").replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return total, steps
+
+
+def _write_parts(part: Path, folder: str, title: str, records: Iterable[dict[str, Any]]) -> tuple[int, int, str]:
+    """Write the file of each step, and return how many rollouts and steps there are, and the text of the page."""
     columns: list[list[Any]] = []
     unit = "step"
     for step, rows in groupby(records, key=itemgetter("step")):
         rollouts = sorted(rows, key=_place)
         unit = "batch" if "sampled_for" in rollouts[0] else "step"
-        folder.mkdir(exist_ok=True)
-        _write(folder / f"step-{step}.js", f"arrived({step}, {charts.safe_json(_step(rollouts))});\n")
+        _write(part / f"step-{step}.js", f"arrived({step}, {charts.safe_json(_step(rollouts))});\n")
         columns.append(_summary(step, rollouts))
-    total = sum(column[1] for column in columns)
-    if total:
-        steps = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
-        head = {"unit": unit, "folder": folder.name, "fields": FIELDS, "verdicts": VERDICT_KINDS, "steps": steps}
-        _write(out, _index(title, charts.safe_json(head)))
-    return total, len(columns)
+    if not columns:
+        return 0, 0, ""
+    steps = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
+    head = {"unit": unit, "folder": folder, "fields": FIELDS, "verdicts": VERDICT_KINDS, "steps": steps}
+    return sum(column[1] for column in columns), len(columns), _index(title, charts.safe_json(head))
 
 
 def _step(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from starlette.routing import Route
 
 import grpo_lightning
 from grpo_lightning.commands.serve.decoding import DecodingLoop
-from grpo_lightning.commands.serve.protocol import JSON, BadRequest, Job, answer_of, events_of, read_job
+from grpo_lightning.commands.serve.protocol import JSON, BadRequest, Job, answer_of, check_text, events_of, read_job
 from grpo_lightning.types import Completion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,6 +74,10 @@ class PolicyServer:
                 return await handler(request)
             except BadRequest as error:
                 return JSONResponse(error.body(), error.status)
+            except Exception as error:
+                log.exception("a request broke")
+                broken = BadRequest(f"the server failed: {type(error).__name__}", status=500)
+                return JSONResponse(broken.body(), broken.status)
 
         return guarded
 
@@ -137,6 +144,7 @@ class PolicyServer:
             raise BadRequest(f"the request is not valid JSON: {error}") from error
         if not isinstance(body, dict):
             raise BadRequest("the request must be a JSON object")
+        check_text(body)
         return body
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import errno
 import ipaddress
 import os
+import socket
+from contextlib import suppress
 from typing import Any, cast
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.errors import ConfigError
 
 HELP = """\
@@ -16,7 +19,8 @@ Answer OpenAI's /v1/completions and /v1/chat/completions with the policy of a co
 Rows of concurrent requests decode together. Needs the extra "serve": pip install "grpo-lightning[serve]".
 
   --config FILE       a config as for grpo fit; keys of it may follow
-  --ckpt_path P       a checkpoint, or last or best of the config's newest run; default: the policy as it is loaded
+  --ckpt_path P       a checkpoint; or last or best of the config's newest run, or of the run whose own config.yaml is
+                      used; default: the policy as it is loaded
   --host H            default: 127.0.0.1; any other address needs a key in the environment variable GRPO_API_KEY
   --port P            default: 8000
   --rows N            the most rows that decode together; default: 64
@@ -33,13 +37,13 @@ def main(args: list[str]) -> None:
     Raises:
         ConfigError: the config, the checkpoint or an option is wrong.
     """
-    parser = argparse.ArgumentParser("grpo serve", add_help=False, allow_abbrev=False)
+    parser = CommandParser("serve")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="8000")
     parser.add_argument("--rows", default="64")
     parser.add_argument("--max_model_len", default=str(LONGEST))
     parser.add_argument("-h", "--help", action="store_true")
-    given, rest = parser.parse_known_args(args)
+    given, rest = parser.parse_beside_keys(args)
     if given.help:
         print(HELP)
         raise SystemExit(0)
@@ -48,6 +52,7 @@ def main(args: list[str]) -> None:
     key = os.environ.get(KEY) or None
     check_host(given.host, key)
     uvicorn = _uvicorn()
+    place = bound_socket(given.host, port)
     # Imported here: help and mistakes need no torch.
     from grpo_lightning.cli.grpo_cli import parse, set_up_output
     from grpo_lightning.commands.serve.app import Limits, PolicyServer
@@ -65,11 +70,37 @@ def main(args: list[str]) -> None:
     server = PolicyServer({"policy": loop}, Limits(max_new_tokens=cli.datamodule.sampling.cap), key)
     allow_connections(server.limits.waiting_rows)
     loop.start()
-    print(f"{cli.model.policy_config.path} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens per row")
+    checkpoint = f" with the weights of {cli.config.ckpt_path}" if cli.config.ckpt_path else ""
+    print(
+        f"{cli.model.policy_config.path}{checkpoint} on http://{given.host}:{port}/v1, up to {loop.max_length} tokens "
+        "per row",
+        flush=True,
+    )
     try:
-        uvicorn.run(server.app(), host=given.host, port=port, log_level="warning", backlog=2048)
+        config = uvicorn.Config(server.app(), log_level="warning", backlog=2048)
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended the connections
+            uvicorn.Server(config).run(sockets=[place])
     finally:
         loop.stop()
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that has the address before a model loads; it does not listen yet.
+
+    Raises:
+        ConfigError: the address is taken, or is not one of this machine's.
+    """
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise ConfigError(
+            f"{option}: cannot listen on {host}:{port}: {error.strerror}: give another {option}"
+        ) from error
+    return place
 
 
 def check_host(host: str, key: str | None) -> None:

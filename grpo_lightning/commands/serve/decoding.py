@@ -185,20 +185,29 @@ class DecodingLoop:
         return tokens_R
 
     def _has_ended(self, row: Row) -> bool:
-        """Whether a row leaves the batch; its completion is set then, unless nobody waits for it any more."""
+        """Whether a row leaves the batch; its completion, or its error, is set then, unless nobody waits for it."""
         if row.completion.cancelled():
             return True
+        try:
+            completion = self._completion(row)
+        except Exception as error:  # the others of its batch continue
+            if row.completion.set_running_or_notify_cancel():
+                row.completion.set_exception(error)
+            return True
+        if completion is not None and row.completion.set_running_or_notify_cancel():
+            row.completion.set_result(completion)
+        return completion is not None
+
+    def _completion(self, row: Row) -> Completion | None:
+        """What a row has become, if it has ended."""
         token = row.tokens[-1]
         stopped = token in self.policy.terminators or token in row.stop_ids or self._holds_stop_string(row)
         if not stopped and len(row.tokens) < row.sampling.cap:
-            return False
+            return None
         if any(map(math.isnan, row.logprobs)):
             raise FloatingPointError("the policy's log-probs are NaN")
-        if row.completion.set_running_or_notify_cancel():
-            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-            text = self._text(row.tokens)
-            row.completion.set_result(Completion(row.tokens, text, reason, row.logprobs, row.sampling_logprobs))
-        return True
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        return Completion(row.tokens, self._text(row.tokens), reason, row.logprobs, row.sampling_logprobs)
 
     def _holds_stop_string(self, row: Row) -> bool:
         if not row.sampling.stop:

@@ -11,7 +11,7 @@ from grpo_lightning.algorithms.checkpoint import check_checkpoint as check_conte
 from grpo_lightning.algorithms.checkpoint import trained_parameters
 from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
 from grpo_lightning.cli.grpo_cli import GRPOCLI
-from grpo_lightning.cli.run_dirs import config_name
+from grpo_lightning.cli.run_dirs import config_name, run_of_config
 from grpo_lightning.cli.warm_start import policy_of_the_run, start_from
 from grpo_lightning.models.policy import Policy
 
@@ -26,7 +26,8 @@ class ServeCLI(GRPOCLI):
         files = [str(file) for file in config.config or []]
         root = Path(config.trainer.default_root_dir or "runs")
         if config.ckpt_path in NAMED:
-            config.ckpt_path = named_checkpoint(config.ckpt_path, root, config_name(files, "serve"))
+            name = config_name(files, "serve")
+            config.ckpt_path = named_checkpoint(config.ckpt_path, root, name, run_of_config(files))
         elif config.ckpt_path is not None:
             check_checkpoint(config.ckpt_path)
         if config.warm_start is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from grpo_lightning.types import Completion
 
 JSON = dict[str, Any]
 
-# Fields of OpenAI and vLLM that are not supported, with the value at which they do nothing.
-NEUTRAL: JSON = {
-    "best_of": 1, "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0,
-    "repetition_penalty": 1, "logit_bias": None, "top_logprobs": 0, "min_tokens": 0, "ignore_eos": False,
-    "skip_special_tokens": True, "prompt_logprobs": None, "tools": None,
-    "response_format": None, "add_generation_prompt": True, "continue_final_message": False,
+# Fields of OpenAI and vLLM that are not supported, with the values, besides null, at which they do nothing.
+NEUTRAL: dict[str, list[Any]] = {
+    "best_of": [1], "echo": [False], "suffix": [""], "presence_penalty": [0], "frequency_penalty": [0],
+    "repetition_penalty": [1], "logit_bias": [{}], "top_logprobs": [0], "min_tokens": [0], "ignore_eos": [False],
+    "skip_special_tokens": [True], "prompt_logprobs": [], "tools": [[]], "tool_choice": ["none", "auto"],
+    "response_format": [{"type": "text"}], "add_generation_prompt": [True], "continue_final_message": [False],
 }  # fmt: skip
 READ = {
     "model", "prompt", "messages", "n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
@@ -35,6 +36,8 @@ READ = {
 IGNORED = {"user", "metadata", "store"}
 """Fields that say nothing about the completion."""
 SEEDS = 2**63
+TEMPERATURES = (1e-4, 1e4)
+"""Of those that are not 0: beyond, logits divided by them are not finite numbers."""
 
 
 class BadRequest(Exception):
@@ -79,6 +82,22 @@ class Job:
     usage_event: bool
 
 
+def check_text(body: Mapping[str, Any]) -> None:
+    """Refuse half of a surrogate pair, such as ``"\\ud800"``: JSON can hold it, and no tokenizer can encode it.
+
+    Raises:
+        BadRequest: a field has one.
+    """
+    for name, value in body.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            shown = name.encode("ascii", "backslashreplace").decode()
+            raise BadRequest(f"{shown}: holds half of a surrogate pair: send whole characters", shown) from error
+        except RecursionError as error:
+            raise BadRequest(f"{name}: is nested too deeply", name) from error
+
+
 def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: int, longest: int, most: int) -> Job:
     """The rows that a request asks for.
 
@@ -94,7 +113,7 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
     """
     is_chat = "messages" in body
     for name, value in body.items():
-        if name not in READ | IGNORED and not (name in NEUTRAL and value in (NEUTRAL[name], None)):
+        if name not in READ | IGNORED and not (name in NEUTRAL and value in (None, *NEUTRAL[name])):
             raise BadRequest(f"{name}: {value!r} is not supported: omit it", name)
     prompts = [_chat(body, tokenizer)] if is_chat else _prompts(body.get("prompt"), tokenizer)
     count = _integer(body, "n", 1, 1, most)
@@ -102,9 +121,16 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
         raise BadRequest(
             f"n: {len(prompts)} prompts with n={count} are more than {most} rows: send fewer at a time", "n"
         )
-    length = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     room = longest - max(map(len, prompts))
-    asked = _integer(body, length, min(cap, max(room, 1)), 1, longest)
+    if room < 1:
+        name = "messages" if is_chat else "prompt"
+        raise BadRequest(
+            f"{name}: {max(map(len, prompts))} tokens leave no room for a completion in the {longest} of "
+            "max_model_len: shorten it",
+            name,
+        )
+    length = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    asked = _integer(body, length, min(cap, room), 1, longest)
     if asked > room:
         raise BadRequest(
             f"{length}: a prompt of {max(map(len, prompts))} tokens and {asked} more exceed the {longest} tokens of "
@@ -119,7 +145,7 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
     seeds = [seed if member == 0 else row_seed(seed, member) for member in range(count)]
     rows = [Row(prompt, sampling, own, stop_ids) for prompt in prompts for own in seeds]
     logprobs = body.get("logprobs")
-    if logprobs not in (None, False, True, 0) or (logprobs is True) > is_chat:
+    if logprobs not in (None, False, 0) and not (logprobs is True and is_chat):
         raise BadRequest("logprobs: only the sampled token's log-prob is kept: use 0, or true for a chat", "logprobs")
     wanted = bool(logprobs) if is_chat else logprobs is not None and logprobs is not False
     return Job(
@@ -143,8 +169,14 @@ def _sampling(body: Mapping[str, Any], cap: int) -> SamplingParams:
     if not isinstance(stop, list) or not all(isinstance(string, str) for string in stop):
         raise BadRequest("stop: must be a string or a list of strings", "stop")
     # OpenAI's protocol ends the text before a stop string.
+    temperature = _number(body, "temperature", 1.0)
+    low, high = TEMPERATURES
+    if temperature > 0 and not low <= temperature <= high:
+        raise BadRequest(
+            f"temperature: must be 0 (greedy), or from {low:g} to {high:g}, not {temperature:g}", "temperature"
+        )
     sampling = SamplingParams(
-        _number(body, "temperature", 1.0), max(top_k, 0), _number(body, "top_p", 1.0), _number(body, "min_p", 0.0),
+        temperature, max(top_k, 0), _number(body, "top_p", 1.0), _number(body, "min_p", 0.0),
         cap, stop or None, bool(body.get("include_stop_str_in_output")),
     )  # fmt: skip
     try:
@@ -159,8 +191,9 @@ def _number(body: Mapping[str, Any], name: str, default: float) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-        raise BadRequest(f"{name}: must be a number, not {value!r}", name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < sys.float_info.max:
+        raise BadRequest(f"{name}: must be a finite number, not {value!r}", name)
     return float(value)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.shipped import CONFIGS, shipped_config, shipped_names
 
 if TYPE_CHECKING:
     from grpo_lightning.models.config import PolicyConfig
@@ -40,13 +43,20 @@ def main(args: list[str]) -> None:
     if cli.config.warm_start is not None:
         raise ConfigError(
             "warm_start: the server needs the policy that it makes: train it first (grpo fit --config "
-            f"{cli.config.warm_start}), and give its folder as --model.policy.path with --warm_start null"
+            f"{shlex.quote(_shipped_name(cli.config.warm_start))}), and give its folder as --model.policy.path "
+            "with --warm_start null"
         )
     engine, policy = cli.datamodule.engine, cli.model.policy_config
     urls, merge_lora = (engine.urls, engine.merge_lora) if isinstance(engine, VLLMEngine) else ([URL], False)
     longest = _longest_row(cli.datamodule, policy)
     for url in urls:
         print(server_command(policy, url, longest, merge_lora))
+
+
+def _shipped_name(config: str) -> str:
+    """The name of a shipped config, which works wherever the user is; the path of any other."""
+    path = Path(shipped_config(config)).resolve()
+    return next((name for name in shipped_names() if (CONFIGS / f"{name}.yaml").resolve() == path), config)
 
 
 def _longest_row(data: RolloutDataModule, policy: PolicyConfig) -> int:

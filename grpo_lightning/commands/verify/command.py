@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from grpo_lightning.cli.command_parser import CommandParser
 from grpo_lightning.cli.importing import importing
 from grpo_lightning.commands.verify.read import read_samples
 from grpo_lightning.commands.verify.rejudge import rejudge
@@ -31,10 +31,10 @@ grpo check --help prints the keys of a config.
 
 def main(args: Sequence[str]) -> None:
     """Judge the completions of a JSONL file or of a run with the config's verifiers."""
-    parser = argparse.ArgumentParser("grpo verify", add_help=False, allow_abbrev=False)
+    parser = CommandParser("verify")
     parser.add_argument("--samples", nargs="?")
     parser.add_argument("--show", default="20")
-    given, rest = parser.parse_known_args(args)
+    given, rest = parser.parse_beside_keys(args)
     if {"-h", "--help"} & set(rest):
         print(HELP)
         raise SystemExit(0)

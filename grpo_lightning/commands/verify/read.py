@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,16 @@ def read_samples(file: Path) -> list[Sample]:
 
 
 def _sample(record: Any, where: str) -> Sample:
-    try:
-        sample = sample_of(record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where} is not a JSON object with a completion ({error!r})") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{where} must be a JSON object with a completion, not {record!r}")
+    if "completion" not in record:
+        raise ConfigError(f"{where} has no completion: add that key, with what the policy wrote")
+    reason, allowed = record.get("finish_reason", "stop"), [str(reason) for reason in FinishReason]
+    if reason not in allowed:
+        raise ConfigError(
+            f"{where} has finish_reason {json.dumps(reason)}: use one of {', '.join(allowed)}, or omit the key"
+        )
+    sample = sample_of(record)
     if not isinstance(sample.completion, str):
         raise ConfigError(f"{where} has a completion that is not text: {sample.completion!r}; put it in quotes")
     if not isinstance(sample.metadata, dict):
