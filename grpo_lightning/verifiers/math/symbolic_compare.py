@@ -1,8 +1,8 @@
 """Compares two gated LaTeX expressions; runs in the symbolic worker only.
 
-math-verify parses, and decides on the shape of sets, tuples, intervals and matrices. Values are compared here, at fixed
-exact points and to a relative tolerance: math-verify calls numbers equal that differ by less than 1e-15, so that
-1/2004! = 1/2006!, takes any two equations without a solution for the same, and spends seconds on trigonometry.
+math-verify parses, and decides on the shape of sets, tuples, intervals and matrices. Values are compared here:
+math-verify calls numbers equal that differ by less than 1e-15, so that 1/2004! = 1/2006!, takes any two equations
+without a solution for the same, and spends seconds on trigonometry.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ import re
 from itertools import combinations
 from typing import Any
 
-DIGITS = 30
-TOLERANCE = 1e-20
-# Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
-# symbols get, take every pair of signs: sqrt(x^2) is not x.
-POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
-# Floors and ceilings change at whole numbers alone, so that there they are tried, too: with multiples, squares, signs.
-WHOLE_POINTS = tuple((number, 1) for number in (4, 7, 9, 10, 15, 25, 36, -6, -9))
+from grpo_lightning.verifiers.math.symbolic_values import DIGITS, TOLERANCE, Value, are_close, are_equal, values
+
 # An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
 
@@ -187,8 +182,8 @@ def same_values(gold: Any, answer: Any) -> bool:
     if _is_relation(gold) and _is_relation(answer):
         return _same_relation(gold, answer)
     if _is_scalar(gold) and _is_scalar(answer):
-        pairs = _values(gold, answer)
-        return all(_close(g, a) for g, a in pairs) if pairs else bool(gold == answer)
+        pairs = values(gold, answer)
+        return all(are_equal(g, a) for g, a in pairs) if pairs else bool(gold == answer)
     golds, answers = _parts(gold), _parts(answer)
     if len(golds) == len(answers) == 1 and golds[0] is gold and answers[0] is answer:
         return bool(gold == answer)
@@ -230,36 +225,20 @@ def _same_relation(gold: Any, answer: Any) -> bool:
 
     if not all(_is_scalar(side) for side in (gold.lhs, gold.rhs, answer.lhs, answer.rhs)):
         return bool(gold == answer)
-    pairs = [(g, a) for g, a in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g != 0 or a != 0]
-    if not pairs or any(g == 0 or a == 0 for g, a in pairs):
+    pairs = [(g, a) for g, a in values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g.number != 0 or a.number != 0]
+    if not pairs or any(g.number == 0 or a.number == 0 for g, a in pairs):
         return False
     # As numbers: SymPy would simplify each fraction of complex ones, which takes most of a comparison's time.
-    ratios = [N(g / a, DIGITS) for g, a in pairs]
-    if not all(_close(ratio, ratios[0]) for ratio in ratios):
+    ratios = [N(g.number / a.number, DIGITS) for g, a in pairs]
+    if not all(are_close(ratio, ratios[0], TOLERANCE) for ratio in ratios):
+        return False
+    first_gold, first_answer = pairs[0]
+    if not all(are_equal(_product(g, first_answer), _product(first_gold, a)) for g, a in pairs[1:]):
         return False
     if isinstance(gold, (Eq, Ne)):
         return type(gold) is type(answer)
     return type(answer) is (type(gold) if ratios[0] > 0 else type(gold.reversed))
 
 
-def _close(first: Any, second: Any) -> bool:
-    """Relatively close, however small or large: these are SymPy numbers, which do not underflow."""
-    return bool(abs(first - second) <= TOLERANCE * max(abs(first), abs(second)))
-
-
-def _values(first: Any, second: Any) -> list[tuple[Any, Any]]:
-    """Both expressions at every point where both are finite; empty where they share no such point."""
-    from sympy import I, N, Rational, Symbol, ceiling, floor
-
-    symbols = sorted(first.atoms(Symbol) | second.atoms(Symbol), key=str)
-    points = POINTS + (WHOLE_POINTS if any(side.has(floor, ceiling) for side in (first, second)) else ())
-    pairs = []
-    for shift in range(len(points) if symbols else 1):
-        at = {
-            symbol: Rational(*points[(i + shift) % len(points)]) + (0 if symbol.is_real else I / 7)
-            for i, symbol in enumerate(symbols)
-        }
-        values = [N(expression.xreplace(at).doit(), DIGITS) for expression in (first, second)]
-        if all(value.is_number and value.is_finite for value in values):
-            pairs.append((values[0], values[1]))
-    return pairs
+def _product(first: Value, second: Value) -> Value:
+    return Value(first.exact * second.exact, first.number * second.number)
