@@ -74,6 +74,10 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = re.compile(f"(?<=[0-9])[{_SUPERSCRIPTS}]+")
 _TYPESET = re.compile(rf"[\\{{°{_SPACE}{_SUPERSCRIPTS}]")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_DISPLAY = re.compile(
+    r"\\begin\{((?:align|aligned|gather|gathered|equation|multline|split|math|displaymath)\*?)\}(.*)\\end\{\1\}",
+    re.DOTALL,
+)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 # The minus sign and the en dash.
 _DASHES = {0x2212: "-", 0x2013: "-"}
@@ -100,6 +104,8 @@ def unwrap(text: str) -> str:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
                 text = text[len(opening) : len(text) - len(closing)]
                 break
+        if text.startswith("\\begin") and (display := _DISPLAY.fullmatch(text)):
+            text = display[2].replace("&", " ")
         box = _BOX.match(text)
         if box and text.endswith("}"):
             text = text[box.end() : -1]

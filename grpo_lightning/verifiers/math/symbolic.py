@@ -161,7 +161,7 @@ class _Writer:
         if token in _ESCAPES:
             return _ESCAPES[token]
         if token.startswith(("\\begin", "\\end")):
-            if token[token.index("{") + 1 : -1] in _MATRICES:
+            if token.partition("{")[2].rstrip("}") in _MATRICES:
                 return token
         elif token.startswith("\\mathbb{"):
             return token
