@@ -176,8 +176,11 @@ class MathVerifier(Verifier):
         return _compared(gold, answer, self.symbolic_timeout_s, self.workers)
 
 
-# A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious".
-_HEADING = re.compile(r"[\s*_`]*(?:[^\W\d_]|[0-9]+[.):]\s|$)")
+# A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious". "Maybe 7" is one.
+_HEADING = re.compile(
+    r"[\s*_`]*(?!(?:either|maybe|perhaps|possibly|probably|likely|or)\s+[-$\\(]*[0-9])(?:[^\W\d_]|[0-9]+[.):]\s|$)",
+    re.IGNORECASE,
+)
 
 
 def _is_note(answers: Answers, text: str) -> bool:
