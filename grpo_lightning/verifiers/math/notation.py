@@ -32,6 +32,7 @@ _SAME = {
     **{"\\degree": "^\\circ", "\\rightarrow": "\\to", "\\backslash": "\\setminus"},
 }
 _COMMAND = re.compile(r"\\not=|\\[A-Za-z]+")
+_GREEK = "alpha beta gamma delta epsilon zeta eta kappa lambda mu nu xi rho sigma tau phi chi psi omega"
 _SIGNS = str.maketrans(
     {
         **{
@@ -45,6 +46,7 @@ _SIGNS = str.maketrans(
         },
         **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "°": "^\\circ ", "²": "^2", "³": "^3", "\u2032": "'"},
         **{"∠": "\\angle ", "△": "\\triangle "},
+        **{letter: f"\\{name} " for letter, name in zip("αβγδεζηκλμνξρστφχψω", _GREEK.split(), strict=True)},
         **{"≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "⟨": "(", "⟩": ")"},
         **{
             "∈": "\\in ",
@@ -72,9 +74,11 @@ _ARRAY = re.compile(
 )
 _REMARK = re.compile(r"(?<=[0-9}])\s*\(\s*([A-Za-z][A-Za-z .]*[A-Za-z])\s*\)")
 _UNIT = re.compile(
-    r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*([A-Za-z .]+?)\s*\}(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?"
+    r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*((?:[A-Za-z ./]|\\cdot |\^\{?-?[1-4]\}?)+?)\s*\}"
+    r"(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?"
     r"(?=\s*(?:$|[,;)\]]|\\\}))"
 )
+_PLAIN_UNIT = re.compile(r"(?<=[\w})]) (?:[ckm]m|kg|ft|km/h|units?)(?:\^\{?[23]\}?)?$")
 _NUMBER_SET = re.compile(r"\\math(?:bb|bf)\s*\{?\s*([CNQRZ])\s*\}?")
 _WITHOUT = re.compile(r"\\mathbb\{R\}\s*[-/]\s*\\\{")
 _ALL_REALS = re.compile(r"(?:\\text\s*\{\s*)?(?:the set of )?all real (?:numbers|values)(?:\s*\})?", re.IGNORECASE)
@@ -103,7 +107,7 @@ def notation(text: str) -> str:
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)
     text = _REMARK.sub(lambda match: "" if len(match[1]) > 3 and is_unit(match[1]) else match[0], text)
-    text = _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text)
+    text = _PLAIN_UNIT.sub("", _UNIT.sub(lambda match: "" if is_unit(match[1]) else match[0], text).rstrip())
     if "\\circ" in text and not _TRIGONOMETRY.search(text):
         text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "", text)
     builder = _BUILDER.fullmatch(text.strip())

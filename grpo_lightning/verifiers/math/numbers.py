@@ -31,10 +31,13 @@ _CODES = (
 _SIGNS = (
     "[$¢£¤¥\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6]"
 )
-_CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|Fr|kr|zł|Kč|RM|S/)\.?(?![A-Za-z]))"
+_CURRENCY = (
+    rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|Fr|kr|zł|Kč|RM|S/)\.?(?![A-Za-z])|R(?=[0-9]))"
+)
 # Single letters are variables as often as units, so only the common units among them are read.
 _ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
-_WORD = rf"(?:[^\W\d_]{{2,20}}\.?|[mgshlL](?![^\W\d_])|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
+_SINGLE = r"[mgshlL](?![^\W\d_])|(?<=degrees[ ])[CFK]\b"
+_WORD = rf"(?:[^\W\d_]{{2,20}}\.?|{_SINGLE}|o'clock|[ap]\.m\.?|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
 _WORDS = rf"(?:an?[ ])?{_WORD}(?:(?:[ /-]+(?:an?[ ])?|\s*(?:\\cdot|·)\s*){_WORD}){{0,5}}"
 _NUMBER = re.compile(
     rf"""
@@ -50,8 +53,8 @@ _NUMBER = re.compile(
           | \s*(?:\\times|\\cdot|[x\u00d7*\u00b7])\s*10\^\{{?(?P<ten>[+-]?[0-9]{{1,3}})\}}?
         )?
     )
-    (?:\s*(?P<percent>%|\uff05|percent\b|per[ -]cent\b|pct\b))?
-    (?:\s*{_CURRENCY})?
+    (?:[\s-]*(?P<percent>%|\uff05|percent\b|per[ -]cent\b|pct\b))?
+    (?:\s*{_CURRENCY}|/-)?
     (?P<unit>(?:[ /-]*{_WORDS})?(?:\s*\(\s*{_WORDS}\s*\))?)
     """,
     re.VERBOSE,
@@ -60,7 +63,7 @@ _NUMBER = re.compile(
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|underline)\s*\{([^{}\\]*)\}")
 # A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
-_UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl][ ~]*")
+_UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl](?:[·./ ][NVAWJFCHLSKmgshl]|\^-?[1-4])*[ ~]*")
 _DEGREES = re.compile(
     r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\})?"
 )
@@ -68,8 +71,16 @@ _STYLE = re.compile(r"\\(?:displaystyle|left|right|bf|rm|it|small|large|Large|LA
 _SPACE = "~\u00a0\u2009\u202f"
 _LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\! *|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
 _LATEX_SPACE = re.compile(rf"\\[,;: ]|\\q?quad\b|[{_SPACE}]")
-_LATEX_CURRENCY = {"\\$": "$", "\\%": "%", "\\pounds": "£", "\\yen": "¥", "\\euro": "€", "\\texteuro": "€"}
-_LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro)(?![A-Za-z])")
+_LATEX_CURRENCY = {
+    "\\$": "$",
+    "\\%": "%",
+    "\\pounds": "£",
+    "\\yen": "¥",
+    "\\euro": "€",
+    "\\texteuro": "€",
+    "\\cent": "¢",
+}
+_LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro|cent)(?![A-Za-z])")
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = re.compile(f"(?<=[0-9])[{_SUPERSCRIPTS}]+")
 _TYPESET = re.compile(rf"[\\{{°{_SPACE}{_SUPERSCRIPTS}]")
