@@ -11,6 +11,7 @@ from grpo_lightning.verifiers.math.extract import MAX_ANSWER_CHARS
 from grpo_lightning.verifiers.math.notation import layout, notation
 from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number, unwrap
 from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, literal, to_latex
+from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
 
 # A gold answer of this kind is a value that got lost on the way, or a whole solution.
 _LOST = re.compile(r"nan|-?inf|null|.*####.*", re.IGNORECASE | re.DOTALL)
@@ -50,6 +51,9 @@ def split_variable(text: str) -> tuple[str | None, str]:
     ``x = 1 or x = -2`` is ``("x", "1, -2")``, and so it is with roots that are numbered. ``x = 1, y = 2`` is the point
     ``("(x,y)", "(1, 2)")``.
     """
+    text = exact_decimals(text)
+    if is_cut_off(text):
+        return None, text
     text = unwrap(text)
     match = _VARIABLE.fullmatch(text)
     if match:

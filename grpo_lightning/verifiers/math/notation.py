@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from grpo_lightning.verifiers.math.numbers import unwrap
+from grpo_lightning.verifiers.math.typeset import VULGAR, is_cut_off, lowered
 from grpo_lightning.verifiers.math.units import is_unit
 
 _IGNORED = re.compile(
@@ -18,13 +19,16 @@ _SAME = {
     **dict.fromkeys(("\\leqslant", "\\leqq", "\\leq"), "\\le"),
     **dict.fromkeys(("\\neq", "\\not="), "\\ne"),
     **dict.fromkeys(("\\lvert", "\\rvert", "\\vert", "\\mid"), "|"),
+    **dict.fromkeys(("\\dbinom", "\\tbinom"), "\\binom"),
+    **dict.fromkeys(("\\ldots", "\\cdots", "\\dotsc", "\\dotsb"), "\\dots"),
+    **dict.fromkeys(("\\mod", "\\bmod"), "\\pmod"),
+    **{"\\bot": "\\perp", "\\prime": "'", "\\lg": "\\log_{10}"},
     **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
     **dict.fromkeys(("\\operatorname", "\\textup"), "\\text"),
     **{"\\lt": "<", "\\gt": ">", "\\langle": "(", "\\rangle": ")", "\\lbrace": "\\{", "\\rbrace": "\\}"},
     **{
         "\\varnothing": "\\emptyset",
         "\\colon": ":",
-        "\\bm": "\\mathbf",
         "\\rm": "",
         "\\vee": "\\lor",
         "\\wedge": "\\land",
@@ -44,7 +48,8 @@ _SIGNS = str.maketrans(
             "±": "\\pm ",
             "√": "\\sqrt ",
         },
-        **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "°": "^\\circ ", "²": "^2", "³": "^3", "\u2032": "'"},
+        **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "°": "^\\circ ", "\u2032": "'"},
+        **{sign: f"\\frac{{{parts[0]}}}{{{parts[1]}}}" for sign, parts in VULGAR.items()},
         **{"∠": "\\angle ", "△": "\\triangle "},
         **{letter: f"\\{name} " for letter, name in zip("αβγδεζηκλμνξρστφχψω", _GREEK.split(), strict=True)},
         **{"≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "⟨": "(", "⟩": ")"},
@@ -59,14 +64,20 @@ _SIGNS = str.maketrans(
         **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil "},
     }
 )
+_PRIME = re.compile(r"\^\s*(?:\{\s*('+)\s*\}|('+))")
+_MODULUS = re.compile(r"\(?\s*\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w+))\s*\)?")
+_BOLD = re.compile(r"\\mathbf\s*\{([^{}]{2,}|[^{}]*\{[^{}]*\}[^{}]*)\}")
 _FACE = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|bold)\s*\{([^{}\\]*)\}")
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_BASE = re.compile(rf"(?<=[0-9A-Z])_\s*\{{\s*({'|'.join(_BASES)})\s*\}}", re.IGNORECASE)
+_NAMED = re.compile(r"(\\(?:triangle|angle))\s*\{([A-Za-z]+)\}")
 _FRAC_DIGITS = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))")
 _SINGLE = re.compile(r"(?<=[\^_])\s*\{\s*([A-Za-z0-9])\s*\}")
 _CIRC = re.compile(r"\^\s*\{\s*\\circ\s*\}")
 _NAME = re.compile(r"(?<![A-Za-z\\])[A-Z][a-z]{2,}")
 _HALF_DAY = re.compile(r"(?<=[0-9])\s*([apAP])\.?\s?[mM](?![A-Za-z])\.?")
 # Spaces matter only between two words or numbers.
-_LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])")
+_LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|(?<=\\circ) +(?=[0-9])")
 
 _GRID = r"\{(?:array|smallmatrix|matrix)\}"
 _ARRAY = re.compile(
@@ -90,9 +101,13 @@ _RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![A-Za-z])")
 
 def layout(text: str) -> str:
     """The text of an answer without what only concerns its layout. Two answers with the same layout are the same."""
+    if is_cut_off(text):
+        text = text.replace("...", "\\dots ")
     text = _tidy(unwrap(text).replace("\\$", " "))
     for _ in range(3):
         text = _FACE.sub(r" \1 ", text)
+    text = _BASE.sub(lambda match: f"_{{{_BASES.index(match[1].lower()) + 2}}}", text)
+    text = _NAMED.sub(r"\1 \2", text).replace("{:}", ":")
     text = _FRAC_DIGITS.sub(lambda match: f"\\frac{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}", text)
     text = _SINGLE.sub(r"\1", text).replace("{,}", ",")
     text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", text)
@@ -102,7 +117,7 @@ def layout(text: str) -> str:
 
 def notation(text: str) -> str:
     """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
-    text = _tidy(unwrap(text))
+    text = _BOLD.sub(r"{\1}", _tidy(unwrap(text)))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)
@@ -121,4 +136,5 @@ def _tidy(text: str) -> str:
     text = _THOUSANDS.sub("", text.translate(_SIGNS))
     text = _COMMAND.sub(lambda match: _SAME.get(match[0], match[0]) + ("" if match[0] not in _SAME else " "), text)
     text = _CIRC.sub(r"^\\circ", _IGNORED.sub("", text))
+    text = _PRIME.sub(r"\1\2", _MODULUS.sub(r" \\pmod{\1\2}", lowered(text)))
     return _SPACES.sub(" ", text)

@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from grpo_lightning.verifiers.math.typeset import VULGAR, exact_decimals, is_cut_off, lowered, repeating, uniform
 from grpo_lightning.verifiers.math.units import is_unit
 
 MAX_NUMBER_CHARS = 1_000
@@ -44,8 +45,7 @@ _NUMBER = re.compile(
     (?P<sign>[+-]?)\s*{_CURRENCY}?\s*(?P<inner_sign>[+-]?)\s*
     (?:
         (?:(?P<whole>[0-9]+)\s+)?(?P<over>{_DECIMAL})\s*/\s*(?P<under>-?{_DECIMAL})
-      | (?P<fixed>[0-9]*\.[0-9]*)
-            (?:\\(?:overline|bar|dot)\s*(?:\{{(?P<line>[0-9]+)\}}|(?P<digit>[0-9]))|\((?P<round>[0-9]+)\))
+      | (?P<fixed>[0-9]*\.[0-9]*)\((?P<round>[0-9]+)\)
       | (?P<base>{_DECIMAL}|\((?:-?{_DECIMAL})\))\s*(?:\^|\*\*)\s*
             (?:\{{\s*(?P<braced>-?[0-9]{{1,4}})\s*\}}|\((?P<bracketed>-?[0-9]{{1,4}})\)|(?P<exponent>[0-9]{{1,4}}))
       | (?P<decimal>{_DECIMAL})(?:
@@ -61,7 +61,9 @@ _NUMBER = re.compile(
 )
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|underline)\s*\{([^{}\\]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|operatorname|underline)\s*\{([^{}\\]*)\}"
+)
 # A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
 _UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl](?:[·./ ][NVAWJFCHLSKmgshl]|\^-?[1-4])*[ ~]*")
 _DEGREES = re.compile(
@@ -81,22 +83,17 @@ _LATEX_CURRENCY = {
     "\\cent": "¢",
 }
 _LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro|cent)(?![A-Za-z])")
-_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
-_RAISED = re.compile(f"(?<=[0-9])[{_SUPERSCRIPTS}]+")
-_TYPESET = re.compile(rf"[\\{{°{_SPACE}{_SUPERSCRIPTS}]")
+_AFTER_DIGIT = re.compile("(?<=[0-9])[\u207b⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_TYPESET = re.compile(rf"[\\{{°{_SPACE}⁰¹²³⁴⁵⁶⁷⁸⁹]")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_DISPLAY = re.compile(
-    r"\\begin\{((?:align|aligned|gather|gathered|equation|multline|split|math|displaymath)\*?)\}(.*)\\end\{\1\}",
-    re.DOTALL,
-)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
-# The minus sign and the en dash.
-_DASHES = {0x2212: "-", 0x2013: "-"}
+# The minus sign and the en dash; fractions that are one sign.
+_SIGNS_OF_ONE = {0x2212: "-", 0x2013: "-"} | {ord(sign): f" {parts[0]}/{parts[1]}" for sign, parts in VULGAR.items()}
 _EMPHASIS = " \t\r\n*_`"
 # The number alone, before its unit: **42** apples.
 _EMPHASISED = re.compile(r"\s*(\*\*|__|[*_`])([^*_`]+)\1(?=\s)")
 # A comma would make it a pair.
-_BRACKETED = re.compile(r"\(([^(),;]*)\)")
+_BRACKETED = re.compile(r"\(([^(),;]*)\)|\(\(([^(),;]*)\)\)")
 
 
 class Number(NamedTuple):
@@ -110,13 +107,12 @@ def unwrap(text: str) -> str:
     """The answer without what may stand around it: spaces, emphasis, math delimiters, a box, a full stop."""
     for _ in range(8):
         before = text
+        text = uniform(text)
         text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS)
         for opening, closing in _WRAPPERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
                 text = text[len(opening) : len(text) - len(closing)]
                 break
-        if text.startswith("\\begin") and (display := _DISPLAY.fullmatch(text)):
-            text = display[2].replace("&", " ")
         box = _BOX.match(text)
         if box and text.endswith("}"):
             text = text[box.end() : -1]
@@ -138,11 +134,14 @@ def parse_number(text: str) -> Number | None:
     simple = _SIMPLE.fullmatch(text)
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
+    text = exact_decimals(text)
+    if is_cut_off(text):
+        return None
     text = " ".join(_plain(unwrap(text)).split())
     while text.startswith("{") and text.endswith("}"):
         text = text[1:-1].strip()
     bracketed = _BRACKETED.fullmatch(text)
-    text = bracketed[1].strip() if bracketed else text
+    text = (bracketed[1] or bracketed[2] or "").strip() if bracketed else text
     match = _NUMBER.fullmatch(text)
     if not match or not is_unit(match["unit"].lstrip("("), not match["unit"].lstrip("(")[:1].isalpha()):
         return None
@@ -170,7 +169,7 @@ def _absolute(number: Number) -> Fraction:
 
 def _plain(text: str) -> str:
     """LaTeX that only decorates a number, written plainly."""
-    text = text.translate(_DASHES)
+    text = text.translate(_SIGNS_OF_ONE)
     if _TYPESET.search(text):
         text = _STYLE.sub("", text).rstrip("\\")
         text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "")
@@ -179,7 +178,7 @@ def _plain(text: str) -> str:
         text = _TEXT.sub(lambda match: " unit" if _UPRIGHT_UNIT.fullmatch(match[1]) else f" {match[1]}", text)
         text = _LATEX_SPACE.sub(" ", text)
         text = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", text)
-        text = _RAISED.sub(lambda match: "^" + "".join(str(_SUPERSCRIPTS.index(one)) for one in match[0]), text)
+        text = _AFTER_DIGIT.sub(lambda match: lowered(match[0]), text)
         text = re.sub(r"^([+-])\s+", r"\1", text.strip())
     return text.strip(_EMPHASIS)
 
@@ -191,7 +190,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         exponent = int(match["e"] or match["ten"] or 0)
         return _fraction(match["decimal"]) * Fraction(10) ** exponent
     if match["fixed"]:
-        return _repeating(match["fixed"], match["line"] or match["digit"] or match["round"])
+        return repeating(match["fixed"], match["round"])
     over, under = _fraction(match["over"]), _fraction(match["under"])
     if under == 0:
         return None
@@ -206,13 +205,6 @@ def _power(base: str, exponent: int) -> Fraction | None:
     if (value == 0 and exponent <= 0) or len(base) * abs(exponent) > MAX_POWER_DIGITS:
         return None
     return value**exponent
-
-
-def _repeating(fixed: str, repeated: str) -> Fraction:
-    """0.1 with 6 repeated is 1/6."""
-    decimals = len(fixed.partition(".")[2])
-    start = Fraction(fixed.rstrip(".") if fixed != "." else 0) if fixed[-1:] == "." else Fraction(fixed)
-    return start + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**decimals)
 
 
 def _fraction(decimal: str) -> Fraction:

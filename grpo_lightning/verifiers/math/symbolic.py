@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from grpo_lightning.verifiers.math.notation import layout, notation
+from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
 
 MAX_CHARS = 400
 MAX_DEPTH = 12
@@ -93,6 +94,9 @@ def to_latex(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise NotAnExpression("longer than an answer can be")
+    text = exact_decimals(text)
+    if is_cut_off(text):
+        raise NotAnExpression("a decimal that goes on")
     text = notation(text)
     for joint, word in ((_OR, " \\lor "), (_AND, " \\land ")):
         pieces = joint.split(text)
