@@ -108,7 +108,7 @@ def unwrap(text: str) -> str:
     for _ in range(8):
         before = text
         text = uniform(text)
-        text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS)
+        text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS).lstrip("=:")
         for opening, closing in _WRAPPERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
                 text = text[len(opening) : len(text) - len(closing)]

@@ -56,8 +56,10 @@ _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX
 
 _NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|lor|land|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
 
+# A choice, a name, a ratio, a score or a date, a numeral in another base.
 _LITERAL = re.compile(
-    r"\([A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
+    r"\(?[A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+"
+    r"|[0-9]{1,9}(?:-[0-9]{1,9})+|[0-9]{1,9}(?:/[0-9]{1,9}){2,}|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
     re.ASCII,
 )
 _RATIO = re.compile(r"([0-9]+) to ([0-9]+)")

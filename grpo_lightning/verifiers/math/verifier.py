@@ -11,7 +11,14 @@ from grpo_lightning.types import Explanation, Prompt, Sample, Verdict
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.limited import processors
-from grpo_lightning.verifiers.math.answers import Answer, comparable, parse_answer, parse_gold, same_answer
+from grpo_lightning.verifiers.math.answers import (
+    Answer,
+    comparable,
+    parse_answer,
+    parse_gold,
+    same_answer,
+    same_unknown,
+)
 from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Answers, Format, find_answers
 from grpo_lightning.verifiers.math.numbers import same_number
 from grpo_lightning.verifiers.math.symbolic import MAX_CHARS
@@ -198,6 +205,8 @@ def _compared(gold: Answer, answer: Answer, cpu_s: float, workers: int) -> tuple
     if gold.number is not None:
         if answer.number is None:
             return _NOT_WORKED_OUT, extracted, "an expression where a plain number is asked for"
+        if not same_unknown(gold, answer):
+            return _WRONG, extracted, "the value of another unknown"
         equal = same_number(gold.number, answer.number)
         return (_CORRECT if equal else _WRONG), extracted, f"compared as exact numbers: {_word(equal)}"
     if gold.text == answer.text:
