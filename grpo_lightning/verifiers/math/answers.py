@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from grpo_lightning.verifiers.math.extract import MAX_ANSWER_CHARS
+from grpo_lightning.verifiers.math.lists import is_same_list, spread
 from grpo_lightning.verifiers.math.notation import layout, notation
 from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number, unwrap
 from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, literal, to_latex
@@ -134,7 +135,11 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     """An answer of a completion, ``None`` where it cannot be read as one to this gold answer."""
     if len(text) > (MAX_NUMBER_CHARS if gold.number is not None else MAX_ANSWER_CHARS):
         return None
+    if gold.latex is not None and "," in gold.latex:
+        text = spread(text)
     number = parse_number(text)
+    if gold.number is not None and gold.number != number and is_same_list(gold.raw, text):
+        number = gold.number
     if number is not None:
         return Answer(text, number=number)
     choice = _CHOICE.match(text)

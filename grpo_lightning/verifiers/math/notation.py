@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from grpo_lightning.verifiers.math.lists import without_thousands
 from grpo_lightning.verifiers.math.numbers import unwrap
 from grpo_lightning.verifiers.math.typeset import VULGAR, is_cut_off, lowered
 from grpo_lightning.verifiers.math.units import is_unit
@@ -117,7 +118,7 @@ def layout(text: str) -> str:
 
 def notation(text: str) -> str:
     """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
-    text = _BOLD.sub(r"{\1}", _tidy(unwrap(text)))
+    text = without_thousands(_BOLD.sub(r"{\1}", _tidy(unwrap(text))))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)

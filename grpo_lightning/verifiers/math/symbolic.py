@@ -8,6 +8,7 @@ commands, characters, words, long digits, deep nesting, towers of exponents. Ope
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from grpo_lightning.verifiers.math.notation import layout, notation
 from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
@@ -180,10 +181,11 @@ class _Writer:
             raise NotAnExpression("too many digits")
         if self.last[-1:].isdigit():
             raise NotAnExpression("two numbers side by side")
-        whole, _, decimals = token.partition(".")
+        decimals = token.partition(".")[2]
         if not decimals:
             return token
-        return f"{{\\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}}}"
+        value = Fraction(token)
+        return f"{{\\frac{{{value.numerator}}}{{{value.denominator}}}}}"
 
     def _letters(self, token: str) -> str:
         if token in _FUNCTIONS:

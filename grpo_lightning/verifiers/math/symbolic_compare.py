@@ -8,6 +8,7 @@ without a solution for the same, and spends seconds on trigonometry.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import combinations
 from typing import Any
 
@@ -165,7 +166,7 @@ def _same_unknown(first: Any, second: Any) -> bool:
 
 
 def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
-    """Whether one is a set in braces and the other an ordered tuple, or the answer repeats what the gold has once.
+    """Whether one is a set in braces and the other an ordered tuple, or the lists have not the same members as often.
 
     Parsed, a list is a set, and math-verify takes a set for a tuple's equal, as the braces may be omitted.
     """
@@ -174,7 +175,42 @@ def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
     for latex, other in ((gold, actual), (answer, expected)):
         if latex.startswith("\\{") and isinstance(other, (Interval, Tuple)):
             return True
-    return isinstance(actual, FiniteSet) and "\\pm" not in gold and answer.count(",") > gold.count(",")
+    if not any(isinstance(thing, FiniteSet) for thing in (expected, actual)):
+        return False
+    if not all(isinstance(thing, FiniteSet) or _is_scalar(thing) for thing in (expected, actual)):
+        return False
+    golds, answers = members(gold), members(answer)
+    if golds is None or answers is None:
+        return "\\pm" not in gold and "\\cup" not in gold and answer.count(",") > gold.count(",")
+    return len(golds) != len(answers) or (Counter(golds) != Counter(answers) and _has_other_members(golds, answers))
+
+
+def members(latex: str) -> list[str] | None:
+    """The members of a list without braces; ``None`` where they cannot be told: a set has each member once."""
+    if latex.startswith("\\{") or any(sign in latex for sign in ("\\pm", "\\cup", "\\cap", "\\setminus")):
+        return None
+    found, depth = [""], 0
+    for character in latex:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [member.strip() for member in found]
+
+
+def _has_other_members(golds: list[str], answers: list[str]) -> bool:
+    """Whether two lists of the same length differ; only where a member occurs twice, since sets are compared later."""
+    if len(set(golds)) == len(golds) and len(set(answers)) == len(answers):
+        return False
+    rest = [parse(answer, False) for answer in answers]
+    for gold in golds:
+        expected = parse(gold, False)
+        equal = next((other for other in rest if same_values(expected, other)), None)
+        if equal is None:
+            return True
+        rest.remove(equal)
+    return False
 
 
 def same_values(gold: Any, answer: Any) -> bool:
