@@ -24,6 +24,7 @@ _NAME = (
     r"|\\(?:text|textbf|mathrm)\s*\{[^{}=]{1,40}\}"
 )
 _VARIABLE = re.compile(rf"(?P<name>{_NAME})\s*(?:=|\\in(?![A-Za-z])|∈|\\approx(?![A-Za-z])|≈)(?P<value>[^=]+)")
+_POINT = re.compile(r"(?P<name>[A-Z])\s*(?P<value>(?:\\left\s*)?\([^()=]+,[^()=]+\))")
 _REVERSED = re.compile(r"(?P<value>[^=<>]+)=\s*(?P<name>[A-Za-z](?:_\{?\w{1,3}\}?)?)\s*")
 # Two or three small letters are a product, unless they are short for a word.
 _PRODUCT = re.compile(r"(?!(?:ans|gcd|lcm|hcf|max|min|sum|det|arg|avg|deg|sol|lim|age)$)[a-z]{2,3}")
@@ -73,6 +74,9 @@ def split_variable(text: str) -> tuple[str | None, str]:
     match = _VARIABLE.fullmatch(text) or _REVERSED.fullmatch(text)
     if match and not _PRODUCT.fullmatch(match["name"].strip()):
         return match["name"].replace(" ", ""), match["value"]
+    point = _POINT.fullmatch(text)
+    if point:
+        return point["name"], point["value"]
     if text.count("=") < 2:
         return None, text
     plain = notation(text)

@@ -84,6 +84,8 @@ _GRID = r"\{(?:array|smallmatrix|matrix)\}"
 _ARRAY = re.compile(
     rf"(?:[(\[]\s*)?\\begin{_GRID}(?:\{{[clr| ]*\}})?(.*?)(?:\\\\\s*)?\\end{_GRID}(?:\s*[)\]])?", re.DOTALL
 )
+_ROW = r"\\\\(?:\s*\[[0-9a-z. ]*\])?"
+_COLUMN = re.compile(rf"\\begin\{{[pb]matrix\}}((?:[^&\\]|\\[A-Za-z]|{_ROW})*)\\end\{{[pb]matrix\}}")
 _REMARK = re.compile(r"(?<=[0-9}])\s*\(\s*([A-Za-z][A-Za-z .]*[A-Za-z])\s*\)")
 _UNIT = re.compile(
     r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*((?:[A-Za-z ./]|\\cdot |\^\{?-?[1-4]\}?)+?)\s*\}"
@@ -120,6 +122,9 @@ def notation(text: str) -> str:
     """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
     text = without_thousands(_BOLD.sub(r"{\1}", _tidy(unwrap(text))))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    column = _COLUMN.fullmatch(text.strip())
+    if column:
+        text = f"({', '.join(entry.strip() for entry in re.split(_ROW, column[1]) if entry.strip())})"
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)
     text = _REMARK.sub(lambda match: "" if len(match[1]) > 3 and is_unit(match[1]) else match[0], text)

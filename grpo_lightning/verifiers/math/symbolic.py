@@ -52,6 +52,10 @@ _TOKEN = re.compile(
 )
 _CHARACTERS = frozenset("+-*/^_=<>()[]{}|!,&")
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\b|\bd\s*[a-z]\s*/\s*d\s*[a-z]\b")
+# Without braces TeX takes one token, and everyone else a number or a sign and what follows.
+_EXPONENT = re.compile(
+    r"\^\s*(-?\s*(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z]{2})|\\(?:alpha|beta|theta|lambda|mu|omega|phi|pi|infty)(?![A-Za-z])))"
+)
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
 _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
 
@@ -114,7 +118,7 @@ def _gated(text: str) -> str:
         raise NotAnExpression("empty")
     if _DERIVATIVE.search(text):
         raise NotAnExpression("a derivative, which has no value to compare")
-    latex = _Writer().write(text)
+    latex = _Writer().write(_EXPONENT.sub(r"^{\1}", text))
     if _TOWER.search(latex) or _GROWTH.search(latex):
         raise NotAnExpression("powers too large to check")
     return latex
@@ -132,6 +136,7 @@ class _Writer:
         self.written: list[str] = []
         self.open: list[str] = []
         self.last = ""
+        self.sets = 0
 
     def write(self, text: str) -> str:
         for match in _TOKEN.finditer(text):
@@ -166,6 +171,7 @@ class _Writer:
 
     def _command(self, token: str) -> str:
         if token in _ESCAPES:
+            self.sets += (token == "\\{") - (token == "\\}")
             return _ESCAPES[token]
         if token.startswith(("\\begin", "\\end")):
             if token.partition("{")[2].rstrip("}") in _MATRICES:
@@ -185,7 +191,9 @@ class _Writer:
         if not decimals:
             return token
         value = Fraction(token)
-        return f"{{\\frac{{{value.numerator}}}{{{value.denominator}}}}}"
+        fraction = f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+        # The braces of a set would make it a set in the set.
+        return f"({fraction})" if self.sets else f"{{{fraction}}}"
 
     def _letters(self, token: str) -> str:
         if token in _FUNCTIONS:

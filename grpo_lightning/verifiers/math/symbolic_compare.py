@@ -110,7 +110,7 @@ def outcome(gold: str, answer: str) -> str:
             return "equal"
     try:
         equal = same_values(expected, actual)
-        if equal and not (_is_scalar(expected) and _is_scalar(actual)) and not _is_relation(expected):
+        if equal and not _is_compared(expected, actual):
             # Killed from outside, if need be: math-verify's own timeout is a signal, and cannot stop big integers.
             equal = verify(expected, actual, timeout_seconds=None)
     except Exception:
@@ -119,27 +119,51 @@ def outcome(gold: str, answer: str) -> str:
     return "equal" if equal else "different"
 
 
+def _is_compared(expected: Any, actual: Any) -> bool:
+    """Whether equal values are enough. Of other things, math-verify decides on the shape."""
+    from sympy import And
+
+    if isinstance(expected, And) and isinstance(actual, And):
+        return True
+    return _is_relation(expected) or (_is_scalar(expected) and _is_scalar(actual))
+
+
 def solution_set(thing: Any) -> Any:
     """The set of numbers that a solved inequality, or several joined by and/or, describes; ``None`` for anything else.
 
     A set is one already. What is not solved (``x^2 < 4``) is none: copying the problem would be a solution.
     """
-    from sympy import And, Intersection, Or, Set, Union
+    from sympy import And, Intersection, Interval, Or, Set, Union, oo
 
     if isinstance(thing, Set):
-        return None if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else thing.doit()
+        relations = thing.args if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else ()
+        return _of_listed(relations) if relations else thing.doit()
     if isinstance(thing, (And, Or)):
         parts = [solution_set(one) for one in thing.args]
+        if isinstance(thing, And):
+            # x < oo says nothing.
+            parts = [part for part in parts if part != Interval(-oo, oo)]
         if any(part is None for part in parts):
             return None
         joined = Intersection(*parts) if isinstance(thing, And) else Union(*parts)
         # Each part must add something: "x > 2 or x > 3" is a hedge.
-        if any(part == joined for part in parts) or (
+        if (len(parts) > 1 and any(part == joined for part in parts)) or (
             isinstance(thing, Or) and not all(a.is_disjoint(b) for a, b in combinations(parts, 2))
         ):
             return None
         return joined
     return _half_line(thing) if _is_relation(thing) else None
+
+
+def _of_listed(relations: Any) -> Any:
+    """The solutions of inequalities with commas between them: of all where that is possible, else of any."""
+    from sympy import And, EmptySet, Intersection, Or
+
+    parts = [_half_line(relation) if _is_relation(relation) else None for relation in relations]
+    if any(part is None for part in parts) or len({symbol for one in relations for symbol in one.free_symbols}) > 1:
+        return None
+    join = Or if Intersection(*parts) is EmptySet else And
+    return solution_set(join(*relations, evaluate=False))
 
 
 def _half_line(relation: Any) -> Any:

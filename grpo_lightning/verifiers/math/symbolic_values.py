@@ -23,6 +23,7 @@ POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
 FAR_POINTS = ((115, 12), (-211, 23), (1009, 7), (-2003, 13), (-20011, 17), (30011, 29))
 # Floors and ceilings change at whole numbers alone, so that there they are tried, too: with multiples, squares, signs.
 WHOLE_POINTS = tuple((number, 1) for number in (4, 7, 9, 10, 15, 25, 36, -6, -9))
+WHOLE_NAMES = frozenset("kmnN")
 # Of the numbers in an expression, pieces are looked for at so many, on either side of each.
 MAX_NUMBERS = 4
 
@@ -36,14 +37,18 @@ class Value(NamedTuple):
 
 def values(first: Any, second: Any) -> list[tuple[Value, Value]]:
     """Both expressions at every point where both are finite; empty where they share no such point."""
-    from sympy import I, Rational, Symbol
+    from sympy import I, Integer, Rational, Symbol
 
     symbols = sorted(first.atoms(Symbol) | second.atoms(Symbol), key=str)
     points = _points(first, second)
+    whole = _whole_symbols(first, second)
+    wholes = [Integer(number) for number, under in (*WHOLE_POINTS, *points) if under == 1]
     pairs = []
     for shift in range(len(points) if symbols else 1):
         at = {
-            symbol: Rational(*points[(i + shift) % len(points)]) + (0 if symbol.is_real else I / 7)
+            symbol: wholes[(i + shift) % len(wholes)]
+            if symbol in whole
+            else Rational(*points[(i + shift) % len(points)]) + (0 if symbol.is_real else I / 7)
             for i, symbol in enumerate(symbols)
         }
         pair = _value(first, at), _value(second, at)
@@ -73,6 +78,20 @@ def _points(first: Any, second: Any) -> tuple[tuple[int, int], ...]:
         points += WHOLE_POINTS
         points += tuple((times * number, 1) for number, times in product(_numbers(first, second), (1, -1, 2)))
     return points
+
+
+def _whole_symbols(*expressions: Any) -> set[Any]:
+    """The symbols that stand for whole numbers: in an exponent of -1, or by custom inside of a floor or ceiling."""
+    from sympy import Pow, ceiling, floor
+
+    whole: set[Any] = set()
+    for expression in expressions:
+        for power in expression.atoms(Pow):
+            if power.base == -1:
+                whole |= power.exp.free_symbols
+        for rounded in expression.atoms(floor, ceiling):
+            whole |= {symbol for symbol in rounded.free_symbols if str(symbol) in WHOLE_NAMES}
+    return whole
 
 
 def _has_pieces(expression: Any) -> bool:

@@ -21,6 +21,7 @@ _DISPLAY = re.compile(
     r"\\begin\{((?:align|aligned|gather|gathered|equation|multline|split|math|displaymath)\*?)\}(.*)\\end\{\1\}",
     re.DOTALL,
 )
+_CASES = re.compile(r"(?:\\left\s*\\\{\s*)?\\begin\{cases\}(.*?)\\end\{cases\}(?:\s*\\right\s*\.)?", re.DOTALL)
 _COLOR = re.compile(r"\\(?:text)?color\s*\{[A-Za-z!0-9]*\}")
 _COMMANDS = {
     **dict.fromkeys(("\\nicefrac", "\\sfrac"), "\\frac"),
@@ -50,10 +51,17 @@ def uniform(text: str) -> str:
     display = _DISPLAY.fullmatch(text.strip())
     if display:
         text = display[2].replace("&", " ")
+    text = _CASES.sub(_listed, text)
     text = _COMMAND.sub(lambda match: _COMMANDS.get(match[0], match[0]), _COLOR.sub("", text))
     text = _INFIX.sub(_prefixed, text)
     therefore = _THEREFORE.match(text)
     return text[therefore.end() :] if therefore else text
+
+
+def _listed(match: re.Match[str]) -> str:
+    """x = 1, y = 2 for a system of solved equations. With ``&`` it is a function by cases."""
+    lines = [line.strip().rstrip(",") for line in match[1].split("\\\\") if line.strip()]
+    return ", ".join(lines) if "&" not in match[1] and all("=" in line for line in lines) else match[0]
 
 
 def _prefixed(match: re.Match[str]) -> str:
