@@ -89,11 +89,12 @@ class AnswerReader:
 
         It opens a line, follows a special token or ends the prompt. Elsewhere a prompt only names the tags.
         """
-        prompt = prompt.rstrip()
-        begun = max((prompt.rfind(tag.open) for tag in self._thoughts), default=-1)
+        begun = -1
+        for tag in self._thoughts:
+            begun = max(begun, prompt.rfind(tag.open))
         if begun < 0:
             return None
-        thought = prompt[begun:]
+        thought = prompt[begun:].rstrip()
         opens_line = prompt[:begun].rstrip(" \t")[-1:] in ("", "\n", ">")
         return self._without_thoughts(thought, None)[1] if opens_line or thought in self._tag_of else None
 

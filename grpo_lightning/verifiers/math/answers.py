@@ -142,7 +142,7 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     if gold.latex is not None and "," in gold.latex:
         text = spread(text)
     number = parse_number(text)
-    if gold.number is not None and gold.number != number and is_same_list(gold.raw, text):
+    if gold.number is not None and "," in text and is_same_list(gold.raw, text):
         number = gold.number
     if number is not None:
         return Answer(text, number=number)
@@ -185,7 +185,12 @@ def same_answer(first: Answer, second: Answer) -> bool:
 def same_unknown(gold: Answer, answer: Answer) -> bool:
     """Whether the two may be values of the same: a value without a name, or named in words, may be that of any name."""
     names = gold.variable, answer.variable
-    if not all(names) or names[0] == names[1] or any(_DESCRIPTION.fullmatch(str(name)) for name in names):
+    if (
+        names[0] is None
+        or names[1] is None
+        or names[0] == names[1]
+        or any(_DESCRIPTION.fullmatch(str(name)) for name in names)
+    ):
         return True
     return "y" in names and any("(" in str(name) for name in names)
 

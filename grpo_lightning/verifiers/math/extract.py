@@ -31,7 +31,7 @@ _PHRASE = re.compile(
     r"|^[ \t]*(?:#{1,3}|#{5,6}|[*_]+)[ \t]*(?:\*\*|__)?(?:the\s+)?(?:final\s+)?answer[ \t*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_WRONG = re.compile(r"\b(?:wrong|incorrect|false|mistaken|naive|tempting)\s+$", re.IGNORECASE)
+_WRONG = ("wrong", "incorrect", "false", "mistaken", "naive", "tempting")
 # What may end the line of the phrase, so that the answer is the next line.
 _LINE_END = re.compile(r"[*_`]*[ \t\r]*\n\s*(?:```[a-z]*[ \t\r]*\n\s*)?")
 _BULLET = re.compile(r"[-*\u2022][ \t]+")
@@ -100,7 +100,8 @@ def _first(form: Format, texts: Iterator[str]) -> Answers:
 def _without_end_tokens(text: str) -> str:
     """The text without the special tokens that end a turn."""
     for _ in range(4):
-        end = _END_TOKEN.search(text[-40:].rstrip())
+        tail = text[-40:].rstrip()
+        end = _END_TOKEN.search(tail) if tail.endswith(">") else None
         if end is None:
             break
         text = text.rstrip()[: -len(end[0])]
@@ -109,7 +110,7 @@ def _without_end_tokens(text: str) -> str:
 
 def _phrases(text: str) -> Iterator[str]:
     for match in _PHRASE.finditer(text):
-        if not _WRONG.search(text[max(0, match.start() - 12) : match.start()]):
+        if not text[max(0, match.start() - 12) : match.start()].rstrip().lower().endswith(_WRONG):
             yield _sentence(text, match.end())
 
 
@@ -182,7 +183,8 @@ def _boxed(text: str) -> Iterator[str]:
                 return
             end = closing + 1
             is_part = _is_part(text, box.start(), end)
-            yield "" if is_part else _TEXT_LABEL.sub("", text[opening.end() : closing], count=1)
+            inside = text[opening.end() : closing]
+            yield "" if is_part else _TEXT_LABEL.sub("", inside, count=1) if "\\text" in inside else inside
             alternative = _OR_NUMBER.match(text, end, end + _NEAR)
             if alternative:
                 yield alternative[1]

@@ -107,7 +107,6 @@ def unwrap(text: str) -> str:
     """The answer without what may stand around it: spaces, emphasis, math delimiters, a box, a full stop."""
     for _ in range(8):
         before = text
-        text = uniform(text)
         text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS).lstrip("=:")
         for opening, closing in _WRAPPERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
@@ -117,7 +116,10 @@ def unwrap(text: str) -> str:
         if box and text.endswith("}"):
             text = text[box.end() : -1]
         if text == before:
-            break
+            common = uniform(text) if "\\" in text else text
+            if common == text:
+                break
+            text = common
     return text
 
 
@@ -134,9 +136,10 @@ def parse_number(text: str) -> Number | None:
     simple = _SIMPLE.fullmatch(text)
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
-    text = exact_decimals(text)
-    if is_cut_off(text):
-        return None
+    if text.find(".", 0, len(text) - 1) >= 0:
+        text = exact_decimals(text)
+        if is_cut_off(text):
+            return None
     text = " ".join(_plain(unwrap(text)).split())
     while text.startswith("{") and text.endswith("}"):
         text = text[1:-1].strip()
