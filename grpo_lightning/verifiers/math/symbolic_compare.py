@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import combinations
 from typing import Any
 
-from grpo_lightning.verifiers.math.symbolic_values import DIGITS, TOLERANCE, Value, are_close, are_equal, values
+from grpo_lightning.verifiers.math.symbolic_values import DIGITS, TOLERANCE, Value, all_equal, are_close, values
 
 # An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
@@ -243,7 +243,7 @@ def same_values(gold: Any, answer: Any) -> bool:
         return _same_relation(gold, answer)
     if _is_scalar(gold) and _is_scalar(answer):
         pairs = values(gold, answer)
-        return all(are_equal(g, a) for g, a in pairs) if pairs else bool(gold == answer)
+        return all_equal(pairs) if pairs else bool(gold == answer)
     golds, answers = _parts(gold), _parts(answer)
     if len(golds) == len(answers) == 1 and golds[0] is gold and answers[0] is answer:
         return bool(gold == answer)
@@ -293,7 +293,7 @@ def _same_relation(gold: Any, answer: Any) -> bool:
     if not all(are_close(ratio, ratios[0], TOLERANCE) for ratio in ratios):
         return False
     first_gold, first_answer = pairs[0]
-    if not all(are_equal(_product(g, first_answer), _product(first_gold, a)) for g, a in pairs[1:]):
+    if not all_equal([(_product(g, first_answer), _product(first_gold, a)) for g, a in pairs[1:]]):
         return False
     if isinstance(gold, (Eq, Ne)):
         return type(gold) is type(answer)

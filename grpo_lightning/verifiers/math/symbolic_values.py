@@ -6,6 +6,7 @@ compared to more digits than any number in them has, so that no decimal number p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ DIGITS = 30
 TOLERANCE = 1e-20
 # Digits of the second look, beyond those of the longest number. An answer of 400 characters cannot spell so many.
 FURTHER_DIGITS = 500
+# At so many points: a difference too small for the first look is not made by the point.
+FURTHER_LOOKS = 3
 # What rounding may cost of them.
 LOST_DIGITS = 50
 # Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
@@ -114,18 +117,26 @@ def _numbers(*expressions: Any) -> list[int]:
     return sorted(numbers - {0, 1}, reverse=True)[:MAX_NUMBERS]
 
 
-def are_equal(first: Value, second: Value) -> bool:
-    """Whether two values are the same number."""
-    from sympy import N
+def all_equal(pairs: Sequence[tuple[Value, Value]]) -> bool:
+    """Whether the values of each pair are the same number."""
+    return all(_agree(*pair) for pair in pairs) and all(_are_equal(*pair) for pair in pairs[:FURTHER_LOOKS])
 
+
+def _agree(first: Value, second: Value) -> bool:
     if first.exact.is_Rational and second.exact.is_Rational:
         return bool(first.exact == second.exact)
-    if not are_close(first.number, second.number, TOLERANCE):
-        return False
+    return are_close(first.number, second.number, TOLERANCE)
+
+
+def _are_equal(first: Value, second: Value) -> bool:
+    from sympy import N
+
+    difference = first.exact - second.exact
+    if difference.is_Rational:
+        return bool(difference == 0)
     digits = FURTHER_DIGITS + max((number.bit_length() for number in _numbers(first.exact, second.exact)), default=0)
-    difference = N(first.exact - second.exact, DIGITS, maxn=digits)
     size = max(abs(first.number), abs(second.number))
-    return bool(abs(difference) * 10 ** (digits - LOST_DIGITS) <= size)
+    return bool(abs(N(difference, DIGITS, maxn=digits)) * 10 ** (digits - LOST_DIGITS) <= size)
 
 
 def are_close(first: Any, second: Any, tolerance: float) -> bool:
