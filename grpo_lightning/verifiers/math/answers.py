@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from grpo_lightning.verifiers.math.extract import MAX_ANSWER_CHARS
 from grpo_lightning.verifiers.math.lists import is_same_list, spread
-from grpo_lightning.verifiers.math.notation import layout, notation
+from grpo_lightning.verifiers.math.notation import as_point, layout, notation
 from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number, unwrap
 from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, literal, to_latex
 from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
@@ -147,7 +147,7 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     if number is not None:
         return Answer(text, number=number)
     choice = _CHOICE.match(text)
-    if choice:
+    if choice and _is_value(text[choice.end() :]):
         chosen = Answer(text, literal=choice[1])
         return chosen if gold.literal == choice[1] else parse_answer(text[choice.end() :], gold)
     plain = ""
@@ -170,6 +170,13 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     if gold.number is not None and not is_single(latex):
         return None
     return Answer(text, latex=latex, variable=variable, text="" if gold.number is not None else plain)
+
+
+def _is_value(text: str) -> bool:
+    try:
+        return parse_number(text) is not None or is_single(to_latex(text))
+    except NotAnExpression:
+        return False
 
 
 def same_answer(first: Answer, second: Answer) -> bool:
@@ -213,7 +220,7 @@ def comparable(gold: Answer, answer: Answer) -> tuple[str, str] | None:
             return _equations(gold, answer)
         if variable and _IS_INEQUALITY.search(other) and variable not in other:
             return None
-    return gold.latex, latex
+    return as_point(gold.latex, latex), as_point(latex, gold.latex)
 
 
 def _equations(gold: Answer, answer: Answer) -> tuple[str, str] | None:

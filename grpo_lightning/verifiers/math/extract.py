@@ -54,7 +54,11 @@ _GLUE = frozenset("0123456789-\u2212+/^_{")
 _PART_AFTER = re.compile(
     r"[0-9]|\{\s*-?[0-9]|/[0-9]|\^(?!\{?\s*\\circ)|\s*\\(?:pi|sqrt|[dtc]?frac|cdot|times)(?![A-Za-z])"
 )
-_OR_NUMBER = re.compile(r"[\s$,*]*\bor\s+[$(]?(-?[0-9](?:[0-9.,/]*[0-9])?\\?%?)(?![\w^+*\\{-])", re.IGNORECASE)
+_OR_NUMBER = re.compile(
+    r"[\s$,*]*(?:\\text\s*\{\s*or\s*\}|\bor\b)\s*[$(]?(?:[A-Za-z]\s*=\s*)?"
+    r"(-?[0-9](?:[0-9.,/]*[0-9])?\\?%?)(?![\w^+*\\{-])",
+    re.IGNORECASE,
+)
 # How far a formula is looked at on either side of a box.
 _NEAR = 80
 _END_TOKEN = re.compile(r"(?:</s>|<eos>|<end_of_turn>|<\|[a-z_]{2,20}\|>)$", re.IGNORECASE)

@@ -69,7 +69,7 @@ def is_same_list(gold: str, answer: str) -> bool:
         return False
     groups = sorted(number[1].split(","))
     listed, grouped = _LIST.fullmatch(answer), _GROUPS.fullmatch(answer)
-    if any(group[0] == "0" for group in groups) or (grouped and len(groups) < MIN_GROUPS):
+    if any(group[0] == "0" or len(group) < 3 for group in groups) or (grouped and len(groups) < MIN_GROUPS):
         return False
     match = listed or grouped
     return match is not None and sorted(re.findall("[0-9]+", match[1])) == groups

@@ -65,7 +65,7 @@ _SIGNS = str.maketrans(
         **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil "},
     }
 )
-_PRIME = re.compile(r"\^\s*(?:\{\s*('+)\s*\}|('+))")
+_PRIME = re.compile(r"\^\s*(?:\{\s*('[\s']*)\}|('))")
 _MODULUS = re.compile(r"\(?\s*\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w+))\s*\)?")
 _BOLD = re.compile(r"\\mathbf\s*\{([^{}]{2,}|[^{}]*\{[^{}]*\}[^{}]*)\}")
 _FACE = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|bold)\s*\{([^{}\\]*)\}")
@@ -78,7 +78,8 @@ _CIRC = re.compile(r"\^\s*\{\s*\\circ\s*\}")
 _NAME = re.compile(r"(?<![A-Za-z\\])[A-Z][a-z]{2,}")
 _HALF_DAY = re.compile(r"(?<=[0-9])\s*([apAP])\.?\s?[mM](?![A-Za-z])\.?")
 # Spaces matter only between two words or numbers.
-_LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|(?<=\\circ) +(?=[0-9])")
+_LOOSE = re.compile(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])")
+_AFTER_COMMAND = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z])")
 
 _GRID = r"\{(?:array|smallmatrix|matrix)\}"
 _ARRAY = re.compile(
@@ -86,6 +87,8 @@ _ARRAY = re.compile(
 )
 _ROW = r"\\\\(?:\s*\[[0-9a-z. ]*\])?"
 _COLUMN = re.compile(rf"\\begin\{{[pb]matrix\}}((?:[^&\\]|\\[A-Za-z]|{_ROW})*)\\end\{{[pb]matrix\}}")
+# (\\pm 1, 0) is two points.
+_PLUS_MINUS_POINT = re.compile(r"^\((|[^()]*,)\s*\\pm\s*([^(),\\]+|[^(),]*\})((?:,[^()\\]*)?)\)$")
 _REMARK = re.compile(r"(?<=[0-9}])\s*\(\s*([A-Za-z][A-Za-z .]*[A-Za-z])\s*\)")
 _UNIT = re.compile(
     r"(?<=[\w})])[\s~]*\\(?:text|mathrm)\s*\{[\s~]*((?:[A-Za-z ./]|\\cdot |\^\{?-?[1-4]\}?)+?)\s*\}"
@@ -115,16 +118,14 @@ def layout(text: str) -> str:
     text = _SINGLE.sub(r"\1", text).replace("{,}", ",")
     text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", text)
     text = _NAME.sub(lambda match: match[0].lower(), text)
-    return unwrap(_LOOSE.sub("", " ".join(text.split())))
+    return unwrap(_AFTER_COMMAND.sub(r"\1", _LOOSE.sub("", " ".join(text.split()))))
 
 
 def notation(text: str) -> str:
     """An expression in the notation that the gate knows: matrices, sets, lists and units written in one way."""
     text = without_thousands(_BOLD.sub(r"{\1}", _tidy(unwrap(text))))
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
-    column = _COLUMN.fullmatch(text.strip())
-    if column:
-        text = f"({', '.join(entry.strip() for entry in re.split(_ROW, column[1]) if entry.strip())})"
+    text = _PLUS_MINUS_POINT.sub(r"(\1\2\3),(\1-\2\3)", text.strip())
     text = _ALL_REALS.sub(r"\\mathbb{R}", _NUMBER_SET.sub(r"\\mathbb{\1}", text))
     text = _WITHOUT.sub(r"\\mathbb{R} \\setminus \\{", text)
     text = _REMARK.sub(lambda match: "" if len(match[1]) > 3 and is_unit(match[1]) else match[0], text)
@@ -142,5 +143,15 @@ def _tidy(text: str) -> str:
     text = _THOUSANDS.sub("", text.translate(_SIGNS))
     text = _COMMAND.sub(lambda match: _SAME.get(match[0], match[0]) + ("" if match[0] not in _SAME else " "), text)
     text = _CIRC.sub(r"^\\circ", _IGNORED.sub("", text))
-    text = _PRIME.sub(r"\1\2", _MODULUS.sub(r" \\pmod{\1\2}", lowered(text)))
+    text = _PRIME.sub(
+        lambda match: "".join((match[1] or match[2]).split()), _MODULUS.sub(r" \\pmod{\1\2}", lowered(text))
+    )
     return _SPACES.sub(" ", text)
+
+
+def as_point(latex: str, other: str) -> str:
+    """A column as a point where it is compared with one; any other LaTeX as it is."""
+    column = _COLUMN.fullmatch(latex) if other.startswith("(") else None
+    if column is None or "\\end" in column[1]:
+        return latex
+    return f"({', '.join(entry.strip() for entry in re.split(_ROW, column[1]) if entry.strip())})"

@@ -32,9 +32,8 @@ _CODES = (
 _SIGNS = (
     "[$¢£¤¥\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6]"
 )
-_CURRENCY = (
-    rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|Fr|kr|zł|Kč|RM|S/)\.?(?![A-Za-z])|R(?=[0-9]))"
-)
+_SHORT_CURRENCY = r"(?:Rs|Rp|Fr|kr|zł|Kč|RM|TL|руб|лв|S/)\.?(?![^\W\d_])"  # noqa: RUF001
+_CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|{_SHORT_CURRENCY}|R(?=[0-9]))"
 # Single letters are variables as often as units, so only the common units among them are read.
 _ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
 _SINGLE = r"[mgshlL](?![^\W\d_])|(?<=degrees[ ])[CFK]\b"

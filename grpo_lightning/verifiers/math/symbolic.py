@@ -82,6 +82,7 @@ def literal(text: str) -> str | None:
     if len(text) > MAX_CHARS:
         return None
     text = _RATIO.sub(r"\1:\2", layout(text))
+    text = text[1:-1] if text.startswith("{") and text.endswith("}") else text
     if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER or notation(text) == "\\mathbb{R}":
         return None
     text = text.strip("()").replace("{", "").replace("}", "")

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 # A first look tells most unequal values apart.
 DIGITS = 30
 TOLERANCE = 1e-20
-# Digits of the second look, beyond those of the longest number. An answer of 400 characters cannot spell so many.
-FURTHER_DIGITS = 500
+# Digits of the second look, beyond the largest number: three times as many as a decimal may have.
+FURTHER_DIGITS = 120
 # At so many points: a difference too small for the first look is not made by the point.
 FURTHER_LOOKS = 3
 # What rounding may cost of them.
-LOST_DIGITS = 50
+LOST_DIGITS = 20
 # Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
 # symbols get, take every pair of signs: sqrt(x^2) is not x.
 POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))

@@ -50,7 +50,7 @@ def uniform(text: str) -> str:
         return text
     display = _DISPLAY.fullmatch(text.strip())
     if display:
-        text = display[2].replace("&", " ")
+        text = ", ".join(line.strip() for line in display[2].replace("&", " ").split("\\\\") if line.strip())
     text = _CASES.sub(_listed, text)
     text = _COMMAND.sub(lambda match: _COMMANDS.get(match[0], match[0]), _COLOR.sub("", text))
     text = _INFIX.sub(_prefixed, text)

@@ -67,7 +67,7 @@ _GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|
 _ALGEBRA = re.compile(
     r"[xyz]+|[abc]{2,3}|[a-z]?(?:xy|yz|xz|zx)[a-z]?|[b-df-hj-np-tv-xz]{3}"
     rf"|(?:arc)?(?:sin|cos|tan|cot|csc|sec(?=.))h?(?:[xyzn]|{_GREEK})?|(?:ln|log|exp|sqrt|mod|cis)(?:[xyzn]|{_GREEK})?"
-    rf"|sqrt\w*|gcd|lcm|floor|ceil|infin\w*|infty|{_GREEK}"
+    rf"|sqrt\w*|gcd|lcm|floor|ceil|infin\w*|infty|inf|abs|sum|cbrt|pi[rdx]|{_GREEK}"
 )
 _PARTICIPLE = re.compile(
     r"(?!(?:red|bed|seed|weed|feed|reed|saved|earned|needed|planted|used|baked|picked|collected|completed|scored|walked"
@@ -93,7 +93,7 @@ _SHORT_UNIT = re.compile(
 )
 
 _SHORT_WORD = re.compile(
-    "of|in|at|on|an?|as|by|up|so|go|no|ad|ox|ha|k[nt]|[mk]?wh|[mk]?ah|nm|tvs?|cds|dvds|tbsp?|tbs|tsp|wpm|sky|fly"
+    "of|in|at|on|an?|as|by|up|so|go|no|ad|ea|ox|au|cd|sr|ly|mos?|ppl|un|fl|ha|k[nt]|[mk]?wh|[mk]?ah|nm|tvs?|cds|dvds|tbsp?|tbs|tsp|wpm|sky|fly"
     "|(?-i:US|XL)",
     re.IGNORECASE,
 )

@@ -185,7 +185,7 @@ class MathVerifier(Verifier):
 
 # A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious". "Maybe 7" is one.
 _HEADING = re.compile(
-    r"[\s*_`]*(?!(?:either|maybe|perhaps|possibly|probably|likely|or)\s+[-$\\(]*[0-9])(?:[^\W\d_]|[0-9]+[.):]\s|$)",
+    r"[\s*_`]*(?!(?:either|maybe|perhaps|possibly|probably|likely|about|approximately|or)\s+[-$\\(]*[0-9])(?:[^\W\d_]|[0-9]+[.):]\s|$)",
     re.IGNORECASE,
 )
 
