@@ -66,7 +66,7 @@ _TEXT = re.compile(
 # A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
 _UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl](?:[·./ ][NVAWJFCHLSKmgshl]|\^-?[1-4])*[ ~]*")
 _DEGREES = re.compile(
-    r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\})?"
+    r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)(?:\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\}))?"
 )
 _STYLE = re.compile(r"\\(?:displaystyle|left|right|bf|rm|it|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])")
 _SPACE = "~\u00a0\u2009\u202f"
