@@ -28,8 +28,9 @@ _POINT = re.compile(r"(?P<name>[A-Z])\s*(?P<value>(?:\\left\s*)?\([^()=]+,[^()=]
 _REVERSED = re.compile(r"(?P<value>[^=<>]+)=\s*(?P<name>[A-Za-z](?:_\{?\w{1,3}\}?)?)\s*")
 # Two or three small letters are a product, unless they are short for a word.
 _PRODUCT = re.compile(r"(?!(?:ans|gcd|lcm|hcf|max|min|sum|det|arg|avg|deg|sol|lim|age)$)[a-z]{2,3}")
-# A name in words may stand for any other one.
-_DESCRIPTION = re.compile(r"\\(?:text|textbf|mathrm).*|[A-Za-z]{2,}|.*(?:angle|overline|\|).*")
+# What only decorates a name, and a name in words, which may stand for any other one.
+_DECORATION = re.compile(r"\\(?:overline|angle|text|textbf|mathrm)(?![A-Za-z])|m(?=\\angle)|[{}|\s]")
+_DESCRIPTION = re.compile(r"(?=[A-Za-z]*[a-z])[A-Za-z]{2,}")
 _ASSIGNED = re.compile(rf"(?P<name>{_NAME})\s*=(?P<value>[^=<>]+)")
 # A choice that is named before its value: \textbf{(B)}\ 12.
 _CHOICE = re.compile(r"^\s*\$?\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*\(([A-J])\)\s*\}[\s~\\:]*(?=\\?[^\s\\}$])")
@@ -191,15 +192,12 @@ def same_answer(first: Answer, second: Answer) -> bool:
 
 def same_unknown(gold: Answer, answer: Answer) -> bool:
     """Whether the two may be values of the same: a value without a name, or named in words, may be that of any name."""
-    names = gold.variable, answer.variable
-    if (
-        names[0] is None
-        or names[1] is None
-        or names[0] == names[1]
-        or any(_DESCRIPTION.fullmatch(str(name)) for name in names)
-    ):
+    if gold.variable is None or answer.variable is None or gold.variable == answer.variable:
         return True
-    return "y" in names and any("(" in str(name) for name in names)
+    names = [_DECORATION.sub("", name) for name in (gold.variable, answer.variable)]
+    if names[0] == names[1] or any(_DESCRIPTION.fullmatch(name) for name in names):
+        return True
+    return "y" in names and any("(" in name for name in names)
 
 
 def comparable(gold: Answer, answer: Answer) -> tuple[str, str] | None:

@@ -26,7 +26,10 @@ class _Bracket:
 
     def thousands(self) -> list[re.Match[str]]:
         """The numbers whose commas separate thousands: those of ``(1,000, 2,000)``, but not of ``(1,200)``."""
-        return [] if self.unspaced or (self.is_list and not self.spaced) else self.numbers
+        if self.unspaced or (self.is_list and not self.spaced):
+            # No member of a list is 000.
+            return [number for number in self.numbers if ",0" in number[0]]
+        return self.numbers
 
 
 def without_thousands(text: str) -> str:
