@@ -50,6 +50,7 @@ _PART_BEFORE = re.compile(
     r"(?:[0-9]|[-\u2212+/]|[$(=\[]\s*[-\u2212]\s*|[\^_]\{?"
     r"|\\(?:[dtc]?frac|sqrt|binom)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*\{)$"
 )
+_ENDS = frozenset(("", "$", ".", "\n"))
 _GLUE = frozenset("0123456789-\u2212+/^_{")
 _PART_AFTER = re.compile(
     r"[0-9]|\{\s*-?[0-9]|/[0-9]|\^(?!\{?\s*\\circ)|\s*\\(?:pi|sqrt|[dtc]?frac|cdot|times)(?![A-Za-z])"
@@ -82,7 +83,8 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
     answer that is never closed is an empty text, which parses as nothing. Of more than ``MAX_ANSWERS`` of a form, only
     one more is returned.
     """
-    text = _without_end_tokens(text)
+    if text.rstrip().endswith(">"):
+        text = _without_end_tokens(text)
     found: list[Answers] = []
     if "hash" in formats and "####" in text:
         found.append(_first("hash", (_unlabelled(match[1]) for match in _HASH.finditer(text))))
@@ -189,7 +191,7 @@ def _boxed(text: str) -> Iterator[str]:
             is_part = _is_part(text, box.start(), end)
             inside = text[opening.end() : closing]
             yield "" if is_part else _TEXT_LABEL.sub("", inside, count=1) if "\\text" in inside else inside
-            alternative = _OR_NUMBER.match(text, end, end + _NEAR)
+            alternative = _OR_NUMBER.match(text, end, end + _NEAR) if text[end : end + 1] else None
             if alternative:
                 yield alternative[1]
         box = _BOX.search(text, end)
@@ -197,7 +199,7 @@ def _boxed(text: str) -> Iterator[str]:
 
 def _is_part(text: str, start: int, end: int) -> bool:
     """Whether the box from ``start`` to ``end`` is a part of a formula. Most boxes are not, and cost a glance."""
-    if _PART_AFTER.match(text, end):
+    if text[end : end + 1] not in _ENDS and _PART_AFTER.match(text, end):
         return True
     before = text[max(0, start - _NEAR) : start]
     return before.rstrip()[-1:] in _GLUE and bool(_PART_BEFORE.search(before))

@@ -143,10 +143,8 @@ def _tidy(text: str) -> str:
     text = _THOUSANDS.sub("", text.translate(_SIGNS))
     text = _COMMAND.sub(lambda match: _SAME.get(match[0], match[0]) + ("" if match[0] not in _SAME else " "), text)
     text = _CIRC.sub(r"^\\circ", _IGNORED.sub("", text))
-    text = _PRIME.sub(
-        lambda match: "".join((match[1] or match[2]).split()), _MODULUS.sub(r" \\pmod{\1\2}", lowered(text))
-    )
-    return _SPACES.sub(" ", text)
+    text = _MODULUS.sub(r" \\pmod{\1\2}", _SPACES.sub(" ", lowered(text)))
+    return _SPACES.sub(" ", _PRIME.sub(lambda match: "".join((match[1] or match[2]).split()), text))
 
 
 def as_point(latex: str, other: str) -> str:

@@ -40,7 +40,7 @@ _REPEATING = re.compile(
 )
 _DOTS = r"(?:\.\.\.|\u2026|\\[lc]?dots(?![A-Za-z]))"
 # 0.333..., 0.1666..., 0.1212...: one digit three times or more, or several digits twice.
-_CONTINUED = re.compile(rf"([0-9]*\.[0-9]*?)(?:([0-9])\2\2+|([0-9]{{2,6}}?)\3+){_DOTS}")
+_CONTINUED = re.compile(rf"([0-9]*\.[0-9]{{0,40}}?)(?:([0-9])\2\2+|([0-9]{{2,6}}?)\3+){_DOTS}")
 _CUT_OFF = re.compile(rf"\.[0-9]+{_DOTS}")
 
 
