@@ -301,4 +301,6 @@ def _same_relation(gold: Any, answer: Any) -> bool:
 
 
 def _product(first: Value, second: Value) -> Value:
-    return Value(first.exact * second.exact, first.number * second.number)
+    from sympy import N
+
+    return Value(first.exact * second.exact, N(first.number * second.number, DIGITS))

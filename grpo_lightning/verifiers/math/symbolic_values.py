@@ -135,10 +135,17 @@ def _are_equal(first: Value, second: Value) -> bool:
     if difference.is_Rational:
         return bool(difference == 0)
     digits = FURTHER_DIGITS + max((number.bit_length() for number in _numbers(first.exact, second.exact)), default=0)
-    size = max(abs(first.number), abs(second.number))
-    return bool(abs(N(difference, DIGITS, maxn=digits)) * 10 ** (digits - LOST_DIGITS) <= size)
+    size = max(_size(first.number), _size(second.number))
+    return bool(_size(N(difference, DIGITS, maxn=digits)) * 10 ** (digits - LOST_DIGITS) <= size)
 
 
 def are_close(first: Any, second: Any, tolerance: float) -> bool:
     """Relatively close, however small or large: these are SymPy numbers, which do not underflow."""
-    return bool(abs(first - second) <= tolerance * max(abs(first), abs(second)))
+    return bool(_size(first - second) <= tolerance * max(_size(first), _size(second)))
+
+
+def _size(number: Any) -> Any:
+    """The larger of the real and the imaginary part, which SymPy has sooner than the absolute value."""
+    if number.is_Float or number.is_Rational:
+        return abs(number)
+    return max(abs(part) for part in number.as_real_imag())
