@@ -79,10 +79,24 @@ class AnswerReader:
                 return tag
         prompt = sample.prompt
         if isinstance(prompt, str):
-            return next((tag for tag in self._thoughts if prompt.rstrip().endswith(tag.open)), None)
+            return self._begun_by(prompt)
         if prompt and prompt[-1].get("role") == "assistant":
             return self._without_thoughts(str(prompt[-1].get("content") or ""), None)[1]
         return None
+
+    def _begun_by(self, prompt: str) -> Tag | None:
+        """The last thought that a plain prompt begins and does not end.
+
+        It opens a line, follows a special token or ends the prompt. Elsewhere a prompt only names the tags.
+        """
+        begun = -1
+        for tag in self._thoughts:
+            begun = max(begun, prompt.rfind(tag.open))
+        if begun < 0:
+            return None
+        thought = prompt[begun:].rstrip()
+        opens_line = prompt[:begun].rstrip(" \t")[-1:] in ("", "\n", ">")
+        return self._without_thoughts(thought, None)[1] if opens_line or thought in self._tag_of else None
 
     def _without_thoughts(self, text: str, opened: Tag | None) -> tuple[str, Tag | None]:
         """The text outside of thoughts, and the tag of a thought that never ends."""

@@ -54,7 +54,12 @@ def test_thoughts_are_not_read(text: str, answer: str | None) -> None:
     [
         ("2 + 3?<think>\n", "", True),
         ("2 + 3?<think>", "", True),
+        ("2 + 3?\n<think>\nOkay, so", "", True),
+        ("<|user|>2 + 3?<|assistant|><think>Okay,", "", True),
+        ("<think>Easy.</think>\n<think>\nOkay, so", "", True),
+        ("2 + 3?\n<think>\nOkay.\n</think>\n", "", False),
         ("Think in <think> tags. 2 + 3?", "", False),
+        ("Write\n<think> ... </think>\n<answer> ... </answer>\n2 + 3?", "", False),
         ([{"role": "user", "content": "2 + 3? <think>"}], "", False),
         ([{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "<think>Well,"}], "", True),
         ([{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "<think>5</think>"}], "", False),

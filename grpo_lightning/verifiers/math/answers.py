@@ -8,16 +8,34 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from grpo_lightning.verifiers.math.extract import MAX_ANSWER_CHARS
-from grpo_lightning.verifiers.math.notation import layout, notation
+from grpo_lightning.verifiers.math.lists import is_same_list, spread
+from grpo_lightning.verifiers.math.notation import as_point, layout, notation
 from grpo_lightning.verifiers.math.numbers import MAX_NUMBER_CHARS, Number, parse_number, same_number, unwrap
 from grpo_lightning.verifiers.math.symbolic import NotAnExpression, is_single, literal, to_latex
+from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
 
 # A gold answer of this kind is a value that got lost on the way, or a whole solution.
 _LOST = re.compile(r"nan|-?inf|null|.*####.*", re.IGNORECASE | re.DOTALL)
 
-_NAME = r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)|\([A-Za-z](?:,\s*[A-Za-z])+\)"
+_NAME = (
+    r"\\?[A-Za-z]+(?:_\{?\w{1,3}\}?)?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)|\([A-Za-z](?:,\s*[A-Za-z])+\)"
+    # f(3), P(X=1), \angle A, |AB|, \text{Area}
+    r"|(?:[fgh]|[A-Z])\([^()=]{1,20}(?:=[^()=]{1,20})?\)|m?\\angle\s*[A-Z]{1,3}|\|[A-Z]{2}\||\\overline\{[A-Z]{2}\}"
+    r"|\\(?:text|textbf|mathrm)\s*\{[^{}=]{1,40}\}"
+)
 _VARIABLE = re.compile(rf"(?P<name>{_NAME})\s*(?:=|\\in(?![A-Za-z])|∈|\\approx(?![A-Za-z])|≈)(?P<value>[^=]+)")
+_POINT = re.compile(r"(?P<name>[A-Z])\s*(?P<value>(?:\\left\s*)?\([^()=]+,[^()=]+\))")
+_REVERSED = re.compile(r"(?P<value>[^=<>]+)=\s*(?P<name>[A-Za-z](?:_\{?\w{1,3}\}?)?)\s*")
+# Two or three small letters are a product, unless they are short for a word.
+_PRODUCT = re.compile(r"(?!(?:ans|gcd|lcm|hcf|max|min|sum|det|arg|avg|deg|sol|lim|age)$)[a-z]{2,3}")
+# What only decorates a name, and a name in words, which may stand for any other one.
+_DECORATION = re.compile(r"\\(?:overline|angle|text|textbf|mathrm)(?![A-Za-z])|m(?=\\angle)|[{}|\s]")
+_DESCRIPTION = re.compile(r"(?=[A-Za-z]*[a-z])[A-Za-z]{2,}")
 _ASSIGNED = re.compile(rf"(?P<name>{_NAME})\s*=(?P<value>[^=<>]+)")
+# A choice that is named before its value: \textbf{(B)}\ 12.
+_CHOICE = re.compile(r"^\s*\$?\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*\(([A-J])\)\s*\}[\s~\\:]*(?=\\?[^\s\\}$])")
+# A choice, a score or a date is not worked out.
+_ONLY_LITERAL = re.compile(r"[A-Z]|[0-9]+(?:-[0-9]+)+|[0-9]+(?:/[0-9]+){2,}")
 _IS_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
 _ALTERNATIVE = re.compile(r"\bor\b|\\lor(?![A-Za-z])|\\pm(?![A-Za-z])")
 _SEPARATOR = re.compile(r",?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\lor(?![A-Za-z]))|[,;]|[()\[\]{}]")
@@ -50,10 +68,16 @@ def split_variable(text: str) -> tuple[str | None, str]:
     ``x = 1 or x = -2`` is ``("x", "1, -2")``, and so it is with roots that are numbered. ``x = 1, y = 2`` is the point
     ``("(x,y)", "(1, 2)")``.
     """
+    text = exact_decimals(text)
+    if is_cut_off(text):
+        return None, text
     text = unwrap(text)
-    match = _VARIABLE.fullmatch(text)
-    if match:
+    match = _VARIABLE.fullmatch(text) or _REVERSED.fullmatch(text)
+    if match and not _PRODUCT.fullmatch(match["name"].strip()):
         return match["name"].replace(" ", ""), match["value"]
+    point = _POINT.fullmatch(text)
+    if point:
+        return point["name"], point["value"]
     if text.count("=") < 2:
         return None, text
     plain = notation(text)
@@ -91,19 +115,20 @@ def parse_gold(answer: str) -> Answer:
     Raises:
         ValueError: it is not an answer, but a value that got lost, a whole solution, or longer than an answer can be.
     """
+    answer = _CHOICE.sub("", answer)
     number = parse_number(answer)
     if number is not None:
         return Answer(answer, number=number)
     variable, value = split_variable(answer)
     if variable is not None and (number := parse_number(value)) is not None:
-        return Answer(answer, number=number)
+        return Answer(answer, number=number, variable=variable)
     text = layout(answer)
     if not text or _LOST.fullmatch(text) or len(answer) > MAX_ANSWER_CHARS:
         raise ValueError(
             f"MathVerifier cannot read the gold answer {answer[:200]!r}: it must be the final answer alone"
         )
     name = literal(answer)
-    if name is not None and "\\text" in answer:
+    if name is not None and ("\\text" in answer or _ONLY_LITERAL.fullmatch(name)):
         return Answer(answer, literal=name, text=text)
     try:
         return Answer(answer, latex=to_latex(value), variable=variable, text=text)
@@ -115,9 +140,17 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     """An answer of a completion, ``None`` where it cannot be read as one to this gold answer."""
     if len(text) > (MAX_NUMBER_CHARS if gold.number is not None else MAX_ANSWER_CHARS):
         return None
+    if gold.latex is not None and "," in gold.latex:
+        text = spread(text)
     number = parse_number(text)
+    if gold.number is not None and "," in text and is_same_list(gold.raw, text):
+        number = gold.number
     if number is not None:
         return Answer(text, number=number)
+    choice = _CHOICE.match(text)
+    if choice and _is_value(text[choice.end() :]):
+        chosen = Answer(text, literal=choice[1])
+        return chosen if gold.literal == choice[1] else parse_answer(text[choice.end() :], gold)
     plain = ""
     if gold.text and (plain := layout(text)) == gold.text:
         # As far as it is read, this is the gold answer.
@@ -140,6 +173,13 @@ def parse_answer(text: str, gold: Answer) -> Answer | None:
     return Answer(text, latex=latex, variable=variable, text="" if gold.number is not None else plain)
 
 
+def _is_value(text: str) -> bool:
+    try:
+        return parse_number(text) is not None or is_single(to_latex(text))
+    except NotAnExpression:
+        return False
+
+
 def same_answer(first: Answer, second: Answer) -> bool:
     """Whether two answers of one completion commit to the same."""
     if first.number is not None and second.number is not None:
@@ -148,6 +188,16 @@ def same_answer(first: Answer, second: Answer) -> bool:
         return True
     parsed = (first.literal, first.latex)
     return parsed == (second.literal, second.latex) != (None, None) and first.number == second.number
+
+
+def same_unknown(gold: Answer, answer: Answer) -> bool:
+    """Whether the two may be values of the same: a value without a name, or named in words, may be that of any name."""
+    if gold.variable is None or answer.variable is None or gold.variable == answer.variable:
+        return True
+    names = [_DECORATION.sub("", name) for name in (gold.variable, answer.variable)]
+    if names[0] == names[1] or any(_DESCRIPTION.fullmatch(name) for name in names):
+        return True
+    return "y" in names and any("(" in name for name in names)
 
 
 def comparable(gold: Answer, answer: Answer) -> tuple[str, str] | None:
@@ -161,14 +211,14 @@ def comparable(gold: Answer, answer: Answer) -> tuple[str, str] | None:
         return None
     if gold.variable != answer.variable:
         names = gold.variable, answer.variable
-        if all(names) and not ("y" in names and any("(" in str(name) for name in names)):
+        if not same_unknown(gold, answer):
             return _equations(gold, answer)
         variable, other = (gold.variable, latex) if gold.variable else (answer.variable, gold.latex)
         if variable and not all(names) and "=" in other:
             return _equations(gold, answer)
         if variable and _IS_INEQUALITY.search(other) and variable not in other:
             return None
-    return gold.latex, latex
+    return as_point(gold.latex, latex), as_point(latex, gold.latex)
 
 
 def _equations(gold: Answer, answer: Answer) -> tuple[str, str] | None:

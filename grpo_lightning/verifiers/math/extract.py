@@ -20,22 +20,49 @@ MAX_ANSWERS = 64
 _HASH = re.compile(r"(?<!#)####(?!#)([^\n<]*(?:<(?!/answer>)[^\n<]*)*)", re.IGNORECASE)
 _LABEL = re.compile(r"[\s*_]*(?:the\s+)?(?:final\s+)?answer[*_]*(?:\s+is\b)?[*_\s]*:?", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
+_DIGIT = re.compile("[0-9]")
+_PROSE = re.compile("[^\\W\\d_]|=")
 _TAG_END = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(
-    r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+(?:is|equals|would be|should be|must be)\b[*_`]*[ \t]*:?|\s*[:=])"
+    r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+to\s+(?:the|this)\s+(?:problem|question|exercise))?"
+    r"(?:\s+(?:is|equals|(?:would|should|must|will)\s+be)\b(?:\s+(?:therefore|thus|hence|then|simply|just|clearly)\b,?)?"
+    r"[*_`]*[ \t]*:?|\s*[:=\uff1a])"
     # A heading on a separate line, in whatever emphasis.
     r"|^[ \t]*(?:#{1,3}|#{5,6}|[*_]+)[ \t]*(?:\*\*|__)?(?:the\s+)?(?:final\s+)?answer[ \t*_]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_WRONG = ("wrong", "incorrect", "false", "mistaken", "naive", "tempting")
 # What may end the line of the phrase, so that the answer is the next line.
-_LINE_END = re.compile(r"[*_`]*[ \t\r]*\n\s*")
+_LINE_END = re.compile(r"[*_`]*[ \t\r]*\n\s*(?:```[a-z]*[ \t\r]*\n\s*)?")
+_BULLET = re.compile(r"[-*\u2022][ \t]+")
 _SENTENCE_END = re.compile(r"\.\s|\n")
 # Mathematics set on separate lines.
 _DISPLAY = re.compile(r"[*_`\s]*(?:\\\[|\$\$)")
 _DISPLAY_END = re.compile(r"\\\]|\$\$")
 _ALTERNATIVE = re.compile(r"[\s,;.*_`]*(?:or|and|alternatively|maybe|perhaps|possibly)\b", re.IGNORECASE)
+# After the line of an answer, another value takes it back.
+_OR_VALUE = re.compile(r"\s*(?:or|maybe|perhaps|possibly|alternatively)\s+(?:maybe\s+)?[$\\(]*-?[0-9]", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
-_OPENING = re.compile(r"\s*\{")
+_OPENING = re.compile(r"\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*)?\{")
+_TEXT_LABEL = re.compile(r"\\text(?:bf|rm)?\{\s*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s*\}", re.IGNORECASE)
+# A box that is a part of a formula is not the answer: 7\boxed{8}, -\boxed{8}, \frac{1}{\boxed{8}}, \boxed{8}^2.
+_PART_BEFORE = re.compile(
+    r"(?:[0-9]|[-\u2212+/]|[$(=\[]\s*[-\u2212]\s*|[\^_]\{?"
+    r"|\\(?:[dtc]?frac|sqrt|binom)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*\{)$"
+)
+_ENDS = frozenset(("", "$", ".", "\n"))
+_GLUE = frozenset("0123456789-\u2212+/^_{")
+_PART_AFTER = re.compile(
+    r"[0-9]|\{\s*-?[0-9]|/[0-9]|\^(?!\{?\s*\\circ)|\s*\\(?:pi|sqrt|[dtc]?frac|cdot|times)(?![A-Za-z])"
+)
+_OR_NUMBER = re.compile(
+    r"[\s$,*]*(?:\\text\s*\{\s*or\s*\}|\bor\b)\s*[$(]?(?:[A-Za-z]\s*=\s*)?"
+    r"(-?[0-9](?:[0-9.,/]*[0-9])?\\?%?)(?![\w^+*\\{-])",
+    re.IGNORECASE,
+)
+# How far a formula is looked at on either side of a box.
+_NEAR = 80
+_END_TOKEN = re.compile(r"(?:</s>|<eos>|<end_of_turn>|<\|[a-z_]{2,20}\|>)$", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # Without braces TeX would take one token; what is meant is all up to the end of the formula or sentence.
 _UNBRACED = re.compile(r"[ \t]*([^\s{}][^\n{}]*?)(?=\$|\\\)|\\\]|\.\s|\.?$|\n)", re.MULTILINE)
@@ -56,6 +83,8 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
     answer that is never closed is an empty text, which parses as nothing. Of more than ``MAX_ANSWERS`` of a form, only
     one more is returned.
     """
+    if text.rstrip().endswith(">"):
+        text = _without_end_tokens(text)
     found: list[Answers] = []
     if "hash" in formats and "####" in text:
         found.append(_first("hash", (_unlabelled(match[1]) for match in _HASH.finditer(text))))
@@ -64,7 +93,7 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
     if "tag" in formats and "<" in text:
         found.append(_first("tag", _tagged(text, formats)))
     if "phrase" in formats and not any(answers.texts for answers in found):
-        found.append(_first("phrase", (_sentence(text, match.end()) for match in _PHRASE.finditer(text))))
+        found.append(_first("phrase", _phrases(text)))
     if "bare" in formats and text.strip() and not any(answers.texts for answers in found):
         found.append(Answers("bare", [text]))
     return [answers for answers in found if answers.texts]
@@ -72,6 +101,23 @@ def find_answers(text: str, formats: Sequence[Format]) -> list[Answers]:
 
 def _first(form: Format, texts: Iterator[str]) -> Answers:
     return Answers(form, list(islice(texts, MAX_ANSWERS + 1)))
+
+
+def _without_end_tokens(text: str) -> str:
+    """The text without the special tokens that end a turn."""
+    for _ in range(4):
+        tail = text[-40:].rstrip()
+        end = _END_TOKEN.search(tail) if tail.endswith(">") else None
+        if end is None:
+            break
+        text = text.rstrip()[: -len(end[0])]
+    return text
+
+
+def _phrases(text: str) -> Iterator[str]:
+    for match in _PHRASE.finditer(text):
+        if not text[max(0, match.start() - 12) : match.start()].rstrip().lower().endswith(_WRONG):
+            yield _sentence(text, match.end())
 
 
 def _unlabelled(text: str) -> str:
@@ -87,12 +133,16 @@ def _tagged(text: str, formats: Sequence[Format]) -> Iterator[str]:
     while opening:
         closing = _TAG_END.search(text, opening.end())
         inside = text[opening.end() : closing.start() if closing else opening.end() + MAX_ANSWER_CHARS]
-        if not any(mark in inside for mark in marked):
-            if not closing:
+        marks = [start for mark in marked if (start := inside.find(mark)) >= 0]
+        if marks:
+            # 7 \boxed{8} is two answers.
+            before = inside[: min(marks)]
+            if _DIGIT.search(before) and not _PROSE.search(before):
                 yield ""
-            elif inside.strip(" \t\r\n."):
-                phrases = [_sentence(inside, match.end()) for match in islice(_PHRASE.finditer(inside), MAX_ANSWERS)]
-                yield from phrases or [inside]
+        elif not closing:
+            yield ""
+        elif inside.strip(" \t\r\n."):
+            yield from list(islice(_phrases(inside), MAX_ANSWERS)) or [inside]
         opening = _TAG.search(text, closing.end()) if closing else None
 
 
@@ -110,13 +160,21 @@ def _sentence(text: str, start: int) -> str:
         answer = " ".join(text[display.end() : end.start()].split()) + line
     elif break_:
         answer, _, rest = text[break_.end() :].partition("\n")
+        bullet = _BULLET.match(answer)
+        if bullet:
+            answer = answer[bullet.end() :] + (f", {rest}" if _BULLET.match(rest.lstrip()) else "")
     else:
-        return _SENTENCE_END.split(text, maxsplit=1)[0]
+        line, _, rest = text.partition("\n")
+        answer = _SENTENCE_END.split(line, maxsplit=1)[0]
+        return f"{answer} {rest}" if answer == line and _OR_VALUE.match(rest) else answer
     return f"{answer} {rest}" if _ALTERNATIVE.match(rest) else answer
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """The text in each box. A box in a box is a part of the outer one; one that never closes is the last."""
+    """The text in each box, and a number that follows after "or".
+
+    A box in a box is a part of the outer one; one that never closes is the last. A box in a formula is an empty text.
+    """
     box = _BOX.search(text)
     while box:
         opening = _OPENING.match(text, box.end())
@@ -126,11 +184,25 @@ def _boxed(text: str) -> Iterator[str]:
             end = unbraced.end() if unbraced else box.end()
         else:
             closing = _closing(text, opening.end())
-            yield text[opening.end() : closing] if closing else ""
             if not closing:
+                yield ""
                 return
-            end = closing
+            end = closing + 1
+            is_part = _is_part(text, box.start(), end)
+            inside = text[opening.end() : closing]
+            yield "" if is_part else _TEXT_LABEL.sub("", inside, count=1) if "\\text" in inside else inside
+            alternative = _OR_NUMBER.match(text, end, end + _NEAR) if text[end : end + 1] else None
+            if alternative:
+                yield alternative[1]
         box = _BOX.search(text, end)
+
+
+def _is_part(text: str, start: int, end: int) -> bool:
+    """Whether the box from ``start`` to ``end`` is a part of a formula. Most boxes are not, and cost a glance."""
+    if text[end : end + 1] not in _ENDS and _PART_AFTER.match(text, end):
+        return True
+    before = text[max(0, start - _NEAR) : start]
+    return before.rstrip()[-1:] in _GLUE and bool(_PART_BEFORE.search(before))
 
 
 def _closing(text: str, start: int) -> int:

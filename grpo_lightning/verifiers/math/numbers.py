@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from grpo_lightning.verifiers.math.typeset import VULGAR, exact_decimals, is_cut_off, lowered, repeating, uniform
 from grpo_lightning.verifiers.math.units import is_unit
 
 MAX_NUMBER_CHARS = 1_000
@@ -31,18 +32,19 @@ _CODES = (
 _SIGNS = (
     "[$¢£¤¥\u058f\u060b\u09f2\u09f3\u0af1\u0bf9\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6]"
 )
-_CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|(?:Rs|Rp|Fr|kr|zł|Kč|RM|S/)\.?(?![A-Za-z]))"
+_SHORT_CURRENCY = r"(?:Rs|Rp|Fr|kr|zł|Kč|RM|TL|руб|лв|S/)\.?(?![^\W\d_])"  # noqa: RUF001
+_CURRENCY = rf"(?:[A-Z]{{1,3}}\$|{_SIGNS}|(?:{_CODES})\$?(?![A-Za-z])|{_SHORT_CURRENCY}|R(?=[0-9]))"
 # Single letters are variables as often as units, so only the common units among them are read.
 _ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
-_WORD = rf"(?:[^\W\d_]{{2,20}}\.?|[mgshlL](?![^\W\d_])|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
+_SINGLE = r"[mgshlL](?![^\W\d_])|(?<=degrees[ ])[CFK]\b"
+_WORD = rf"(?:[^\W\d_]{{2,20}}\.?|{_SINGLE}|o'clock|[ap]\.m\.?|{_ASIAN})(?:\^\{{?-?[1-4]\}}?|[²³])?"
 _WORDS = rf"(?:an?[ ])?{_WORD}(?:(?:[ /-]+(?:an?[ ])?|\s*(?:\\cdot|·)\s*){_WORD}){{0,5}}"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s*{_CURRENCY}?\s*(?P<inner_sign>[+-]?)\s*
     (?:
         (?:(?P<whole>[0-9]+)\s+)?(?P<over>{_DECIMAL})\s*/\s*(?P<under>-?{_DECIMAL})
-      | (?P<fixed>[0-9]*\.[0-9]*)
-            (?:\\(?:overline|bar|dot)\s*(?:\{{(?P<line>[0-9]+)\}}|(?P<digit>[0-9]))|\((?P<round>[0-9]+)\))
+      | (?P<fixed>[0-9]*\.[0-9]*)\((?P<round>[0-9]+)\)
       | (?P<base>{_DECIMAL}|\((?:-?{_DECIMAL})\))\s*(?:\^|\*\*)\s*
             (?:\{{\s*(?P<braced>-?[0-9]{{1,4}})\s*\}}|\((?P<bracketed>-?[0-9]{{1,4}})\)|(?P<exponent>[0-9]{{1,4}}))
       | (?P<decimal>{_DECIMAL})(?:
@@ -50,38 +52,47 @@ _NUMBER = re.compile(
           | \s*(?:\\times|\\cdot|[x\u00d7*\u00b7])\s*10\^\{{?(?P<ten>[+-]?[0-9]{{1,3}})\}}?
         )?
     )
-    (?:\s*(?P<percent>%|\uff05|percent\b|per[ -]cent\b|pct\b))?
-    (?:\s*{_CURRENCY})?
+    (?:[\s-]*(?P<percent>%|\uff05|percent\b|per[ -]cent\b|pct\b))?
+    (?:\s*{_CURRENCY}|/-)?
     (?P<unit>(?:[ /-]*{_WORDS})?(?:\s*\(\s*{_WORDS}\s*\))?)
     """,
     re.VERBOSE,
 )
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|underline)\s*\{([^{}\\]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|operatorname|underline)\s*\{([^{}\\]*)\}"
+)
 # A single letter in upright type is a unit, unless it is a magnitude or a constant (k, M, B, i, e).
-_UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl][ ~]*")
+_UPRIGHT_UNIT = re.compile(r"[ ~]*[NVAWJFCHLSmgshl](?:[·./ ][NVAWJFCHLSKmgshl]|\^-?[1-4])*[ ~]*")
 _DEGREES = re.compile(
-    r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\})?"
+    r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)(?:\s*(?:[CF]\b|\\(?:text|mathrm)\{[\s~]*[CF]\s*\}))?"
 )
 _STYLE = re.compile(r"\\(?:displaystyle|left|right|bf|rm|it|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])")
 _SPACE = "~\u00a0\u2009\u202f"
 _LATEX_THOUSANDS = re.compile(rf"(?<=[0-9])(?:\{{,\}}|,\\! *|\\[,;:! ]|[{_SPACE}])(?=[0-9]{{3}}(?![0-9]))")
 _LATEX_SPACE = re.compile(rf"\\[,;: ]|\\q?quad\b|[{_SPACE}]")
-_LATEX_CURRENCY = {"\\$": "$", "\\%": "%", "\\pounds": "£", "\\yen": "¥", "\\euro": "€", "\\texteuro": "€"}
-_LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro)(?![A-Za-z])")
-_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
-_RAISED = re.compile(f"(?<=[0-9])[{_SUPERSCRIPTS}]+")
-_TYPESET = re.compile(rf"[\\{{°{_SPACE}{_SUPERSCRIPTS}]")
+_LATEX_CURRENCY = {
+    "\\$": "$",
+    "\\%": "%",
+    "\\pounds": "£",
+    "\\yen": "¥",
+    "\\euro": "€",
+    "\\texteuro": "€",
+    "\\cent": "¢",
+}
+_LATEX_SIGN = re.compile(r"\\[$%]|\\(?:pounds|yen|euro|texteuro|cent)(?![A-Za-z])")
+_AFTER_DIGIT = re.compile("(?<=[0-9])[\u207b⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_TYPESET = re.compile(rf"[\\{{°{_SPACE}⁰¹²³⁴⁵⁶⁷⁸⁹]")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
-# The minus sign and the en dash.
-_DASHES = {0x2212: "-", 0x2013: "-"}
+# The minus sign and the en dash; fractions that are one sign.
+_SIGNS_OF_ONE = {0x2212: "-", 0x2013: "-"} | {ord(sign): f" {parts[0]}/{parts[1]}" for sign, parts in VULGAR.items()}
 _EMPHASIS = " \t\r\n*_`"
 # The number alone, before its unit: **42** apples.
 _EMPHASISED = re.compile(r"\s*(\*\*|__|[*_`])([^*_`]+)\1(?=\s)")
 # A comma would make it a pair.
-_BRACKETED = re.compile(r"\(([^(),;]*)\)")
+_BRACKETED = re.compile(r"\(([^(),;]*)\)|\(\(([^(),;]*)\)\)")
 
 
 class Number(NamedTuple):
@@ -95,7 +106,7 @@ def unwrap(text: str) -> str:
     """The answer without what may stand around it: spaces, emphasis, math delimiters, a box, a full stop."""
     for _ in range(8):
         before = text
-        text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS)
+        text = text.strip(_EMPHASIS).rstrip(".,;").rstrip(_EMPHASIS).lstrip("=:")
         for opening, closing in _WRAPPERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
                 text = text[len(opening) : len(text) - len(closing)]
@@ -104,7 +115,10 @@ def unwrap(text: str) -> str:
         if box and text.endswith("}"):
             text = text[box.end() : -1]
         if text == before:
-            break
+            common = uniform(text) if "\\" in text else text
+            if common == text:
+                break
+            text = common
     return text
 
 
@@ -121,11 +135,15 @@ def parse_number(text: str) -> Number | None:
     simple = _SIMPLE.fullmatch(text)
     if simple:
         return Number(Fraction(simple[1].replace(",", "")), False)
+    if text.find(".", 0, len(text) - 1) >= 0:
+        text = exact_decimals(text)
+        if is_cut_off(text):
+            return None
     text = " ".join(_plain(unwrap(text)).split())
     while text.startswith("{") and text.endswith("}"):
         text = text[1:-1].strip()
     bracketed = _BRACKETED.fullmatch(text)
-    text = bracketed[1].strip() if bracketed else text
+    text = (bracketed[1] or bracketed[2] or "").strip() if bracketed else text
     match = _NUMBER.fullmatch(text)
     if not match or not is_unit(match["unit"].lstrip("("), not match["unit"].lstrip("(")[:1].isalpha()):
         return None
@@ -153,7 +171,7 @@ def _absolute(number: Number) -> Fraction:
 
 def _plain(text: str) -> str:
     """LaTeX that only decorates a number, written plainly."""
-    text = text.translate(_DASHES)
+    text = text.translate(_SIGNS_OF_ONE)
     if _TYPESET.search(text):
         text = _STYLE.sub("", text).rstrip("\\")
         text = _LATEX_THOUSANDS.sub(",", text).replace("\\!", "")
@@ -162,7 +180,7 @@ def _plain(text: str) -> str:
         text = _TEXT.sub(lambda match: " unit" if _UPRIGHT_UNIT.fullmatch(match[1]) else f" {match[1]}", text)
         text = _LATEX_SPACE.sub(" ", text)
         text = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", text)
-        text = _RAISED.sub(lambda match: "^" + "".join(str(_SUPERSCRIPTS.index(one)) for one in match[0]), text)
+        text = _AFTER_DIGIT.sub(lambda match: lowered(match[0]), text)
         text = re.sub(r"^([+-])\s+", r"\1", text.strip())
     return text.strip(_EMPHASIS)
 
@@ -174,7 +192,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         exponent = int(match["e"] or match["ten"] or 0)
         return _fraction(match["decimal"]) * Fraction(10) ** exponent
     if match["fixed"]:
-        return _repeating(match["fixed"], match["line"] or match["digit"] or match["round"])
+        return repeating(match["fixed"], match["round"])
     over, under = _fraction(match["over"]), _fraction(match["under"])
     if under == 0:
         return None
@@ -189,13 +207,6 @@ def _power(base: str, exponent: int) -> Fraction | None:
     if (value == 0 and exponent <= 0) or len(base) * abs(exponent) > MAX_POWER_DIGITS:
         return None
     return value**exponent
-
-
-def _repeating(fixed: str, repeated: str) -> Fraction:
-    """0.1 with 6 repeated is 1/6."""
-    decimals = len(fixed.partition(".")[2])
-    start = Fraction(fixed.rstrip(".") if fixed != "." else 0) if fixed[-1:] == "." else Fraction(fixed)
-    return start + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**decimals)
 
 
 def _fraction(decimal: str) -> Fraction:

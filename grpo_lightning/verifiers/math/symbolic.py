@@ -8,8 +8,10 @@ commands, characters, words, long digits, deep nesting, towers of exponents. Ope
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from grpo_lightning.verifiers.math.notation import layout, notation
+from grpo_lightning.verifiers.math.typeset import exact_decimals, is_cut_off
 
 MAX_CHARS = 400
 MAX_DEPTH = 12
@@ -50,13 +52,19 @@ _TOKEN = re.compile(
 )
 _CHARACTERS = frozenset("+-*/^_=<>()[]{}|!,&")
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\b|\bd\s*[a-z]\s*/\s*d\s*[a-z]\b")
+# Without braces TeX takes one token, and everyone else a number or a sign and what follows.
+_EXPONENT = re.compile(
+    r"\^\s*(-?\s*(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z]{2})|\\(?:alpha|beta|theta|lambda|mu|omega|phi|pi|infty)(?![A-Za-z])))"
+)
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)\s*\^")
 _GROWTH = re.compile(rf"\^[\s{{(-]*[0-9]{{{MAX_GROWTH_DIGITS + 1},}}|[0-9]{{{MAX_GROWTH_DIGITS + 1},}}[\s)}}]*!|!\s*!")
 
 _NOT_SINGLE = re.compile(r"[,=<>&]|\\(?:pm|in|cup|cap|lor|land|le|leq|ge|geq|lt|gt|ne|neq)(?![A-Za-z])")
 
+# A choice, a name, a ratio, a score or a date, a numeral in another base.
 _LITERAL = re.compile(
-    r"\([A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
+    r"\(?[A-Z]\)|[A-Za-z]{1,20}(?:[ -][A-Za-z]{1,20}){0,5}|[0-9]{1,9}(?::[0-9]{1,9})+"
+    r"|[0-9]{1,9}(?:-[0-9]{1,9})+|[0-9]{1,9}(?:/[0-9]{1,9}){2,}|[0-9A-F]{1,30}_\{?[0-9]{1,2}\}?",
     re.ASCII,
 )
 _RATIO = re.compile(r"([0-9]+) to ([0-9]+)")
@@ -74,6 +82,7 @@ def literal(text: str) -> str | None:
     if len(text) > MAX_CHARS:
         return None
     text = _RATIO.sub(r"\1:\2", layout(text))
+    text = text[1:-1] if text.startswith("{") and text.endswith("}") else text
     if not _LITERAL.fullmatch(text) or text.lower() in _NO_ANSWER or notation(text) == "\\mathbb{R}":
         return None
     text = text.strip("()").replace("{", "").replace("}", "")
@@ -93,6 +102,9 @@ def to_latex(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise NotAnExpression("longer than an answer can be")
+    text = exact_decimals(text)
+    if is_cut_off(text):
+        raise NotAnExpression("a decimal that goes on")
     text = notation(text)
     for joint, word in ((_OR, " \\lor "), (_AND, " \\land ")):
         pieces = joint.split(text)
@@ -107,7 +119,7 @@ def _gated(text: str) -> str:
         raise NotAnExpression("empty")
     if _DERIVATIVE.search(text):
         raise NotAnExpression("a derivative, which has no value to compare")
-    latex = _Writer().write(text)
+    latex = _Writer().write(_EXPONENT.sub(r"^{\1}", text))
     if _TOWER.search(latex) or _GROWTH.search(latex):
         raise NotAnExpression("powers too large to check")
     return latex
@@ -125,6 +137,7 @@ class _Writer:
         self.written: list[str] = []
         self.open: list[str] = []
         self.last = ""
+        self.sets = 0
 
     def write(self, text: str) -> str:
         for match in _TOKEN.finditer(text):
@@ -159,9 +172,10 @@ class _Writer:
 
     def _command(self, token: str) -> str:
         if token in _ESCAPES:
+            self.sets += (token == "\\{") - (token == "\\}")
             return _ESCAPES[token]
         if token.startswith(("\\begin", "\\end")):
-            if token[token.index("{") + 1 : -1] in _MATRICES:
+            if token.partition("{")[2].rstrip("}") in _MATRICES:
                 return token
         elif token.startswith("\\mathbb{"):
             return token
@@ -174,10 +188,13 @@ class _Writer:
             raise NotAnExpression("too many digits")
         if self.last[-1:].isdigit():
             raise NotAnExpression("two numbers side by side")
-        whole, _, decimals = token.partition(".")
+        decimals = token.partition(".")[2]
         if not decimals:
             return token
-        return f"{{\\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}}}"
+        value = Fraction(token)
+        fraction = f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+        # The braces of a set would make it a set in the set.
+        return f"({fraction})" if self.sets else f"{{{fraction}}}"
 
     def _letters(self, token: str) -> str:
         if token in _FUNCTIONS:

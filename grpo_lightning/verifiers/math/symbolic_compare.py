@@ -1,23 +1,19 @@
 """Compares two gated LaTeX expressions; runs in the symbolic worker only.
 
-math-verify parses, and decides on the shape of sets, tuples, intervals and matrices. Values are compared here, at fixed
-exact points and to a relative tolerance: math-verify calls numbers equal that differ by less than 1e-15, so that
-1/2004! = 1/2006!, takes any two equations without a solution for the same, and spends seconds on trigonometry.
+math-verify parses, and decides on the shape of sets, tuples, intervals and matrices. Values are compared here:
+math-verify calls numbers equal that differ by less than 1e-15, so that 1/2004! = 1/2006!, takes any two equations
+without a solution for the same, and spends seconds on trigonometry.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import combinations
 from typing import Any
 
-DIGITS = 30
-TOLERANCE = 1e-20
-# Any points will do that no formula singles out, exact ones since those cannot lose digits. Neighbours, which two
-# symbols get, take every pair of signs: sqrt(x^2) is not x.
-POINTS = ((17, 23), (-41, 29), (-13, 37), (53, 31), (67, 43), (-71, 59))
-# Floors and ceilings change at whole numbers alone, so that there they are tried, too: with multiples, squares, signs.
-WHOLE_POINTS = tuple((number, 1) for number in (4, 7, 9, 10, 15, 25, 36, -6, -9))
+from grpo_lightning.verifiers.math.symbolic_values import DIGITS, TOLERANCE, Value, all_equal, are_close, values
+
 # An "i" that belongs to no command is the imaginary unit; then nothing else is taken to be real.
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{0,2}i[A-Za-z]{0,2}(?![A-Za-z])")
 
@@ -114,7 +110,7 @@ def outcome(gold: str, answer: str) -> str:
             return "equal"
     try:
         equal = same_values(expected, actual)
-        if equal and not (_is_scalar(expected) and _is_scalar(actual)) and not _is_relation(expected):
+        if equal and not _is_compared(expected, actual):
             # Killed from outside, if need be: math-verify's own timeout is a signal, and cannot stop big integers.
             equal = verify(expected, actual, timeout_seconds=None)
     except Exception:
@@ -123,27 +119,51 @@ def outcome(gold: str, answer: str) -> str:
     return "equal" if equal else "different"
 
 
+def _is_compared(expected: Any, actual: Any) -> bool:
+    """Whether equal values are enough. Of other things, math-verify decides on the shape."""
+    from sympy import And
+
+    if isinstance(expected, And) and isinstance(actual, And):
+        return True
+    return _is_relation(expected) or (_is_scalar(expected) and _is_scalar(actual))
+
+
 def solution_set(thing: Any) -> Any:
     """The set of numbers that a solved inequality, or several joined by and/or, describes; ``None`` for anything else.
 
     A set is one already. What is not solved (``x^2 < 4``) is none: copying the problem would be a solution.
     """
-    from sympy import And, Intersection, Or, Set, Union
+    from sympy import And, Intersection, Interval, Or, Set, Union, oo
 
     if isinstance(thing, Set):
-        return None if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else thing.doit()
+        relations = thing.args if thing.is_FiniteSet and any(_is_relation(one) for one in thing.args) else ()
+        return _of_listed(relations) if relations else thing.doit()
     if isinstance(thing, (And, Or)):
         parts = [solution_set(one) for one in thing.args]
+        if isinstance(thing, And):
+            # x < oo says nothing.
+            parts = [part for part in parts if part != Interval(-oo, oo)]
         if any(part is None for part in parts):
             return None
         joined = Intersection(*parts) if isinstance(thing, And) else Union(*parts)
         # Each part must add something: "x > 2 or x > 3" is a hedge.
-        if any(part == joined for part in parts) or (
+        if (len(parts) > 1 and any(part == joined for part in parts)) or (
             isinstance(thing, Or) and not all(a.is_disjoint(b) for a, b in combinations(parts, 2))
         ):
             return None
         return joined
     return _half_line(thing) if _is_relation(thing) else None
+
+
+def _of_listed(relations: Any) -> Any:
+    """The solutions of inequalities with commas between them: of all where that is possible, else of any."""
+    from sympy import And, EmptySet, Intersection, Or
+
+    parts = [_half_line(relation) if _is_relation(relation) else None for relation in relations]
+    if any(part is None for part in parts) or len({symbol for one in relations for symbol in one.free_symbols}) > 1:
+        return None
+    join = Or if Intersection(*parts) is EmptySet else And
+    return solution_set(join(*relations, evaluate=False))
 
 
 def _half_line(relation: Any) -> Any:
@@ -170,7 +190,7 @@ def _same_unknown(first: Any, second: Any) -> bool:
 
 
 def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
-    """Whether one is a set in braces and the other an ordered tuple, or the answer repeats what the gold has once.
+    """Whether one is a set in braces and the other an ordered tuple, or the lists have not the same members as often.
 
     Parsed, a list is a set, and math-verify takes a set for a tuple's equal, as the braces may be omitted.
     """
@@ -179,7 +199,42 @@ def _is_other_list(gold: str, answer: str, expected: Any, actual: Any) -> bool:
     for latex, other in ((gold, actual), (answer, expected)):
         if latex.startswith("\\{") and isinstance(other, (Interval, Tuple)):
             return True
-    return isinstance(actual, FiniteSet) and "\\pm" not in gold and answer.count(",") > gold.count(",")
+    if not any(isinstance(thing, FiniteSet) for thing in (expected, actual)):
+        return False
+    if not all(isinstance(thing, FiniteSet) or _is_scalar(thing) for thing in (expected, actual)):
+        return False
+    golds, answers = members(gold), members(answer)
+    if golds is None or answers is None:
+        return "\\pm" not in gold and "\\cup" not in gold and answer.count(",") > gold.count(",")
+    return len(golds) != len(answers) or (Counter(golds) != Counter(answers) and _has_other_members(golds, answers))
+
+
+def members(latex: str) -> list[str] | None:
+    """The members of a list without braces; ``None`` where they cannot be told: a set has each member once."""
+    if latex.startswith("\\{") or any(sign in latex for sign in ("\\pm", "\\cup", "\\cap", "\\setminus")):
+        return None
+    found, depth = [""], 0
+    for character in latex:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [member.strip() for member in found]
+
+
+def _has_other_members(golds: list[str], answers: list[str]) -> bool:
+    """Whether two lists of the same length differ; only where a member occurs twice, since sets are compared later."""
+    if len(set(golds)) == len(golds) and len(set(answers)) == len(answers):
+        return False
+    rest = [parse(answer, False) for answer in answers]
+    for gold in golds:
+        expected = parse(gold, False)
+        equal = next((other for other in rest if same_values(expected, other)), None)
+        if equal is None:
+            return True
+        rest.remove(equal)
+    return False
 
 
 def same_values(gold: Any, answer: Any) -> bool:
@@ -187,8 +242,8 @@ def same_values(gold: Any, answer: Any) -> bool:
     if _is_relation(gold) and _is_relation(answer):
         return _same_relation(gold, answer)
     if _is_scalar(gold) and _is_scalar(answer):
-        pairs = _values(gold, answer)
-        return all(_close(g, a) for g, a in pairs) if pairs else bool(gold == answer)
+        pairs = values(gold, answer)
+        return all_equal(pairs) if pairs else bool(gold == answer)
     golds, answers = _parts(gold), _parts(answer)
     if len(golds) == len(answers) == 1 and golds[0] is gold and answers[0] is answer:
         return bool(gold == answer)
@@ -230,36 +285,22 @@ def _same_relation(gold: Any, answer: Any) -> bool:
 
     if not all(_is_scalar(side) for side in (gold.lhs, gold.rhs, answer.lhs, answer.rhs)):
         return bool(gold == answer)
-    pairs = [(g, a) for g, a in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g != 0 or a != 0]
-    if not pairs or any(g == 0 or a == 0 for g, a in pairs):
+    pairs = [(g, a) for g, a in values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if g.number != 0 or a.number != 0]
+    if not pairs or any(g.number == 0 or a.number == 0 for g, a in pairs):
         return False
     # As numbers: SymPy would simplify each fraction of complex ones, which takes most of a comparison's time.
-    ratios = [N(g / a, DIGITS) for g, a in pairs]
-    if not all(_close(ratio, ratios[0]) for ratio in ratios):
+    ratios = [N(g.number / a.number, DIGITS) for g, a in pairs]
+    if not all(are_close(ratio, ratios[0], TOLERANCE) for ratio in ratios):
+        return False
+    first_gold, first_answer = pairs[0]
+    if not all_equal([(_product(g, first_answer), _product(first_gold, a)) for g, a in pairs[1:]]):
         return False
     if isinstance(gold, (Eq, Ne)):
         return type(gold) is type(answer)
     return type(answer) is (type(gold) if ratios[0] > 0 else type(gold.reversed))
 
 
-def _close(first: Any, second: Any) -> bool:
-    """Relatively close, however small or large: these are SymPy numbers, which do not underflow."""
-    return bool(abs(first - second) <= TOLERANCE * max(abs(first), abs(second)))
+def _product(first: Value, second: Value) -> Value:
+    from sympy import N
 
-
-def _values(first: Any, second: Any) -> list[tuple[Any, Any]]:
-    """Both expressions at every point where both are finite; empty where they share no such point."""
-    from sympy import I, N, Rational, Symbol, ceiling, floor
-
-    symbols = sorted(first.atoms(Symbol) | second.atoms(Symbol), key=str)
-    points = POINTS + (WHOLE_POINTS if any(side.has(floor, ceiling) for side in (first, second)) else ())
-    pairs = []
-    for shift in range(len(points) if symbols else 1):
-        at = {
-            symbol: Rational(*points[(i + shift) % len(points)]) + (0 if symbol.is_real else I / 7)
-            for i, symbol in enumerate(symbols)
-        }
-        values = [N(expression.xreplace(at).doit(), DIGITS) for expression in (first, second)]
-        if all(value.is_number and value.is_finite for value in values):
-            pairs.append((values[0], values[1]))
-    return pairs
+    return Value(first.exact * second.exact, N(first.number * second.number, DIGITS))

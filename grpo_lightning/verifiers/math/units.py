@@ -3,7 +3,8 @@
 Units are never checked: 42 apples, 42 km and 42 are equal. So a word that changes a value must not pass for one. These
 words are known by how they are built, since no list of them is complete: numerals and all that is composed of numerals
 (``sixths``, ``hundreds``, ``twenty-fifths``, ``tenfold``), everything in ``-illion``, and verbs of arithmetic in any
-form (``halved``, ``doubling``). A participle that ends the answer right after the number is taken for one of them.
+form (``halved``, ``doubling``). A participle that ends the answer right after the number is taken for one of them, but
+for those of stories (``5 saved``). A word in other than English letters must be a known unit, and so must two letters.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_ONES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twelf|fif|eigh|nin|thir|for"
+_ONES = (
+    "zero|naught|nought|nil|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twelf|fif|eigh|nin|thir|for"
+)
 _NUMERAL = (
-    rf"(?:{_ONES}|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|four|fif|six|seven|eigh|nine)t(?:y|ie)"
+    rf"(?:{_ONES}|(?:thir|four|fif|six|seven|eigh|nine|ump)teen|(?:twen|thir|for|four|fif|six|seven|eigh|nine)t(?:y|ie)"
     r"|hundred|thousand|hund|thou|hunderd|myriad|dozen|score|gross|lakh|lac|crore|arab|kharab|googol(?:plex)?"
-    r"|tausend|hundert|dutzend|docena|centena"
+    r"|tausend|hundert|dutzend|docena|centena|duizend|miljoe?n|tusen|milyon|milyar|juta|ribu|wan|oku"
     # Million, billion, zillion, milliard, Millionen, millones; but no millionaires and no billiard balls.
     r"|[a-z]*illi[oó]n|milli?[oó]n|milion|milliard|miliard|milhão|milhões)"
 )
@@ -24,7 +27,8 @@ _OF_NUMERALS = re.compile(
     rf"(?:and|of)?{_NUMERAL}+(?:th|ths|s|es|e|en|i|a|y|fold|some|somes|ish|odd|something|seconds?)?"
     r"|[a-z]?ths?|umpteenth|nth|semis?|half|halves|hal[fv]\w*|thirds?|quarters?|fourths?|\w+fold|folds?"
     r"|once|twice|thrice|couple|(?:drit|vier|fünf|sechs|sieb|ach|neun|zehn)tel|(?:zwanzig|hundert|tausend|million)stel"
-    r"|\w*i[eè]mes?|tercios?|cuartos?|quintos?|d[eé]cimos?|cent[eé]simos?|mil[eé]simos?|cien(?:tos?)?|mila|miliardi",
+    r"|\w*i[eè]mes?|tercios?|cuartos?|quintos?|d[eé]cimos?|cent[eé]simos?|mil[eé]simos?|cien(?:tos?)?|mila|miliardi"
+    r"|mitad|medio|demie?s?|halb\w*|tiers|dobles?|multiples",
     re.IGNORECASE,
 )
 # Short forms of magnitudes.
@@ -33,7 +37,15 @@ _SHORT = re.compile(
     r"|ppt|kilo|mega|giga|tera|peta|exa|deca|deka|hecto|deci|centi|milli|micro|nano|pico|femto",
     re.IGNORECASE,
 )
-_PARTS = re.compile(r"(?:per|pro)[- ]?mill?es?|permill?s?|permyriads?|promill\w*|basis|pips?|parts", re.IGNORECASE)
+_PARTS = re.compile(
+    r"(?:per|pro)[- ]?mill?es?|permill?s?|permyriads?|promill\w*|basis|pips?|parts?\s+(?:per|in|to|out)\b",
+    re.IGNORECASE,
+)
+# A prefix of units before what is none: megabucks.
+_PREFIXED = re.compile(
+    r"(?:kilo|mega|giga|tera)(?!met|gram|lit|watt|hertz|bit|byte|pascal|joule|calor|volt|ton|pixel|ohm|newton|amp|jin|s\b)\w{3,}",
+    re.IGNORECASE,
+)
 # Verbs of arithmetic, in any form. After a length, "squared" and "cubed" belong to the unit.
 _ARITHMETIC = re.compile(
     r"(?:doubl|tripl|trebl|[a-z]*upl|multipl(?=y|ied)|divid|subtract|deduct|negat|invert|invers|reciproc|opposit"
@@ -45,14 +57,23 @@ _ARITHMETIC = re.compile(
 # Words that take the number back, or relate it to another one.
 _RELATION = re.compile(
     r"or|and|nor|not|but|either|neither|maybe|perhaps|possibly|alternatively|to|than|between|through|if|is|are|was|were"
-    r"|equals?|minus|plus|times|over|divided|by|mod|below|odd|ish|shy|pi|sqrt|root|ln|log|exp|sin|cos|tan|choose"
+    r"|equals|minus|plus|times|over|divided|by|mod|below|odd|ish|shy|pi|sqrt|root|ln|log|exp|sin|cos|tan|choose"
     r"|percent|recurring|repeating|repeated|binary|octal|hex|hexadecimal|base|negative|infinity|oder|und|ou|et|o|y|e|или|и",
     re.IGNORECASE,
 )
-_WORDS = re.compile(r"[^\W\d_]+")
-# 42xy is algebra, not 42 of something.
-_PRODUCT = re.compile(r"[xyz]+|[abc]{2,3}")
-_PARTICIPLE = re.compile(r"(?!red$|bed$|seed$|weed$|feed$|reed$)[a-z]+ed", re.IGNORECASE)
+_WORDS = re.compile(r"[^\W\d_²³]+")
+# 42xy is algebra, not 42 of something: letters that make no word, functions, Greek letters.
+_GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|omega"
+_ALGEBRA = re.compile(
+    r"[xyz]+|[abc]{2,3}|[a-z]?(?:xy|yz|xz|zx)[a-z]?|[b-df-hj-np-tv-xz]{3}"
+    rf"|(?:arc)?(?:sin|cos|tan|cot|csc|sec(?=.))h?(?:[xyzn]|{_GREEK})?|(?:ln|log|exp|sqrt|mod|cis)(?:[xyzn]|{_GREEK})?"
+    rf"|sqrt\w*|gcd|lcm|floor|ceil|infin\w*|infty|inf|abs|sum|cbrt|pi[rdx]|{_GREEK}"
+)
+_PARTICIPLE = re.compile(
+    r"(?!(?:red|bed|seed|weed|feed|reed|saved|earned|needed|planted|used|baked|picked|collected|completed|scored|walked"
+    r"|travell?ed|owed|finished|received|required|gained|attended|remained)$)[a-z]+ed",
+    re.IGNORECASE,
+)
 _LENGTH = re.compile(
     r"(?:[mcdk]|k)?m|ft|in|yd|mi|feet|foot|inch(?:es)?|yards?|miles?|units?|\w*met(?:er|re)s?", re.IGNORECASE
 )
@@ -66,8 +87,26 @@ _FOREIGN = re.compile(
 # Right after a number without a space, of the short words these alone are units: 2mn is algebra.
 _BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
 _SHORT_UNIT = re.compile(
-    "[mcdknu]m|in|ft|yd|mi|[km]g|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
-    "mpg|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
+    "[mcdknu]m|in|ft|yd|mi|[km]gs?|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
+    "mpg|pcs?|yrs?|wks?|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
+    re.IGNORECASE,
+)
+
+_SHORT_WORD = re.compile(
+    "of|in|at|on|an?|as|by|up|so|go|no|ad|ea|ox|au|cd|sr|ly|mos?|ppl|un|fl|ha|k[nt]|[mk]?wh|[mk]?ah|nm|tvs?|cds|dvds|tbsp?|tbs|tsp|wpm|sky|fly"
+    "|(?-i:US|XL)",
+    re.IGNORECASE,
+)
+# Units in other letters. A word of Chinese, Japanese or Korean begins with one.
+_FOREIGN_UNIT = re.compile(
+    "[µμ][gmlsFWVA]|[kM]?Ω|Å|\u2113"
+    "|(?:[小公千厘毫分微]|[平立]方[公千厘分]?)?[个個人元円圆块年月日天岁歳时時分秒米度克斤吨升里本只隻条條张張辆輛朵棵头頭位名次种種"
+    "组組页頁枚台件支間间家钟點点顆颗瓶杯箱][\u3040-\u30ff\u4e00-\u9fff]*"
+    "|(?:개|명|원|시간|분|초|미터|센티|킬로|그램|조각|마리|권|장|살|년|일|달러|도|점|번|송이|그루)[\uac00-\ud7a3]*"
+    "|(?:рубл|копе|яблок|конфет|книг|час|минут|секунд|дней|день|лет|год|доллар|евро|человек|детей|градус|штук|раз|учени"
+    "|(?:кило|санти|милли)?(?:метр|грамм|литр))[\u0430-\u0451]*|[сдк]м|кг|мл|шт|мин|сек"
+    "|[a-z]*m[eèé]tr[a-z]*|cent[ií]metros?|kil[oó]metros?|años?|días?|niñ[oa]s?|páginas?|árbol(?:es)?|lápi(?:z|ces)"
+    "|années?|élèves?|äpfel|stück|schüler|bälle|bäume|cafés?",
     re.IGNORECASE,
 )
 
@@ -82,24 +121,37 @@ def is_unit(text: str, behind_space: bool = True) -> bool:
     """
     if not text:
         return True
-    if not behind_space:
-        behind = _BEHIND.match(text)
-        if behind:
-            if not _SHORT_UNIT.fullmatch(behind[0]):
-                return False
-            text = text[behind.end() :]
-    words = _WORDS.findall(text)
-    if _PARTS.search(text) or _FOREIGN.search(text):
+    words = _WORDS.findall(text.replace("o'clock", "clock"))
+    if not words:
+        return True
+    if not _begins_as_unit(words[0], text, behind_space) or _PARTS.search(text) or _FOREIGN.search(text):
         return False
-    if behind_space and len(words) == 1 and (_PARTICIPLE.fullmatch(words[0]) or words[0].lower() in ("square", "cube")):
+    if words[-1].lower() == "equal" or (
+        len(words) == 1 and (_PARTICIPLE.fullmatch(words[0]) or words[0].lower() in ("square", "cube", "bin"))
+    ):
         return False
     return not any(_changes(word, words[i - 1] if i else "") for i, word in enumerate(words))
 
 
+def _begins_as_unit(word: str, text: str, behind_space: bool) -> bool:
+    """Whether the first word is not algebra, as in 5 pq. Right after the number a short word must be known: 5mn."""
+    if _SHORT_UNIT.fullmatch(word) or not word.isascii():
+        return True
+    if not behind_space and len(word) in (2, 3) and text.startswith(word):
+        return False
+    return bool(_SHORT_WORD.fullmatch(word)) or not (len(word) == 2 or _ALGEBRA.fullmatch(word))
+
+
 def _changes(word: str, before: str) -> bool:
-    if word.lower() in ("squared", "cubed"):
+    lower = word.lower()
+    if lower in ("squared", "cubed"):
         return not _LENGTH.fullmatch(before)
+    # What is left over was not divided.
+    if lower == "over" and before.lower() == "left":
+        return False
+    if not word.isascii():
+        return not _FOREIGN_UNIT.fullmatch(word)
     # Millimetres are small.
     return word == "MM" or any(
-        kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PRODUCT)
+        kind.fullmatch(word) for kind in (_OF_NUMERALS, _SHORT, _ARITHMETIC, _RELATION, _PREFIXED)
     )

@@ -12,7 +12,14 @@ from grpo_lightning.verifiers._options import require, require_max_chars, requir
 from grpo_lightning.verifiers.answer_text import AnswerReader
 from grpo_lightning.verifiers.base import Verifier
 from grpo_lightning.verifiers.limited import processors
-from grpo_lightning.verifiers.math.answers import Answer, comparable, parse_answer, parse_gold, same_answer
+from grpo_lightning.verifiers.math.answers import (
+    Answer,
+    comparable,
+    parse_answer,
+    parse_gold,
+    same_answer,
+    same_unknown,
+)
 from grpo_lightning.verifiers.math.extract import MAX_ANSWERS, Answers, Format, find_answers
 from grpo_lightning.verifiers.math.numbers import same_number
 from grpo_lightning.verifiers.math.symbolic import MAX_CHARS
@@ -176,8 +183,11 @@ class MathVerifier(Verifier):
         return _compared(gold, answer, self.symbolic_timeout_s, self.workers)
 
 
-# A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious".
-_HEADING = re.compile(r"[\s*_`]*(?:[^\W\d_]|[0-9]+[.):]\s|$)")
+# A heading or a remark, and no answer: "#### Step 1", "#### 2. Solve", "the answer is not obvious". "Maybe 7" is one.
+_HEADING = re.compile(
+    r"[\s*_`]*(?!(?:either|maybe|perhaps|possibly|probably|likely|about|approximately|or)\s+[-$\\(]*[0-9])(?:[^\W\d_]|[0-9]+[.):]\s|$)",
+    re.IGNORECASE,
+)
 
 
 def _is_note(answers: Answers, text: str) -> bool:
@@ -195,6 +205,8 @@ def _compared(gold: Answer, answer: Answer, cpu_s: float, workers: int) -> tuple
     if gold.number is not None:
         if answer.number is None:
             return _NOT_WORKED_OUT, extracted, "an expression where a plain number is asked for"
+        if not same_unknown(gold, answer):
+            return _WRONG, extracted, "the value of another unknown"
         equal = same_number(gold.number, answer.number)
         return (_CORRECT if equal else _WRONG), extracted, f"compared as exact numbers: {_word(equal)}"
     if gold.text == answer.text:

@@ -55,6 +55,8 @@ HOSTILE_ANSWERS = {
     "surrogate": "4\ud8002",
     "arabic digits": "٤٢",
     "unit words": "42 " + "a" * 300 + "1",
+    "repeated digits": "0." + "1" * 900 + "2...",
+    "spaces inside": "1" + " " * 1_900 + "2",
     "many words": "42 " + "ab " * 300 + "1",
 }
 

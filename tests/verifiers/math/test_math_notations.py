@@ -152,3 +152,20 @@ PAIRS = pairs()
 def test_other_writings_and_wrong_neighbours(gold: str) -> None:
     said = {answer: reward(f"so \\boxed{{{answer}}}", gold) == 1.0 for _, answer in PAIRS[gold]}
     assert said == {answer: sign == "=" for sign, answer in PAIRS[gold]}
+
+
+@pytest.mark.parametrize("name", ["align*", "aligned", "gather", "equation*"])
+def test_a_display_environment_around_an_answer_is_layout(name: str) -> None:
+    def displayed(text: str) -> str:
+        return f"\\begin{{{name}}}{text}\\end{{{name}}}"
+
+    assert reward(f"\\boxed{{{displayed('5')}}}", "5") == 1.0
+    assert reward(f"\\boxed{{{displayed('1+x')}}}", "x+1") == 1.0
+    assert reward("\\boxed{1+x}", displayed("x+1")) == 1.0
+    assert reward(f"\\boxed{{{displayed('2+x')}}}", "x+1") < 1.0
+
+
+@pytest.mark.parametrize("gold", ["5", "x+1"])
+@pytest.mark.parametrize("said", ["#### \\begin", "\\boxed{\\end}", "\\boxed{\\begin{align}}", "#### \\begin{}5"])
+def test_an_environment_without_a_name_or_an_end_is_no_answer(said: str, gold: str) -> None:
+    assert reward(said, gold) == 0.0

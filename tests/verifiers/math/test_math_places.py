@@ -39,6 +39,12 @@ RIGHT = [
     "<think>6?</think>\n\\boxed{5}\n<answer>5.0</answer>", "I use <answer> tags.\n#### 5",
     "I use <answer></answer> tags.\n#### 5", "<answer>5</answer>\nSo it is 5.", "#### 5 (apples)",
     "#### **5** (apples)", "#### Step 1\n#### 2. Add\n#### 5", "The answer is unclear. #### 5",
+    "The answer is therefore 5", "The answer is simply 5.", "The answer is clearly 5",
+    "The answer will be 5", "The answer to the problem is 5", "Answer\uff1a5", "The answer is:\n```\n5\n```",
+    "#### ```5```", "\\boxed\\text{5}", "\\boxed{\\text{Answer: }5}", "#### 5</s>", "#### 5 <|im_end|>",
+    "The answer is:\n- 5", "$2 + 3 = \\boxed{5}$", "It is $\\boxed{5}$ or five.", "1. \\boxed{5}", "- \\boxed{5}",
+    "\\boxed{5}^\\circ", "\\boxed{5} or $5.0$", "<answer>2 + 3 = \\boxed{5}</answer>",
+    "The wrong answer is 6. The answer is 5.", "#### Either way, add.\n#### 5", "The answer is 5.\nOr so I think.",
 ]  # fmt: skip
 WRONG = [
     "<answer>6</answer>", "<answer>5</answer>\n\\boxed{6}", "\\boxed{5}<answer>6</answer>",
@@ -56,6 +62,11 @@ WRONG = [
     "**Answer**: not 5", "Answer: 5\nAnswer: 6", "**Answer**\n\n6", "Answer: 2+3 = 5",
     "The answer is:\n\n\\[\n5\n\\]\nor\n\\[\n6\n\\]", "The answer is:\n\n\\[\n5, 6\n\\]",
     "The answer is:\n\\[5\\]\nThe answer is:\n\\[6\\]", "The answer is:\n5\nor 6", "The answer is\n5\nor maybe\n6",
+    "<answer>6 \\boxed{5}</answer>", "#### either 4 or 5\n#### 5", "#### Maybe 4\n#### 5",
+    "The answer is either 5 or 6. The answer is 5.", "\\boxed{5} or 6", "\\boxed{5} or $6$", "\\boxed{5}{6}",
+    "6\\boxed{5}", "\\frac{1}{\\boxed{5}}", "\\sqrt{\\boxed{5}}", "2^\\boxed{5}", "-\\boxed{5}", "$x = - \\boxed{5}$",
+    "\\boxed{5}^2", "\\boxed{5}/6", "\\boxed{5}\\pi", "The answer is 5\nor 6", "The wrong answer is 5.",
+    "A common wrong answer is 5. But the right one is 6.", "The answer is:\n- 5\n- 6", "The answer is likely 5",
     "The answer is:\n\\[\n5\n", "The answer is not 5", "The answer is 5 or maybe 6", "#### 4 or 6\n#### 5",
     "#### 4, 6\n#### 5", "my answers: 5", "The answer is 4 or 6. The answer is 5.", "The answer key is 5",
 ]  # fmt: skip

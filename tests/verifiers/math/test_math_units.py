@@ -38,7 +38,10 @@ NOT_UNITS = listed(
     "raised to two|lowered|truncated|rounded|rooted|factorial|modulo 3|square|cube|tenfold|threefold|-fold|fold|"
     "thousand-fold|times|times ten|twice|thrice|over two|minus one|plus one|minus|negative|below zero|permille|"
     "per mille|per mil|promille|‰|ppm|ppb|bp|bps|basis points|parts per million|parts per billion|point two|or so|odd|"
-    "ish|to the fourth|to the third power|pi|root|of ten|'|!|^2|**2|²|/100|% of 10|e3|x10^3|*10|and six|or six|6|, 6"
+    "ish|to the fourth|to the third power|pi|root|of ten|'|!|^2|**2|²|/100|% of 10|e3|x10^3|*10|and six|or six|6|, 6|"
+    "sinx|lnx|arctan|sinh|theta|lambda|infty|infinite|pq|uv|axy|mnp|αβ|dy/dx|modn|cis|floor|gcd|"
+    "megabucks|kilodollars|naught|umpteen|multiples|duizend|miljoen|tusen|tysięcy|milyon|bin|juta|ribu|triệu|тисяч|"
+    "χιλιάδες|مليون|ألف|แสน|wan|oku|mitad|medio|demi|halb|Hälfte|tiers|doble|equal|removed|powered"
 )
 UNITS = listed(
     "apples|feet|months|baths|miles|cloths|paths|moths|youths|deaths|teeth|tablespoons|hundredweight|square feet|"
@@ -52,7 +55,10 @@ UNITS = listed(
     "pennies|coins|seeds|beds|cats|toys|quiches|potatoes|billboards|billiard balls|billionaires|millionaires|"
     "trilobites|villains|pillows|bills|pills|lilies|scoreboards|quartz|thirsty elephants|tents|tenants|tennis balls|"
     "tenors|fortnights|nights|weights|sixpacks|ninjas|onesies|ovens|stores|cores|forts|pavilions|stallions|"
-    "% increase|(apples)|(miles)|apples (total)|厘米|毫升|千克|小时|조각|元|円|个|人|원|рублей|яблок"
+    "% increase|(apples)|(miles)|apples (total)|"
+    "left over|apples left over|saved|earned|needed|planted|used|equal parts|parts|degrees C|"
+    "a.m.|o'clock|kilos|kgs|pcs|yrs|rooms/floor|media outlets|friends of Megan|"
+    "厘米|毫升|千克|小时|조각|元|円|个|人|원|рублей|яблок"
 )
 
 
@@ -71,8 +77,32 @@ def test_units_leave_the_value_as_it_is(words: str) -> None:
     assert reward(f"\\boxed{{5 {words.replace('%', chr(92) + '%')}}}") == 1.0
 
 
+@pytest.mark.parametrize("said", ["5MM", "5powered", "5folded", "5removed", "5square", "5cube", "5mn", "5πr", "5πx"])
+def test_a_word_right_after_the_number_may_change_it_too(said: str) -> None:
+    assert reward(f"#### {said}") < 1.0
+
+
 @pytest.mark.parametrize(
-    "said", ["28%", "28 %", "28\\%", "28 percent", "28 per cent", "28 per-cent", "28 pct", "0.28", "28 per cent of all"]
+    "said", ["5pcs", "5yrs", "5cm", "5/-", "R5", "5\\cent", "5\\text{ J·s}", "5\\ \\mathrm{m/s^2}"]
+)
+def test_short_units_and_currencies(said: str) -> None:
+    assert reward(f"#### {said}") == 1.0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "28%",
+        "28 %",
+        "28\\%",
+        "28 percent",
+        "28 per cent",
+        "28 per-cent",
+        "28 pct",
+        "28-percent",
+        "0.28",
+        "28 per cent of all",
+    ],
 )
 def test_per_cent_is_percent(said: str) -> None:
     assert reward(f"#### {said}", "0.28") == 1.0
