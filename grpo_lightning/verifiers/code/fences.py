@@ -130,7 +130,7 @@ def _opening(line: str) -> _Fence | None:
 
 
 def _fence(line: str, opened: _Fence) -> _Fence | None:
-    """The fence that ends an open block: at the beginning of a line, or behind its code."""
+    """The fence that ends an open block: at the beginning of a line, or after its code."""
     content = line.strip(" \t")
     if content.startswith(opened.marks):
         info = content.lstrip(opened.marks[0]).strip()

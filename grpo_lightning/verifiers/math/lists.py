@@ -17,7 +17,7 @@ MIN_GROUPS = 3
 
 @dataclass
 class _Bracket:
-    """What is between two brackets: numbers with commas, and whether other commas have a space behind them."""
+    """What is between two brackets: numbers with commas, and whether other commas are followed by spaces."""
 
     is_list: bool
     numbers: list[re.Match[str]] = field(default_factory=list)

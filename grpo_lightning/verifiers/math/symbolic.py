@@ -104,7 +104,7 @@ def to_latex(text: str) -> str:
         raise NotAnExpression("longer than an answer can be")
     text = exact_decimals(text)
     if is_cut_off(text):
-        raise NotAnExpression("a decimal that goes on")
+        raise NotAnExpression("a decimal that continues")
     text = notation(text)
     for joint, word in ((_OR, " \\lor "), (_AND, " \\land ")):
         pieces = joint.split(text)

@@ -15,7 +15,7 @@ DIGITS = 30
 TOLERANCE = 1e-20
 # Digits of the second look, beyond the largest number: three times as many as a decimal may have.
 FURTHER_DIGITS = 120
-# At so many points: a difference too small for the first look is not made by the point.
+# Points of the second look: a difference too small for the first one is not made by the point.
 FURTHER_LOOKS = 3
 # What rounding may cost of them.
 LOST_DIGITS = 20
@@ -27,7 +27,7 @@ FAR_POINTS = ((115, 12), (-211, 23), (1009, 7), (-2003, 13), (-20011, 17), (3001
 # Floors and ceilings change at whole numbers alone, so that there they are tried, too: with multiples, squares, signs.
 WHOLE_POINTS = tuple((number, 1) for number in (4, 7, 9, 10, 15, 25, 36, -6, -9))
 WHOLE_NAMES = frozenset("kmnN")
-# Of the numbers in an expression, pieces are looked for at so many, on either side of each.
+# Numbers of an expression on either side of which pieces are looked for.
 MAX_NUMBERS = 4
 
 
