@@ -465,7 +465,7 @@ class OnePerGroup(Advantage):
         ({"kl_estimator": "k9"}, {}, "model.kl_estimator: must be one of k1, k2, k3, not 'k9'"),
         ({"aggregation": "mean"}, {}, "model.aggregation: must be one of grpo, .*, not 'mean'"),
         ({"objective": GSPO(), "epsilon": 0.1}, {}, "model.epsilon: epsilon belongs to Clip, but .* class .GSPO"),
-        ({"objective": MeanOfTheBatch()}, {}, "model.objective: MeanOfTheBatch: its loss of a completion is another"),
+        ({"objective": MeanOfTheBatch()}, {}, "model.objective: MeanOfTheBatch: its loss for a completion changes"),
         ({"advantage": OnePerGroup()}, {}, "model.advantage: OnePerGroup.advantages must return a tensor of shape"),
         ({"advantage": GDPO()}, {}, "model.advantage: GDPO: it normalises several rewards, and this run has none"),
         ({"advantage": PassAtK(4)}, {"group_size": 4}, "data.group_size: .* at least 5 completions per prompt, not 4"),
