@@ -92,7 +92,7 @@ class VLLMEngine(Engine):
         self._kept: list[Weights] = []
         self._pushes = 0
         self._first = 0
-        self._in_flight = asyncio.Semaphore(rows_in_flight)
+        self._in_flight: asyncio.Semaphore
 
     def _validate(self) -> None:
         for url in self.urls:
@@ -138,6 +138,7 @@ class VLLMEngine(Engine):
         self._longest_row = longest_row
         folder = self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
         self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
+        self._in_flight = asyncio.Semaphore(self.rows_in_flight)  # it belongs to the client's event loop
         servers = [Server(url, server_command(policy, url, longest_row, self.merge_lora)) for url in self.urls]
         patience = self.retries, self.restart_wait_s, self.timeout_s
         self._servers = Servers(self._client, servers, self._can_serve, self._is_policy, *patience)

@@ -1,0 +1,77 @@
+"""The engine for vLLM where servers fail, restart or are overloaded, against a server that really samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
+from grpo_lightning.rollout import SamplingParams
+from grpo_lightning.rollout.engines.base import Request
+from grpo_lightning.rollout.engines.vllm import VLLMEngine
+from grpo_lightning.types import Completion
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from tests.standin import Running, StandIn, running
+
+SAMPLING = SamplingParams(max_new_tokens=8)
+ROWS = [Request([20, 30, 40], seed) for seed in range(1, 5)]
+
+
+@pytest.fixture
+def path(tiny_model: Callable[[str], str]) -> str:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def served(path: str) -> Iterator[Running]:
+    with running(StandIn(path)) as server:
+        yield server
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Callable[..., VLLMEngine]]:
+    """Makes engines, and stops them."""
+    made: list[VLLMEngine] = []
+
+    def make(*urls: str, **options: object) -> VLLMEngine:
+        made.append(VLLMEngine([*urls], str(tmp_path), **{"restart_wait_s": 5.0} | options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.stop()
+
+
+def policy_of(path: str, rank: int | None = None) -> Policy:
+    """A policy that differs from the server's base where it has full weights."""
+    policy = Policy(PolicyConfig(path=path, lora=None if rank is None else LoRAConfig(r=rank)))
+    for parameter in policy.trainable_parameters():
+        parameter.data *= 1.3
+    return policy
+
+
+def started(engine: VLLMEngine, policy: Policy, version: str = "step-0") -> VLLMEngine:
+    engine.check(policy.config, 64, SAMPLING)
+    engine.start(policy, 64)
+    engine.push(policy, version)
+    return engine
+
+
+def tokens(completions: list[Completion]) -> list[list[int]]:
+    return [completion.token_ids for completion in completions]
+
+
+def test_an_engine_that_was_stopped_starts_again_with_more_rows_than_fit_in_flight(
+    path: str, served: Running, engines: Callable[..., VLLMEngine]
+) -> None:
+    policy = policy_of(path)
+    engine = started(engines(served.url, rows_in_flight=2), policy)
+    expected = engine.generate(ROWS, SAMPLING)
+    engine.stop()
+    started(engine, policy, "step-1")
+    assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
