@@ -177,6 +177,8 @@ class StandIn(PolicyServer):
         return JSONResponse({"results": [None]})
 
     async def _reset(self, _: Request) -> Response:
+        if self.rows:  # their blocks are in use
+            return JSONResponse({"success": False})
         self.calls.append("reset cache")
         return JSONResponse({"success": True})
 

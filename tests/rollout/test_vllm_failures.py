@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from grpo_lightning.types import Completion
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
 
 from tests.standin import Running, StandIn, running
 
@@ -75,3 +79,36 @@ def test_an_engine_that_was_stopped_starts_again_with_more_rows_than_fit_in_flig
     engine.stop()
     started(engine, policy, "step-1")
     assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
+
+
+class FailsOnce(StandIn):
+    """Answers the first completion with 500 once it is ``armed``, and the others after the second try of that row."""
+
+    armed = False
+    failed = False
+    tried_again = False
+
+    async def _answer(self, request: HTTPRequest) -> Response:
+        seed = (await request.json()).get("seed")
+        if self.armed and seed == ROWS[0].seed:
+            if not self.failed:
+                self.failed = True
+                return JSONResponse({"error": {"message": "transient"}}, 500)
+            self.tried_again = True
+        while self.armed and seed != 0 and not self.tried_again:
+            await asyncio.sleep(0.01)
+        return await super()._answer(request)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_failure_of_one_row_leaves_the_others_and_the_weights_where_they_are(
+    path: str, engines: Callable[..., VLLMEngine], rank: int | None
+) -> None:
+    server = FailsOnce(path)
+    with running(server) as served:
+        engine = started(engines(served.url), policy_of(path, rank))
+        expected = engine.generate(ROWS, SAMPLING)
+        calls, server.armed = list(server.calls), True
+        assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
+        assert server.failed
+        assert server.calls == calls

@@ -27,7 +27,8 @@ from grpo_lightning.rollout.engines.vllm.launch import (
     server_command,
 )
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
-from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
+from grpo_lightning.rollout.engines.vllm.server import Server
+from grpo_lightning.rollout.engines.vllm.servers import Servers
 from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
 from grpo_lightning.rollout.ranks import on_first_rank, rank
 from grpo_lightning.rollout.sampling import SamplingParams

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.servers import Server
+from grpo_lightning.rollout.engines.vllm.server import Server
 
 
 @dataclass(frozen=True)

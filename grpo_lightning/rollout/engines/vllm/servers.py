@@ -6,12 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.launch import ServerCommand
+from grpo_lightning.rollout.engines.vllm.server import Server, has_version, load_weights
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -19,49 +18,6 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
-NOT_A_FOLDER = "Repo id must use"
-"""How vLLM refuses a path that is not a folder on its machine: it takes it for the name of a model on the hub."""
-
-
-@dataclass
-class Server:
-    """One server.
-
-    Args:
-        url: its address.
-        command: starts a server there that suits the policy.
-        model: the name of the model that it was started with; empty until it has been asked.
-        holds: the version of the weights that it is known to hold; ``None``: unknown.
-        given: how often it was given weights.
-        down: whether it did not answer when it was last given weights.
-        lost: whether it failed since it was last checked: it may have been restarted in another way.
-        problem: why it holds none, or the last failure.
-    """
-
-    url: str
-    command: ServerCommand
-    model: str = ""
-    holds: str | None = None
-    given: int = 0
-    down: bool = False
-    lost: bool = False
-    problem: str = "it has no weights yet"
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def lose(self, problem: str, given: int | None = None) -> None:
-        """Forget which weights it holds, after a failure.
-
-        Args:
-            problem: what failed.
-            given: its ``given`` when that began: what failed before the last weights came says nothing of these.
-        """
-        if given not in (None, self.given):
-            return
-        if self.holds is not None or problem != self.problem:
-            log.warning("data.engine: %s is not used until it holds the weights again: %s", self.url, problem)
-        self.holds, self.lost, self.problem = None, True, problem
-
-
 Check = Callable[[Server], Awaitable[None]]
 """Raises :class:`~grpo_lightning.errors.ConfigError` where a server does not suit the run."""
 
@@ -143,20 +99,16 @@ class Servers:
             if server.holds is None:
                 continue
             try:
-                restarted = not await self._still_holds(server, server.holds)
+                restarted = not await self._has(server, server.holds)
             except NoAnswer as error:
                 server.lose(str(error))
             else:
                 if restarted:
                     server.lose(f"it was restarted: it does not have {server.holds} any more")
 
-    async def _still_holds(self, server: Server, version: str) -> bool:
+    async def _has(self, server: Server, version: str) -> bool:
         assert self.weights is not None
-        if self.weights.is_adapter:
-            answer = await self.client.get(f"{server.url}/v1/models")
-            return answer.status == 200 and version in (entry["id"] for entry in answer.body["data"])
-        answer = await self.client.get(f"{server.url}/weight_info")
-        return bool(answer.body == {"weight_version": version})
+        return await has_version(self.client, server, version, self.weights.is_adapter)
 
     async def _give(self, server: Server, wait_s: float) -> bool:
         """Bring a server to the current weights, once it answers."""
@@ -168,7 +120,9 @@ class Servers:
                 await self._await_health(server, wait_s)
                 if server.lost:
                     await self.can_serve(server)
-                await (self._load_adapter if self.weights.is_adapter else self._reload)(server, self.weights)
+                # After the failure of a single row the others still decode there: loading would wait for them.
+                if not await self._has(server, self.weights.version):
+                    await load_weights(self.client, server, self.weights)
                 if server.lost:
                     await self.is_policy(server)
             except (NoAnswer, RunError, ConfigError) as error:
@@ -192,37 +146,6 @@ class Servers:
             if time.monotonic() >= until:
                 raise NoAnswer(problem)
             await asyncio.sleep(0.5)
-
-    async def _load_adapter(self, server: Server, weights: Weights) -> None:
-        body = {"lora_name": weights.version, "lora_path": str(weights.folder)}
-        answer = await self.client.post(f"{server.url}/v1/load_lora_adapter", body)
-        if answer.status != 200 and "already been loaded" not in answer.message:
-            raise RunError(f"it did not load the adapter {weights.folder} ({answer.message})")
-
-    async def _reload(self, server: Server, weights: Weights) -> None:
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
-        answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
-        if NOT_A_FOLDER in answer.message:
-            raise RunError(
-                f"it does not see the folder {weights.folder}: give a data.engine.shared_dir that this machine and the "
-                f"server's share, under the same path, and start it again with\n  {server.command}"
-            )
-        if answer.status != 200:
-            raise RunError(
-                f"it did not load the weights {weights.folder} ({answer.message}): start it again, with this model:\n"
-                f"  {server.command}"
-            )
-        # Requests that were given up may still hold blocks of the cache for a moment.
-        for _ in range(50):
-            answer = await self.client.post(f"{server.url}/reset_prefix_cache", {})
-            if answer.status == 200 and (not isinstance(answer.body, dict) or answer.body.get("success", True)):
-                break
-            await asyncio.sleep(0.2)
-        else:
-            raise RunError(f"it did not empty its prefix cache, which old weights have filled ({answer.message})")
-        answer = await self.client.post(f"{server.url}/update_weight_version", {"new_version": weights.version})
-        if answer.status != 200:
-            raise RunError(f"it did not take the version of the weights ({answer.message}): use vLLM 0.32 or newer")
 
     # -- completions ------------------------------------------------------------------------------------------------
 
