@@ -112,3 +112,45 @@ def test_the_failure_of_one_row_leaves_the_others_and_the_weights_where_they_are
         assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
         assert server.failed
         assert server.calls == calls
+
+
+def test_a_server_that_was_restarted_between_two_rows_of_a_rollout_gets_the_weights_again(
+    path: str, served: Running, engines: Callable[..., VLLMEngine]
+) -> None:
+    server = served.server
+    assert isinstance(server, StandIn)
+    engine = started(engines(served.url), policy_of(path))
+    expected = engine.generate(ROWS, SAMPLING)
+
+    def restart(numbers: list[int], completions: list[Completion]) -> list[Request]:
+        if numbers != [0]:
+            return []
+        server.restart()
+        return ROWS[1:]
+
+    assert tokens(engine.generate(ROWS[:1], SAMPLING, restart)) == tokens(expected)
+    assert server.calls == ["reload step-0", "reset cache"] * 2
+
+
+class RestartedUnderRows(StandIn):
+    """Is restarted at a request for a completion, which it then answers: as behind a balancer that sends it again."""
+
+    armed = False
+
+    async def _answer(self, request: HTTPRequest) -> Response:
+        if self.armed and (await request.json()).get("seed") != 0:
+            self.armed = False
+            self.restart()
+        return await super()._answer(request)
+
+
+def test_rows_that_a_server_sampled_with_other_weights_are_sampled_again(
+    path: str, engines: Callable[..., VLLMEngine]
+) -> None:
+    server = RestartedUnderRows(path)
+    with running(server) as served:
+        engine = started(engines(served.url), policy_of(path))
+        expected = engine.generate(ROWS, SAMPLING)
+        server.armed = True
+        assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
+        assert server.calls == ["reload step-0", "reset cache"] * 2

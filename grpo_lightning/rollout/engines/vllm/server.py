@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass, field
 
 from grpo_lightning.errors import RunError
@@ -26,7 +27,10 @@ class Server:
         command: starts a server there that suits the policy.
         model: the name of the model that it was started with; empty until it has been asked.
         holds: the version of the weights that it is known to hold; ``None``: unknown.
-        given: how often it was given weights.
+        given: how often it was brought to the current weights; it may have had them still.
+        loaded: how often it loaded weights.
+        rows: completions that it is asked for now.
+        had_weights_at: when it was last asked for the version of its weights, and had the current one.
         down: whether it did not answer when it was last given weights.
         lost: whether it failed since it was last checked: it may have been restarted in another way.
         problem: why it holds none, or the last failure.
@@ -37,10 +41,14 @@ class Server:
     model: str = ""
     holds: str | None = None
     given: int = 0
+    loaded: int = 0
+    rows: int = 0
+    had_weights_at: float = -math.inf
     down: bool = False
     lost: bool = False
     problem: str = "it has no weights yet"
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def lose(self, problem: str, given: int | None = None) -> None:
         """Forget which weights it holds, after a failure.
@@ -76,6 +84,7 @@ async def load_weights(client: Client, server: Server, weights: Weights) -> None
         NoAnswer: it does not answer.
         RunError: it cannot load them.
     """
+    server.loaded += 1
     await (_load_adapter if weights.is_adapter else _reload)(client, server, weights)
 
 

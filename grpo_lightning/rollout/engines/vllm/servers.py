@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
+RESTARTED = "it was restarted: it does not have {} any more"
+
 Check = Callable[[Server], Awaitable[None]]
 """Raises :class:`~grpo_lightning.errors.ConfigError` where a server does not suit the run."""
 
@@ -104,7 +106,7 @@ class Servers:
                 server.lose(str(error))
             else:
                 if restarted:
-                    server.lose(f"it was restarted: it does not have {server.holds} any more")
+                    server.lose(RESTARTED.format(server.holds))
 
     async def _has(self, server: Server, version: str) -> bool:
         assert self.weights is not None
@@ -163,14 +165,17 @@ class Servers:
         failure = ""
         for attempt in range(self.retries + 1):
             server = await self._holder(home)
-            given, busy = server.given, False
+            given, loaded, busy = server.given, server.loaded, False
             try:
                 choice, answer = await self._ask(server, body)
             except NoAnswer as error:
                 problem = str(error)
             else:
                 if choice is not None:
-                    return choice
+                    if await self._has_current(server) and server.loaded == loaded:
+                        return choice
+                    failure = f"{server.url}: {server.problem}"
+                    continue
                 problem = _problem(answer)
                 if answer.status in REFUSALS:
                     raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
@@ -198,15 +203,44 @@ class Servers:
         """Ask a server for a completion with the current weights, which it holds."""
         assert self.weights is not None
         name = self.weights.version if self.weights.is_adapter else server.model
-        answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+        server.rows += 1
+        try:
+            answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+        finally:
+            server.rows -= 1
         return _choice(answer, name), answer
+
+    async def _has_current(self, server: Server) -> bool:
+        """Whether a server has the current weights now. One that was restarted samples from others under the same name.
+
+        With an adapter it would refuse the name. Rows that end together ask once.
+        """
+        assert self.weights is not None
+        if self.weights.is_adapter:
+            return True
+        since = time.monotonic()
+        async with server.asking:
+            if server.had_weights_at >= since:
+                return True
+            asked, given = time.monotonic(), server.given
+            try:
+                has = await self._has(server, self.weights.version)
+            except NoAnswer as error:
+                server.lose(str(error), given)
+                return False
+            if has:
+                server.had_weights_at = asked
+            else:
+                server.lose(RESTARTED.format(self.weights.version), given)
+            return has
 
     async def _holder(self, home: int) -> Server:
         """A server with the current weights, the one with the number ``home`` if it has them."""
         order = [self.all[(home + step) % len(self.all)] for step in range(len(self.all))]
         for _ in range(self.retries + 1):  # one that has come back may be lost again at once
             for server in order:
-                if server in self.holders:
+                # Rows in flight would have failed with a restart. An idle server is asked.
+                if server in self.holders and (server.rows or await self._has_current(server)):
                     return server
             waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
             came_back = False
