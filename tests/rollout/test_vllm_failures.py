@@ -114,12 +114,13 @@ def test_the_failure_of_one_row_leaves_the_others_and_the_weights_where_they_are
         assert server.calls == calls
 
 
+@pytest.mark.parametrize("retries", [0, 2])
 def test_a_server_that_was_restarted_between_two_rows_of_a_rollout_gets_the_weights_again(
-    path: str, served: Running, engines: Callable[..., VLLMEngine]
+    path: str, served: Running, engines: Callable[..., VLLMEngine], retries: int
 ) -> None:
     server = served.server
     assert isinstance(server, StandIn)
-    engine = started(engines(served.url), policy_of(path))
+    engine = started(engines(served.url, retries=retries), policy_of(path))
     expected = engine.generate(ROWS, SAMPLING)
 
     def restart(numbers: list[int], completions: list[Completion]) -> list[Request]:

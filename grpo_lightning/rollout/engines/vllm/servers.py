@@ -238,10 +238,9 @@ class Servers:
         """A server with the current weights, the one with the number ``home`` if it has them."""
         order = [self.all[(home + step) % len(self.all)] for step in range(len(self.all))]
         for _ in range(self.retries + 1):  # one that has come back may be lost again at once
-            for server in order:
-                # Rows in flight would have failed with a restart. An idle server is asked.
-                if server in self.holders and (server.rows or await self._has_current(server)):
-                    return server
+            holder = await self._first_holder(order)
+            if holder is not None:
+                return holder
             waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
             came_back = False
             for first in asyncio.as_completed(waiting):
@@ -252,7 +251,17 @@ class Servers:
                 task.cancel()
             if not came_back:
                 break
+        holder = await self._first_holder(order)
+        if holder is not None:
+            return holder
         raise RunError(f"data.engine: no server is left: {self.problems()}")
+
+    async def _first_holder(self, order: list[Server]) -> Server | None:
+        for server in order:
+            # Rows in flight would have failed with a restart. An idle server is asked.
+            if server in self.holders and (server.rows or await self._has_current(server)):
+                return server
+        return None
 
 
 def _choice(answer: Answer, model: str) -> JSON | None:
