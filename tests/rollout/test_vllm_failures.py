@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_lightning.errors import RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.engines.base import Request
@@ -155,3 +156,46 @@ def test_rows_that_a_server_sampled_with_other_weights_are_sampled_again(
         server.armed = True
         assert tokens(engine.generate(ROWS, SAMPLING)) == tokens(expected)
         assert server.calls == ["reload step-0", "reset cache"] * 2
+
+
+class Dying(StandIn):
+    """Says that it is healthy, and answers what ``dead`` names with 500 as often as that says."""
+
+    def __init__(self, model: str) -> None:
+        self.dead = {"completion": 0, "reload": 0}
+        super().__init__(model)
+
+    def _dies(self, what: str) -> Response | None:
+        if self.dead[what] == 0:
+            return None
+        self.dead[what] -= 1
+        return JSONResponse({"error": {"message": "EngineCore encountered an issue."}}, 500)
+
+    async def _answer(self, request: HTTPRequest) -> Response:
+        return self._dies("completion") or await super()._answer(request)
+
+    async def _reload(self, request: HTTPRequest) -> Response:
+        # The handshake's request names no method.
+        dies = self._dies("reload") if "method" in await request.json() else None
+        return dies or await super()._reload(request)
+
+
+@pytest.mark.parametrize("died", ["completion", "reload"])
+def test_a_server_that_fails_while_it_says_it_is_healthy_is_waited_for(
+    path: str, engines: Callable[..., VLLMEngine], monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    monkeypatch.setattr("grpo_lightning.rollout.engines.vllm.servers.LOOK_AGAIN_S", 0.01)
+    server = Dying(path)
+    with running(server) as served:
+        policy = policy_of(path)
+        engine = started(engines(served.url), policy)
+        expected = engine.generate(ROWS[:1], SAMPLING)
+        server.dead[died] = 5
+        engine.push(policy, "step-1")
+        server.dead[died] = 5
+        assert tokens(engine.generate(ROWS[:1], SAMPLING)) == tokens(expected)
+        engine._servers.restart_wait_s = 0.05
+        server.restart()
+        server.dead[died] = 10**6
+        with pytest.raises(RunError, match=r"no server is left: .*EngineCore encountered an issue"):
+            engine.generate(ROWS[:1], SAMPLING)

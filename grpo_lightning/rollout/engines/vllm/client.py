@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from grpo_lightning.errors import ConfigError
+
 if TYPE_CHECKING:
     import aiohttp
 
@@ -33,7 +35,11 @@ def allow_connections(count: int) -> None:
 
 
 class NoAnswer(Exception):
-    """A server cannot be reached, went away, or took too long."""
+    """A server cannot be reached, went away, took too long, or fails (status 500 and above): it may come back."""
+
+
+class Unavailable(ConfigError, NoAnswer):
+    """A server that gives no answer when it is checked: the user's fault at the start of a run, not later."""
 
 
 class Answer(NamedTuple):
@@ -41,6 +47,11 @@ class Answer(NamedTuple):
 
     status: int
     body: Any
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the server failed, not the request."""
+        return self.status >= 500
 
     @property
     def message(self) -> str:

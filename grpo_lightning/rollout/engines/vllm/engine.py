@@ -256,8 +256,9 @@ class VLLMEngine(Engine):
                 server.lose(str(error))
             else:
                 self._require_small(gap(policy, body["prompt"], choice), server)
-        if not self._servers.holders:
-            raise RunError(f"data.engine: no server is left: {self._servers.problems()}")
+        if not self._servers.holders and self._servers.weights is not None:
+            # Those that were lost are waited for, and compared before they are used.
+            self._wait(self._servers.push(self._servers.weights))
 
     async def _is_policy(self, server: Server) -> None:
         choice = await self._servers.complete_on(server, self._expected.request())

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 from grpo_lightning.errors import RunError
-from grpo_lightning.rollout.engines.vllm.client import Client
+from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
 from grpo_lightning.rollout.engines.vllm.launch import ServerCommand
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
@@ -81,18 +81,23 @@ async def load_weights(client: Client, server: Server, weights: Weights) -> None
     """Have a server load weights, on which it may have no rows in flight.
 
     Raises:
-        NoAnswer: it does not answer.
+        NoAnswer: it does not answer, or fails.
         RunError: it cannot load them.
     """
     server.loaded += 1
     await (_load_adapter if weights.is_adapter else _reload)(client, server, weights)
 
 
+def failure(answer: Answer, problem: str) -> NoAnswer | RunError:
+    """The error of an answer with another status than 200: a server that fails may come back."""
+    return NoAnswer(problem) if answer.is_failure else RunError(problem)
+
+
 async def _load_adapter(client: Client, server: Server, weights: Weights) -> None:
     body = {"lora_name": weights.version, "lora_path": str(weights.folder)}
     answer = await client.post(f"{server.url}/v1/load_lora_adapter", body)
     if answer.status != 200 and "already been loaded" not in answer.message:
-        raise RunError(f"it did not load the adapter {weights.folder} ({answer.message})")
+        raise failure(answer, f"it did not load the adapter {weights.folder} ({answer.message})")
 
 
 async def _reload(client: Client, server: Server, weights: Weights) -> None:
@@ -104,9 +109,10 @@ async def _reload(client: Client, server: Server, weights: Weights) -> None:
             f"server's share, under the same path, and start it again with\n  {server.command}"
         )
     if answer.status != 200:
-        raise RunError(
+        raise failure(
+            answer,
             f"it did not load the weights {weights.folder} ({answer.message}): start it again, with this model:\n"
-            f"  {server.command}"
+            f"  {server.command}",
         )
     # Requests that were given up may still hold blocks of the cache for a moment.
     for _ in range(50):
@@ -115,7 +121,8 @@ async def _reload(client: Client, server: Server, weights: Weights) -> None:
             break
         await asyncio.sleep(0.2)
     else:
-        raise RunError(f"it did not empty its prefix cache, which old weights have filled ({answer.message})")
+        raise failure(answer, f"it did not empty its prefix cache, which old weights have filled ({answer.message})")
     answer = await client.post(f"{server.url}/update_weight_version", {"new_version": weights.version})
     if answer.status != 200:
-        raise RunError(f"it did not take the version of the weights ({answer.message}): use vLLM 0.32 or newer")
+        problem = f"it did not take the version of the weights ({answer.message}): use vLLM 0.32 or newer"
+        raise failure(answer, problem)

@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.server import Server, has_version, load_weights
+from grpo_lightning.rollout.engines.vllm.server import Server, failure, has_version, load_weights
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
 RESTARTED = "it was restarted: it does not have {} any more"
+LOOK_AGAIN_S = 0.5
+"""Seconds until a server that is waited for is asked again."""
 
 Check = Callable[[Server], Awaitable[None]]
 """Raises :class:`~grpo_lightning.errors.ConfigError` where a server does not suit the run."""
@@ -114,40 +116,41 @@ class Servers:
 
     async def _give(self, server: Server, wait_s: float) -> bool:
         """Bring a server to the current weights, once it answers."""
+        until = time.monotonic() + wait_s
         async with server.lock:
-            if server in self.holders:
-                return True
-            assert self.weights is not None
-            try:
-                await self._await_health(server, wait_s)
-                if server.lost:
-                    await self.can_serve(server)
-                # After the failure of a single row the others still decode there: loading would wait for them.
-                if not await self._has(server, self.weights.version):
-                    await load_weights(self.client, server, self.weights)
-                if server.lost:
-                    await self.is_policy(server)
-            except (NoAnswer, RunError, ConfigError) as error:
-                server.down = isinstance(error, NoAnswer)
-                server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
-                return False
-            server.holds, server.lost = self.weights.version, False
-            server.given += 1
+            while server not in self.holders:
+                try:
+                    await self._bring_up(server)
+                except (NoAnswer, RunError, ConfigError) as error:
+                    server.down = isinstance(error, NoAnswer)
+                    server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
+                    if not server.down or time.monotonic() >= until:
+                        return False
+                    await asyncio.sleep(LOOK_AGAIN_S)
             return True
 
-    async def _await_health(self, server: Server, wait_s: float) -> None:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                answer = await self.client.get(f"{server.url}/health", timeout_s=10)
-                if answer.status == 200:
-                    return
-                problem = answer.message
-            except NoAnswer as error:
-                problem = str(error)
-            if time.monotonic() >= until:
-                raise NoAnswer(problem)
-            await asyncio.sleep(0.5)
+    async def _bring_up(self, server: Server) -> None:
+        """Bring a server to the current weights, and check one that was lost.
+
+        Raises:
+            NoAnswer: it does not answer, or fails.
+            RunError: it cannot take the weights.
+            ConfigError: it does not suit the run.
+        """
+        weights = self.weights
+        assert weights is not None
+        health = await self.client.get(f"{server.url}/health", timeout_s=10)
+        if health.status != 200:
+            raise NoAnswer(health.message)
+        if server.lost:
+            await self.can_serve(server)
+        # After the failure of a single row the others still decode there: loading would wait for them.
+        if not await self._has(server, weights.version):
+            await load_weights(self.client, server, weights)
+        if server.lost:
+            await self.is_policy(server)
+        server.holds, server.lost = weights.version, False
+        server.given += 1
 
     # -- completions ------------------------------------------------------------------------------------------------
 
@@ -191,12 +194,12 @@ class Servers:
         """As :meth:`complete`, on a certain server, and without a second attempt.
 
         Raises:
-            NoAnswer: it does not answer.
+            NoAnswer: it does not answer, or fails.
             RunError: it gave no completion.
         """
         choice, answer = await self._ask(server, body)
         if choice is None:
-            raise RunError(_problem(answer))
+            raise failure(answer, _problem(answer))
         return choice
 
     async def _ask(self, server: Server, body: JSON) -> tuple[JSON | None, Answer]:
