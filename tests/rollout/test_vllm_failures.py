@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lightning.errors import RunError
+from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.models import LoRAConfig, Policy, PolicyConfig
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.engines.base import Request
-from grpo_lightning.rollout.engines.vllm import VLLMEngine
+from grpo_lightning.rollout.engines.vllm import Launch, VLLMEngine
+from grpo_lightning.rollout.engines.vllm.client import Answer, Client
 from grpo_lightning.types import Completion
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
@@ -199,3 +200,40 @@ def test_a_server_that_fails_while_it_says_it_is_healthy_is_waited_for(
         server.dead[died] = 10**6
         with pytest.raises(RunError, match=r"no server is left: .*EngineCore encountered an issue"):
             engine.generate(ROWS[:1], SAMPLING)
+
+
+# -- servers that the engine starts -----------------------------------------------------------------------------------
+
+
+def script(folder: Path, lines: str) -> str:
+    """A program in the place of the Python that starts a server."""
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{lines}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_a_server_is_not_started_where_one_answers(
+    path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path
+) -> None:
+    engine = engines(served.url, launch=Launch(script(tmp_path, "touch started; sleep 600")))
+    with pytest.raises(ConfigError, match=rf"launch: a server answers at {served.url} already: end it, give another"):
+        engine.check(PolicyConfig(path), 64, SAMPLING)
+    assert engine._process is None
+
+
+def test_a_launched_server_that_ended_does_not_own_the_answer(
+    path: str, served: Running, engines: Callable[..., VLLMEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one took the port after it was found free."""
+    monkeypatch.setattr("grpo_lightning.rollout.engines.vllm.engine.require_free", lambda *_: None)
+    engine = engines(served.url, launch=Launch(script(tmp_path, "echo address in use; sleep 0.3; exit 1")))
+    get = Client.get
+
+    async def slow(client: Client, url: str, timeout_s: float = 30.0) -> Answer:
+        await asyncio.sleep(0.6)
+        return await get(client, url, timeout_s)
+
+    monkeypatch.setattr(Client, "get", slow)
+    with pytest.raises(RunError, match=r"ended with status 1; .* ends with:\naddress in use"):
+        engine.check(PolicyConfig(path), 64, SAMPLING)

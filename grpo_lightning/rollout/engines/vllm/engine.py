@@ -24,6 +24,7 @@ from grpo_lightning.rollout.engines.vllm.launch import (
     ServerCommand,
     ServerProcess,
     base_and_rank,
+    require_free,
     server_command,
 )
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
@@ -165,6 +166,7 @@ class VLLMEngine(Engine):
 
     def _start_server(self, launch: Launch, command: ServerCommand) -> None:
         file = Path(launch.log) if launch.log is not None else self.shared_dir / "vllm.log"
+        require_free(self.urls[0], self._connected)
         self._process = ServerProcess(launch, command, file)
         log.info("data.engine.launch: waiting for the server; it prints to %s", file)
         self._process.await_answer(f"{self.urls[0]}/health", self._connected, launch.timeout_s)
