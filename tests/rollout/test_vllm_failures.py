@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -237,3 +238,34 @@ def test_a_launched_server_that_ended_does_not_own_the_answer(
     monkeypatch.setattr(Client, "get", slow)
     with pytest.raises(RunError, match=r"ended with status 1; .* ends with:\naddress in use"):
         engine.check(PolicyConfig(path), 64, SAMPLING)
+
+
+@pytest.mark.parametrize(("rank", "pushes"), [(4, 0), (None, 1)])
+def test_a_launched_server_that_dies_later_shows_its_log_at_once(
+    path: str,
+    served: Running,
+    engines: Callable[..., VLLMEngine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int | None,
+    pushes: int,
+) -> None:
+    monkeypatch.setattr("grpo_lightning.rollout.engines.vllm.engine.require_free", lambda *_: None)
+    program = script(tmp_path, f"echo out of memory; while [ ! -e {tmp_path}/end ]; do sleep 0.02; done; exit 3")
+    engine, policy = engines(served.url, launch=Launch(program), restart_wait_s=15.0), policy_of(path, rank)
+    engine.check(policy.config, 64, SAMPLING)
+    engine.start(policy, 64)
+    for push in range(pushes):
+        engine.push(policy, f"step-{push}")
+    served.kill()
+    (tmp_path / "end").touch()
+    assert engine._process is not None
+    while not engine._process.has_ended():
+        time.sleep(0.01)
+    begin = time.monotonic()
+    with pytest.raises(RunError, match=r"ended with status 3; .* ends with:\nout of memory"):
+        engine.push(policy, f"step-{pushes}")
+    if pushes:
+        with pytest.raises(RunError, match=r"ended with status 3; .* ends with:\nout of memory"):
+            engine.generate(ROWS, SAMPLING)
+    assert time.monotonic() - begin < 10

@@ -187,13 +187,16 @@ class ServerProcess:
             + self.tail()
         )
 
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def check(self) -> None:
         """Check that the server still runs.
 
         Raises:
             RunError: the server has ended; with the last lines of its log.
         """
-        if self._process.poll() is not None:
+        if self.has_ended():
             raise RunError(
                 f"data.engine.launch: the server ended with status {self._process.returncode}; {self.log} ends with:\n"
                 + self.tail()

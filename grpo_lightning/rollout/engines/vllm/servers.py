@@ -37,6 +37,7 @@ class Servers:
         can_serve: checks what a server can do.
         is_policy: checks that a server with the current weights is the policy; it may not use the policy itself, which
             may be learning meanwhile.
+        may_come_back: whether to wait for a server that does not answer.
         retries: how often a completion is tried again, on another server if there is one.
         restart_wait_s: how long to wait for a server to come back where no other one is left.
         timeout_s: seconds that one completion may take.
@@ -48,6 +49,7 @@ class Servers:
         servers: list[Server],
         can_serve: Check,
         is_policy: Check,
+        may_come_back: Callable[[], bool],
         retries: int,
         restart_wait_s: float,
         timeout_s: float,
@@ -56,6 +58,7 @@ class Servers:
         self.all = servers
         self.can_serve = can_serve
         self.is_policy = is_policy
+        self.may_come_back = may_come_back
         self.retries = retries
         self.restart_wait_s = restart_wait_s
         self.timeout_s = timeout_s
@@ -124,7 +127,7 @@ class Servers:
                 except (NoAnswer, RunError, ConfigError) as error:
                     server.down = isinstance(error, NoAnswer)
                     server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
-                    if not server.down or time.monotonic() >= until:
+                    if not server.down or time.monotonic() >= until or not self.may_come_back():
                         return False
                     await asyncio.sleep(LOOK_AGAIN_S)
             return True
