@@ -203,6 +203,46 @@ def test_a_server_that_fails_while_it_says_it_is_healthy_is_waited_for(
             engine.generate(ROWS[:1], SAMPLING)
 
 
+class Busy(StandIn):
+    """Answers so many completions with 429."""
+
+    refusals = 0
+    refused = 0
+
+    async def _answer(self, request: HTTPRequest) -> Response:
+        if self.refused < self.refusals:
+            self.refused += 1
+            return JSONResponse({"error": {"message": "try again later"}}, 429)
+        return await super()._answer(request)
+
+
+def test_a_busy_server_is_waited_for_and_costs_no_retries(
+    path: str, engines: Callable[..., VLLMEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "grpo_lightning.rollout.engines.vllm.servers"
+    monkeypatch.setattr(f"{module}.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(f"{module}.LONGEST_PAUSE_S", 0.02)
+    server = Busy(path)
+    with running(server) as served:
+        policy = policy_of(path)
+        engine = started(engines(served.url, retries=1), policy)
+        expected = engine.generate(ROWS[:1], SAMPLING)
+        server.refusals = 5
+        assert tokens(engine.generate(ROWS[:1], SAMPLING)) == tokens(expected)
+        assert server.refused == 5
+        # Also where it is compared with the policy again.
+        server.refusals = 6
+        engine.push(policy, "step-1")
+        assert server.refused == 6
+        server.refusals = 10**6
+        engine._servers.timeout_s = 0.5
+        begin = time.monotonic()
+        with pytest.raises(RunError, match=rf"{served.url} was busy for 0.5 seconds: HTTP 429: try again later"):
+            engine.generate(ROWS[:1], SAMPLING)
+        assert time.monotonic() - begin >= 0.5
+        assert engine._servers.holders
+
+
 # -- servers that the engine starts -----------------------------------------------------------------------------------
 
 

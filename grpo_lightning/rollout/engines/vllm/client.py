@@ -25,6 +25,9 @@ DISCONNECTS = 2
 """How often a request is sent again at once because its connection was closed: that may have been an idle one. Every
 request here may be sent twice. A server that is gone refuses the next connection."""
 
+BUSY = 429
+"""The status of a server that wants to be asked later."""
+
 
 def allow_connections(count: int) -> None:
     """Raise this process's limit of open files to what ``count`` connections need, as far as the system lets it."""
@@ -35,7 +38,10 @@ def allow_connections(count: int) -> None:
 
 
 class NoAnswer(Exception):
-    """A server cannot be reached, went away, took too long, or fails (status 500 and above): it may come back."""
+    """A server cannot be reached, went away, took too long, fails (status 500 and above), or is too busy.
+
+    It may come back.
+    """
 
 
 class Unavailable(ConfigError, NoAnswer):
@@ -50,8 +56,8 @@ class Answer(NamedTuple):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the server failed, not the request."""
-        return self.status >= 500
+        """Whether the server failed, or is too busy: the same request may succeed later."""
+        return self.status >= 500 or self.status == BUSY
 
     @property
     def message(self) -> str:

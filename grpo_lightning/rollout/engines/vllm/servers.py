@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.client import BUSY, Answer, Client, NoAnswer
 from grpo_lightning.rollout.engines.vllm.server import Server, failure, has_version, load_weights
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""How long to wait for a busy server: each time twice as long."""
 RESTARTED = "it was restarted: it does not have {} any more"
 LOOK_AGAIN_S = 0.5
 """Seconds until a server that is waited for is asked again."""
@@ -40,7 +42,7 @@ class Servers:
         may_come_back: whether to wait for a server that does not answer.
         retries: how often a completion is tried again, on another server if there is one.
         restart_wait_s: how long to wait for a server to come back where no other one is left.
-        timeout_s: seconds that one completion may take.
+        timeout_s: seconds that one completion may take, and that a busy server is waited for.
     """
 
     def __init__(
@@ -167,31 +169,37 @@ class Servers:
         Raises:
             RunError: the request is refused, or no server gave a completion.
         """
-        assert self.weights is not None
-        failure = ""
-        for attempt in range(self.retries + 1):
+        failed, pauses = 0, _pauses(self.timeout_s)
+        while True:
             server = await self._holder(home)
-            given, loaded, busy = server.given, server.loaded, False
+            given, loaded = server.given, server.loaded
             try:
                 choice, answer = await self._ask(server, body)
             except NoAnswer as error:
-                problem = str(error)
+                server.lose(problem := str(error), given)
             else:
-                if choice is not None:
-                    if await self._has_current(server) and server.loaded == loaded:
-                        return choice
-                    failure = f"{server.url}: {server.problem}"
-                    continue
-                problem = _problem(answer)
-                if answer.status in REFUSALS:
-                    raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
-                busy = answer.status == 429
-            failure = f"{server.url}: {problem}"
-            if busy:
-                await asyncio.sleep(2.0**attempt)
-            else:
-                server.lose(problem, given)
-        raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {failure}")
+                if choice is None:
+                    problem = _problem(answer)
+                    if answer.status in REFUSALS:
+                        raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
+                    if answer.status == BUSY:
+                        pause = next(pauses, None)
+                        if pause is None:
+                            raise RunError(
+                                f"data.engine: {server.url} was busy for {self.timeout_s:g} seconds: {problem}"
+                            )
+                        await asyncio.sleep(pause)
+                        continue
+                    server.lose(problem, given)
+                elif await self._has_current(server) and server.loaded == loaded:
+                    return choice
+                else:
+                    problem = server.problem
+            failed += 1
+            if failed > self.retries:
+                raise RunError(
+                    f"data.engine: {failed} attempts at a completion failed, the last at {server.url}: {problem}"
+                )
 
     async def complete_on(self, server: Server, body: JSON) -> JSON:
         """As :meth:`complete`, on a certain server, and without a second attempt.
@@ -276,6 +284,14 @@ def _choice(answer: Answer, model: str) -> JSON | None:
         return None
     choices = answer.body.get("choices") or [{}]
     return choices[0] if choices[0].get("finish_reason") in ("stop", "length") else None
+
+
+def _pauses(total_s: float) -> Iterator[float]:
+    """How long to wait for a busy server, time after time, ``total_s`` in all."""
+    pause_s = FIRST_PAUSE_S
+    while total_s > 0:
+        yield min(pause_s, total_s)
+        total_s, pause_s = total_s - pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _problem(answer: Answer) -> str:
