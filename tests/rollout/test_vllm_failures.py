@@ -164,7 +164,7 @@ class Dying(StandIn):
     """Says that it is healthy, and answers what ``dead`` names with 500 as often as that says."""
 
     def __init__(self, model: str) -> None:
-        self.dead = {"completion": 0, "reload": 0}
+        self.dead = {"completion": 0, "reload": 0, "version": 0}
         super().__init__(model)
 
     def _dies(self, what: str) -> Response | None:
@@ -180,6 +180,9 @@ class Dying(StandIn):
         # The handshake's request names no method.
         dies = self._dies("reload") if "method" in await request.json() else None
         return dies or await super()._reload(request)
+
+    async def _get_version(self, request: HTTPRequest) -> Response:
+        return self._dies("version") or await super()._get_version(request)
 
 
 @pytest.mark.parametrize("died", ["completion", "reload"])
@@ -201,6 +204,18 @@ def test_a_server_that_fails_while_it_says_it_is_healthy_is_waited_for(
         server.dead[died] = 10**6
         with pytest.raises(RunError, match=r"no server is left: .*EngineCore encountered an issue"):
             engine.generate(ROWS[:1], SAMPLING)
+
+
+def test_a_server_that_fails_to_say_its_version_was_not_restarted(
+    path: str, engines: Callable[..., VLLMEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Dying(path)
+    with running(server) as served:
+        engine = started(engines(served.url), policy_of(path))
+        server.dead["version"] = 1
+        engine.generate(ROWS[:1], SAMPLING)
+    assert "HTTP 500: EngineCore" in caplog.text
+    assert "restarted" not in caplog.text
 
 
 class Busy(StandIn):

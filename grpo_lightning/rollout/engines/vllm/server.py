@@ -68,12 +68,13 @@ async def has_version(client: Client, server: Server, version: str, is_adapter: 
     """Ask a server whether it has a version of the weights: one that was restarted since does not.
 
     Raises:
-        NoAnswer: it does not answer.
+        NoAnswer: it does not answer, or fails.
     """
+    answer = await client.get(f"{server.url}/v1/models" if is_adapter else f"{server.url}/weight_info")
+    if answer.is_failure:
+        raise NoAnswer(answer.message)
     if is_adapter:
-        answer = await client.get(f"{server.url}/v1/models")
         return answer.status == 200 and version in (entry["id"] for entry in answer.body["data"])
-    answer = await client.get(f"{server.url}/weight_info")
     return bool(answer.body == {"weight_version": version})
 
 
