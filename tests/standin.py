@@ -90,6 +90,13 @@ class StandIn(PolicyServer):
         for loop in self.models.values():
             loop.stop()
 
+    def restart(self) -> None:
+        """Be as a server that was started again: with the base model's own weights."""
+        for loop in self.models.values():
+            loop.stop()
+        self.models = {"base": self._loop(self.model)}
+        self.version = "default"
+
     def _loop(self, folder: str) -> DecodingLoop:
         # Trials of shortcuts would take most of a test's time.
         with _loading:
@@ -177,6 +184,8 @@ class StandIn(PolicyServer):
         return JSONResponse({"results": [None]})
 
     async def _reset(self, _: Request) -> Response:
+        if self.rows:  # their blocks are in use
+            return JSONResponse({"success": False})
         self.calls.append("reset cache")
         return JSONResponse({"success": True})
 

@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from grpo_lightning.errors import ConfigError
+
 if TYPE_CHECKING:
     import aiohttp
 
@@ -23,6 +25,9 @@ DISCONNECTS = 2
 """How often a request is sent again at once because its connection was closed: that may have been an idle one. Every
 request here may be sent twice. A server that is gone refuses the next connection."""
 
+BUSY = 429
+"""The status of a server that wants to be asked later."""
+
 
 def allow_connections(count: int) -> None:
     """Raise this process's limit of open files to what ``count`` connections need, as far as the system lets it."""
@@ -33,7 +38,14 @@ def allow_connections(count: int) -> None:
 
 
 class NoAnswer(Exception):
-    """A server cannot be reached, went away, or took too long."""
+    """A server cannot be reached, went away, took too long, fails (status 500 and above), or is too busy.
+
+    It may come back.
+    """
+
+
+class Unavailable(ConfigError, NoAnswer):
+    """A server that gives no answer when it is checked: the user's fault at the start of a run, not later."""
 
 
 class Answer(NamedTuple):
@@ -41,6 +53,11 @@ class Answer(NamedTuple):
 
     status: int
     body: Any
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the server failed, or is too busy: the same request may succeed later."""
+        return self.status >= 500 or self.status == BUSY
 
     @property
     def message(self) -> str:

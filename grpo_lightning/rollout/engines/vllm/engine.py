@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,10 +25,12 @@ from grpo_lightning.rollout.engines.vllm.launch import (
     ServerCommand,
     ServerProcess,
     base_and_rank,
+    require_free,
     server_command,
 )
 from grpo_lightning.rollout.engines.vllm.rollout import ServedRollout
-from grpo_lightning.rollout.engines.vllm.servers import Server, Servers
+from grpo_lightning.rollout.engines.vllm.server import Server
+from grpo_lightning.rollout.engines.vllm.servers import Servers
 from grpo_lightning.rollout.engines.vllm.weights import Weights, noticeable_adapter
 from grpo_lightning.rollout.ranks import on_first_rank, rank
 from grpo_lightning.rollout.sampling import SamplingParams
@@ -92,7 +95,7 @@ class VLLMEngine(Engine):
         self._kept: list[Weights] = []
         self._pushes = 0
         self._first = 0
-        self._in_flight = asyncio.Semaphore(rows_in_flight)
+        self._in_flight: asyncio.Semaphore
 
     def _validate(self) -> None:
         for url in self.urls:
@@ -138,9 +141,11 @@ class VLLMEngine(Engine):
         self._longest_row = longest_row
         folder = self._folder = self.shared_dir / on_first_rank(lambda: f"grpo-{secrets.token_hex(4)}")
         self._client = Client(self.rows_in_flight, os.environ.get("VLLM_API_KEY") or None)
+        self._in_flight = asyncio.Semaphore(self.rows_in_flight)  # it belongs to the client's event loop
         servers = [Server(url, server_command(policy, url, longest_row, self.merge_lora)) for url in self.urls]
         patience = self.retries, self.restart_wait_s, self.timeout_s
-        self._servers = Servers(self._client, servers, self._can_serve, self._is_policy, *patience)
+        checks = self._can_serve, self._is_policy, self._may_come_back
+        self._servers = Servers(self._client, servers, *checks, *patience)
         _, lora_rank = base_and_rank(policy)
         self._needs = Needs(longest_row, None if self.merge_lora else lora_rank, folder)
 
@@ -163,9 +168,24 @@ class VLLMEngine(Engine):
 
     def _start_server(self, launch: Launch, command: ServerCommand) -> None:
         file = Path(launch.log) if launch.log is not None else self.shared_dir / "vllm.log"
+        require_free(self.urls[0], self._connected)
         self._process = ServerProcess(launch, command, file)
         log.info("data.engine.launch: waiting for the server; it prints to %s", file)
         self._process.await_answer(f"{self.urls[0]}/health", self._connected, launch.timeout_s)
+
+    def _may_come_back(self) -> bool:
+        """Whether to wait for a server: nobody restarts one that was started here."""
+        return self._process is None or not self._process.has_ended()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """If the server that was started here has ended, raise an error with its log instead of what followed."""
+        try:
+            yield
+        except RunError:
+            if self._process is not None:
+                self._process.check()
+            raise
 
     def start(self, policy: Policy, longest_row: int) -> None:
         if self._client is None or longest_row > self._longest_row:
@@ -201,6 +221,7 @@ class VLLMEngine(Engine):
         weights = self._version(policy, version)
         expected = ExpectedLogprobs.of(policy, self._longest_row)
 
+        @self._explained()
         def push() -> list[tuple[str | None, str]]:
             if self._pushes == 0 and weights.is_adapter:
                 self._try_adapter(policy)
@@ -254,8 +275,9 @@ class VLLMEngine(Engine):
                 server.lose(str(error))
             else:
                 self._require_small(gap(policy, body["prompt"], choice), server)
-        if not self._servers.holders:
-            raise RunError(f"data.engine: no server is left: {self._servers.problems()}")
+        if not self._servers.holders and self._servers.weights is not None:
+            # Those that were lost are waited for, and compared before they are used.
+            self._wait(self._servers.push(self._servers.weights))
 
     async def _is_policy(self, server: Server) -> None:
         choice = await self._servers.complete_on(server, self._expected.request())
@@ -275,13 +297,10 @@ class VLLMEngine(Engine):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, on_finish: OnFinish | None = None
     ) -> list[Completion]:
-        self._wait(self._servers.check_versions())
-        rollout = ServedRollout(self._servers, self.policy, sampling, self._in_flight, self._first + rank())
-        try:
-            return rollout.run(requests, on_finish)
-        except RunError:
-            if self._process is not None:
-                self._process.check()
-            raise
-        finally:
-            self._first = rollout.home + 1 - rank()
+        with self._explained():
+            self._wait(self._servers.check_versions())
+            rollout = ServedRollout(self._servers, self.policy, sampling, self._in_flight, self._first + rank())
+            try:
+                return rollout.run(requests, on_finish)
+            finally:
+                self._first = rollout.home + 1 - rank()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.servers import Server
+from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer, Unavailable
+from grpo_lightning.rollout.engines.vllm.server import Server
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,23 @@ async def check_server(client: Client, server: Server, needs: Needs) -> None:
     """Check a server, and learn the name of its model.
 
     Raises:
+        Unavailable: it does not answer, or fails.
         ConfigError: one sentence with what is missing, and the command of a server that has it.
     """
 
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"data.engine: {server.url}: {what}: start it with\n  {server.command}")
+    def wrong(what: str, answer: Answer | None = None) -> ConfigError:
+        kind = Unavailable if answer is not None and answer.is_failure else ConfigError
+        return kind(f"data.engine: {server.url}: {what}: start it with\n  {server.command}")
 
     try:
         health = await client.get(f"{server.url}/health")
         if health.status != 200:
-            raise wrong(f"the server is not healthy ({health.message})")
+            raise wrong(f"the server is not healthy ({health.message})", health)
         models = await client.get(f"{server.url}/v1/models")
         if models.status == 401:
             raise ConfigError(f"data.engine: {server.url} wants a key: set the environment variable VLLM_API_KEY to it")
         if models.status != 200 or not isinstance(models.body, dict) or not models.body.get("data"):
-            raise wrong(f"this is not a vLLM server ({models.message})")
+            raise wrong(f"this is not a vLLM server ({models.message})", models)
         model = next((entry for entry in models.body["data"] if not entry.get("parent")), models.body["data"][0])
         server.model = model["id"]
         if (model.get("max_model_len") or 0) < needs.longest_row:
@@ -66,8 +68,10 @@ async def check_server(client: Client, server: Server, needs: Needs) -> None:
             )
         await _check_logprobs(client, server, wrong)
         await (_check_reload if needs.rank is None else _check_lora)(client, server, needs, wrong)
+    except Unavailable:
+        raise
     except NoAnswer as error:
-        raise wrong(f"no server answers ({error})") from error
+        raise Unavailable(str(wrong(f"no server answers ({error})"))) from error
 
 
 async def _check_logprobs(client: Client, server: Server, wrong: Any) -> None:
@@ -75,7 +79,7 @@ async def _check_logprobs(client: Client, server: Server, wrong: Any) -> None:
     body = sampling_body([10, 11, 12], 1, 1.0, 0, []) | {"top_k": 1, "model": server.model}
     answer = await client.post(f"{server.url}/v1/completions", body)
     if answer.status != 200:
-        raise wrong(f"the server did not complete a prompt of three tokens ({answer.message})")
+        raise wrong(f"the server did not complete a prompt of three tokens ({answer.message})", answer)
     choice = answer.body["choices"][0]
     if not choice.get("token_ids"):
         raise wrong("the server does not return token ids, which vLLM 0.11 and newer do")
@@ -90,7 +94,7 @@ async def _check_reload(client: Client, server: Server, needs: Needs, wrong: Any
         raise wrong("the server cannot reload weights without VLLM_SERVER_DEV_MODE=1")
     answer = await client.get(f"{server.url}/weight_info")
     if answer.status != 200:
-        raise wrong("the server does not tell the version of its weights, which vLLM 0.32 and newer do")
+        raise wrong("the server does not tell the version of its weights, which vLLM 0.32 and newer do", answer)
 
 
 async def _check_lora(client: Client, server: Server, needs: Needs, wrong: Any) -> None:
@@ -120,7 +124,7 @@ async def _check_lora(client: Client, server: Server, needs: Needs, wrong: Any) 
     elif _is_missing_route(answer):
         raise wrong("the server cannot load adapters without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
     else:
-        raise wrong(f"the server does not load adapters ({answer.message})")
+        raise wrong(f"the server does not load adapters ({answer.message})", answer)
 
 
 def _is_missing_route(answer: Answer) -> bool:

@@ -23,6 +23,9 @@ from grpo_lightning.rollout.engines.vllm.client import Client, NoAnswer
 ROUND = 64
 """Lengths are rounded up to a multiple of this: the command stays the same when a prompt becomes a little longer."""
 
+LOOK_AGAIN_S = 0.5
+"""Seconds until a server that starts is asked again."""
+
 LFM2_TYPES = ("lfm2", "lfm2_moe")
 
 
@@ -117,6 +120,20 @@ def base_and_rank(policy: PolicyConfig) -> tuple[str, int | None]:
     return policy.path, None
 
 
+def require_free(url: str, client: Client) -> None:
+    """Check that no server answers at an address: it would be taken for the one that is started there.
+
+    Raises:
+        ConfigError: one does.
+    """
+    with contextlib.suppress(NoAnswer):
+        client.run(client.get(f"{url}/health", timeout_s=10))
+        raise ConfigError(
+            f"data.engine.launch: a server answers at {url} already: end it, give another port in data.engine.urls, or "
+            "omit data.engine.launch to use it"
+        )
+
+
 class ServerProcess:
     """A server that was started here. It ends with this process, unless that is killed.
 
@@ -162,12 +179,16 @@ class ServerProcess:
             self.check()
             with contextlib.suppress(NoAnswer):
                 if client.run(client.get(url, timeout_s=10)).status == 200:
+                    self.check()  # another server may have taken the port first
                     return
-            time.sleep(0.5)
+            time.sleep(LOOK_AGAIN_S)
         raise RunError(
             f"data.engine.launch: the server did not answer within {timeout_s:g} seconds; {self.log} ends with:\n"
             + self.tail()
         )
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def check(self) -> None:
         """Check that the server still runs.
@@ -175,7 +196,7 @@ class ServerProcess:
         Raises:
             RunError: the server has ended; with the last lines of its log.
         """
-        if self._process.poll() is not None:
+        if self.has_ended():
             raise RunError(
                 f"data.engine.launch: the server ended with status {self._process.returncode}; {self.log} ends with:\n"
                 + self.tail()

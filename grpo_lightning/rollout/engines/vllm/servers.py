@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from grpo_lightning.errors import ConfigError, RunError
-from grpo_lightning.rollout.engines.vllm.client import Answer, Client, NoAnswer
-from grpo_lightning.rollout.engines.vllm.launch import ServerCommand
+from grpo_lightning.rollout.engines.vllm.client import BUSY, Answer, Client, NoAnswer
+from grpo_lightning.rollout.engines.vllm.server import Server, failure, has_version, load_weights
 from grpo_lightning.rollout.engines.vllm.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -19,48 +18,11 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 REFUSALS = (400, 401, 403, 413, 422)
 """Statuses that say that the request is wrong: another server would say the same."""
-NOT_A_FOLDER = "Repo id must use"
-"""How vLLM refuses a path that is not a folder on its machine: it takes it for the name of a model on the hub."""
-
-
-@dataclass
-class Server:
-    """One server.
-
-    Args:
-        url: its address.
-        command: starts a server there that suits the policy.
-        model: the name of the model that it was started with; empty until it has been asked.
-        holds: the version of the weights that it is known to hold; ``None``: unknown.
-        given: how often it was given weights.
-        down: whether it did not answer when it was last given weights.
-        lost: whether it failed since it was last checked: it may have been restarted in another way.
-        problem: why it holds none, or the last failure.
-    """
-
-    url: str
-    command: ServerCommand
-    model: str = ""
-    holds: str | None = None
-    given: int = 0
-    down: bool = False
-    lost: bool = False
-    problem: str = "it has no weights yet"
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def lose(self, problem: str, given: int | None = None) -> None:
-        """Forget which weights it holds, after a failure.
-
-        Args:
-            problem: what failed.
-            given: its ``given`` when that began: what failed before the last weights came says nothing of these.
-        """
-        if given not in (None, self.given):
-            return
-        if self.holds is not None or problem != self.problem:
-            log.warning("data.engine: %s is not used until it holds the weights again: %s", self.url, problem)
-        self.holds, self.lost, self.problem = None, True, problem
-
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""How long to wait for a busy server: each time twice as long."""
+RESTARTED = "it was restarted: it does not have {} any more"
+LOOK_AGAIN_S = 0.5
+"""Seconds until a server that is waited for is asked again."""
 
 Check = Callable[[Server], Awaitable[None]]
 """Raises :class:`~grpo_lightning.errors.ConfigError` where a server does not suit the run."""
@@ -77,9 +39,10 @@ class Servers:
         can_serve: checks what a server can do.
         is_policy: checks that a server with the current weights is the policy; it may not use the policy itself, which
             may be learning meanwhile.
+        may_come_back: whether to wait for a server that does not answer.
         retries: how often a completion is tried again, on another server if there is one.
         restart_wait_s: how long to wait for a server to come back where no other one is left.
-        timeout_s: seconds that one completion may take.
+        timeout_s: seconds that one completion may take, and that a busy server is waited for.
     """
 
     def __init__(
@@ -88,6 +51,7 @@ class Servers:
         servers: list[Server],
         can_serve: Check,
         is_policy: Check,
+        may_come_back: Callable[[], bool],
         retries: int,
         restart_wait_s: float,
         timeout_s: float,
@@ -96,6 +60,7 @@ class Servers:
         self.all = servers
         self.can_serve = can_serve
         self.is_policy = is_policy
+        self.may_come_back = may_come_back
         self.retries = retries
         self.restart_wait_s = restart_wait_s
         self.timeout_s = timeout_s
@@ -143,86 +108,54 @@ class Servers:
             if server.holds is None:
                 continue
             try:
-                restarted = not await self._still_holds(server, server.holds)
+                restarted = not await self._has(server, server.holds)
             except NoAnswer as error:
                 server.lose(str(error))
             else:
                 if restarted:
-                    server.lose(f"it was restarted: it does not have {server.holds} any more")
+                    server.lose(RESTARTED.format(server.holds))
 
-    async def _still_holds(self, server: Server, version: str) -> bool:
+    async def _has(self, server: Server, version: str) -> bool:
         assert self.weights is not None
-        if self.weights.is_adapter:
-            answer = await self.client.get(f"{server.url}/v1/models")
-            return answer.status == 200 and version in (entry["id"] for entry in answer.body["data"])
-        answer = await self.client.get(f"{server.url}/weight_info")
-        return bool(answer.body == {"weight_version": version})
+        return await has_version(self.client, server, version, self.weights.is_adapter)
 
     async def _give(self, server: Server, wait_s: float) -> bool:
         """Bring a server to the current weights, once it answers."""
+        until = time.monotonic() + wait_s
         async with server.lock:
-            if server in self.holders:
-                return True
-            assert self.weights is not None
-            try:
-                await self._await_health(server, wait_s)
-                if server.lost:
-                    await self.can_serve(server)
-                await (self._load_adapter if self.weights.is_adapter else self._reload)(server, self.weights)
-                if server.lost:
-                    await self.is_policy(server)
-            except (NoAnswer, RunError, ConfigError) as error:
-                server.down = isinstance(error, NoAnswer)
-                server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
-                return False
-            server.holds, server.lost = self.weights.version, False
-            server.given += 1
+            while server not in self.holders:
+                try:
+                    await self._bring_up(server)
+                except (NoAnswer, RunError, ConfigError) as error:
+                    server.down = isinstance(error, NoAnswer)
+                    server.lose(str(error).removeprefix(f"data.engine: {server.url}: "))
+                    if not server.down or time.monotonic() >= until or not self.may_come_back():
+                        return False
+                    await asyncio.sleep(LOOK_AGAIN_S)
             return True
 
-    async def _await_health(self, server: Server, wait_s: float) -> None:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                answer = await self.client.get(f"{server.url}/health", timeout_s=10)
-                if answer.status == 200:
-                    return
-                problem = answer.message
-            except NoAnswer as error:
-                problem = str(error)
-            if time.monotonic() >= until:
-                raise NoAnswer(problem)
-            await asyncio.sleep(0.5)
+    async def _bring_up(self, server: Server) -> None:
+        """Bring a server to the current weights, and check one that was lost.
 
-    async def _load_adapter(self, server: Server, weights: Weights) -> None:
-        body = {"lora_name": weights.version, "lora_path": str(weights.folder)}
-        answer = await self.client.post(f"{server.url}/v1/load_lora_adapter", body)
-        if answer.status != 200 and "already been loaded" not in answer.message:
-            raise RunError(f"it did not load the adapter {weights.folder} ({answer.message})")
-
-    async def _reload(self, server: Server, weights: Weights) -> None:
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
-        answer = await self.client.post(f"{server.url}/collective_rpc", body, timeout_s=1800)
-        if NOT_A_FOLDER in answer.message:
-            raise RunError(
-                f"it does not see the folder {weights.folder}: give a data.engine.shared_dir that this machine and the "
-                f"server's share, under the same path, and start it again with\n  {server.command}"
-            )
-        if answer.status != 200:
-            raise RunError(
-                f"it did not load the weights {weights.folder} ({answer.message}): start it again, with this model:\n"
-                f"  {server.command}"
-            )
-        # Requests that were given up may still hold blocks of the cache for a moment.
-        for _ in range(50):
-            answer = await self.client.post(f"{server.url}/reset_prefix_cache", {})
-            if answer.status == 200 and (not isinstance(answer.body, dict) or answer.body.get("success", True)):
-                break
-            await asyncio.sleep(0.2)
-        else:
-            raise RunError(f"it did not empty its prefix cache, which old weights have filled ({answer.message})")
-        answer = await self.client.post(f"{server.url}/update_weight_version", {"new_version": weights.version})
-        if answer.status != 200:
-            raise RunError(f"it did not take the version of the weights ({answer.message}): use vLLM 0.32 or newer")
+        Raises:
+            NoAnswer: it does not answer, or fails.
+            RunError: it cannot take the weights.
+            ConfigError: it does not suit the run.
+        """
+        weights = self.weights
+        assert weights is not None
+        health = await self.client.get(f"{server.url}/health", timeout_s=10)
+        if health.status != 200:
+            raise NoAnswer(health.message)
+        if server.lost:
+            await self.can_serve(server)
+        # After the failure of a single row the others still decode there: loading would wait for them.
+        if not await self._has(server, weights.version):
+            await load_weights(self.client, server, weights)
+        if server.lost:
+            await self.is_policy(server)
+        server.holds, server.lost = weights.version, False
+        server.given += 1
 
     # -- completions ------------------------------------------------------------------------------------------------
 
@@ -236,55 +169,92 @@ class Servers:
         Raises:
             RunError: the request is refused, or no server gave a completion.
         """
-        assert self.weights is not None
-        failure = ""
-        for attempt in range(self.retries + 1):
+        failed, pauses = 0, _pauses(self.timeout_s)
+        while True:
             server = await self._holder(home)
-            given, busy = server.given, False
+            given, loaded = server.given, server.loaded
             try:
                 choice, answer = await self._ask(server, body)
             except NoAnswer as error:
-                problem = str(error)
+                server.lose(problem := str(error), given)
             else:
-                if choice is not None:
+                if choice is None:
+                    problem = _problem(answer)
+                    if answer.status in REFUSALS:
+                        raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
+                    if answer.status == BUSY:
+                        pause = next(pauses, None)
+                        if pause is None:
+                            raise RunError(
+                                f"data.engine: {server.url} was busy for {self.timeout_s:g} seconds: {problem}"
+                            )
+                        await asyncio.sleep(pause)
+                        continue
+                    server.lose(problem, given)
+                elif await self._has_current(server) and server.loaded == loaded:
                     return choice
-                problem = _problem(answer)
-                if answer.status in REFUSALS:
-                    raise RunError(f"data.engine: a request was refused by {server.url}: {problem}")
-                busy = answer.status == 429
-            failure = f"{server.url}: {problem}"
-            if busy:
-                await asyncio.sleep(2.0**attempt)
-            else:
-                server.lose(problem, given)
-        raise RunError(f"data.engine: {self.retries + 1} attempts at a completion failed, the last at {failure}")
+                else:
+                    problem = server.problem
+            failed += 1
+            if failed > self.retries:
+                raise RunError(
+                    f"data.engine: {failed} attempts at a completion failed, the last at {server.url}: {problem}"
+                )
 
     async def complete_on(self, server: Server, body: JSON) -> JSON:
         """As :meth:`complete`, on a certain server, and without a second attempt.
 
         Raises:
-            NoAnswer: it does not answer.
+            NoAnswer: it does not answer, or fails.
             RunError: it gave no completion.
         """
         choice, answer = await self._ask(server, body)
         if choice is None:
-            raise RunError(_problem(answer))
+            raise failure(answer, _problem(answer))
         return choice
 
     async def _ask(self, server: Server, body: JSON) -> tuple[JSON | None, Answer]:
         """Ask a server for a completion with the current weights, which it holds."""
         assert self.weights is not None
         name = self.weights.version if self.weights.is_adapter else server.model
-        answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+        server.rows += 1
+        try:
+            answer = await self.client.post(f"{server.url}/v1/completions", body | {"model": name}, self.timeout_s)
+        finally:
+            server.rows -= 1
         return _choice(answer, name), answer
+
+    async def _has_current(self, server: Server) -> bool:
+        """Whether a server has the current weights now. One that was restarted samples from others under the same name.
+
+        With an adapter it would refuse the name. Rows that end together ask once.
+        """
+        assert self.weights is not None
+        if self.weights.is_adapter:
+            return True
+        since = time.monotonic()
+        async with server.asking:
+            if server.had_weights_at >= since:
+                return True
+            asked, given = time.monotonic(), server.given
+            try:
+                has = await self._has(server, self.weights.version)
+            except NoAnswer as error:
+                server.lose(str(error), given)
+                return False
+            if has:
+                server.had_weights_at = asked
+            else:
+                server.lose(RESTARTED.format(self.weights.version), given)
+            return has
 
     async def _holder(self, home: int) -> Server:
         """A server with the current weights, the one with the number ``home`` if it has them."""
         order = [self.all[(home + step) % len(self.all)] for step in range(len(self.all))]
         for _ in range(self.retries + 1):  # one that has come back may be lost again at once
-            for server in order:
-                if server in self.holders:
-                    return server
+            holder = await self._first_holder(order)
+            if holder is not None:
+                return holder
             waiting = [asyncio.ensure_future(self._give(server, self.restart_wait_s)) for server in order]
             came_back = False
             for first in asyncio.as_completed(waiting):
@@ -295,7 +265,17 @@ class Servers:
                 task.cancel()
             if not came_back:
                 break
+        holder = await self._first_holder(order)
+        if holder is not None:
+            return holder
         raise RunError(f"data.engine: no server is left: {self.problems()}")
+
+    async def _first_holder(self, order: list[Server]) -> Server | None:
+        for server in order:
+            # Rows in flight would have failed with a restart. An idle server is asked.
+            if server in self.holders and (server.rows or await self._has_current(server)):
+                return server
+        return None
 
 
 def _choice(answer: Answer, model: str) -> JSON | None:
@@ -304,6 +284,14 @@ def _choice(answer: Answer, model: str) -> JSON | None:
         return None
     choices = answer.body.get("choices") or [{}]
     return choices[0] if choices[0].get("finish_reason") in ("stop", "length") else None
+
+
+def _pauses(total_s: float) -> Iterator[float]:
+    """How long to wait for a busy server, time after time, ``total_s`` in all."""
+    pause_s = FIRST_PAUSE_S
+    while total_s > 0:
+        yield min(pause_s, total_s)
+        total_s, pause_s = total_s - pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _problem(answer: Answer) -> str:
