@@ -38,8 +38,7 @@ class HealthCheck(RunCallback):
     completions are like: random or repeating, unfinished or complete, without the format or wrong.
 
     Args:
-        prompts: training prompts sampled before the first step; 0 for none. Default: those of one step, at most 4, so
-            that the preflight takes less time than a step.
+        prompts: training prompts sampled before the first step; 0 for none. Default: as many as a step has, up to 4.
         truncated: warn when more than this share of completions is truncated.
         patience: warn when this many steps in a row were truncated so, had no group with signal, or had completions
             of another length.
