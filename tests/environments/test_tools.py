@@ -314,7 +314,8 @@ def python_tool() -> PythonEnvironment:
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["x = 1", "x = 2; import os; os._exit(0)", "x"], ["", "The program ended before its time.", "1\n"]),
+        (["x = 1", "x = 2; import os; os.abort()", "x"], ["", "The program ended before its time.", "1\n"]),
+        (["x = 1", "x = 2; import os; os._exit(0)", "x"], ["", "SystemExit: 0\n", "2\n"]),
         (["x = 1", "while True: x += 1", "x"], ["", "The program ran longer than the limit of 0.5 s.", "1\n"]),
         (["x = 1", "x = 2; time.sleep(9)", "x"], ["", "NameError: name 'time' is not defined\n", "2\n"]),
         (["import time; time.sleep(9)", "1"], ["The program ran longer than the limit of 0.5 s.", "1\n"]),
