@@ -20,8 +20,7 @@ MAX_ANSWERS = 64
 _HASH = re.compile(r"(?<!#)####(?!#)([^\n<]*(?:<(?!/answer>)[^\n<]*)*)", re.IGNORECASE)
 _LABEL = re.compile(r"[\s*_]*(?:the\s+)?(?:final\s+)?answer[*_]*(?:\s+is\b)?[*_\s]*:?", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
-_DIGIT = re.compile("[0-9]")
-_PROSE = re.compile("[^\\W\\d_]|=")
+_NUMBER = re.compile(r"[\s$(]*[-\u2212]?[0-9][0-9.,/]*[\s$).,;]*")
 _TAG_END = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(
     r"(?<![^\W_])ans(?:wer)?[*_`]*(?:\s+to\s+(?:the|this)\s+(?:problem|question|exercise))?"
@@ -40,20 +39,23 @@ _SENTENCE_END = re.compile(r"\.\s|\n")
 _DISPLAY = re.compile(r"[*_`\s]*(?:\\\[|\$\$)")
 _DISPLAY_END = re.compile(r"\\\]|\$\$")
 _ALTERNATIVE = re.compile(r"[\s,;.*_`]*(?:or|and|alternatively|maybe|perhaps|possibly)\b", re.IGNORECASE)
-# After the line of an answer, another value takes it back.
-_OR_VALUE = re.compile(r"\s*(?:or|maybe|perhaps|possibly|alternatively)\s+(?:maybe\s+)?[$\\(]*-?[0-9]", re.IGNORECASE)
+# After the line of an answer, a line with another value alone takes it back.
+_OR_VALUE = re.compile(
+    r"\s*(?:or|maybe|perhaps|possibly|alternatively)\s+(?:maybe\s+)?[$\\(]*-?[0-9][0-9.,/]*[$\\)]*[ \t.?!]*(?:\n|\Z)",
+    re.IGNORECASE,
+)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _OPENING = re.compile(r"\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*)?\{")
 _TEXT_LABEL = re.compile(r"\\text(?:bf|rm)?\{\s*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s*\}", re.IGNORECASE)
 # A box that is a part of a formula is not the answer: 7\boxed{8}, -\boxed{8}, \frac{1}{\boxed{8}}, \boxed{8}^2.
 _PART_BEFORE = re.compile(
     r"(?:[0-9]|[-\u2212+/]|[$(=\[]\s*[-\u2212]\s*|[\^_]\{?"
-    r"|\\(?:[dtc]?frac|sqrt|binom)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*\{)$"
+    r"|\\(?:[dtc]?frac|sqrt|binom)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*\{)\Z"
 )
 _ENDS = frozenset(("", "$", ".", "\n"))
 _GLUE = frozenset("0123456789-\u2212+/^_{")
 _PART_AFTER = re.compile(
-    r"[0-9]|\{\s*-?[0-9]|/[0-9]|\^(?!\{?\s*\\circ)|\s*\\(?:pi|sqrt|[dtc]?frac|cdot|times)(?![A-Za-z])"
+    r"[0-9]|\{\s*-?[0-9]|/[0-9]|\^(?!\{?\s*(?:\\circ|(?:\\(?:text|mathrm)\s*\{\s*)?(?:st|nd|rd|th)\b))|\s*\\(?:pi|sqrt|[dtc]?frac|cdot|times)(?![A-Za-z])"
 )
 _OR_NUMBER = re.compile(
     r"[\s$,*]*(?:\\text\s*\{\s*or\s*\}|\bor\b)\s*[$(]?(?:[A-Za-z]\s*=\s*)?"
@@ -116,7 +118,7 @@ def _without_end_tokens(text: str) -> str:
 
 def _phrases(text: str) -> Iterator[str]:
     for match in _PHRASE.finditer(text):
-        if not text[max(0, match.start() - 12) : match.start()].rstrip().lower().endswith(_WRONG):
+        if not text[max(0, match.start() - 12) : match.start()].rstrip(" \t").lower().endswith(_WRONG):
             yield _sentence(text, match.end())
 
 
@@ -135,9 +137,8 @@ def _tagged(text: str, formats: Sequence[Format]) -> Iterator[str]:
         inside = text[opening.end() : closing.start() if closing else opening.end() + MAX_ANSWER_CHARS]
         marks = [start for mark in marked if (start := inside.find(mark)) >= 0]
         if marks:
-            # 7 \boxed{8} is two answers.
-            before = inside[: min(marks)]
-            if _DIGIT.search(before) and not _PROSE.search(before):
+            # 7 \boxed{8} is two answers; a line of work before the box is none.
+            if _NUMBER.fullmatch(inside[: min(marks)]):
                 yield ""
         elif not closing:
             yield ""

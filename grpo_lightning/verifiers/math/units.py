@@ -28,7 +28,7 @@ _OF_NUMERALS = re.compile(
     r"|[a-z]?ths?|umpteenth|nth|semis?|half|halves|hal[fv]\w*|thirds?|quarters?|fourths?|\w+fold|folds?"
     r"|once|twice|thrice|couple|(?:drit|vier|fünf|sechs|sieb|ach|neun|zehn)tel|(?:zwanzig|hundert|tausend|million)stel"
     r"|\w*i[eè]mes?|tercios?|cuartos?|quintos?|d[eé]cimos?|cent[eé]simos?|mil[eé]simos?|cien(?:tos?)?|mila|miliardi"
-    r"|mitad|medio|demie?s?|halb\w*|tiers|dobles?|multiples",
+    r"|mitad|medio|demie?s?|halb\w*|h[aä]lfte|moiti[eé]|milh[aãoõ]\w*|d[uú]zias?|ngh[iì]n|dobles?|multiples",
     re.IGNORECASE,
 )
 # Short forms of magnitudes.
@@ -41,10 +41,9 @@ _PARTS = re.compile(
     r"(?:per|pro)[- ]?mill?es?|permill?s?|permyriads?|promill\w*|basis|pips?|parts?\s+(?:per|in|to|out)\b",
     re.IGNORECASE,
 )
-# A prefix of units before what is none: megabucks.
+# A prefix of units before money: megabucks.
 _PREFIXED = re.compile(
-    r"(?:kilo|mega|giga|tera)(?!met|gram|lit|watt|hertz|bit|byte|pascal|joule|calor|volt|ton|pixel|ohm|newton|amp|jin|s\b)\w{3,}",
-    re.IGNORECASE,
+    r"(?:kilo|mega|giga|tera)(?:buck|dollar|euro|pound|rupee|yen|yuan|peso|franc|quid)\w*", re.IGNORECASE
 )
 # Verbs of arithmetic, in any form. After a length, "squared" and "cubed" belong to the unit.
 _ARITHMETIC = re.compile(
@@ -124,7 +123,11 @@ def is_unit(text: str, behind_space: bool = True) -> bool:
     words = _WORDS.findall(text.replace("o'clock", "clock"))
     if not words:
         return True
-    if not _begins_as_unit(words[0], text, behind_space) or _PARTS.search(text) or _FOREIGN.search(text):
+    if _is_algebra(words[0]) and (len(words[0]) < 3 or all(map(_is_algebra, words))):
+        return False
+    if not behind_space and _is_joined(words[0], text):
+        return False
+    if _PARTS.search(text) or _FOREIGN.search(text):
         return False
     if words[-1].lower() == "equal" or (
         len(words) == 1 and (_PARTICIPLE.fullmatch(words[0]) or words[0].lower() in ("square", "cube", "bin"))
@@ -133,13 +136,16 @@ def is_unit(text: str, behind_space: bool = True) -> bool:
     return not any(_changes(word, words[i - 1] if i else "") for i, word in enumerate(words))
 
 
-def _begins_as_unit(word: str, text: str, behind_space: bool) -> bool:
-    """Whether the first word is not algebra, as in 5 pq. Right after the number a short word must be known: 5mn."""
-    if _SHORT_UNIT.fullmatch(word) or not word.isascii():
-        return True
-    if not behind_space and len(word) in (2, 3) and text.startswith(word):
+def _is_joined(word: str, text: str) -> bool:
+    """Whether a short word, right after the number, is not a unit that is known: 5mn."""
+    return word.isascii() and len(word) in (2, 3) and text.startswith(word) and not _SHORT_UNIT.fullmatch(word)
+
+
+def _is_algebra(word: str) -> bool:
+    """Whether a word is algebra: pq, or floor, which is none in 14 floor tiles."""
+    if _SHORT_UNIT.fullmatch(word) or _SHORT_WORD.fullmatch(word):
         return False
-    return bool(_SHORT_WORD.fullmatch(word)) or not (len(word) == 2 or _ALGEBRA.fullmatch(word))
+    return (len(word) == 2 and word.islower() and word.isascii()) or bool(_ALGEBRA.fullmatch(word))
 
 
 def _changes(word: str, before: str) -> bool:
@@ -149,7 +155,8 @@ def _changes(word: str, before: str) -> bool:
     # What is left over was not divided.
     if lower == "over" and before.lower() == "left":
         return False
-    if not word.isascii():
+    # Accents as in jalapeños occur in English; other letters are those of a language whose numerals are not known.
+    if max(word) > "\u00ff":
         return not _FOREIGN_UNIT.fullmatch(word)
     # Millimetres are small.
     return word == "MM" or any(

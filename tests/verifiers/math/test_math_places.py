@@ -45,6 +45,9 @@ RIGHT = [
     "The answer is:\n- 5", "$2 + 3 = \\boxed{5}$", "It is $\\boxed{5}$ or five.", "1. \\boxed{5}", "- \\boxed{5}",
     "\\boxed{5}^\\circ", "\\boxed{5} or $5.0$", "<answer>2 + 3 = \\boxed{5}</answer>",
     "The wrong answer is 6. The answer is 5.", "#### Either way, add.\n#### 5", "The answer is 5.\nOr so I think.",
+    "So 2 + 3 = 5\n\\boxed{5}", "D) 7\n\\boxed{5}", "- Option A: incorrect\nAnswer: 5", "\\boxed{5}^{\\text{th}}",
+    "\\boxed{5}^{th}", "The answer is 5.\nPossibly 2 ways to see it.", "The answer is 5\nOr 5 apples",
+    "<answer>$$2+3$$\n\\boxed{5}</answer>", "<answer>2 + 3 \\boxed{5}</answer>",
 ]  # fmt: skip
 WRONG = [
     "<answer>6</answer>", "<answer>5</answer>\n\\boxed{6}", "\\boxed{5}<answer>6</answer>",

@@ -39,9 +39,9 @@ NOT_UNITS = listed(
     "thousand-fold|times|times ten|twice|thrice|over two|minus one|plus one|minus|negative|below zero|permille|"
     "per mille|per mil|promille|‰|ppm|ppb|bp|bps|basis points|parts per million|parts per billion|point two|or so|odd|"
     "ish|to the fourth|to the third power|pi|root|of ten|'|!|^2|**2|²|/100|% of 10|e3|x10^3|*10|and six|or six|6|, 6|"
-    "sinx|lnx|arctan|sinh|theta|lambda|infty|infinite|pq|uv|axy|mnp|αβ|dy/dx|modn|cis|floor|gcd|"
+    "sinx|lnx|arctan|sinh|theta|lambda|infty|infinite|pq|pq apples|xy cm|sin x|uv|axy|mnp|αβ|dy/dx|modn|cis|floor|gcd|"
     "megabucks|kilodollars|naught|umpteen|multiples|duizend|miljoen|tusen|tysięcy|milyon|bin|juta|ribu|triệu|тисяч|"
-    "χιλιάδες|مليون|ألف|แสน|wan|oku|mitad|medio|demi|halb|Hälfte|tiers|doble|equal|removed|powered"
+    "χιλιάδες|مليون|ألف|แสน|wan|oku|mitad|medio|demi|halb|Hälfte|moitié|milhões|nghìn|doble|equal|removed|powered"
 )
 UNITS = listed(
     "apples|feet|months|baths|miles|cloths|paths|moths|youths|deaths|teeth|tablespoons|hundredweight|square feet|"
@@ -58,6 +58,8 @@ UNITS = listed(
     "% increase|(apples)|(miles)|apples (total)|"
     "left over|apples left over|saved|earned|needed|planted|used|equal parts|parts|degrees C|"
     "a.m.|o'clock|kilos|kgs|pcs|yrs|rooms/floor|media outlets|friends of Megan|"
+    "AA batteries|ID cards|UK pounds|VR headsets|XP|jalapeños|Pokémon cards|crème brûlées|floor tiles|alpha wolves|"
+    "abs workouts|megaphones|gigantic apples|teraflops|tiers|"
     "厘米|毫升|千克|小时|조각|元|円|个|人|원|рублей|яблок"
 )
 
