@@ -108,6 +108,7 @@ class PythonEnvironment(ToolEnvironment):
 
     def reset(self, row: Prompt) -> Sequence[Message]:
         self.cells: list[str] = []
+        self.stopped = False
         return row.messages
 
     def step(self, reply: Reply) -> Step:

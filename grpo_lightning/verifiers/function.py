@@ -6,11 +6,11 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.verifiers._copies import own, own_sample
 from grpo_lightning.verifiers._signature import (
     OF_THE_BATCH,
     OF_TRLS_TRAINER,
@@ -30,6 +30,10 @@ _READS_MESSAGES = ("string indices must be integers", "'str' object has no attri
 """What Python says when a text is read as a message."""
 
 _GETS_A_SAMPLE = "its only parameter gets the Sample: name it completion to get the text"
+_GETS_A_TEXT = (
+    "'str' object has no attribute",
+    "it gets the text of the completion: name the parameter sample for the Sample",
+)
 
 
 class FunctionVerifier(Verifier):
@@ -62,7 +66,8 @@ class FunctionVerifier(Verifier):
     Args:
         function: dotted path of the function, such as ``my_package.rewards.shorter_is_better``, or the function itself.
         style: how the function is called. Default: ``trl`` if a parameter is called ``completions``, ``prompts`` or
-            ``completion_ids``; ``answer`` with two parameters without a default, or with names such as ``completion``,
+            ``completion_ids``; ``answer`` with two parameters without a default, one for the text and one for the
+            answer by their names or in this order, or with names such as ``completion``,
             ``response``, ``answer``, ``ground_truth`` and ``prompt``; ``sample`` with one of another name. With
             ``style: answer``, parameters whose names contradict each other get the text and the answer in this order.
         options: extra keyword arguments for every call.
@@ -168,8 +173,9 @@ class FunctionVerifier(Verifier):
             values = self._call_with_lists(samples)
         else:
             values = self._settle([self._call(sample) for sample in samples])
-            if self.style == "sample" and self.signature.needed != ["sample"]:
-                values = [TypeError(f"{one}; {_GETS_A_SAMPLE}") if _says(one, "'Sample'") else one for one in values]
+            said, hint = ("'Sample'", _GETS_A_SAMPLE) if self.style == "sample" else _GETS_A_TEXT
+            if self.signature.needed != ["sample"]:
+                values = [TypeError(f"{one}; {hint}") if _says(one, said) else one for one in values]
         return [self._verdict(value) for value in values]
 
     # -- calls ------------------------------------------------------------------------------------------------------
@@ -177,13 +183,13 @@ class FunctionVerifier(Verifier):
     def _call(self, sample: Sample) -> Any:
         """Return the function's result for a sample, or the exception that it raises."""
         try:
-            placed, named = ([_own_sample(sample)], {}) if self.style == "sample" else self._by_role(sample)
+            placed, named = ([own_sample(sample)], {}) if self.style == "sample" else self._by_role(sample)
             return self.function(*placed, **named, **self.options)
         except Exception as error:
             return error
 
     def _by_role(self, sample: Sample) -> tuple[list[Any], dict[str, Any]]:
-        values: dict[Role, Any] = {"completion": sample.completion, "answer": _own(sample.answer)}
+        values: dict[Role, Any] = {"completion": sample.completion, "answer": own(sample.answer)}
         if not self.roles:
             return list(values.values()), {}
         if "prompt" in self.roles.values():
@@ -205,7 +211,10 @@ class FunctionVerifier(Verifier):
             arguments["completion_ids"] = [list(sample.token_ids or ()) for sample in samples]
         for name in self.signature.missing(arguments):
             raise TypeError(self._lacks(name, [one for one in arguments if one not in OF_THE_BATCH]))
-        (values,) = self._settle([self._call_batch(_own(self.signature.given(arguments)))])
+        given = self.signature.given(arguments)
+        # The token ids are copies already, and many.
+        copied = {name: value if name == "completion_ids" else own(value) for name, value in given.items()}
+        (values,) = self._settle([self._call_batch(copied)])
         if self.conversational == "auto" and not all(chats) and _says(values, *_READS_MESSAGES):
             raise TypeError(f"{values}; {_TEXTS}") from values
         if isinstance(values, Exception):
@@ -315,24 +324,6 @@ def _listed(values: Any) -> Any:
     if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
         return values
     return list(values)
-
-
-def _own(value: Any) -> Any:
-    """Copy lists, dicts and sets, which the function may change: a row is shared by its group and all verifiers."""
-    if isinstance(value, dict):
-        return {key: _own(one) for key, one in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(map(_own, value))
-    return value
-
-
-def _own_sample(sample: Sample) -> Sample:
-    return replace(
-        sample,
-        prompt=_own(sample.prompt),
-        answer=_own(sample.answer),
-        metadata={name: _own(value) for name, value in sample.metadata.items()},
-    )
 
 
 def _imported(path: str) -> Any:

@@ -133,6 +133,10 @@ def test_a_function_that_takes_the_sample_for_a_text_is_told_the_name() -> None:
         (verdict,) = judge(FunctionVerifier(function), [TEXT.sample("42")])
         assert verdict.error is not None
         assert verdict.error.endswith("gets the Sample: name it completion to get the text"), verdict.error
+    (verdict,) = judge(FunctionVerifier(lambda response: response.completion), [TEXT.sample("42")])
+    assert (verdict.error or "").endswith(
+        "it gets the text of the completion: name the parameter sample for the Sample"
+    )
     (verdict,) = judge(FunctionVerifier(lambda sample: len(sample)), [TEXT.sample("42")])
     assert verdict.error == "TypeError: object of type 'Sample' has no len()"
 

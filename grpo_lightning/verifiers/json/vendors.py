@@ -67,24 +67,28 @@ def _member(wrapper: Json) -> tuple[str, Json] | None:
         return None
     inner = {name: _held(name, value) for name, value in wrapper.items() if name not in _BESIDE}
     names = [name for name, value in inner.items() if value is not None]
+    if len(names) > 1:
+        # What a request with tools wants as its answer is its other member.
+        names = [name for name in names if name not in _LISTS]
     if (
         len(names) != 1
         or names[0] not in (*_WRAPPERS, *_LISTS)
         or any(v in TYPES for name, v in wrapper.items() if isinstance(v, str) and name != "description")
     ):
         return None
-    return names[0], inner[names[0]]
+    held = inner[names[0]]
+    return names[0], _only(held) if isinstance(held, list) else held
 
 
 def _held(name: str, value: Json) -> Json | None:
-    """The object that a member of a wrapper holds, ``None`` if it holds none."""
+    """The object, or the list of tools, that a member of a wrapper holds, ``None`` if it holds none."""
     if isinstance(value, dict):
         # OpenAI's Responses API has text.format; others may have a field of that name.
         return value if name != "text" or isinstance(value.get("format"), dict) else None
     if isinstance(value, str) and name in _WRAPPERS:
         return _read(value)
     if isinstance(value, list) and name in _LISTS and value and all(isinstance(tool, dict) for tool in value):
-        return _only(value)
+        return value
     return None
 
 

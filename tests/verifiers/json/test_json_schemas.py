@@ -117,6 +117,9 @@ def test_a_list_of_one_tool_is_the_tool_and_of_several_an_error() -> None:
         assert not correct("{}", schema)
     for several in ([tool, tool], {"tools": [tool, tool]}, {"functions": [tool["function"]] * 2}):
         assert "a request with 2 tools: give the schema of one" in (verdict('{"a": 1}', several).error or "")
+    # The other member of a request says what is wanted.
+    wanted = {"type": "json_schema", "json_schema": {"name": "m", "schema": PLAIN}}
+    assert correct('{"a": 1}', {"tools": [tool, tool], "response_format": wanted})
     # It may ask for a list.
     assert "it must be an object, and is a list" in (verdict('{"a": 1}', [PLAIN]).error or "")
     for empty in ({"type": "json_object"}, {"response_format": {"type": "json_object"}}):
