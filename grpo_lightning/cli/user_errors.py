@@ -78,7 +78,7 @@ def construction_error(error: BaseException, config: Any) -> ConfigError:
 
 
 def trainer_error(error: Exception) -> ConfigError:
-    """What Lightning's Trainer has against its options."""
+    """Why Lightning's Trainer refuses its options."""
     if re.search(r"No supported gpu backend|can not run on your system", str(error)):
         return ConfigError("trainer.accelerator: this machine has no such device: set it to auto or cpu")
     return ConfigError(f"trainer: {one_line(error)}")
