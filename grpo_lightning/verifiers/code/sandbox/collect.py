@@ -13,6 +13,8 @@ from .assertions import Counter, is_assert_method
 
 # The name of the tests' module, so that what they do as a script is done.
 MODULE = "__main__"
+# The name by which tests may call the function under test.
+CANDIDATE = "candidate"
 
 
 def functions_of(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

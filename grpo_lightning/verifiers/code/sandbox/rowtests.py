@@ -18,8 +18,6 @@ from .handle import Handle
 from .own_module import without_solution
 
 FILENAME = "<tests>"
-# The name by which tests may call the entry point.
-_CANDIDATE = "candidate"
 
 
 class TestsBroken(Exception):
@@ -119,7 +117,7 @@ class Tests:
         # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
         used = free - self.modules - set(dir(builtins))
         if entry_point.name:
-            used -= {_CANDIDATE, entry_point.name}
+            used -= {collect.CANDIDATE, entry_point.name}
         self.wanted = frozenset(used) | entry_point.wanted
         self.required = entry_point.wanted or self.wanted
         if not self.wanted:
@@ -127,7 +125,7 @@ class Tests:
         named = frozenset({*self.functions, *self.takers})
         try:
             tree = assertions.instrument(tree)
-            self.reach = reach.survey(tree, self.wanted | {_CANDIDATE, entry_point.name}, named)
+            self.reach = reach.survey(tree, self.wanted | {collect.CANDIDATE, entry_point.name}, named)
             self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
@@ -153,7 +151,7 @@ class Tests:
         namespace.update({name: importlib.import_module(name) for name in self.modules})
         given = dict(defined)
         if self.entry_point.name:
-            given |= {_CANDIDATE: candidate, self.entry_point.name: candidate}
+            given |= {collect.CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
         hidden = set(dir(builtins)) if self.takers else set()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
@@ -270,7 +268,7 @@ def _takers(tree: ast.Module) -> list[str]:
     """The names of the functions that take the function under test: ``check``, and tests of a ``candidate``."""
     last = {node.name: node for node in collect.functions_of(tree)}
     given = {name: collect.required_parameters(node) for name, node in last.items()}
-    return [name for name, ones in given.items() if ones == [_CANDIDATE] or (name == "check" and len(ones) == 1)]
+    return [name for name, ones in given.items() if ones == [collect.CANDIDATE] or (name == "check" and len(ones) == 1)]
 
 
 def _imported(nodes: list[ast.AST]) -> set[str]:
