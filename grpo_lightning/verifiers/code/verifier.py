@@ -45,8 +45,9 @@ class CodeVerifier(Verifier):
 
     Tests and program run in separate processes that exchange plain data only (see ``docs/sandbox.md``); the program
     has the standard library, one process, and no network. Names that the tests neither define nor import are taken
-    from the program, but never built-ins and modules: a helper that the tests trust belongs into the tests. (A name of
-    a module that the tests call, as ``tokenize("a b")``, is a function of the program's.)
+    from the program, but never modules, and built-ins only by ``from solution import pow``: a helper that the tests
+    trust belongs into the tests. (A name of a module that the tests call, as ``tokenize("a b")``, is a function of the
+    program's.)
 
     A program has the right format when it compiles, loads without an exception and defines what is tested. It is
     correct when all tests pass. The feedback says which test failed and by what kind of exception.

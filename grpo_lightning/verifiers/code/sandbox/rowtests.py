@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from . import assertions, certain, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
-from .own_module import without_solution
+from .own_module import taken_from_solution, without_solution
 
 FILENAME = "<tests>"
 
@@ -80,7 +80,9 @@ class Tests:
     def __init__(self, source: str, entry_point: EntryPoint) -> None:
         self.entry_point = entry_point
         try:
-            tree = without_solution(ast.parse(source, FILENAME))
+            tree = ast.parse(source, FILENAME)
+            taken = taken_from_solution(tree)
+            tree = without_solution(tree)
             free = _free_names(compile(tree, FILENAME, "exec", dont_inherit=True))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
@@ -114,8 +116,9 @@ class Tests:
                 )
             self.takers = []
         self.modules = (free & sys.stdlib_module_names) - (called - owners) - entry_point.wanted - {entry_point.name}
-        # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
-        used = free - self.modules - set(dir(builtins))
+        # A built-in is the program's only by an import: it would decide its own tests with an abs() of its own.
+        self.builtins = frozenset(dir(builtins)) - taken
+        used = free - self.modules - self.builtins
         if entry_point.name:
             used -= {collect.CANDIDATE, entry_point.name}
         self.wanted = frozenset(used) | entry_point.wanted
@@ -153,7 +156,7 @@ class Tests:
         if self.entry_point.name:
             given |= {collect.CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
-        hidden = set(dir(builtins)) if self.takers else set()
+        hidden = self.builtins if self.takers else frozenset()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
         try:
             exec(self.code, namespace)
