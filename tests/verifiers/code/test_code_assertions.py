@@ -107,6 +107,8 @@ COLLECTED = {
     "a class method": WEAK + "class TestF:\n    @classmethod\n    def test_f(cls):\n        assert f(1) == 2",
     "an inherited method": "class Base:\n    def test_f(self):\n        assert f(1) == 2\nclass TestF(Base):\n"
     "    def test_b(self):\n        assert f(1) is not None",
+    "a class with an inherited __init__": "class Base:\n    def __init__(self, x=1):\n        self.x = x\n"
+    "class TestF(Base):\n    def test_f(self):\n        assert f(self.x) == 2\nassert f(1)",
     "a class inside": "class TestF:\n    class TestG:\n        def test_f(self):\n            assert f(1) == 2\n"
     "    def test_b(self):\n        assert f(1) is not None",
     "a function in a branch": WEAK + "if True:\n    def test_f():\n        assert f(1) == 2",
