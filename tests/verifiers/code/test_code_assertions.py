@@ -81,6 +81,8 @@ JUDGING = {
     "        self.assertEqual(f(1), 2)",
     "a helper for a branch that is not taken": "def zero():\n    assert f(0) == 1\ndef test_f():\n"
     "    if f(1) != 2:\n        zero()\n    assert f(1) == 2",
+    "one of several values": "for y in (3, 2):\n    try:\n        assert f(1) == y\n        break\n"
+    "    except AssertionError:\n        pass\nelse:\n    raise AssertionError",
     "a chain, a negation, a call": "assert 1 < f(1) < 3\nassert not f(1) != 2\nassert isinstance(f(1), int)",
 }  # fmt: skip
 
