@@ -44,9 +44,9 @@ class _Block(NamedTuple):
 
 
 def program_blocks(text: str) -> tuple[str, ...]:
-    """The blocks of an answer that are not empty: those without a language before those in Python, of which the later
-    ones count.
+    """The blocks of an answer that may be its program; none is empty.
 
+    The blocks without a language come first, then those in Python. Where several define a name, the last one counts.
     Where there is no fence, the whole answer is the only block.
     """
     text = _readable(text)

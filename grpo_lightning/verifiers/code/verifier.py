@@ -25,10 +25,11 @@ _TOO_LONG = "The completion is too long to check. Give a shorter program."
 class CodeVerifier(Verifier):
     """Runs the program of a completion against the tests of its row.
 
-    The program is the text of the blocks fenced as ```` ```python ```` and of those without a language; where there is
-    neither, of all others; where there is no fence, the whole completion. Of several blocks, those count that the tests
-    need: the last one that defines what is tested, or that is a complete script, with the blocks that it builds on
-    (see ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
+    The program is the text of the blocks fenced as ```` ```python ```` and of those without a language, which come
+    before the others: where both define a name, the one in Python counts. Where there is neither, it is the text of all
+    other blocks; where there is no fence, the whole completion. Of several blocks, those count that the tests need: the
+    last one that defines what is tested, or that is a complete script, with the blocks that it builds on (see
+    ``docs/sandbox.md``). What was thought (``thought_tags``) is not read.
 
     The row's ``metadata`` holds ``tests``, ``io``, or both; then both must pass (``docs/verifiers.md`` has the rows of
     public data sets):
@@ -45,8 +46,9 @@ class CodeVerifier(Verifier):
 
     Tests and program run in separate processes that exchange plain data only (see ``docs/sandbox.md``); the program
     has the standard library, one process, and no network. Names that the tests neither define nor import are taken
-    from the program, but never built-ins and modules: a helper that the tests trust belongs into the tests. (A name of
-    a module that the tests call, as ``tokenize("a b")``, is a function of the program's.)
+    from the program, but never modules, and built-ins only by ``from solution import pow``: a helper that the tests
+    trust belongs into the tests. (A name of a module that the tests call, as ``tokenize("a b")``, is a function of the
+    program's.)
 
     A program has the right format when it compiles, loads without an exception and defines what is tested. It is
     correct when all tests pass. The feedback says which test failed and by what kind of exception.

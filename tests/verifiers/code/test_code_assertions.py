@@ -74,6 +74,15 @@ JUDGING = {
     "    pass",
     "numbers for messages": "assert f(1) == 2, 1\nassert isinstance(f(1), int), 2",
     "a helper that nothing needs": "def near(a, b):\n    assert abs(a - b) < 1\nassert f(1) == 2",
+    "a driver that is not called, of a test that ran": "def test_f():\n    assert f(1) == 2\ndef main():\n    test_f()",
+    "a helper with parameters that is not called": "def same(a, b):\n    assert f(a) == b\nassert f(1) == 2",
+    "a method with parameters that is not called": "import unittest\nclass T(unittest.TestCase):\n"
+    "    def same(self, x):\n        self.assertEqual(f(x), x)\n    def test_f(self):\n"
+    "        self.assertEqual(f(1), 2)",
+    "a helper for a branch that is not taken": "def zero():\n    assert f(0) == 1\ndef test_f():\n"
+    "    if f(1) != 2:\n        zero()\n    assert f(1) == 2",
+    "one of several values": "for y in (3, 2):\n    try:\n        assert f(1) == y\n        break\n"
+    "    except AssertionError:\n        pass\nelse:\n    raise AssertionError",
     "a chain, a negation, a call": "assert 1 < f(1) < 3\nassert not f(1) != 2\nassert isinstance(f(1), int)",
 }  # fmt: skip
 
@@ -100,6 +109,8 @@ COLLECTED = {
     "a class method": WEAK + "class TestF:\n    @classmethod\n    def test_f(cls):\n        assert f(1) == 2",
     "an inherited method": "class Base:\n    def test_f(self):\n        assert f(1) == 2\nclass TestF(Base):\n"
     "    def test_b(self):\n        assert f(1) is not None",
+    "a class with an inherited __init__": "class Base:\n    def __init__(self, x=1):\n        self.x = x\n"
+    "class TestF(Base):\n    def test_f(self):\n        assert f(self.x) == 2\nassert f(1)",
     "a class inside": "class TestF:\n    class TestG:\n        def test_f(self):\n            assert f(1) == 2\n"
     "    def test_b(self):\n        assert f(1) is not None",
     "a function in a branch": WEAK + "if True:\n    def test_f():\n        assert f(1) == 2",

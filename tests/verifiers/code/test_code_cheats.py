@@ -326,7 +326,8 @@ def test_a_length_is_not_believed_without_the_items(verifier: CodeVerifier) -> N
     loop = "r = f([1, 2, 3])\nassert len(r) == 3\nfor a, b in zip({}):\n    assert a == b"
     for pair in ("r, [2, 4, 40961]", "[2, 4, 40961], r", "iter(r), [2, 4, 40961]"):
         for items in ("def __iter__(s): return iter(())", "def __iter__(s): yield 2",
-                      "def __getitem__(s, i): raise IndexError"):  # fmt: skip
+                      "def __getitem__(s, i): raise IndexError",
+                      "def __iter__(s): return s\n    def __next__(s): raise StopIteration"):  # fmt: skip
             verdict = verdict_of(verifier, sized.format(items), loop.format(pair))
             assert (verdict.correct, verdict.error) == (False, None), (items, pair)
         honest = sized.format("def __iter__(s): return iter([2, 4, 40961])")

@@ -336,6 +336,13 @@ CORRECT: dict[str, tuple[str, str, str | None]] = {
         "sum",
     ),
     "set results in any order": ("def f(xs):\n    return set(xs)", "assert f(['b', 'a', 'b']) == {'a', 'b'}", None),
+    "an object with a length that is its own iterator": (
+        "class Deck:\n    def __init__(self):\n        self.i = 0\n    def __len__(self):\n        return 3\n"
+        "    def __iter__(self):\n        return self\n    def __next__(self):\n        self.i += 1\n"
+        "        if self.i > 3:\n            raise StopIteration\n        return self.i",
+        "d = Deck()\nassert len(d) == 3\nassert list(d) == [1, 2, 3]\nassert list(d) == []",
+        None,
+    ),
     "much data": (
         "def f(xs):\n    return [x + 1 for x in xs]",
         "assert f(list(range(50000))) == list(range(1, 50001))",

@@ -94,6 +94,7 @@ def test_the_documented_mapping_is_the_tested_one() -> None:
             assert f"`{{{', '.join(f'{key}: {value}' for key, value in columns.items())}}}`" in text, columns
 
 
+POW = "def pow(x, y): return x ** y + 0.5"
 # Ways to write the tests of a function f: (metadata).
 WAYS: dict[str, dict[str, Any]] = {
     "a module": {"tests": "import solution\nassert solution.f(1) == 2"},
@@ -101,6 +102,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "a function by another name": {"tests": "def test_f():\n    from solution import f as g, f\n"
                                             "    assert g(1) == f(1) == 2"},
     "everything": {"tests": "from solution import *\nassert f(1) == 2"},
+    "a built-in's name": {"tests": "from solution import pow, f\nassert f(1) == 2\nassert pow(2, 3) == 8.5"},
     "a list as JSON text": {"tests": json.dumps(["assert f(1) == 2", "assert f(2) == 3"])},
     "text that is no JSON": {"tests": "[x for x in '']\nassert f(1) == 2"},
     "a call as an entry point": {"tests": "assert candidate(1) == 2", "entry_point": " f() "},
@@ -112,7 +114,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", WAYS)
 def test_ways_to_write_tests(default_verifier: CodeVerifier, name: str) -> None:  # noqa: F811
-    verdicts = [verdict_of(default_verifier, f"def f(x): return x + {n}", **WAYS[name]) for n in (1, 2)]
+    verdicts = [verdict_of(default_verifier, f"{POW}\ndef f(x): return x + {n}", **WAYS[name]) for n in (1, 2)]
     assert [marked(verdict) for verdict in verdicts] == [1.0, 0.5]
 
 

@@ -10,7 +10,8 @@ has been asked for anything:
 - every ``assert...`` method of a ``unittest.TestCase`` (see :mod:`.collect`).
 
 An assertion that failed is noted before it raises, so the tests cannot lose it: not in an ``except``, a thread, or a
-callback that the program calls. A handler that asserts something itself has dealt with it.
+callback that the program calls. A handler that asserts something itself has dealt with it, and so has the ``else`` of a
+loop around it that ends the tests: one of several values is enough.
 """
 
 from __future__ import annotations
@@ -146,12 +147,15 @@ class _Instrument(ast.NodeTransformer):
     def __init__(self, ending: frozenset[str]) -> None:
         self.ending = ending
         self.is_guarded = False
+        # Whether a loop around it ends the tests unless it is left by ``break``.
+        self.is_search = False
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         # What a whole function raises, such as a callback, may be what a test is about.
-        outside, self.is_guarded = self.is_guarded, False
+        outside = self.is_guarded, self.is_search
+        self.is_guarded = self.is_search = False
         self.generic_visit(node)
-        self.is_guarded = outside
+        self.is_guarded, self.is_search = outside
         return node
 
     visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
@@ -182,6 +186,14 @@ class _Instrument(ast.NodeTransformer):
         self._visit_guarded(node)
         return [node, _statement(HELD, node)] if ends and not is_certain(node.test) else node
 
+    def visit_For(self, node: ast.For) -> Any:
+        outside, self.is_search = self.is_search, _ends(node.orelse, self.ending)
+        self.generic_visit(node)
+        self.is_search = outside
+        return node
+
+    visit_While = visit_For  # type: ignore[assignment]
+
     def visit_Match(self, node: ast.Match) -> Any:
         ends = any(_ends(case.body, self.ending) for case in node.cases)
         self._visit_guarded(node)
@@ -204,7 +216,7 @@ class _Instrument(ast.NodeTransformer):
         asserts = any(map(counts, _walk(node.body)))
         for handler in node.handlers:
             hooks = []
-            if any(map(counts, _walk(handler.body))):
+            if self.is_search or any(map(counts, _walk(handler.body))):
                 hooks.append(_statement(SETTLED, handler))
             elif asserts and not expects and _is_broad(handler):
                 hooks.append(_statement(LOST, handler))

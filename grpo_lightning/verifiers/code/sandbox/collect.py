@@ -13,6 +13,8 @@ from .assertions import Counter, is_assert_method
 
 # The name of the tests' module, so that what they do as a script is done.
 MODULE = "__main__"
+# The name by which tests may call the function under test.
+CANDIDATE = "candidate"
 
 
 def functions_of(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -67,7 +69,7 @@ def _run_class(kind: Any) -> None:
     unittest: Any = sys.modules.get("unittest")
     if unittest is not None and issubclass(kind, unittest.TestCase):
         _run_cases(kind, unittest)
-    elif kind.__name__.startswith("Test") and kind.__init__ is object.__init__:
+    elif kind.__name__.startswith("Test") and not _needs_arguments(kind):
         _run_fixture(getattr(kind, "setup_class", None), kind)
         for name in _test_methods(kind):
             instance = kind()
@@ -133,6 +135,14 @@ def _run_cases(kind: Any, unittest: Any) -> None:
     finally:
         kind.tearDownClass()
         kind.doClassCleanups()
+
+
+def _needs_arguments(kind: type) -> bool:
+    """Whether its instances cannot be made without any."""
+    try:
+        return bool(_needed(kind))
+    except ValueError:  # it has no signature
+        return True
 
 
 def _test_methods(kind: type) -> list[str]:

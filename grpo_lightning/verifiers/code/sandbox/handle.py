@@ -96,10 +96,21 @@ class Handle:
     def _counted(self, iterator: Any, length: int) -> Iterator[Any]:
         """All that it gives: fewer items than it is long would end a ``zip`` before anything is compared."""
         count = 0
-        for count, item in enumerate(iterator, 1):  # noqa: B007
+        # iter() of an object that is its own iterator would come here again.
+        items = self._rest() if number_of(iterator) == self._number else iterator
+        for count, item in enumerate(items, 1):  # noqa: B007
             yield item
         if count < length:
             self._link.fail(f"The program gave an object of length {length} with {count} items.")
+
+    def _rest(self) -> Iterator[Any]:
+        """What it gives as an iterator."""
+        while True:
+            try:
+                item = next(self)
+            except StopIteration:
+                return
+            yield item
 
     def __mro_entries__(self, bases: object) -> NoReturn:
         self._link.refuse("the tests derive a class from one of the program, which stays in its process")

@@ -75,6 +75,9 @@ class Link:
         self.was_asked = True
         if self._lengths and operation not in _READING:
             self._lengths.clear()
+        # An iterator with a length has fewer items left.
+        if operation == "next":
+            self._lengths.pop(arguments[0]._number, None)
         try:
             value = self._ask(operation, arguments, keywords or {})
         except (EOFError, OSError) as error:

@@ -17,6 +17,12 @@ def without_solution(tree: ast.Module) -> ast.Module:
     return tree
 
 
+def taken_from_solution(tree: ast.Module) -> frozenset[str]:
+    """The names that the tests import from the program without another name."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and _is_from_solution(node))
+    return frozenset(alias.name for node in nodes for alias in node.names if alias.asname in (None, alias.name))
+
+
 class _WithoutSolution(ast.NodeTransformer):
     def __init__(self, modules: set[str]) -> None:
         self.modules = modules

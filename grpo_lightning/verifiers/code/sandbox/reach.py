@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from . import assertions
+from . import assertions, collect
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -18,20 +18,23 @@ class Reach(NamedTuple):
     Args:
         at_top: whether a line outside of all functions asserts.
         asserting: the functions that assert, by their qualified names.
-        unreferenced: those functions that assert something of the program, by themselves or through what they call,
-            and that nothing else in the tests mentions. A runner of tests would call them.
+        unreferenced: the functions that nothing else in the tests mentions, that need no arguments, and that assert
+            something of the program, by themselves or through what they call; each with the functions that assert for
+            it. A runner of tests would call them.
     """
 
     at_top: bool
     asserting: frozenset[str]
-    unreferenced: frozenset[str]
+    unreferenced: Mapping[str, frozenset[str]]
 
     def was_reached(self, entered: set[str]) -> bool:
         """Whether the lines that ran have an assertion among them."""
         return self.at_top or not self.asserting.isdisjoint(entered)
 
     def forgotten(self, entered: set[str]) -> list[str]:
-        return sorted(self.unreferenced - entered)
+        """The unreferenced functions that did not run, and neither did all that assert for them."""
+        waiting = self.unreferenced.keys() - entered
+        return sorted(name for name in waiting if not self.unreferenced[name] <= entered)
 
 
 class _Function(NamedTuple):
@@ -63,19 +66,26 @@ def survey(tree: ast.Module, program: frozenset[str], noted: frozenset[str]) -> 
     by_name: dict[str, list[_Function]] = {}
     for function in functions:
         by_name.setdefault(function.bare_name, []).append(function)
-    unreferenced = set()
+    unreferenced = {}
     for function in functions:
         is_mentioned = mentions[function.bare_name] > (function.bare_name in function.mentions)
-        if function.is_skipped or is_mentioned or function.bare_name in at_top:
+        if function.is_skipped or is_mentioned or function.bare_name in at_top or _needs_arguments(function):
             continue
         called = _closure(function, by_name)
-        if any(one.asserts for one in called) and any(one.mentions & program for one in called):
-            unreferenced.add(function.name)
+        asserted_by = frozenset(one.name for one in called if one.asserts)
+        if asserted_by and any(one.mentions & program for one in called):
+            unreferenced[function.name] = asserted_by
     asserting = frozenset(function.name for function in functions if function.asserts)
     for function in functions:
-        if function.name in asserting | unreferenced | noted:
+        if function.name in asserting | unreferenced.keys() | noted:
             assertions.note_entry(function.node, function.name)
-    return Reach(any(map(assertions.counts, top)), asserting, frozenset(unreferenced))
+    return Reach(any(map(assertions.counts, top)), asserting, unreferenced)
+
+
+def _needs_arguments(function: _Function) -> bool:
+    """Whether it is a helper that only a call with arguments runs: other than a test of the function under test."""
+    parameters = collect.required_parameters(function.node)
+    return bool(set(parameters) - {"self", "cls"}) and parameters != [collect.CANDIDATE]
 
 
 def _functions(

@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 from . import assertions, certain, collect, outputs, reach
 from .entry_point import EntryPoint
 from .handle import Handle
-from .own_module import without_solution
+from .own_module import taken_from_solution, without_solution
 
 FILENAME = "<tests>"
-# The name by which tests may call the entry point.
-_CANDIDATE = "candidate"
 
 
 class TestsBroken(Exception):
@@ -82,7 +80,9 @@ class Tests:
     def __init__(self, source: str, entry_point: EntryPoint) -> None:
         self.entry_point = entry_point
         try:
-            tree = without_solution(ast.parse(source, FILENAME))
+            tree = ast.parse(source, FILENAME)
+            taken = taken_from_solution(tree)
+            tree = without_solution(tree)
             free = _free_names(compile(tree, FILENAME, "exec", dont_inherit=True))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
@@ -116,10 +116,11 @@ class Tests:
                 )
             self.takers = []
         self.modules = (free & sys.stdlib_module_names) - (called - owners) - entry_point.wanted - {entry_point.name}
-        # A built-in is never the program's: it would decide its own tests with an abs() or isinstance() of its own.
-        used = free - self.modules - set(dir(builtins))
+        # A built-in is the program's only by an import: it would decide its own tests with an abs() of its own.
+        self.builtins = frozenset(dir(builtins)) - taken
+        used = free - self.modules - self.builtins
         if entry_point.name:
-            used -= {_CANDIDATE, entry_point.name}
+            used -= {collect.CANDIDATE, entry_point.name}
         self.wanted = frozenset(used) | entry_point.wanted
         self.required = entry_point.wanted or self.wanted
         if not self.wanted:
@@ -127,7 +128,7 @@ class Tests:
         named = frozenset({*self.functions, *self.takers})
         try:
             tree = assertions.instrument(tree)
-            self.reach = reach.survey(tree, self.wanted | {_CANDIDATE, entry_point.name}, named)
+            self.reach = reach.survey(tree, self.wanted | {collect.CANDIDATE, entry_point.name}, named)
             self.code: CodeType = compile(tree, FILENAME, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the tests do not compile: {type(error).__name__}: {error}") from error
@@ -153,9 +154,9 @@ class Tests:
         namespace.update({name: importlib.import_module(name) for name in self.modules})
         given = dict(defined)
         if self.entry_point.name:
-            given |= {_CANDIDATE: candidate, self.entry_point.name: candidate}
+            given |= {collect.CANDIDATE: candidate, self.entry_point.name: candidate}
         # check(candidate) gets the function passed: one that is called abs must not be its abs.
-        hidden = set(dir(builtins)) if self.takers else set()
+        hidden = self.builtins if self.takers else frozenset()
         namespace.update({name: value for name, value in given.items() if name not in hidden})
         try:
             exec(self.code, namespace)
@@ -270,7 +271,7 @@ def _takers(tree: ast.Module) -> list[str]:
     """The names of the functions that take the function under test: ``check``, and tests of a ``candidate``."""
     last = {node.name: node for node in collect.functions_of(tree)}
     given = {name: collect.required_parameters(node) for name, node in last.items()}
-    return [name for name, ones in given.items() if ones == [_CANDIDATE] or (name == "check" and len(ones) == 1)]
+    return [name for name, ones in given.items() if ones == [collect.CANDIDATE] or (name == "check" and len(ones) == 1)]
 
 
 def _imported(nodes: list[ast.AST]) -> set[str]:
