@@ -38,7 +38,7 @@ class HealthCheck(RunCallback):
     completions are like: random or repeating, unfinished or complete, without the format or wrong.
 
     Args:
-        prompts: training prompts sampled before the first step; 0 for none. Default: as many as a step has, up to 4.
+        prompts: training prompts sampled before the first step. Default: up to 4 of a step's; 0: none.
         truncated: warn when more than this share of completions is truncated.
         patience: warn when this many steps in a row were truncated so, had no group with signal, or had completions
             of another length.

@@ -23,8 +23,7 @@ from grpo_lightning.rollout.engines.base import Engine
 
 OUR_WORDS = {
     "model": "what learns, and how",
-    "ckpt_path": "the checkpoint to start from: a path; or last or best of the config's newest run, or of the run "
-    "whose own config.yaml is used",
+    "ckpt_path": "the checkpoint to start from: a path, or last or best of the config's own or newest run",
     "weights_only": "whether the checkpoint may hold nothing but tensors and primitive types",
     "seed_everything": "seeds all random numbers",
 }
