@@ -53,7 +53,7 @@ class OnlineModule(PolicyModule, ABC):
         epsilon_high: upper clip, ``None`` for ``epsilon`` (clip-higher of DAPO, arXiv 2503.14476).
         delta: cap of the ratio for negative advantages, above ``1 + epsilon_high`` (arXiv 2505.07291).
         ratio_level: ``token``, or ``sequence`` for GSPO (arXiv 2507.18071).
-        cispo_epsilon_high: cap of the weight of ``cispo`` (arXiv 2506.13585), which clips it and keeps every gradient.
+        cispo_epsilon_high: cap of the weight of ``cispo`` (arXiv 2506.13585), which keeps every gradient.
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
@@ -74,7 +74,7 @@ class OnlineModule(PolicyModule, ABC):
             nats per token, else ``none``. With several optimizer steps it needs ``old_logprobs: recompute``; with
             ``sampler`` the ratio itself is taken to the sampler, and ``auto`` is ``none``.
         sampler_cap: cap of that weight.
-        mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, section 3.4).
+        mask_truncated: exclude completions that ran into the cap from the loss (arXiv 2503.14476, 3.4).
         max_error_rate: the share of a step's completions that a verifier, or the environment, may break on before the
             run stops.
         episode_credit: what a turn of an episode learns from, with ``data.environment``: ``return``, that of the whole
