@@ -83,7 +83,7 @@ def newest(run_dir: Path, stem: str, suffix: str) -> Path:
     Args:
         run_dir: the run directory.
         stem: ``config`` or ``environment``.
-        suffix: with its dot.
+        suffix: the suffix, with its dot.
     """
     pattern = re.compile(rf"{stem}-(\d+){re.escape(suffix)}")
     numbered = {int(match[1]): file for file in run_dir.glob("*") if (match := pattern.fullmatch(file.name))}

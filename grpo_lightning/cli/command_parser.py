@@ -32,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse the command's options, and return the others too: keys of a config.
 
         Raises:
-            ConfigError: one of the others is no key, and nearly one of the command's options.
+            ConfigError: one of the others is not a key, and resembles one of the command's options.
         """
         given, rest = self.parse_known_args(args)
         for word in rest:

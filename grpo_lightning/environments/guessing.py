@@ -11,7 +11,7 @@ from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers.answer_text import AnswerReader
 
 _MAX_DIGITS = 100
-"""More are no guess: Python refuses to read a number of thousands of digits."""
+"""A longer number is not a guess: Python refuses to read thousands of digits."""
 
 _NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?(?:(?<![\w.])\.)?\d+(?:[.,]\d+)*")
 _WHOLE = re.compile(r"([-+\u2212]?)(\d+|\d{1,3}(?:,\d{3})+)")

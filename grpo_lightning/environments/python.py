@@ -72,7 +72,7 @@ class PythonEnvironment(ToolEnvironment):
     A call returns what the code prints, the value of an expression at its end, or the last line of its traceback. The
     variables of earlier calls are there: each call runs in a new process, after the code of the earlier ones, whose
     output is dropped. So code that draws random numbers, or reads the clock, may find others than before. A call whose
-    process died, hung or ran out of time leaves nothing behind, and further calls of its turn are not run.
+    process died, hung or ran out of time is forgotten, and further calls of its turn are not run.
 
     Args:
         timeout_s: limit on the processor time of a call, with that of the earlier code.

@@ -38,17 +38,6 @@ LIMIT_S = 120.0
 
 
 @pytest.fixture
-def path(tiny_model: Callable[[str], str]) -> str:
-    return tiny_model("llama")
-
-
-@pytest.fixture
-def served(path: str) -> Iterator[Running]:
-    with running(StandIn(path)) as server:
-        yield server
-
-
-@pytest.fixture
 def engines() -> Iterator[Callable[..., VLLMEngine]]:
     """Makes engines, and stops them."""
     made: list[VLLMEngine] = []

@@ -30,17 +30,6 @@ ROWS = [Request([20, 30, 40], seed) for seed in range(1, 5)]
 
 
 @pytest.fixture
-def path(tiny_model: Callable[[str], str]) -> str:
-    return tiny_model("llama")
-
-
-@pytest.fixture
-def served(path: str) -> Iterator[Running]:
-    with running(StandIn(path)) as server:
-        yield server
-
-
-@pytest.fixture
 def engines(tmp_path: Path) -> Iterator[Callable[..., VLLMEngine]]:
     """Makes engines, and stops them."""
     made: list[VLLMEngine] = []

@@ -71,7 +71,7 @@ def _cleaned(codes: list[str]) -> tuple[str, ...]:
 
 
 def _fenced(text: str) -> list[_Block] | None:
-    """The fenced blocks; ``None`` where there is no fence. The last may be left open."""
+    """The fenced blocks; ``None`` for a text without fences. The last may be left open."""
     # A fence in a docstring is part of it. Where that leaves a block open, the quotes were of another kind.
     for heeds_quotes in (True, False):
         blocks, found, is_open = _scanned(text, heeds_quotes)

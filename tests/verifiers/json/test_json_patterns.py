@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
-from grpo_lightning.types import Sample, Verdict
-from grpo_lightning.verifiers import JSONSchemaVerifier, judge
+from grpo_lightning.verifiers import JSONSchemaVerifier
 from grpo_lightning.verifiers.json.ecma import rewritten, rewritten_pattern
-
-VERIFIER = JSONSchemaVerifier()
-
-
-def verdict(completion: str, schema: Any, gold: Any = None, verifier: JSONSchemaVerifier = VERIFIER) -> Verdict:
-    return judge(verifier, [Sample("", completion, gold, {"schema": schema})])[0]
-
-
-def correct(completion: str, schema: Any, gold: Any = None) -> bool:
-    judged = verdict(completion, schema, gold)
-    assert judged.error is None, judged.error
-    return judged.correct
+from tests.verifiers.json.judged import correct, verdict
 
 
 @pytest.mark.parametrize(

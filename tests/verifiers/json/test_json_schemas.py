@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_lightning.types import Prompt, Sample, Verdict
+from grpo_lightning.types import Prompt, Sample
 from grpo_lightning.verifiers import JSONSchemaVerifier, judge
 from grpo_lightning.verifiers.json.constrains import constrains, refused_kinds
 from grpo_lightning.verifiers.json.row_schema import unwrap
 from grpo_lightning.verifiers.json.rules import compile_schema
+from tests.verifiers.json.judged import VERIFIER, correct, verdict
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
@@ -26,17 +27,6 @@ PLAIN = {
 }
 REMOTE = "https://example.com/other.json"
 ALL_TYPES = ["object", "array", "string", "number", "boolean", "null"]
-VERIFIER = JSONSchemaVerifier()
-
-
-def verdict(completion: str, schema: Any, gold: Any = None, verifier: JSONSchemaVerifier = VERIFIER) -> Verdict:
-    return judge(verifier, [Sample("", completion, gold, {"schema": schema})])[0]
-
-
-def correct(completion: str, schema: Any, gold: Any = None) -> bool:
-    judged = verdict(completion, schema, gold)
-    assert judged.error is None, judged.error
-    return judged.correct
 
 
 # Vendors' wrappings
