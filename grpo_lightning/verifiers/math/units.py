@@ -84,7 +84,6 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 # Right after a number without a space, of the short words these alone are units: 2mn is algebra.
-_BEHIND = re.compile("[A-Za-z]{2,3}(?![A-Za-z])")
 _SHORT_UNIT = re.compile(
     "[mcdknu]m|in|ft|yd|mi|[km]gs?|lbs?|oz|[mcdk]l|cc|qt|pt|gal|sq|cu|hrs?|min|sec|[mn]s|[ap]m|st|nd|rd|th|[km]ph|[rb]pm|"
     "mpg|pcs?|yrs?|wks?|[kmg]?hz|k?pa|psi|atm|bar|mol|kj|cal|[km]w|k?wh|hp|ev|[km]v|ma|db|[kmgt]b|rad|deg|pts|cts?",
