@@ -320,7 +320,7 @@ def _says(value: Any, *texts: str) -> bool:
 
 
 def _listed(values: Any) -> Any:
-    """Turn what has an order, and is no text, into a list: TRL iterates over whatever is returned."""
+    """Turn what has an order, except a text, into a list: TRL iterates over whatever is returned."""
     if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
         return values
     return list(values)

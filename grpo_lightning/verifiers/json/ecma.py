@@ -20,9 +20,9 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _MEMBER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
-# Escapes that stand for several characters: no end of a range.
+# Escapes that stand for several characters, so they cannot end a range.
 _SET = re.compile(r"\\[dDwWsSpP]")
-# A whole text of some characters of one kind. Beyond so many, the engines' automata get too large.
+# A whole text of some characters of one kind. With higher counts the engines' automata get too large.
 _COUNTED = re.compile(rf"\^(?P<kind>\.|{_ESCAPE}|{_CLASS})\{{(?P<least>[0-9]+)(?P<most>,[0-9]*)?\}}\$", re.DOTALL)
 _MOST_COUNTED = 1_000
 
