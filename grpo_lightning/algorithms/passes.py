@@ -13,6 +13,7 @@ from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
 from grpo_lightning.functional import kl_divergence, length_mask, masked_sum
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.speed.casts import cached_casts
 from grpo_lightning.speed.shared_prompt import PredictingStates
 from grpo_lightning.types import TokenRows
 
@@ -78,7 +79,7 @@ class Passes:
             ``[N, width]``; 0 for the other rows.
         """
         values_NT = experience.sampler_logprobs_NT.new_zeros(len(experience), width)
-        with torch.no_grad():
+        with torch.no_grad(), cached_casts():
             for part in self.cut(experience.tokens, rows_N.nonzero()[:, 0], share_prompts):
                 part_NT = compute(part.tokens)
                 values_NT[part.rows, : part_NT.shape[1]] = part_NT

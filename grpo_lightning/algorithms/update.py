@@ -22,6 +22,7 @@ from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.errors import RunError
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.records import record
+from grpo_lightning.speed.casts import cached_casts
 from grpo_lightning.types import Attempt
 
 log = logging.getLogger(__name__)
@@ -115,14 +116,15 @@ class UpdateStep:
             metrics: what is logged is added here.
         """
         strategy = self.trainer.strategy
-        for part in parts:
-            # Gradients are added up on each rank, and exchanged once, by `finish`.
-            alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-            with alone, self.policy.adding_gradients():
-                for loss in losses(part):
-                    # Strategies average gradients over ranks, and the loss has been divided by the count of all.
-                    self.backward(loss * self.trainer.world_size)
-            metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+        with cached_casts():
+            for part in parts:
+                # Gradients are added up on each rank, and exchanged once, by `finish`.
+                alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+                with alone, self.policy.adding_gradients():
+                    for loss in losses(part):
+                        # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                        self.backward(loss * self.trainer.world_size)
+                metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
 
     def finish(self, metrics: StepMetrics, step: int, attempts: Sequence[Attempt]) -> None:
         """Apply what has been added up, or skip the step if the gradient is not finite.

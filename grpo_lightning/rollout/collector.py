@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from grpo_lightning.constraints.base import Constraint
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.phases import Phases
@@ -22,6 +20,7 @@ from grpo_lightning.rollout.prompts import PromptBatch
 from grpo_lightning.rollout.replacing import Replacing
 from grpo_lightning.rollout.rounds import Rounds
 from grpo_lightning.rollout.scoring import Scoring, all_reward_names
+from grpo_lightning.speed.casts import cached_casts
 
 
 class Collector:
@@ -98,10 +97,7 @@ class Collector:
         at_once = max(1, (self.rows_at_once or len(waiting)) // group_size) * group_size
         with Scoring(self.learner.verifiers, made.turns) as scoring:
             made.scoring, made.judging_seconds = scoring, 0.0
-            with phases("rollout", policy.device) as rollout, self.forward_context():
-                # Lightning's autocast casts float32 weights anew at every use; here nothing changes them meanwhile.
-                # Leaving the context empties the cache.
-                torch.set_autocast_cache_enabled(True)
+            with phases("rollout", policy.device) as rollout, self.forward_context(), cached_casts():
                 for start in range(waiting.start, waiting.stop, at_once):
                     rows = list(range(start, min(start + at_once, waiting.stop)))
                     requests = [made.request(row) for row in rows]

@@ -29,11 +29,19 @@ class RoomyLayer(DynamicLayer):
         room: upper bound of the tokens that will be fed.
         padded: the buffers have :func:`padded_rows`, and zeros where nothing has been written: steps of fixed shapes
             read all of it, under a mask.
+        dtype: what keys and values are kept in; ``None``: the type in which attention reads them.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer], forks: Sequence[Tensor], room: int, padded: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Sequence[DynamicLayer],
+        forks: Sequence[Tensor],
+        room: int,
+        padded: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.padded = padded
+        self.padded, self.kept_in = padded, dtype
         assert parts[0].keys is not None
         assert parts[0].values is not None
         self.lazy_initialization(parts[0].keys, parts[0].values)
@@ -92,9 +100,9 @@ class RoomyLayer(DynamicLayer):
 
     def _room(self, like: Tensor, rows: int, columns: int) -> Tensor:
         _, heads, _, size = like.shape
-        # Under autocast attention reads them in its type, though some models turn keys in float32.
-        device_type, dtype = like.device.type, like.dtype
-        if torch.is_autocast_enabled(device_type) and dtype == torch.float32:
+        device_type, dtype = like.device.type, self.kept_in or like.dtype
+        if self.kept_in is None and dtype == torch.float32 and torch.is_autocast_enabled(device_type):
+            # Attention reads them in autocast's type, though some models turn keys in float32.
             dtype = torch.get_autocast_dtype(device_type)
         if self.padded:
             columns = -(-columns // ALIGNED) * ALIGNED
@@ -183,7 +191,13 @@ def _fork(parts: Sequence[Tensor], forks: Sequence[Tensor], buffer: Tensor) -> N
         rows[:, :, start:width] = part[fork]
 
 
-def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int, padded: bool = False) -> Cache:
+def decoding_cache(
+    parts: Sequence[Cache],
+    forks: Sequence[Tensor],
+    room: int,
+    padded: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Cache:
     """One cache for all decoding rows; with several parts, see
     :func:`grpo_lightning.speed.caches.has_plain_cache`.
 
@@ -192,12 +206,13 @@ def decoding_cache(parts: Sequence[Cache], forks: Sequence[Tensor], room: int, p
         forks: per cache, the rows of it that decoding rows start from, in order.
         room: tokens that every row may be fed.
         padded: room for steps of fixed shapes; see :class:`RoomyLayer`.
+        dtype: type of keys and values; see :class:`RoomyLayer`.
     """
     cache = parts[0]
     for index in range(len(cache.layers)):
         layers: list[Any] = [part.layers[index] for part in parts]
         if type(layers[0]) in (DynamicLayer, RoomyLayer):
-            cache.layers[index] = RoomyLayer(layers, forks, room, padded)
+            cache.layers[index] = RoomyLayer(layers, forks, room, padded, dtype)
         elif type(layers[0]) in (LinearAttentionLayer, RoomyStates):
             cache.layers[index] = RoomyStates(layers, forks, padded)
         else:

@@ -27,7 +27,7 @@ from grpo_lightning.rollout.engines import decoder, in_process
 from grpo_lightning.rollout.engines import rows as sampled_rows
 from grpo_lightning.rollout.engines.base import Request
 from grpo_lightning.rollout.sampling import SamplingParams, draw, row_seed, uniforms
-from grpo_lightning.speed import decoding_cache
+from grpo_lightning.speed import decoding_cache, packed
 from grpo_lightning.types import Completion, FinishReason
 from tests.sampling import generate
 from tests.tiny import tiny_tokenizer
@@ -323,9 +323,13 @@ def test_prefills_of_a_model_with_recurrent_states_join(tmp_path: Path, monkeypa
     assert sorted(one.token_ids for one in made) == sorted(one.token_ids for one in whole * 3)
 
 
-def test_under_autocast_the_cache_is_in_its_type(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention reads it in that type anyway: the same tokens from half of the memory."""
-    policy, sampling = Policy(PolicyConfig(path=model_path)), SamplingParams(max_new_tokens=24)
+@pytest.mark.parametrize(("without", "dtype"), [(["packed_weights"], torch.bfloat16), ([], torch.float32)])
+def test_under_autocast_the_cache_has_the_type_in_which_attention_reads_it(
+    model_path: str, without: list[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not without and not packed.has_operators(torch.bfloat16):
+        pytest.skip("this CPU or build of torch multiplies no packed bfloat16")
+    policy, sampling = Policy(PolicyConfig(path=model_path, without=without)), SamplingParams(max_new_tokens=24)
     found, dtypes = [], set()
     for in_float32 in (False, True):
         room = decoding_cache.RoomyLayer._room
@@ -338,7 +342,7 @@ def test_under_autocast_the_cache_is_in_its_type(model_path: str, monkeypatch: p
         monkeypatch.setattr(decoding_cache.RoomyLayer, "_room", spied)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(generate(policy, PROMPTS, 3, sampling, list(range(9))))
-    assert dtypes == {torch.bfloat16}
+    assert dtypes == {dtype}
     assert found[0] == found[1]
 
 

@@ -26,7 +26,7 @@ from grpo_lightning.rollout.sampling import SamplingParams
 from grpo_lightning.speed import packed
 from grpo_lightning.speed.direct import DirectDecoding, DirectStep
 from grpo_lightning.speed.packed import PackedWeights
-from tests.sampling import generate
+from tests.sampling import assert_similar, generate
 from tests.tiny import tiny_config, tiny_tokenizer
 from tests.toy import half
 
@@ -173,6 +173,19 @@ def test_under_autocast_the_packed_copy_has_its_type() -> None:
             found = apply(inner_RD)
             assert found.dtype is torch.bfloat16
             torch.testing.assert_close(found, layer(inner_RD))
+
+
+@in_bfloat16
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_attention_in_float32_gives_what_it_gives_in_bfloat16(model_path: str, weights: Any) -> None:
+    """With prompts of different lengths, so that a mask is needed; the packed copies are what brings float32."""
+    found = []
+    for without in ([], ["packed_weights"]):
+        policy = Policy(PolicyConfig(path=model_path, dtype=weights, without=without))
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(generate(policy, PROMPTS, 4, SamplingParams(max_new_tokens=8), list(range(12))))
+        assert policy.shortcuts.uses(PackedWeights) == (not without)
+    assert_similar(*found)
 
 
 @in_bfloat16

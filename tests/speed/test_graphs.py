@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import statistics
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from grpo_lightning.speed.decoding_cache import RoomyLayer
 from grpo_lightning.speed.direct import DirectStep
 from grpo_lightning.speed.graphs import CUDAGraphs, GraphedDecoding, GraphedStep
 from grpo_lightning.types import Completion
-from tests.sampling import generate
+from tests.sampling import assert_similar, generate
 from tests.tape import Tape
 from tests.tiny import save_tiny_model
 from tests.toy import half
@@ -61,18 +60,6 @@ def assert_same(own: list[Completion], plain: list[Completion], tolerance: float
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         for ours, theirs in ((one.logprobs, other.logprobs), (one.sampling_logprobs, other.sampling_logprobs)):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=tolerance, rtol=tolerance)
-
-
-def assert_similar(own: list[Completion], plain: list[Completion]) -> None:
-    """In bfloat16 another kernel rounds otherwise: compare the log-probs until the first token that differs."""
-    differences: list[float] = []
-    for one, other in zip(own, plain, strict=True):
-        for ours, theirs, *logprobs in zip(one.token_ids, other.token_ids, one.logprobs, other.logprobs, strict=False):
-            if ours != theirs:
-                break
-            differences.append(abs(logprobs[0] - logprobs[1]))
-    assert len(differences) > 0.3 * sum(len(one.token_ids) for one in own)
-    assert statistics.mean(differences) < 0.03
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ class Decoder:
     def _fork(self, caches: list[Cache], forks: list[Tensor]) -> None:
         """Make the cache of all rows, and what decodes them at its addresses."""
         self.graphed = None  # frees the graphs of the cache before
-        self.cache = decoding_cache(caches, forks, self.max_new_tokens, padded=self.model.graphs)
+        dtype = None if self.model.direct is None else self.model.direct.cache_dtype
+        self.cache = decoding_cache(caches, forks, self.max_new_tokens, self.model.graphs, dtype)
         if self.model.graphs:
             self.graphed = GraphedStep(self.model.step, self.cache, len(self.position_R), self.device)
 
