@@ -80,9 +80,8 @@ class PolicyExport(RunCallback):
             self._write(trainer, module, "policy_best")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "policy")
-        folder = Path(trainer.default_root_dir) / "policy"
-        if self.push_to_hub is not None and trainer.is_global_zero and folder.is_dir():
+        folder = self._write(trainer, pl_module, "policy")
+        if self.push_to_hub is not None and folder is not None:
             push_folder(folder, self.push_to_hub, self.private)
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,9 +93,10 @@ class PolicyExport(RunCallback):
         self._curve = state_dict.get("curve", ACCURACY)
         self._results = dict(state_dict.get("results", {}))
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Path | None:
+        """Return the folder that was written; ``None`` where none is."""
         if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return
+            return None
         folder = Path(trainer.default_root_dir) / name
         new, old = (folder.with_name(f".{name}.{state}") for state in ("new", "old"))
         if old.exists() and not folder.exists():
@@ -115,3 +115,4 @@ class PolicyExport(RunCallback):
             folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+        return folder

@@ -14,6 +14,8 @@ from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
 from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
+from .rollouts import RolloutLogger
+
 
 class RunSummary(RunCallback):
     """Validates before the first step and after the last, and prints what came of the run.
@@ -72,8 +74,9 @@ class RunSummary(RunCallback):
         if self._evaluation.result is not None:
             name, value = self._evaluation.result
             print(f"{name}: {value}, {self._evaluation.prompts} prompts")
-        if (Path(trainer.default_root_dir) / "rollouts").is_dir():
-            print(f"every completion: grpo samples {trainer.default_root_dir}")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutLogger) and callback.run_dir is not None:
+                print(f"every completion: grpo samples {callback.run_dir}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
