@@ -110,9 +110,9 @@ class HealthCheck(RunCallback):
             # The first prompt of the first batch, which is the same in every validation.
             self._show(f"validation after {trainer.global_step} optimizer steps", batch.sampled or batch.single, 1)
 
-    def _show(self, when: str, experience: Experience, prompts: int | None = None) -> None:
+    def _show(self, when: str, experience: Experience, groups: int | None = None) -> None:
         if self.examples:
-            text = example_text(experience.groups[:prompts])
+            text = example_text(experience, groups)
             if text is not None:
                 log.info("%s: %s", when, text)
 

@@ -15,7 +15,9 @@ from grpo_lightning.algorithms import OnlineModule, PolicyModule, policy_module
 from grpo_lightning.curves import CURVES, tensorboard_layout
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
-from grpo_lightning.types import Attempt
+from grpo_lightning.rollout.experience import Outcome
+
+from .shown import shown
 
 _WORD, _NUMBER = "", 0.0  # an example of each type
 HYPERPARAMETERS: dict[str, str | float] = {
@@ -183,37 +185,39 @@ def _write_histograms(writer: Any, experience: Experience, step: int) -> None:
 
 
 def samples_table(experience: Experience, count: int, seed: int) -> str:
-    """The best, the worst and random first attempts of a step as a table in Markdown; what they say is only shown."""
-    attempts = experience.first_attempts
+    """The best, the worst and random first attempts (or episodes) of a step as a table in Markdown.
+
+    What they say is only shown. Of an episode, that is its last turn.
+    """
+    rows = shown(experience)
     judged = sorted(
-        (row for row, attempt in enumerate(attempts) if attempt.verdict.error is None),
-        key=lambda row: -attempts[row].reward,
+        (row for row, one in enumerate(rows) if one.outcome.verdict.error is None),
+        key=lambda row: -rows[row].outcome.reward,
     )
-    drawn = random.Random(seed).sample(range(len(attempts)), min(count, len(attempts)))
+    drawn = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     chosen = [("best", row) for row in judged[:count]]
     chosen += [("worst", row) for row in judged[::-1][:count]]
     chosen += [("random", row) for row in drawn]
     lines = ["| rollout | prompt | completion |", "|---|---|---|"]
     for kind, row in chosen:
-        attempt, own = attempts[row], experience.row_advantages(row)
-        prompt = attempt.prompt.messages[-1]["content"] if attempt.prompt.messages else ""
+        one, own = rows[row], experience.row_advantages(row)
         advantage = None if own is None else float(own.float().mean())
-        facts = "<br>".join([f"**{kind}**", *_facts(attempt, advantage)])
-        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(attempt.completion.text, 800)} |")
+        facts = "<br>".join([f"**{kind}**", *_facts(one.outcome, advantage)])
+        lines.append(f"| {facts} | {_cell(one.prompt, 400)} | {_cell(one.answer.completion.text, 800)} |")
     return "\n".join(lines)
 
 
-def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
-    verdict = attempt.verdict
+def _facts(outcome: Outcome, advantage: float | None) -> Iterator[str]:
+    verdict = outcome.verdict
     if verdict.error is not None:
         yield _cell(f"error: {verdict.error}", 200)
     else:
         yield verdict.kind
-        yield f"reward {attempt.reward:.2f}"
+        yield f"reward {outcome.reward:.2f}"
     if advantage is not None:
         yield f"advantage {advantage:+.2f}"
-    cut = ", truncated" if attempt.is_truncated else ""
-    yield f"{len(attempt.completion.token_ids)} tokens{cut}"
+    turns = f" in {outcome.turns} turns" if outcome.turns > 1 else ""
+    yield f"{outcome.tokens} tokens{turns}{', truncated' if outcome.is_truncated else ''}"
     if verdict.feedback:
         yield _cell(verdict.feedback, 200)
 
