@@ -61,8 +61,8 @@ class RunSummary(RunCallback):
             self._validated = ("val reward", "val/reward")
         self._evaluation = end
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the final policy, if the last validation was of an earlier one."""
+    def on_last_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Validate the final policy, if the last validation was of an earlier one: what is exported next says so."""
         if self._validated_at != trainer.global_step:
             # As all validations but the first: at the step before it, so that it belongs to the steps that were made.
             set_logged_step(trainer, max(0, self.data_module.steps_done - 1))

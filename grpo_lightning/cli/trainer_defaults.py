@@ -76,8 +76,8 @@ def add_run_defaults(trainer: Any, run_dir: Path) -> None:
 def _into_run_dir(configured: Any, run_dir: Path) -> None:
     """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir.
 
-    Those of TensorBoard and CSV lie in the run dir itself, where ``grpo compare`` and a resumed run look for them, unless
-    the config gives them a ``name`` or a ``version``.
+    Those of TensorBoard and CSV lie in the run dir itself, where ``grpo compare`` and a resumed run look for them,
+    unless the config gives them a ``name`` or a ``version``.
     """
     for logger in configured if isinstance(configured, list) else [configured]:
         options = getattr(logger, "init_args", None)

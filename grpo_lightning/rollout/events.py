@@ -82,8 +82,11 @@ class RunCallback(pl.Callback):
     def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """A training step is over: its curves are written, and a validation that was due has ended.
 
-        Comes before the next step's rollouts. The last step is followed by Lightning's ``on_train_end`` instead.
+        Comes before the next step's rollouts. The last step is followed by :meth:`on_last_step_complete` instead.
         """
+
+    def on_last_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The last training step is over; comes before Lightning's ``on_train_end`` of any callback."""
 
     def on_evaluation_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch

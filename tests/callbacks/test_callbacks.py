@@ -250,7 +250,8 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     plain = fit(tmp_path, grpo(model_path), 3, **options)
     watch = Watch()
     capsys.readouterr()
-    told = fit(tmp_path, grpo(model_path), 3, callbacks=[RunSummary(), PolicyExport(), watch], **options)
+    # Whatever their order, the card is written after the last validation.
+    told = fit(tmp_path, grpo(model_path), 3, callbacks=[PolicyExport(), RunSummary(), watch], **options)
     assert same(plain, told), "validating first leaves no trace"
     out = capsys.readouterr().out
     (before,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(grpo(model_path), datamodule=rollouts())
@@ -261,6 +262,9 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     assert f"accuracy    {before['val/accuracy']:.3f} -> {after['val/accuracy']:.3f}" in out
     assert f"reward      {watch.logged[0]['reward/mean']:.3f} -> {last}" in out
     assert f"policy      {tmp_path}/policy" in out
+    (card,) = [line for line in (tmp_path / "policy/README.md").read_text().splitlines() if "after training" in line]
+    assert card.startswith(f"| validation accuracy after training | {after['val/accuracy']:.3f} ")
+    assert card.endswith("after 3 optimizer steps |")
     watch = Watch()
     fit(tmp_path, grpo(model_path), 1, callbacks=[RunSummary(validate_first=False), watch], **options)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]

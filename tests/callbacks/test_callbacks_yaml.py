@@ -124,12 +124,17 @@ def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
 ) -> None:
     export = [{"class_path": "PolicyExport", "init_args": {"enabled": False}}]
     assert not (run("fit", export) / "policy").exists()
-    with pytest.raises(SystemExit) as ended:
-        run("fit", [{"class_path": "Checkpoint"}], run_dir=tmp_path / "another")
-    assert ended.value.code == 2
-    assert (
-        "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint" in capsys.readouterr().err
-    )
+    for listed, option, said in (
+        ("Checkpoint", {}, "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint"),
+        (
+            "PolicyExport", {"export.best": True},
+            "export.best: says nothing, since trainer.callbacks lists PolicyExport: set it in the init_args there, or",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            run("fit", [{"class_path": listed}], run_dir=tmp_path / "another", **option)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_design_s_config_runs(
