@@ -94,7 +94,8 @@ class HealthCheck(RunCallback):
         if prompts and module.samples_to_learn and trainer.global_step == 0:
             experience = self.data_module.sample(prompts)
             if trainer.is_global_zero:
-                for line in preflight(experience, self.truncated, SILENT in module.step_means):
+                learned = (module.compares_rewards, module.learns_from_rewards)
+                for line in preflight(experience, self.truncated, *learned):
                     log.log(*line)
                 self._show("preflight", experience)
             self._check_sampler(trainer, module, experience)
@@ -196,10 +197,18 @@ class HealthCheck(RunCallback):
         self._first_lengths = list(state_dict["first_lengths"])
 
 
-def preflight(experience: Experience, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
-    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from.
+def preflight(
+    experience: Experience, truncated: float, groups: bool = True, learned: bool = True
+) -> list[tuple[int, str]]:
+    """What the sampled completions say, as log levels with sentences.
 
     The turns of an episode are completions; its reward and its ending are those of the whole episode.
+
+    Args:
+        experience: the completions.
+        truncated: warn when more than this share of them is truncated.
+        groups: whether the rewards of a group are compared, rather than all rewards.
+        learned: whether rewards are learned from; those that are only logged may all be the same.
     """
     outcomes, cap = experience.outcomes, experience.recipe.sampling.cap
     lengths = sorted(len(attempt.completion.token_ids) for attempt in experience.attempts)
@@ -217,8 +226,9 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     else:
         signal = len(set(rewards)) - 1
         found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
+    found = f"{found} to learn from" if learned else "the run does not learn from it"
     # Without a single reward the verifier is at fault.
-    advice = about_silence(experience, groups) if signal <= 0 and rewards else None
+    advice = about_silence(experience, groups) if learned and signal <= 0 and rewards else None
     mean = sum(rewards) / max(1, len(rewards))
     spread = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
@@ -231,7 +241,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         ),
         (
             logging.INFO,
-            f"preflight: {spread}; {found} to learn from",
+            f"preflight: {spread}; {found}",
         ),
     ]
     if cut > truncated:

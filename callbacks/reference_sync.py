@@ -32,7 +32,7 @@ class ReferenceSync(RunCallback):
             ``val/reward`` is used instead.
 
     Raises:
-        ConfigError: an option is out of its range, or the run has no reference, or no validation to wait for.
+        ConfigError: an option is out of its range, or the run has no reference, or no KL or validation to wait for.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class ReferenceSync(RunCallback):
             raise ConfigError(
                 "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
                 "to auto, or remove ReferenceSync"
+            )
+        if self.min_kl is not None and not module.has_kl:
+            raise ConfigError(
+                "ReferenceSync.min_kl: this run has no KL to the reference, which would never move: set model.beta "
+                "above 0, or remove min_kl"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

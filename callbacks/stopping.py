@@ -53,12 +53,11 @@ class StopWhen(RunCallback):
         if stage != "fit":
             return
         module = policy_module(pl_module, self)
-        if self.no_signal_steps is not None and "reward/groups_without_signal" not in module.step_means:
+        if self.no_signal_steps is not None and not module.compares_rewards:
             raise ConfigError(
-                "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
-                "remove it"
+                "StopWhen.no_signal_steps: this run does not learn from groups, so it would never stop it: remove it"
             )
-        if self.max_kl is not None and not module.wants_reference:
+        if self.max_kl is not None and not module.has_kl:
             raise ConfigError(
                 "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
                 "0, or remove it"

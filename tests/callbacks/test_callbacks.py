@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.algorithms import PPOModule
+from grpo_lightning.algorithms import DistillationModule, PPOModule
 from grpo_lightning.callbacks import (
     HealthCheck,
     PolicyExport,
@@ -239,6 +239,20 @@ def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
     assert not more, "one completion a prompt is enough where groups are nothing"
     silent = preflight(experience([(0.0, STOP)] * 2), 0.5, groups=False)[-1][1]
     assert silent.startswith("preflight: all rewards are the same: 0 of 2 are correct: take easier prompts")
+
+
+def test_the_preflight_of_a_run_that_learns_from_a_teacher_alone_does_not_miss_a_signal(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"policy": PolicyConfig(path=tiny_model("llama")), "verifiers": [Constant("never")]}
+    for coefficient, said in ((0.0, "; the run does not learn from it"), (0.5, "0 of 2 groups have a signal to learn")):
+        module = DistillationModule(**options, teacher="reference", reward_coef=coefficient)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "grpo_lightning"):
+            fit(tmp_path, module, 1, callbacks=[HealthCheck(prompts=2)])
+        assert said in caplog.text
+        assert ("no group has a signal" in caplog.text) is (coefficient > 0)
+        assert "all rewards are the same" not in caplog.text
 
 
 @llama_alone
