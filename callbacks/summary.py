@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
 from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
 
@@ -39,10 +38,9 @@ class RunSummary(RunCallback):
         if not self.validate_first or trainer.global_step != 0:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning ends a run whose EarlyStopping finds no value, and curves of training have none yet.
-        trained = {name for name in CURVES if not name.startswith("val/")}
+        # Lightning ends a run whose EarlyStopping finds no value, and only curves of validation have one yet.
         trainer.callbacks = [  # type: ignore[attr-defined]
-            one for one in callbacks if not (isinstance(one, EarlyStopping) and one.monitor in trained)
+            one for one in callbacks if not isinstance(one, EarlyStopping) or one.monitor.startswith(("val/", "val_"))
         ]
         try:
             validate_now(trainer)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import DistillationModule, PPOModule
@@ -284,6 +285,27 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
     first, _, last = line.removeprefix("accuracy").split()[:3]
     assert first == last, "without the validation before the first step there is one value only"
+
+
+class LogsOne(pl.Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.log("mine", 1.0)
+
+
+@llama_alone
+def test_the_first_validation_does_not_end_a_run_that_watches_a_curve_of_training(
+    model_path: str, tmp_path: Path
+) -> None:
+    watched = ("reward/mean", "reward/LetterVerifier", "mine")
+    stopping = [EarlyStopping(name, mode="max", patience=1, check_on_train_epoch_end=False) for name in watched]
+    watch = Watch()
+    options: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1}
+    module = grpo(model_path, verifiers=[LetterVerifier(), Constant("never")])
+    fit(tmp_path, module, 6, callbacks=[LogsOne(), *stopping, RunSummary(), watch], **options)
+    assert len(watch.logged) == 2, "the constant one has not risen after the second step"
+    # What validation logs has been logged by then.
+    with pytest.raises(RuntimeError, match="val/mine"):
+        fit(tmp_path, grpo(model_path), 1, callbacks=[EarlyStopping("val/mine"), RunSummary()], **options)
 
 
 def _shorter(completion: str, answer: str) -> float:
