@@ -54,11 +54,14 @@ class PolicyExport(RunCallback):
         self.push_to_hub = push_to_hub
         self.private = private
         self.enabled = enabled
+        if push_to_hub is not None and not enabled:
+            raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
+        self.reset()
+
+    def reset(self) -> None:
         self._best = float("-inf")
         self._curve = ACCURACY  # what the best is the best of
         self._results: dict[str, str] = {}
-        if push_to_hub is not None and not enabled:
-            raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and self.push_to_hub is not None:

@@ -83,6 +83,9 @@ class HealthCheck(RunCallback):
         self.max_sampler_gap = max_sampler_gap
         self.examples = examples
         self._shows_next = False
+        self.reset()
+
+    def reset(self) -> None:
         self._first_lengths: list[float] = []
         self._changed_steps = 0
         self._truncated_steps = 0
@@ -191,10 +194,13 @@ class HealthCheck(RunCallback):
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first_lengths": list(self._first_lengths)}
+        running = (self._changed_steps, self._truncated_steps, self._silent_steps)
+        return {"first_lengths": list(self._first_lengths), "running": list(running)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first_lengths = list(state_dict["first_lengths"])
+        running = state_dict.get("running", (0, 0, 0))  # which older checkpoints do not have
+        self._changed_steps, self._truncated_steps, self._silent_steps = running
 
 
 def preflight(

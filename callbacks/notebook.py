@@ -38,6 +38,9 @@ class NotebookView(RunCallback):
         self.rows = rows
         self.interval_s = interval_s
         self._place: Any = None
+        self.reset()
+
+    def reset(self) -> None:
         self._points: dict[str, list[tuple[int, float]]] = {"training": [], "validation": []}
         self._steps = 0  # training steps done, which may make several optimizer steps each
         self._table = ""

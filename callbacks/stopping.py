@@ -47,6 +47,9 @@ class StopWhen(RunCallback):
         self.max_kl = max_kl
         self.reward = reward
         self.patience = patience
+        self.reset()
+
+    def reset(self) -> None:
         self._running = {"no_signal_steps": 0, "max_kl": 0, "reward": 0}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

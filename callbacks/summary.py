@@ -28,6 +28,9 @@ class RunSummary(RunCallback):
 
     def __init__(self, validate_first: bool = True) -> None:
         self.validate_first = validate_first
+        self.reset()
+
+    def reset(self) -> None:
         self._validated_at: int | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}

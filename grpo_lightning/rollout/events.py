@@ -72,6 +72,13 @@ class RunCallback(pl.Callback):
     data_module: RolloutDataModule
     """The data of the run, once it is loaded."""
 
+    def reset(self) -> None:
+        """Forget what an earlier run has left: a ``fit`` begins that does not continue it.
+
+        Comes first, and before a checkpoint gives the state back. It does not come where ``fit`` of the same trainer
+        continues.
+        """
+
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
         """The data of a stage has been loaded; comes before Lightning's ``setup``. Sets :attr:`data_module`."""
         self.data_module = data
@@ -95,6 +102,11 @@ class RunCallback(pl.Callback):
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         """A validation or a test ends. Comes before Lightning's ``on_validation_end`` and before any checkpoint."""
+
+
+def continues(trainer: pl.Trainer) -> bool:
+    """Whether a ``fit`` continues an earlier one of the same trainer."""
+    return trainer.global_step > 0 and trainer.ckpt_path is None
 
 
 def run_callbacks(trainer: pl.Trainer) -> list[RunCallback]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -19,12 +20,15 @@ from transformers import AutoModelForCausalLM
 
 from grpo_lightning.algorithms import DistillationModule, PPOModule
 from grpo_lightning.callbacks import (
+    AdaptiveKL,
     HealthCheck,
     PolicyExport,
     PredictionWriter,
+    ReferenceSync,
     RunCheckpoint,
     RunSummary,
     StepProgressBar,
+    StopWhen,
 )
 from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.errors import ConfigError, RunError
@@ -162,12 +166,57 @@ def test_lengths_far_from_the_start_are_told(
         caplog.clear()
         watch(HealthCheck(patience=2, length_change=100.0), lengths)
         assert not caplog.text
-        # The start is remembered over a resume.
-        first, second = HealthCheck(patience=2), HealthCheck(patience=2)
-        watch(first, lengths[:2])
-        second.load_state_dict(first.state_dict())
-        watch(second, lengths[2:])
-        assert (said is None and not caplog.text) or (said or "") in caplog.text
+        # The start is remembered over a resume, and how long it has been.
+        for place in (2, 3):
+            first, second = HealthCheck(patience=2), HealthCheck(patience=2)
+            watch(first, lengths[:place])
+            second.load_state_dict(first.state_dict())
+            watch(second, lengths[place:])
+            assert (said is None and not caplog.text) or (said or "") in caplog.text
+            caplog.clear()
+
+
+def test_alarms_count_on_over_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = {"completion/truncated": 1.0, "reward/groups_without_signal": 1.0, "completion/length_mean": 2.0}
+    lightning, module = trainer(tmp_path, 1), pl.LightningModule()
+    end = StepEnd(0, metrics, experience([(0.0, CUT), (0.0, CUT)]))
+    checks = [HealthCheck(patience=2), HealthCheck(patience=2)]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        checks[0].on_step_end(lightning, module, end)
+        assert not caplog.text
+        checks[1].load_state_dict(checks[0].state_dict())
+        checks[1].on_step_end(lightning, module, end)
+    assert "truncated in each of the last 2 steps" in caplog.text
+    assert "no group had completions of different rewards in the last 2 steps" in caplog.text
+
+
+def test_callbacks_forget_the_run_before_unless_it_continues(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    used: list[pl.Callback] = [
+        HealthCheck(prompts=0), StopWhen(reward=0.0, patience=9), AdaptiveKL(), ReferenceSync(every_n_steps=1),
+        PolicyExport(best=True), RunSummary(validate_first=False),
+    ]  # fmt: skip
+
+    class Begun(pl.Callback):
+        """Keeps what they know when a fit begins."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.states = copy.deepcopy([callback.state_dict() for callback in used])
+
+    begun = Begun()
+    options: dict[str, Any] = {"callbacks": [*used, begun], "limit_val_batches": 1, "val_check_interval": 1}
+    one, module, data = trainer(tmp_path, 2, **options), grpo(tiny_model("llama"), beta=0.05), rollouts()
+    one.fit(module, datamodule=data)
+    fresh, learned = begun.states, [callback.state_dict() for callback in used]
+    assert not any(now == before for now, before in zip(learned, fresh, strict=True))
+    one.fit_loop.epoch_loop.max_steps = 3
+    one.fit(module, datamodule=data)
+    assert begun.states == learned, "the same trainer continues"
+    another = grpo(tiny_model("llama"), beta=0.07)
+    fit(tmp_path, another, 1, **options)
+    assert begun.states == fresh
+    # By hand: the first KL is 0, so the weight falls by a fifth of the gain, from what is configured.
+    assert another.beta == pytest.approx(0.07 * (1 - 0.2 * 0.1))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,6 @@ def test_a_notebook_has_both_while_it_trains_and_a_terminal_neither(
         shell.kernel = object()  # which the shell of a notebook has
         first, *updates = shown()
         points = {name: [step for step, _ in line] for name, line in view._points.items()}
-        view._points["training"].clear()
         broken = shown(1, verifiers=[BrokenVerifier(on="")], max_error_rate=1.0)
     finally:
         InteractiveShell.clear_instance()

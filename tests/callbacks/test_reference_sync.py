@@ -170,6 +170,19 @@ def test_moves_fall_on_the_first_training_step_behind_so_many_optimizer_steps(
     assert [logged["reference/moves"] for logged in watch.logged] == [0, 1, 2, 2, 3]
 
 
+def test_a_resumed_run_moves_as_its_own_option_says(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    def run(steps: int, every: int, **options: Any) -> list[float]:
+        watch = Watch()
+        callbacks = [ReferenceSync(every_n_steps=every), RunCheckpoint(), watch]
+        module = grpo(tiny_model("llama"), beta=0.05)
+        fit(tmp_path, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
+        return [logged["reference/moves"] for logged in watch.logged]
+
+    assert run(3, 20) == [0, 0, 0]
+    # By hand: due since step 2, so after the fourth, which is the first that sees the option, and then after the sixth.
+    assert run(7, 2, ckpt_path=tmp_path / "checkpoints/last.ckpt") == [1, 1, 2, 2]
+
+
 def test_it_can_wait_for_a_kl(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     watch, plain = Watch(), Watch()
     fit(tmp_path, grpo(tiny_model("llama"), beta=0.01), 6, callbacks=[plain])
