@@ -73,6 +73,15 @@ class TensorBoardExtras(RunCallback):
         self.histograms = histograms
         self._session_open = False
         self._logged: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        self._options: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the options as they are configured: other callbacks move some, such as ``beta``, in training."""
+        if not self._options:
+            self._options = hyperparameters(trainer, policy_module(pl_module, self), self.data_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._session_open = False
@@ -88,7 +97,7 @@ class TensorBoardExtras(RunCallback):
         if not writers:
             return
         if self.hparams and not self._session_open:
-            self._write_hparams(trainer, module, end=False)
+            self._write_hparams(trainer, end=False)
         if end.experience is not None and end.step % self.every_n_steps == 0:
             for writer in writers:
                 if self.histograms:
@@ -99,7 +108,7 @@ class TensorBoardExtras(RunCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_layout(trainer)
         if self._session_open:
-            self._write_hparams(trainer, pl_module, end=True)
+            self._write_hparams(trainer, end=True)
 
     def _write_layout(self, trainer: pl.Trainer) -> None:
         """Write the charts of what has been logged; again when new curves appear, for the last one counts."""
@@ -113,12 +122,11 @@ class TensorBoardExtras(RunCallback):
         for writer in _writers(trainer):
             writer.add_custom_scalars(charts)
 
-    def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
+    def _write_hparams(self, trainer: pl.Trainer, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
-        options = hyperparameters(trainer, policy_module(pl_module, self), self.data_module)
         # The tab takes its columns from the first run that it meets, so all runs name the same ones.
         columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(final_curves(), 0.0))
-        _, opened, closed = hparams_summaries(options, {})
+        _, opened, closed = hparams_summaries(self._options, {})
         self._session_open = not end
         for writer in _writers(trainer):
             for summary in [closed] if end else [columns, opened]:

@@ -22,7 +22,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import TensorBoardExtras
+from grpo_lightning.callbacks import AdaptiveKL, TensorBoardExtras
 from grpo_lightning.callbacks.tensorboard import HYPERPARAMETERS, final_curves, samples_table
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -42,7 +42,7 @@ def board(folder: Path) -> TensorBoardLogger:
 def runs(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GRPO run with a reference, and an SFT run."""
     root, path = tmp_path_factory.mktemp("runs"), tiny_model("lfm2")
-    extras = [TensorBoardExtras(every_n_steps=2)]
+    extras = [AdaptiveKL(), TensorBoardExtras(every_n_steps=2)]
     fit(root, grpo(path, beta=0.1), 3, callbacks=extras, logger=board(root / "grpo"), **VALIDATE)
     module = SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam)
     fit(root, module, 2, callbacks=[TensorBoardExtras()], logger=board(root / "sft"), **VALIDATE)
