@@ -93,6 +93,12 @@ class StopWhen(RunCallback):
             log.warning("stopping: %s in %d steps running (StopWhen.%s)", what, self._running[condition], condition)
             trainer.should_stop = True
 
+    @property
+    def state_key(self) -> str:
+        """Its options: a run may have several, such as one per condition."""
+        options = (self.no_signal_steps, self.max_kl, self.reward, self.patience)
+        return f"{type(self).__name__}{options}"
+
     def state_dict(self) -> dict[str, Any]:
         return dict(self._running)
 

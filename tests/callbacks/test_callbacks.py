@@ -547,6 +547,10 @@ def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     assert re.search(r"train:  50% 2/4 \[\d\d:\d\d<\d\d:\d\d, .*reward=0\.\d{3}, ", "\n".join(lines))
     trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
     assert "test: 100%" in capsys.readouterr().err
+    # Without max_steps, the epochs say how many there will be.
+    options = {"enable_progress_bar": True, "max_epochs": 2, "limit_train_batches": 2, "val_check_interval": None}
+    fit(tmp_path, grpo(model_path, updates_per_rollout=2), -1, callbacks=[bar], **options)
+    assert "8/8" in capsys.readouterr().err
 
 
 @llama_alone
