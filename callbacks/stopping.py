@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class StopWhen(RunCallback):
     """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several consecutive steps.
 
-    Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
+    Lightning's ``EarlyStopping`` does the same for ``val/accuracy``. A run may have several, each with its own options.
 
     Args:
         no_signal_steps: stop when no group had completions of different rewards in this many consecutive steps

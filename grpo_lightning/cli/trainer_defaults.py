@@ -28,14 +28,20 @@ def with_save_dir(logger: Any) -> Any:
     if isinstance(logger, list):
         return [with_save_dir(one) for one in logger]
     path = logger.get("class_path") if isinstance(logger, dict) else logger
-    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    is_lightnings = package.partition(".")[0] in ("", "lightning", "pytorch_lightning")
-    cls = getattr(loggers, name, None) if is_lightnings else None
-    save_dir = inspect.signature(cls).parameters.get("save_dir") if isinstance(cls, type) else None
+    cls = _lightnings_logger(path)
+    save_dir = None if cls is None else inspect.signature(cls).parameters.get("save_dir")
     if save_dir is None or save_dir.default is not inspect.Parameter.empty:
         return logger
     options = (logger.get("init_args") or {}) if isinstance(logger, dict) else {}
     return {"class_path": path, "init_args": {"save_dir": "."} | options}
+
+
+def _lightnings_logger(path: Any) -> type | None:
+    """Lightning's logger of a class path, or of a class name alone; ``None`` for anything else."""
+    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    is_lightnings = package.partition(".")[0] in ("", "lightning", "pytorch_lightning")
+    cls = getattr(loggers, name, None) if is_lightnings else None
+    return cls if isinstance(cls, type) else None
 
 
 def with_logger_options(arguments: Sequence[str]) -> list[str]:
@@ -84,9 +90,9 @@ def _into_run_dir(configured: Any, run_dir: Path) -> None:
         if options is None or str(options.get("save_dir")) != ".":
             continue
         options.save_dir = str(run_dir)
-        kind = logger.class_path.rpartition(".")[2]
+        kind = _lightnings_logger(logger.class_path)
         is_unnamed = options.get("name", "lightning_logs") == "lightning_logs" and options.get("version") is None
-        if kind in (TensorBoardLogger.__name__, CSVLogger.__name__) and is_unnamed:
+        if kind in (TensorBoardLogger, CSVLogger) and is_unnamed:
             options.name = options.version = ""
-            if kind == TensorBoardLogger.__name__:
+            if kind is TensorBoardLogger:
                 options.default_hp_metric = False
