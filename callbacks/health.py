@@ -97,7 +97,7 @@ class HealthCheck(RunCallback):
         if prompts and module.samples_to_learn and trainer.global_step == 0:
             experience = self.data_module.sample(prompts)
             if trainer.is_global_zero:
-                for line in preflight(experience, self.truncated, module.compares_rewards, module.learns_from_rewards):
+                for line in preflight(experience, self.truncated, module.compares_rewards, module.uses_rewards):
                     log.log(*line)
                 self._show("preflight", experience)
             self._check_sampler(trainer, module, experience)

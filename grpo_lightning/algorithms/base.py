@@ -111,7 +111,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return self.has_kl
 
     @property
-    def learns_from_rewards(self) -> bool:
+    def uses_rewards(self) -> bool:
         """Whether rewards are learned from, not only logged."""
         return self.samples_to_learn
 
