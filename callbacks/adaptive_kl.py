@@ -36,6 +36,9 @@ class AdaptiveKL(RunCallback):
             raise ConfigError(f"AdaptiveKL.gain: must be above 0 and up to 1, not {gain}")
         self.target = target
         self.gain = gain
+        self.reset()
+
+    def reset(self) -> None:
         self._beta: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
+from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import RunCallback, StepEnd
 
@@ -26,6 +27,11 @@ class TokenBudget(RunCallback):
         if tokens < 1:
             raise ConfigError(f"TokenBudget.tokens: must be at least 1, not {tokens}")
         self.tokens = tokens
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make no step if the run has reached its budget: it may have been resumed."""
+        if policy_module(pl_module, self).totals.rollout_tokens >= self.tokens:
+            trainer.should_stop = True
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:
         if not end.metrics.get(COUNTER, 0) > 0:

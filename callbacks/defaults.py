@@ -20,8 +20,9 @@ def default_callbacks() -> list[pl.Callback]:
     set up logging itself.
 
     ``Trainer(callbacks=default_callbacks(), default_root_dir="my_run", ...)`` writes the rollouts to
-    ``my_run/rollouts``. The command line adds checkpoints, the exported policy and extras of TensorBoard:
-    ``RunCheckpoint``, ``PolicyExport``, ``TensorBoardExtras``.
+    ``my_run/rollouts``, and those of a later ``trainer.test`` to ``my_run/test/1/rollouts``. The command line adds
+    checkpoints, the exported policy and extras of TensorBoard: ``RunCheckpoint``, ``PolicyExport``,
+    ``TensorBoardExtras``.
     """
     show_log()
     return [HealthCheck(), StepProgressBar(), RunSummary(), RolloutLogger(), NotebookView()]

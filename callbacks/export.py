@@ -54,11 +54,14 @@ class PolicyExport(RunCallback):
         self.push_to_hub = push_to_hub
         self.private = private
         self.enabled = enabled
+        if push_to_hub is not None and not enabled:
+            raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
+        self.reset()
+
+    def reset(self) -> None:
         self._best = float("-inf")
         self._curve = ACCURACY  # what the best is the best of
         self._results: dict[str, str] = {}
-        if push_to_hub is not None and not enabled:
-            raise ConfigError("export.push_to_hub: nothing is written with export.enabled=false")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and self.push_to_hub is not None:
@@ -80,9 +83,8 @@ class PolicyExport(RunCallback):
             self._write(trainer, module, "policy_best")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "policy")
-        folder = Path(trainer.default_root_dir) / "policy"
-        if self.push_to_hub is not None and trainer.is_global_zero and folder.is_dir():
+        folder = self._write(trainer, pl_module, "policy")
+        if self.push_to_hub is not None and folder is not None:
             push_folder(folder, self.push_to_hub, self.private)
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,9 +96,10 @@ class PolicyExport(RunCallback):
         self._curve = state_dict.get("curve", ACCURACY)
         self._results = dict(state_dict.get("results", {}))
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Path | None:
+        """Return the folder that was written; ``None`` where none is."""
         if not self.enabled or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return
+            return None
         folder = Path(trainer.default_root_dir) / name
         new, old = (folder.with_name(f".{name}.{state}") for state in ("new", "old"))
         if old.exists() and not folder.exists():
@@ -115,3 +118,4 @@ class PolicyExport(RunCallback):
             folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+        return folder

@@ -83,6 +83,9 @@ class HealthCheck(RunCallback):
         self.max_sampler_gap = max_sampler_gap
         self.examples = examples
         self._shows_next = False
+        self.reset()
+
+    def reset(self) -> None:
         self._first_lengths: list[float] = []
         self._changed_steps = 0
         self._truncated_steps = 0
@@ -94,7 +97,7 @@ class HealthCheck(RunCallback):
         if prompts and module.samples_to_learn and trainer.global_step == 0:
             experience = self.data_module.sample(prompts)
             if trainer.is_global_zero:
-                for line in preflight(experience, self.truncated, SILENT in module.step_means):
+                for line in preflight(experience, self.truncated, module.compares_rewards, module.uses_rewards):
                     log.log(*line)
                 self._show("preflight", experience)
             self._check_sampler(trainer, module, experience)
@@ -110,9 +113,9 @@ class HealthCheck(RunCallback):
             # The first prompt of the first batch, which is the same in every validation.
             self._show(f"validation after {trainer.global_step} optimizer steps", batch.sampled or batch.single, 1)
 
-    def _show(self, when: str, experience: Experience, prompts: int | None = None) -> None:
+    def _show(self, when: str, experience: Experience, groups: int | None = None) -> None:
         if self.examples:
-            text = example_text(experience.groups[:prompts])
+            text = example_text(experience, groups)
             if text is not None:
                 log.info("%s: %s", when, text)
 
@@ -190,16 +193,27 @@ class HealthCheck(RunCallback):
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first_lengths": list(self._first_lengths)}
+        running = (self._changed_steps, self._truncated_steps, self._silent_steps)
+        return {"first_lengths": list(self._first_lengths), "running": list(running)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first_lengths = list(state_dict["first_lengths"])
+        running = state_dict.get("running", (0, 0, 0))  # which older checkpoints do not have
+        self._changed_steps, self._truncated_steps, self._silent_steps = running
 
 
-def preflight(experience: Experience, truncated: float, groups: bool = True) -> list[tuple[int, str]]:
-    """What the sampled completions say, as log levels with sentences; ``groups``: whether these are learned from.
+def preflight(
+    experience: Experience, truncated: float, groups: bool = True, learned: bool = True
+) -> list[tuple[int, str]]:
+    """What the sampled completions say, as log levels with sentences.
 
     The turns of an episode are completions; its reward and its ending are those of the whole episode.
+
+    Args:
+        experience: the completions.
+        truncated: warn when more than this share of them is truncated.
+        groups: whether the rewards of a group are compared, rather than all rewards.
+        learned: whether rewards are learned from; those that are only logged may all be the same.
     """
     outcomes, cap = experience.outcomes, experience.recipe.sampling.cap
     lengths = sorted(len(attempt.completion.token_ids) for attempt in experience.attempts)
@@ -217,8 +231,9 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
     else:
         signal = len(set(rewards)) - 1
         found, silence = f"{len(set(rewards))} different rewards among all of them", "all rewards are the same"
+    found = f"{found} to learn from" if learned else "the run does not learn from it"
     # Without a single reward the verifier is at fault.
-    advice = about_silence(experience, groups) if signal <= 0 and rewards else None
+    advice = about_silence(experience, groups) if learned and signal <= 0 and rewards else None
     mean = sum(rewards) / max(1, len(rewards))
     spread = f"reward {mean:.2f} on average, from {min(rewards):.2f} to {max(rewards):.2f}" if rewards else "no reward"
     lines = [
@@ -231,7 +246,7 @@ def preflight(experience: Experience, truncated: float, groups: bool = True) -> 
         ),
         (
             logging.INFO,
-            f"preflight: {spread}; {found} to learn from",
+            f"preflight: {spread}; {found}",
         ),
     ]
     if cut > truncated:

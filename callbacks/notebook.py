@@ -11,10 +11,9 @@ import lightning.pytorch as pl
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.output import in_notebook
-from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
-from grpo_lightning.types import Attempt
+from grpo_lightning.rollout import EvaluationEnd, Experience, RunCallback, StepEnd
 
-from .shown import shortened
+from .shown import shortened, widest_group
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 34
 _COLOURS = ("#2a78d6", "#d9663a")
@@ -39,6 +38,9 @@ class NotebookView(RunCallback):
         self.rows = rows
         self.interval_s = interval_s
         self._place: Any = None
+        self.reset()
+
+    def reset(self) -> None:
         self._points: dict[str, list[tuple[int, float]]] = {"training": [], "validation": []}
         self._steps = 0  # training steps done, which may make several optimizer steps each
         self._table = ""
@@ -56,7 +58,7 @@ class NotebookView(RunCallback):
         self._steps = end.step + 1
         if "reward/mean" in end.metrics:  # unless the verifiers broke on all
             self._points["training"].append((self._steps, end.metrics["reward/mean"]))
-        self._table = table(end.experience.groups, self.rows, f"Completions of step {end.step + 1}")
+        self._table = table(end.experience, self.rows, f"Completions of step {end.step + 1}")
         if time.monotonic() - self._shown_at >= self.interval_s:
             self._show()
 
@@ -127,22 +129,19 @@ def curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> str
     )
 
 
-def table(groups: Sequence[Sequence[Attempt]], rows: int, title: str) -> str:
+def table(experience: Experience, rows: int, title: str) -> str:
     """Completions of the prompt whose rewards differ most, from the best to the worst; the text is shown as text."""
-    judged = [[attempt for attempt in group if attempt.verdict.error is None] for group in groups]
-    ordered = [sorted(group, key=lambda attempt: -attempt.reward) for group in judged if group]
-    if not ordered:
+    group = widest_group(experience)
+    if not group:
         return f"<p>{escape(title)}: the verifier broke on all of them</p>"
-    group = max(ordered, key=lambda group: group[0].reward - group[-1].reward)
-    shown = group if len(group) <= rows else [*group[: rows - rows // 2], *group[len(group) - rows // 2 :]]
+    chosen = group if len(group) <= rows else [*group[: rows - rows // 2], *group[len(group) - rows // 2 :]]
     cell = "text-align:left;vertical-align:top;padding:2px 8px;white-space:pre-wrap;overflow-wrap:anywhere"
     body = "".join(
-        f'<tr><td style="{cell}">{attempt.reward:.3g}{" (truncated)" if attempt.is_truncated else ""}</td>'
-        f'<td style="{cell}">{escape(shortened(attempt.completion.text))}</td></tr>'
-        for attempt in shown
+        f'<tr><td style="{cell}">{one.outcome.reward:.3g}{" (truncated)" if one.outcome.is_truncated else ""}</td>'
+        f'<td style="{cell}">{escape(shortened(one.answer.completion.text))}</td></tr>'
+        for one in chosen
     )
-    turns = group[0].prompt.messages
-    prompt = escape(shortened(turns[-1]["content"] if turns else ""))
+    prompt = escape(shortened(group[0].prompt))
     return (
         f'<table style="max-width:100%"><caption style="text-align:left;white-space:pre-wrap"><b>{escape(title)}</b>: '
         f'{prompt}</caption><thead><tr><th style="{cell}">reward</th><th style="{cell}">completion</th></tr></thead>'

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from grpo_lightning.algorithms import policy_module
+from grpo_lightning.algorithms.metrics import stacked
 from grpo_lightning.errors import ConfigError, OutOfMemory
 from grpo_lightning.rollout import Experience, RunCallback
 
@@ -166,8 +167,8 @@ class VRAMProfiler(RunCallback):
 
     def _log(self, values: dict[str, float]) -> None:
         """Log the highest of all ranks: they go through the same phases."""
-        stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device)
-        highest = self._trainer.strategy.reduce(stacked, reduce_op="max").tolist()
+        here = stacked(list(values.values()), self._device)
+        highest = self._trainer.strategy.reduce(here, reduce_op="max").tolist()
         for name, value in zip(values, highest, strict=True):
             self._module.log(f"memory/{name}", value)
 

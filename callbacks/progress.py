@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from grpo_lightning.algorithms import OnlineModule
 from grpo_lightning.curves import CURVES
 
 LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -69,8 +71,7 @@ class StepProgressBar(ProgressBar):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        self._bar = self._new("train", total, trainer.global_step)
+        self._bar = self._new("train", _optimizer_steps(trainer, pl_module), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,6 +161,15 @@ class StepProgressBar(ProgressBar):
             for name, curve in CURVES.items()
             if curve.bar and name in metrics and not (curve.bar == "loss" and "reward/mean" in metrics)
         }
+
+
+def _optimizer_steps(trainer: pl.Trainer, module: pl.LightningModule) -> int | None:
+    """How many there will be, at most; ``None`` for no end."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches = trainer.estimated_stepping_batches
+    per_batch = module.updates_per_rollout * module.minibatches_per_update if isinstance(module, OnlineModule) else 1
+    return int(batches) * per_batch if batches < math.inf else None
 
 
 def _has_terminal() -> bool:

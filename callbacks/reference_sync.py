@@ -32,7 +32,7 @@ class ReferenceSync(RunCallback):
             ``val/reward`` is used instead.
 
     Raises:
-        ConfigError: an option is out of its range, or the run has no reference, or no validation to wait for.
+        ConfigError: an option is out of its range, or the run has no reference, or no KL or validation to wait for.
     """
 
     def __init__(
@@ -50,8 +50,11 @@ class ReferenceSync(RunCallback):
         self.alpha = alpha
         self.min_kl = min_kl
         self.if_accuracy_improved = if_accuracy_improved
+        self.reset()
+
+    def reset(self) -> None:
         self._moves = 0
-        self._due_at = every_n_steps
+        self._moved_at = 0
         self._best: float | None = None
         self._curve = ACCURACY  # what the best is the best of
         self._kl: float | None = None
@@ -65,6 +68,11 @@ class ReferenceSync(RunCallback):
             raise ConfigError(
                 "ReferenceSync: this run has no reference to move: set model.beta above 0 and model.policy.reference "
                 "to auto, or remove ReferenceSync"
+            )
+        if self.min_kl is not None and not module.has_kl:
+            raise ConfigError(
+                "ReferenceSync.min_kl: this run has no KL to the reference, which would never move: set model.beta "
+                "above 0, or remove min_kl"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,19 +115,21 @@ class ReferenceSync(RunCallback):
             self._move(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"moves": self._moves, "due_at": self._due_at, "best": self._best, "curve": self._curve}
+        return {"moves": self._moves, "moved_at": self._moved_at, "best": self._best, "curve": self._curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._moves, self._due_at, self._best = (state_dict[name] for name in ("moves", "due_at", "best"))
-        self._curve = state_dict.get("curve", ACCURACY)  # which older checkpoints do not have
+        self._moves, self._best = state_dict["moves"], state_dict["best"]
+        # Which older checkpoints do not have.
+        self._moved_at = state_dict.get("moved_at", 0)
+        self._curve = state_dict.get("curve", ACCURACY)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         """Metrics have been reduced over the ranks, so that all of them decide alike."""
-        if trainer.global_step < self._due_at:
+        if trainer.global_step < (self._moved_at // self.every_n_steps + 1) * self.every_n_steps:
             return False
         return self.min_kl is None or (self._kl is not None and self._kl >= self.min_kl)
 
     def _move(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         policy_module(module, self).policy.sync_reference(self.alpha)
         self._moves += 1
-        self._due_at = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps
+        self._moved_at = trainer.global_step

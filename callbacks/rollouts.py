@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class RolloutLogger(RunCallback):
     step is there once; to keep them, start from the checkpoint in a new ``--run_dir``. A record holds prompt,
     completion, verdict, reward, advantage, finish reason, attempt, and what the policy thought of its tokens. In
     ``test`` and ``validate`` the step is the number of the batch, and ``sampled_for`` says what the completion counts
-    for. Validation inside ``fit`` is not written.
+    for. Where the run dir has rollouts already, as after ``trainer.fit`` with the same trainer, they are written into
+    ``<run dir>/test/<n>/rollouts``, or ``validate`` likewise. Validation inside ``fit`` and dry runs are not written.
 
     Args:
         every_n_steps: write the rollouts of every this many training steps; those of an evaluation are all written.
@@ -72,6 +74,8 @@ class RolloutLogger(RunCallback):
         self.tokens = tokens
         self.max_bytes = None if max_gib is None else max_gib * 2**30
         self.enabled = enabled
+        self.run_dir: Path | None = None
+        """What ``grpo samples`` shows the rollouts of this start by; ``None`` where none has been written."""
         self._batches = 0
         self._folder: Path | None = None
         self._shard: Path | None = None
@@ -79,8 +83,9 @@ class RolloutLogger(RunCallback):
         self._deleted = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._folder = self._shard = None
-        if trainer.training and trainer.ckpt_path is not None and trainer.is_global_zero:
+        self.run_dir = self._folder = self._shard = None
+        is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.training and trainer.ckpt_path is not None and trainer.is_global_zero and not is_dry:
             drop_rollouts(Path(trainer.default_root_dir) / "rollouts", self.data_module.steps_done)
         tokenizer = policy_module(pl_module, self).policy.tokenizer
         self._characters = TokenCharacters(tokenizer) if self.tokens else None
@@ -121,7 +126,7 @@ class RolloutLogger(RunCallback):
 
     def _write(self, trainer: pl.Trainer, step: int, records: list[dict[str, Any]]) -> None:
         if self._folder is None:
-            self._folder = trainer.strategy.broadcast(_new_folder(trainer, step))
+            self.run_dir, self._folder = trainer.strategy.broadcast(_new_folder(trainer, step))
             self._folder.mkdir(parents=True, exist_ok=True)
         place = {"step": step, "optimizer_step": trainer.global_step, "rank": trainer.global_rank}
         rows = [place | record for record in records]
@@ -153,10 +158,17 @@ class RolloutLogger(RunCallback):
                 )  # fmt: skip
 
 
-def _new_folder(trainer: pl.Trainer, step: int) -> Path:
-    root = Path(trainer.default_root_dir) / "rollouts"
+def _new_folder(trainer: pl.Trainer, step: int) -> tuple[Path, Path]:
+    """The run dir of the rollouts of this start, and the folder in it that they go into.
+
+    An evaluation counts its steps from 0: beside the rollouts of training it would be read as a repeat of them.
+    """
+    run_dir, function = Path(trainer.default_root_dir), trainer.state.fn
+    if function is not None and function != "fit" and (run_dir / "rollouts").exists():
+        run_dir = next(path for n in count(1) if not (path := run_dir / function.value / str(n)).exists())
+    root = run_dir / "rollouts"
     numbers = [int(folder.name.split("-")[0]) for folder in root.glob("[0-9]*-from-step-*")]
-    return root / f"{max(numbers, default=0) + 1:03d}-from-step-{step:06d}"
+    return run_dir, root / f"{max(numbers, default=0) + 1:03d}-from-step-{step:06d}"
 
 
 _AS_JSON = ("prompt", "answer", "metadata", "rewards_by_verifier", "info")

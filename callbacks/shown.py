@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
+from grpo_lightning.rollout import Experience
+from grpo_lightning.rollout.experience import Outcome
 from grpo_lightning.types import Attempt
 
 PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 200, 400
 """More of a text is omitted from its middle."""
 
 
-def example_text(groups: Sequence[Sequence[Attempt]]) -> str | None:
-    """The prompt whose rewards differ most (the first of equals), with its best and its worst completion.
+class Shown(NamedTuple):
+    """An attempt, or an episode, as it is shown: by what it began with and what was judged of it.
 
     Args:
-        groups: attempts at each prompt. Those without a reward are not shown.
+        prompt: the last message of the prompt.
+        answer: the attempt, or the last turn of the episode.
+        outcome: what came of it: the reward is that of the whole episode.
+    """
+
+    prompt: str
+    answer: Attempt
+    outcome: Outcome
+
+
+def shown(experience: Experience) -> list[Shown]:
+    """The first attempts of a step, or the episodes that they begin."""
+    first = zip(
+        experience.first_attempts, experience.answers, experience.outcomes, strict=False
+    )  # replaced ones follow
+    return [
+        Shown(attempt.prompt.messages[-1]["content"] if attempt.prompt.messages else "", answer, outcome)
+        for attempt, answer, outcome in first
+    ]
+
+
+def widest_group(experience: Experience, groups: int | None = None) -> list[Shown]:
+    """The group whose rewards differ most (the first of equals), the best first, without those that have no reward.
+
+    Args:
+        experience: the rows of a step.
+        groups: look at this many groups only. Default: all.
+    """
+    judged = [
+        sorted((one for one in group if one.outcome.verdict.error is None), key=lambda one: -one.outcome.reward)
+        for group in experience.in_groups(shown(experience))[:groups]
+    ]
+    return max(filter(None, judged), key=lambda group: group[0].outcome.reward - group[-1].outcome.reward, default=[])
+
+
+def example_text(experience: Experience, groups: int | None = None) -> str | None:
+    """The prompt whose rewards differ most, with its best and its worst completion.
+
+    Args:
+        experience: the rows of a step.
+        groups: see :func:`widest_group`.
 
     Returns:
         Several lines; ``None`` if no attempt has a reward. One completion if there is only one, or all are the same.
     """
-    judged = [[attempt for attempt in group if attempt.verdict.error is None] for group in groups]
-    judged = [group for group in judged if group]
-    if not judged:
+    group = widest_group(experience, groups)
+    if not group:
         return None
-    ordered = [sorted(group, key=lambda attempt: -attempt.reward) for group in judged]
-    group = max(ordered, key=lambda group: group[0].reward - group[-1].reward)
     best, worst = group[0], group[-1]
-    turns = best.prompt.messages
-    lines = ["prompt:", _indented(turns[-1]["content"] if turns else "", PROMPT_CHARACTERS)]
-    if best.completion.text == worst.completion.text:
+    lines = ["prompt:", _indented(best.prompt, PROMPT_CHARACTERS)]
+    if best.answer.completion.text == worst.answer.completion.text:
         return "\n".join([*lines, *_completion("completion", best)])
     return "\n".join([*lines, *_completion("best completion", best), *_completion("worst completion", worst)])
 
 
-def _completion(name: str, attempt: Attempt) -> list[str]:
-    ending = ", truncated" if attempt.is_truncated else ""
-    return [f"{name}, reward {attempt.reward:.2f}{ending}:", _indented(attempt.completion.text, COMPLETION_CHARACTERS)]
+def _completion(name: str, one: Shown) -> list[str]:
+    ending = ", truncated" if one.outcome.is_truncated else ""
+    text = _indented(one.answer.completion.text, COMPLETION_CHARACTERS)
+    return [f"{name}, reward {one.outcome.reward:.2f}{ending}:", text]
 
 
 def shortened(text: str, limit: int = COMPLETION_CHARACTERS) -> str:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class StopWhen(RunCallback):
     """Ends training, as if ``max_steps`` were reached, when one of its conditions holds for several consecutive steps.
 
-    Lightning's ``EarlyStopping`` does the same for ``val/accuracy``.
+    Lightning's ``EarlyStopping`` does the same for ``val/accuracy``. A run may have several, each with its own options.
 
     Args:
         no_signal_steps: stop when no group had completions of different rewards in this many consecutive steps
@@ -47,18 +47,20 @@ class StopWhen(RunCallback):
         self.max_kl = max_kl
         self.reward = reward
         self.patience = patience
+        self.reset()
+
+    def reset(self) -> None:
         self._running = {"no_signal_steps": 0, "max_kl": 0, "reward": 0}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         module = policy_module(pl_module, self)
-        if self.no_signal_steps is not None and "reward/groups_without_signal" not in module.step_means:
+        if self.no_signal_steps is not None and not module.compares_rewards:
             raise ConfigError(
-                "StopWhen.no_signal_steps: this algorithm does not learn from groups, so it would never stop the run: "
-                "remove it"
+                "StopWhen.no_signal_steps: this run does not learn from groups, so it would never stop it: remove it"
             )
-        if self.max_kl is not None and not module.wants_reference:
+        if self.max_kl is not None and not module.has_kl:
             raise ConfigError(
                 "StopWhen.max_kl: this run has no KL to a reference, so it would never stop it: set model.beta above "
                 "0, or remove it"
@@ -90,6 +92,12 @@ class StopWhen(RunCallback):
         if self._running[condition] >= steps and not trainer.should_stop:
             log.warning("stopping: %s in %d steps running (StopWhen.%s)", what, self._running[condition], condition)
             trainer.should_stop = True
+
+    @property
+    def state_key(self) -> str:
+        """Its options: a run may have several, such as one per condition."""
+        options = (self.no_signal_steps, self.max_kl, self.reward, self.patience)
+        return f"{type(self).__name__}{options}"
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._running)

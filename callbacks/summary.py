@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from grpo_lightning.curves import CURVES
 from grpo_lightning.lightning_private import set_logged_step, validate_now
 from grpo_lightning.rollout import EvaluationEnd, RunCallback, StepEnd
+
+from .rollouts import RolloutLogger
 
 
 class RunSummary(RunCallback):
@@ -27,6 +28,9 @@ class RunSummary(RunCallback):
 
     def __init__(self, validate_first: bool = True) -> None:
         self.validate_first = validate_first
+        self.reset()
+
+    def reset(self) -> None:
         self._validated_at: int | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -37,10 +41,9 @@ class RunSummary(RunCallback):
         if not self.validate_first or trainer.global_step != 0:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning ends a run whose EarlyStopping finds no value, and curves of training have none yet.
-        trained = {name for name in CURVES if not name.startswith("val/")}
+        # Lightning ends a run whose EarlyStopping finds no value, and only curves of validation have one yet.
         trainer.callbacks = [  # type: ignore[attr-defined]
-            one for one in callbacks if not (isinstance(one, EarlyStopping) and one.monitor in trained)
+            one for one in callbacks if not isinstance(one, EarlyStopping) or one.monitor.startswith(("val/", "val_"))
         ]
         try:
             validate_now(trainer)
@@ -59,8 +62,8 @@ class RunSummary(RunCallback):
             self._validated = ("val reward", "val/reward")
         self._evaluation = end
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the final policy, if the last validation was of an earlier one."""
+    def on_last_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Validate the final policy, if the last validation was of an earlier one: what is exported next says so."""
         if self._validated_at != trainer.global_step:
             # As all validations but the first: at the step before it, so that it belongs to the steps that were made.
             set_logged_step(trainer, max(0, self.data_module.steps_done - 1))
@@ -72,8 +75,9 @@ class RunSummary(RunCallback):
         if self._evaluation.result is not None:
             name, value = self._evaluation.result
             print(f"{name}: {value}, {self._evaluation.prompts} prompts")
-        if (Path(trainer.default_root_dir) / "rollouts").is_dir():
-            print(f"every completion: grpo samples {trainer.default_root_dir}")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutLogger) and callback.run_dir is not None:
+                print(f"every completion: grpo samples {callback.run_dir}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":

@@ -15,7 +15,9 @@ from grpo_lightning.algorithms import OnlineModule, PolicyModule, policy_module
 from grpo_lightning.curves import CURVES, tensorboard_layout
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, StepEnd
-from grpo_lightning.types import Attempt
+from grpo_lightning.rollout.experience import Outcome
+
+from .shown import shown
 
 _WORD, _NUMBER = "", 0.0  # an example of each type
 HYPERPARAMETERS: dict[str, str | float] = {
@@ -71,6 +73,15 @@ class TensorBoardExtras(RunCallback):
         self.histograms = histograms
         self._session_open = False
         self._logged: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        self._options: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the options as they are configured: other callbacks move some, such as ``beta``, in training."""
+        if not self._options:
+            self._options = hyperparameters(trainer, policy_module(pl_module, self), self.data_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._session_open = False
@@ -86,7 +97,7 @@ class TensorBoardExtras(RunCallback):
         if not writers:
             return
         if self.hparams and not self._session_open:
-            self._write_hparams(trainer, module, end=False)
+            self._write_hparams(trainer, end=False)
         if end.experience is not None and end.step % self.every_n_steps == 0:
             for writer in writers:
                 if self.histograms:
@@ -97,7 +108,7 @@ class TensorBoardExtras(RunCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_layout(trainer)
         if self._session_open:
-            self._write_hparams(trainer, pl_module, end=True)
+            self._write_hparams(trainer, end=True)
 
     def _write_layout(self, trainer: pl.Trainer) -> None:
         """Write the charts of what has been logged; again when new curves appear, for the last one counts."""
@@ -111,12 +122,11 @@ class TensorBoardExtras(RunCallback):
         for writer in _writers(trainer):
             writer.add_custom_scalars(charts)
 
-    def _write_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule, end: bool) -> None:
+    def _write_hparams(self, trainer: pl.Trainer, end: bool) -> None:
         """Open the session of the hparams tab, or close it. The tab reads its metrics from the curves."""
-        options = hyperparameters(trainer, policy_module(pl_module, self), self.data_module)
         # The tab takes its columns from the first run that it meets, so all runs name the same ones.
         columns, _, _ = hparams_summaries(HYPERPARAMETERS, dict.fromkeys(final_curves(), 0.0))
-        _, opened, closed = hparams_summaries(options, {})
+        _, opened, closed = hparams_summaries(self._options, {})
         self._session_open = not end
         for writer in _writers(trainer):
             for summary in [closed] if end else [columns, opened]:
@@ -183,37 +193,39 @@ def _write_histograms(writer: Any, experience: Experience, step: int) -> None:
 
 
 def samples_table(experience: Experience, count: int, seed: int) -> str:
-    """The best, the worst and random first attempts of a step as a table in Markdown; what they say is only shown."""
-    attempts = experience.first_attempts
+    """The best, the worst and random first attempts (or episodes) of a step as a table in Markdown.
+
+    What they say is only shown. Of an episode, that is its last turn.
+    """
+    rows = shown(experience)
     judged = sorted(
-        (row for row, attempt in enumerate(attempts) if attempt.verdict.error is None),
-        key=lambda row: -attempts[row].reward,
+        (row for row, one in enumerate(rows) if one.outcome.verdict.error is None),
+        key=lambda row: -rows[row].outcome.reward,
     )
-    drawn = random.Random(seed).sample(range(len(attempts)), min(count, len(attempts)))
+    drawn = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     chosen = [("best", row) for row in judged[:count]]
     chosen += [("worst", row) for row in judged[::-1][:count]]
     chosen += [("random", row) for row in drawn]
     lines = ["| rollout | prompt | completion |", "|---|---|---|"]
     for kind, row in chosen:
-        attempt, own = attempts[row], experience.row_advantages(row)
-        prompt = attempt.prompt.messages[-1]["content"] if attempt.prompt.messages else ""
+        one, own = rows[row], experience.row_advantages(row)
         advantage = None if own is None else float(own.float().mean())
-        facts = "<br>".join([f"**{kind}**", *_facts(attempt, advantage)])
-        lines.append(f"| {facts} | {_cell(prompt, 400)} | {_cell(attempt.completion.text, 800)} |")
+        facts = "<br>".join([f"**{kind}**", *_facts(one.outcome, advantage)])
+        lines.append(f"| {facts} | {_cell(one.prompt, 400)} | {_cell(one.answer.completion.text, 800)} |")
     return "\n".join(lines)
 
 
-def _facts(attempt: Attempt, advantage: float | None) -> Iterator[str]:
-    verdict = attempt.verdict
+def _facts(outcome: Outcome, advantage: float | None) -> Iterator[str]:
+    verdict = outcome.verdict
     if verdict.error is not None:
         yield _cell(f"error: {verdict.error}", 200)
     else:
         yield verdict.kind
-        yield f"reward {attempt.reward:.2f}"
+        yield f"reward {outcome.reward:.2f}"
     if advantage is not None:
         yield f"advantage {advantage:+.2f}"
-    cut = ", truncated" if attempt.is_truncated else ""
-    yield f"{len(attempt.completion.token_ids)} tokens{cut}"
+    turns = f" in {outcome.turns} turns" if outcome.turns > 1 else ""
+    yield f"{outcome.tokens} tokens{turns}{', truncated' if outcome.is_truncated else ''}"
     if verdict.feedback:
         yield _cell(verdict.feedback, 200)
 

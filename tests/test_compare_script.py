@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import TokenBudget
+from grpo_lightning.callbacks import RunCheckpoint, TokenBudget
 from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -31,12 +31,18 @@ def script() -> Iterator[ModuleType]:
 
 @llama_alone
 def test_a_budget_ends_the_run_behind_the_step_that_used_it_up(model_path: str, tmp_path: Path) -> None:
-    free = Watch()
+    free, saving = Watch(), {"enable_checkpointing": True}
     fit(tmp_path, grpo(model_path), 6, callbacks=[free])
     used = [sum(len(rollout.completion.token_ids) for rollout in batch.attempts) for batch in free.batches]
     for budget, steps in ((1, 1), (sum(used[:2]), 2), (sum(used[:2]) + 1, 3)):
         watch = Watch()
-        fit(tmp_path, grpo(model_path), 6, callbacks=[watch, TokenBudget(budget)])
+        fit(tmp_path, grpo(model_path), 6, callbacks=[watch, TokenBudget(budget), RunCheckpoint()], **saving)
+        assert len(watch.batches) == steps
+    # Resumed, it makes no step more, unless the budget has been raised.
+    for more, steps in ((0, 0), (1, 1)):
+        watch, callbacks = Watch(), [TokenBudget(sum(used[:3]) + more), RunCheckpoint()]
+        last = tmp_path / "checkpoints/last.ckpt"
+        fit(tmp_path, grpo(model_path), 6, callbacks=[watch, *callbacks], ckpt_path=last, **saving)
         assert len(watch.batches) == steps
 
 

@@ -101,9 +101,24 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     # -- set-up -----------------------------------------------------------------------------------------------------
 
     @property
-    def wants_reference(self) -> bool:
+    def has_kl(self) -> bool:
         """Whether the loss has a KL to a frozen reference."""
         return False
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether the policy keeps a frozen reference."""
+        return self.has_kl
+
+    @property
+    def uses_rewards(self) -> bool:
+        """Whether rewards are learned from, not only logged."""
+        return self.samples_to_learn
+
+    @property
+    def compares_rewards(self) -> bool:
+        """Whether the loss has the advantages of groups."""
+        return "reward/groups_without_signal" in self.step_means
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check that the data is made for this algorithm, before the model is loaded."""

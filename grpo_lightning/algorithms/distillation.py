@@ -128,8 +128,12 @@ class DistillationModule(GroupModule):
         return super().wants_reference or self.teacher_source == "reference"
 
     @property
-    def compares_rewards(self) -> bool:
+    def uses_rewards(self) -> bool:
         return self.reward_coef > 0
+
+    @property
+    def compares_rewards(self) -> bool:
+        return self.uses_rewards
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check what distillation asks of the data and of the teacher, before the models are loaded."""

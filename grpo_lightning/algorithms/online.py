@@ -186,7 +186,7 @@ class OnlineModule(PolicyModule, ABC):
             raise ConfigError(f"model.objective: {error}") from error
 
     @property
-    def wants_reference(self) -> bool:
+    def has_kl(self) -> bool:
         return self.beta > 0
 
     @property

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -18,6 +21,13 @@ from grpo_lightning.rollout.datamodule import RolloutDataModule
 
 _PRECISIONS = ("16-true", "bf16-true", "64-true")
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)
+_INSTEAD = {
+    GradientAccumulationScheduler: "set model.max_tokens_per_microbatch instead",
+    BatchSizeFinder: "set model.max_tokens_per_microbatch instead: grpo plan says what fits into the memory",
+    LearningRateFinder: "it needs automatic optimization: compare short runs with another lr of model.optimizer",
+    BackboneFinetuning: "the policy has no backbone and head: set model.policy.lora to train few weights",
+}
+"""Callbacks that a training step has no use for, and what to do instead."""
 _RISING = ("val/accuracy", "val/reward", "val/pass@", "val/format_valid", "reward/mean", "reward/correct")
 """What curves begin with that are better the higher they are."""
 _NEVER_CALLED = {
@@ -55,10 +65,9 @@ def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
                 "weights that rollouts are drawn from: omit it, and use checkpoint.monitor or export.best to keep the "
                 "best policy"
             )
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise ConfigError(
-                "trainer.callbacks: GradientAccumulationScheduler: set model.max_tokens_per_microbatch instead"
-            )
+        for kind, instead in _INSTEAD.items():
+            if isinstance(callback, kind):
+                raise ConfigError(f"trainer.callbacks: {kind.__name__}: {instead}")
         ranks = isinstance(callback, EarlyStopping | ModelCheckpoint)
         if ranks and callback.mode == "min" and (callback.monitor or "").startswith(_RISING):
             raise ConfigError(

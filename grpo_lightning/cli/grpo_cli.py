@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -240,17 +241,35 @@ class GRPOCLI(FilteringCLI):
     after_validate = after_predict = after_test
 
     def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
-        """Omit a callback that every run has where the config lists one of its class itself."""
+        """Omit a callback that every run has where the config lists one of its class itself.
+
+        Raises:
+            ConfigError: the omitted one has options, which would say nothing.
+        """
         if config["barebones"]:
             return []
         given = config.get("callbacks") or []
         listed = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-        callbacks = [importlib.import_module("grpo_lightning.callbacks").EndOnSignal(), *callbacks]
+        package = importlib.import_module("grpo_lightning.callbacks")
+        for key, name in CALLBACKS.items():
+            if getattr(package, name) in listed:
+                self._refuse_options_of(key, getattr(package, name))
+        callbacks = [package.EndOnSignal(), *callbacks]
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
         if config["enable_checkpointing"] is False:
-            listed.add(importlib.import_module("grpo_lightning.callbacks").RunCheckpoint)
+            listed.add(package.RunCheckpoint)
         return [callback for callback in callbacks if type(callback) not in listed]
+
+    def _refuse_options_of(self, key: str, listed: type) -> None:
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        parameters = inspect.signature(listed).parameters
+        for option, value in vars(config[key]).items():
+            if value != parameters[option].default:
+                raise ConfigError(
+                    f"{key}.{option}: says nothing, since trainer.callbacks lists {listed.__name__}: set it in the "
+                    f"init_args there, or remove {listed.__name__} from the list"
+                )
 
 
 def run(args: Sequence[str]) -> GRPOCLI:

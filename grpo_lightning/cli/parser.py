@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader
+from lightning.fabric.utilities.enums import LightningEnum
 from lightning.pytorch.cli import LightningArgumentParser
 
 from grpo_lightning.cli.sentences import sentence
@@ -32,6 +33,8 @@ def load_yaml(text: str) -> Any:
 
 
 set_loader("yaml", load_yaml, (yaml.YAMLError,))
+# Lightning's Timer has such a default, which PyYAML cannot write.
+yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, value: dumper.represent_str(value.value))
 
 
 class SentenceParser(LightningArgumentParser):

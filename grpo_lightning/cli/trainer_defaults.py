@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import loggers
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 TRAINER_DEFAULTS = {
     # RL steps are few and expensive: log each, count validation intervals in steps across passes over the data.
@@ -28,14 +28,20 @@ def with_save_dir(logger: Any) -> Any:
     if isinstance(logger, list):
         return [with_save_dir(one) for one in logger]
     path = logger.get("class_path") if isinstance(logger, dict) else logger
-    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    is_lightnings = package.partition(".")[0] in ("", "lightning", "pytorch_lightning")
-    cls = getattr(loggers, name, None) if is_lightnings else None
-    save_dir = inspect.signature(cls).parameters.get("save_dir") if isinstance(cls, type) else None
+    cls = _lightnings_logger(path)
+    save_dir = None if cls is None else inspect.signature(cls).parameters.get("save_dir")
     if save_dir is None or save_dir.default is not inspect.Parameter.empty:
         return logger
     options = (logger.get("init_args") or {}) if isinstance(logger, dict) else {}
     return {"class_path": path, "init_args": {"save_dir": "."} | options}
+
+
+def _lightnings_logger(path: Any) -> type | None:
+    """Lightning's logger of a class path, or of a class name alone; ``None`` for anything else."""
+    package, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    is_lightnings = package.partition(".")[0] in ("", "lightning", "pytorch_lightning")
+    cls = getattr(loggers, name, None) if is_lightnings else None
+    return cls if isinstance(cls, type) else None
 
 
 def with_logger_options(arguments: Sequence[str]) -> list[str]:
@@ -62,7 +68,8 @@ def add_run_defaults(trainer: Any, run_dir: Path) -> None:
         trainer.log_every_n_steps = None
         return
     if trainer.logger in (None, True):
-        trainer.logger = _tensorboard(run_dir)
+        tensorboard = f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}"
+        trainer.logger = Namespace(class_path=tensorboard, init_args=Namespace(save_dir="."))
     _into_run_dir(trainer.logger, run_dir)
     callbacks = trainer.callbacks or []
     if not isinstance(callbacks, list):
@@ -73,16 +80,19 @@ def add_run_defaults(trainer: Any, run_dir: Path) -> None:
 
 
 def _into_run_dir(configured: Any, run_dir: Path) -> None:
-    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir."""
+    """Put the files of a logger with ``save_dir: .`` (which is W&B's default) into the run dir.
+
+    Those of TensorBoard and CSV lie in the run dir itself, where ``grpo compare`` and a resumed run look for them,
+    unless the config gives them a ``name`` or a ``version``.
+    """
     for logger in configured if isinstance(configured, list) else [configured]:
         options = getattr(logger, "init_args", None)
-        if options is not None and str(options.get("save_dir")) == ".":
-            options.save_dir = str(run_dir)
-
-
-def _tensorboard(run_dir: Path) -> Any:
-    """The config of the logger that a run has if none is asked for."""
-    return Namespace(
-        class_path=f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__qualname__}",
-        init_args=Namespace(save_dir=str(run_dir), name="", version="", default_hp_metric=False),
-    )
+        if options is None or str(options.get("save_dir")) != ".":
+            continue
+        options.save_dir = str(run_dir)
+        kind = _lightnings_logger(logger.class_path)
+        is_unnamed = options.get("name", "lightning_logs") == "lightning_logs" and options.get("version") is None
+        if kind in (TensorBoardLogger, CSVLogger) and is_unnamed:
+            options.name = options.version = ""
+            if kind is TensorBoardLogger:
+                options.default_hp_metric = False

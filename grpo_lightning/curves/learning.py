@@ -161,14 +161,14 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
     ),
     "Completions": (
         Curve("completion/length_mean", "tokens", MEAN, "Tokens",
-              "mean length of a completion",
+              "mean length of a completion; with `data.environment`, of the completions of an episode together",
               "may grow as reasoning gets longer",
               "grows while `reward/correct` does not: `advantage: none-scaled` with `aggregation: dr_grpo`, or a "
               "`LengthPenalty`",
               panel="completion length (tokens)", final=True),
         Curve("completion/length_max", "tokens", MAX, "Tokens",
-              "length of the longest completion of the step",
-              "below `max_new_tokens`",
+              "length of the longest completion of the step; with `data.environment`, of the longest episode",
+              "below `max_new_tokens`; of an episode, below that times its turns",
               "always equal to it: see the next curve"),
         Curve("completion/truncated", "share", MEAN, "Truncated",
               "share cut off at `max_new_tokens`",

@@ -52,7 +52,7 @@ EVALUATION: dict[str, tuple[Curve, ...]] = {
               "0",
               "as for `reward/errors`"),
         Curve("val/length_mean", "tokens", SPLIT, "Completions",
-              "mean length of a completion",
+              "mean length of a completion, or of those of an episode together",
               "",
               "as for `completion/length_mean`"),
         Curve("val/turns", "turns", SPLIT, "Turns",

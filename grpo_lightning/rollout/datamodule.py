@@ -18,7 +18,7 @@ from grpo_lightning.rollout.collector import Collector
 from grpo_lightning.rollout.curriculum import Curriculum, CurriculumName, named_curriculum
 from grpo_lightning.rollout.engines.base import Engine
 from grpo_lightning.rollout.engines.in_process import InProcessEngine
-from grpo_lightning.rollout.events import run_callbacks
+from grpo_lightning.rollout.events import continues, run_callbacks
 from grpo_lightning.rollout.experience import Demonstrations, EvaluationBatch, Experience, Purpose, Recipe
 from grpo_lightning.rollout.learner import Learner, learner_of
 from grpo_lightning.rollout.loader import Draw, EvalLoader, TrainLoader, parts_of
@@ -158,6 +158,8 @@ class RolloutDataModule(pl.LightningDataModule):
         sampling = self.sampling if stage == "fit" else None
         self.engine.check(learner.policy_config, self.asked_of_engine(self._longest_prompt), sampling)
         for callback in run_callbacks(trainer):
+            if stage == "fit" and not continues(trainer):
+                callback.reset()
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -178,10 +180,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.check_devices(trainer.world_size)
         check_trainer(trainer)
         self._prompts = load_splits(self, STAGE_SPLITS[stage], learner, self._prompts, trainer.world_size)
-        if stage == "fit" and self.curriculum is not None:
-            continues = trainer.global_step > 0 and trainer.ckpt_path is None
-            if self._rates is None or not continues:
-                self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
+        if stage == "fit" and self.curriculum is not None and (self._rates is None or not continues(trainer)):
+            self._rates = PassRates(self.prompts("train"), self.curriculum.pass_rates)
         learner.on_data_ready(self, stage)
 
     def train_dataloader(self) -> TrainLoader:

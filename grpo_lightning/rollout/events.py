@@ -72,6 +72,13 @@ class RunCallback(pl.Callback):
     data_module: RolloutDataModule
     """The data of the run, once it is loaded."""
 
+    def reset(self) -> None:
+        """Forget what an earlier run has left: a ``fit`` begins that does not continue it.
+
+        Comes first, and before a checkpoint gives the state back. It does not come where ``fit`` of the same trainer
+        continues.
+        """
+
     def on_data_ready(self, trainer: pl.Trainer, data: RolloutDataModule, stage: str) -> None:
         """The data of a stage has been loaded; comes before Lightning's ``setup``. Sets :attr:`data_module`."""
         self.data_module = data
@@ -82,8 +89,11 @@ class RunCallback(pl.Callback):
     def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """A training step is over: its curves are written, and a validation that was due has ended.
 
-        Comes before the next step's rollouts. The last step is followed by Lightning's ``on_train_end`` instead.
+        Comes before the next step's rollouts. The last step is followed by :meth:`on_last_step_complete` instead.
         """
+
+    def on_last_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The last training step is over; comes before Lightning's ``on_train_end`` of any callback."""
 
     def on_evaluation_batch(
         self, trainer: pl.Trainer, module: pl.LightningModule, purpose: Purpose, batch: EvaluationBatch
@@ -92,6 +102,11 @@ class RunCallback(pl.Callback):
 
     def on_evaluation_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: EvaluationEnd) -> None:
         """A validation or a test ends. Comes before Lightning's ``on_validation_end`` and before any checkpoint."""
+
+
+def continues(trainer: pl.Trainer) -> bool:
+    """Whether a ``fit`` continues an earlier one of the same trainer."""
+    return trainer.global_step > 0 and trainer.ckpt_path is None
 
 
 def run_callbacks(trainer: pl.Trainer) -> list[RunCallback]:

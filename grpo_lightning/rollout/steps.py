@@ -37,3 +37,8 @@ class StepCount(RunCallback):
             self._incomplete = False
             for callback in run_callbacks(trainer):
                 callback.on_step_complete(trainer, trainer.lightning_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the callbacks, whatever their order, before any of them concludes."""
+        for callback in run_callbacks(trainer):
+            callback.on_last_step_complete(trainer, pl_module)

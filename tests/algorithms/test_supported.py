@@ -7,7 +7,14 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 
 from grpo_lightning.algorithms import GRPOModule
 from grpo_lightning.errors import ConfigError
@@ -31,6 +38,22 @@ def test_callbacks_that_average_the_module_are_refused(
     tiny_model: Callable[[str], str], tmp_path: Path, callback: pl.Callback
 ) -> None:
     with pytest.raises(ConfigError, match=rf"trainer.callbacks: {type(callback).__name__} averages a copy .*: omit it"):
+        trainer(tmp_path, 1, callbacks=[callback]).fit(grpo(tiny_model("llama")), datamodule=rollouts())
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (GradientAccumulationScheduler({0: 2}), "set model.max_tokens_per_microbatch"),
+        (BatchSizeFinder(), "set model.max_tokens_per_microbatch instead: grpo plan"),
+        (LearningRateFinder(), "it needs automatic optimization"),
+        (BackboneFinetuning(), "set model.policy.lora"),
+    ],
+)
+def test_callbacks_that_a_step_has_no_use_for_are_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, callback: pl.Callback, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer.callbacks: {type(callback).__name__}: .*{said}"):
         trainer(tmp_path, 1, callbacks=[callback]).fit(grpo(tiny_model("llama")), datamodule=rollouts())
 
 

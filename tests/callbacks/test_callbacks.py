@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -14,16 +15,20 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.algorithms import PPOModule
+from grpo_lightning.algorithms import DistillationModule, PPOModule
 from grpo_lightning.callbacks import (
+    AdaptiveKL,
     HealthCheck,
     PolicyExport,
     PredictionWriter,
+    ReferenceSync,
     RunCheckpoint,
     RunSummary,
     StepProgressBar,
+    StopWhen,
 )
 from grpo_lightning.callbacks.health import preflight
 from grpo_lightning.errors import ConfigError, RunError
@@ -161,12 +166,57 @@ def test_lengths_far_from_the_start_are_told(
         caplog.clear()
         watch(HealthCheck(patience=2, length_change=100.0), lengths)
         assert not caplog.text
-        # The start is remembered over a resume.
-        first, second = HealthCheck(patience=2), HealthCheck(patience=2)
-        watch(first, lengths[:2])
-        second.load_state_dict(first.state_dict())
-        watch(second, lengths[2:])
-        assert (said is None and not caplog.text) or (said or "") in caplog.text
+        # The start is remembered over a resume, and how long it has been.
+        for place in (2, 3):
+            first, second = HealthCheck(patience=2), HealthCheck(patience=2)
+            watch(first, lengths[:place])
+            second.load_state_dict(first.state_dict())
+            watch(second, lengths[place:])
+            assert (said is None and not caplog.text) or (said or "") in caplog.text
+            caplog.clear()
+
+
+def test_alarms_count_on_over_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = {"completion/truncated": 1.0, "reward/groups_without_signal": 1.0, "completion/length_mean": 2.0}
+    lightning, module = trainer(tmp_path, 1), pl.LightningModule()
+    end = StepEnd(0, metrics, experience([(0.0, CUT), (0.0, CUT)]))
+    checks = [HealthCheck(patience=2), HealthCheck(patience=2)]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        checks[0].on_step_end(lightning, module, end)
+        assert not caplog.text
+        checks[1].load_state_dict(checks[0].state_dict())
+        checks[1].on_step_end(lightning, module, end)
+    assert "truncated in each of the last 2 steps" in caplog.text
+    assert "no group had completions of different rewards in the last 2 steps" in caplog.text
+
+
+def test_callbacks_forget_the_run_before_unless_it_continues(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    used: list[pl.Callback] = [
+        HealthCheck(prompts=0), StopWhen(reward=0.0, patience=9), AdaptiveKL(), ReferenceSync(every_n_steps=1),
+        PolicyExport(best=True), RunSummary(validate_first=False),
+    ]  # fmt: skip
+
+    class Begun(pl.Callback):
+        """Keeps what they know when a fit begins."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.states = copy.deepcopy([callback.state_dict() for callback in used])
+
+    begun = Begun()
+    options: dict[str, Any] = {"callbacks": [*used, begun], "limit_val_batches": 1, "val_check_interval": 1}
+    one, module, data = trainer(tmp_path, 2, **options), grpo(tiny_model("llama"), beta=0.05), rollouts()
+    one.fit(module, datamodule=data)
+    fresh, learned = begun.states, [callback.state_dict() for callback in used]
+    assert not any(now == before for now, before in zip(learned, fresh, strict=True))
+    one.fit_loop.epoch_loop.max_steps = 3
+    one.fit(module, datamodule=data)
+    assert begun.states == learned, "the same trainer continues"
+    another = grpo(tiny_model("llama"), beta=0.07)
+    fit(tmp_path, another, 1, **options)
+    assert begun.states == fresh
+    # By hand: the first KL is 0, so the weight falls by a fifth of the gain, from what is configured.
+    assert another.beta == pytest.approx(0.07 * (1 - 0.2 * 0.1))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +291,20 @@ def test_the_preflight_of_ppo_speaks_of_rewards_and_not_of_groups(
     assert silent.startswith("preflight: all rewards are the same: 0 of 2 are correct: take easier prompts")
 
 
+def test_the_preflight_of_a_run_that_learns_from_a_teacher_alone_does_not_miss_a_signal(
+    tiny_model: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"policy": PolicyConfig(path=tiny_model("llama")), "verifiers": [Constant("never")]}
+    for coefficient, said in ((0.0, "; the run does not learn from it"), (0.5, "0 of 2 groups have a signal to learn")):
+        module = DistillationModule(**options, teacher="reference", reward_coef=coefficient)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "grpo_lightning"):
+            fit(tmp_path, module, 1, callbacks=[HealthCheck(prompts=2)])
+        assert said in caplog.text
+        assert ("no group has a signal" in caplog.text) is (coefficient > 0)
+        assert "all rewards are the same" not in caplog.text
+
+
 @llama_alone
 def test_the_summary_tells_before_and_after_and_where_everything_is(
     model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -250,7 +314,8 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     plain = fit(tmp_path, grpo(model_path), 3, **options)
     watch = Watch()
     capsys.readouterr()
-    told = fit(tmp_path, grpo(model_path), 3, callbacks=[RunSummary(), PolicyExport(), watch], **options)
+    # Whatever their order, the card is written after the last validation.
+    told = fit(tmp_path, grpo(model_path), 3, callbacks=[PolicyExport(), RunSummary(), watch], **options)
     assert same(plain, told), "validating first leaves no trace"
     out = capsys.readouterr().out
     (before,) = trainer(tmp_path, 1, limit_val_batches=1.0).validate(grpo(model_path), datamodule=rollouts())
@@ -261,11 +326,35 @@ def test_the_summary_tells_before_and_after_and_where_everything_is(
     assert f"accuracy    {before['val/accuracy']:.3f} -> {after['val/accuracy']:.3f}" in out
     assert f"reward      {watch.logged[0]['reward/mean']:.3f} -> {last}" in out
     assert f"policy      {tmp_path}/policy" in out
+    (card,) = [line for line in (tmp_path / "policy/README.md").read_text().splitlines() if "after training" in line]
+    assert card.startswith(f"| validation accuracy after training | {after['val/accuracy']:.3f} ")
+    assert card.endswith("after 3 optimizer steps |")
     watch = Watch()
     fit(tmp_path, grpo(model_path), 1, callbacks=[RunSummary(validate_first=False), watch], **options)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
     first, _, last = line.removeprefix("accuracy").split()[:3]
     assert first == last, "without the validation before the first step there is one value only"
+
+
+class LogsOne(pl.Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.log("mine", 1.0)
+
+
+@llama_alone
+def test_the_first_validation_does_not_end_a_run_that_watches_a_curve_of_training(
+    model_path: str, tmp_path: Path
+) -> None:
+    watched = ("reward/mean", "reward/LetterVerifier", "mine")
+    stopping = [EarlyStopping(name, mode="max", patience=1, check_on_train_epoch_end=False) for name in watched]
+    watch = Watch()
+    options: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1}
+    module = grpo(model_path, verifiers=[LetterVerifier(), Constant("never")])
+    fit(tmp_path, module, 6, callbacks=[LogsOne(), *stopping, RunSummary(), watch], **options)
+    assert len(watch.logged) == 2, "the constant one has not risen after the second step"
+    # What validation logs has been logged by then.
+    with pytest.raises(RuntimeError, match="val/mine"):
+        fit(tmp_path, grpo(model_path), 1, callbacks=[EarlyStopping("val/mine"), RunSummary()], **options)
 
 
 def _shorter(completion: str, answer: str) -> float:
@@ -458,6 +547,10 @@ def test_the_progress_bar_counts_optimizer_steps_and_shows_reward_and_accuracy(
     assert re.search(r"train:  50% 2/4 \[\d\d:\d\d<\d\d:\d\d, .*reward=0\.\d{3}, ", "\n".join(lines))
     trainer(tmp_path, 1, callbacks=[bar], enable_progress_bar=True).test(grpo(model_path), datamodule=rollouts())
     assert "test: 100%" in capsys.readouterr().err
+    # Without max_steps, the epochs say how many there will be.
+    options = {"enable_progress_bar": True, "max_epochs": 2, "limit_train_batches": 2, "val_check_interval": None}
+    fit(tmp_path, grpo(model_path, updates_per_rollout=2), -1, callbacks=[bar], **options)
+    assert "8/8" in capsys.readouterr().err
 
 
 @llama_alone

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -22,6 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Cost": {"price_per_hour": 2.0}, "StopWhen": {"max_kl": 9.0}, "TokenBudget": {"tokens": 100_000},
 }  # fmt: skip
 """What has no default: the rest works as it is."""
+STOPS = ("max_kl", "reward")
 DESIGN = """
 seed_everything: 42
 trainer:
@@ -122,14 +124,25 @@ def test_all_together(
 def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = [{"class_path": "PolicyExport", "init_args": {"enabled": False}}]
-    assert not (run("fit", export) / "policy").exists()
-    with pytest.raises(SystemExit) as ended:
-        run("fit", [{"class_path": "Checkpoint"}], run_dir=tmp_path / "another")
-    assert ended.value.code == 2
-    assert (
-        "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint" in capsys.readouterr().err
-    )
+    # Beside it, one whose default PyYAML cannot write, and two of one class.
+    beside = [{"class_path": "Timer"}, *({"class_path": "StopWhen", "init_args": {name: 9.0}} for name in STOPS)]
+    folder = run("fit", [{"class_path": "PolicyExport", "init_args": {"enabled": False}}, *beside])
+    assert not (folder / "policy").exists()
+    saved = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert [one["init_args"]["interval"] for one in saved if one["class_path"].endswith("Timer")] == ["step"]
+    states = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    assert len([key for key in states if key.startswith("StopWhen")]) == 2
+    for listed, option, said in (
+        ("Checkpoint", {}, "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint"),
+        (
+            "PolicyExport", {"export.best": True},
+            "export.best: says nothing, since trainer.callbacks lists PolicyExport: set it in the init_args there, or",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            run("fit", [{"class_path": listed}], run_dir=tmp_path / "another", **option)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_design_s_config_runs(

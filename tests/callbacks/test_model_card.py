@@ -170,6 +170,10 @@ def test_the_adapter_is_pushed_with_its_card(hub: type[Hub], tiny_model: Callabl
     assert hub.files == pushed
     assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= set(pushed)
     assert b"library_name: peft" in pushed["README.md"]
+    # A dry run writes nothing, so it does not push what is there either.
+    hub.files.clear()
+    fit(tmp_path, grpo(tiny_model("llama"), lora=LoRAConfig(r=2)), 1, callbacks=[export], fast_dev_run=True)
+    assert not hub.files
 
 
 def test_a_push_that_fails_costs_no_run(

@@ -33,17 +33,19 @@ def test_a_curve_goes_through_its_points() -> None:
 
 
 def test_the_table_has_the_prompt_whose_rewards_differ_most_and_no_markup_of_the_model() -> None:
-    attempts = experience([(0.2, STOP), (0.2, STOP), (0.9, STOP), (0.1, CUT)]).first_attempts
-    text = table([attempts[:2], attempts[2:]], 8, "Completions of step 3")
+    rows = [(0.2, STOP), (0.2, STOP), (0.9, STOP), (0.1, CUT)]
+    text = table(experience(rows), 8, "Completions of step 3")
     rewards = re.findall(r"<tr><td[^>]*>([^<]*)</td>", text)
     assert rewards == ["0.9", "0.1 (truncated)"]
-    assert len(re.findall("<tr><td", table([attempts], 2, ""))) == 2
-    hostile = replace(attempts[0], completion=replace(attempts[0].completion, text="<script>x</script>\x1b[2J"))
-    shown = table([[hostile]], 8, "<b>")
+    assert len(re.findall("<tr><td", table(experience(rows, group_size=4), 2, ""))) == 2
+    batch = experience(rows[:1], group_size=1)
+    (attempt,) = batch.attempts
+    hostile = replace(attempt, completion=replace(attempt.completion, text="<script>x</script>\x1b[2J"))
+    shown = table(replace(batch, attempts=[hostile]), 8, "<b>")
     assert "&lt;script&gt;x&lt;/script&gt;\\x1b[2J" in shown
     assert "<script>" not in shown
-    broken = replace(attempts[0], verdict=Verdict(False, False, error="gone"))
-    assert "broke on all" in table([[broken]], 8, "Completions")
+    broken = replace(attempt, verdict=Verdict(False, False, error="gone"))
+    assert "broke on all" in table(replace(batch, attempts=[broken]), 8, "Completions")
 
 
 @llama_alone
@@ -68,7 +70,6 @@ def test_a_notebook_has_both_while_it_trains_and_a_terminal_neither(
         shell.kernel = object()  # which the shell of a notebook has
         first, *updates = shown()
         points = {name: [step for step, _ in line] for name, line in view._points.items()}
-        view._points["training"].clear()
         broken = shown(1, verifiers=[BrokenVerifier(on="")], max_error_rate=1.0)
     finally:
         InteractiveShell.clear_instance()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from grpo_lightning.algorithms import DistillationModule
 from grpo_lightning.callbacks import ReferenceSync, RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
@@ -17,7 +18,7 @@ from grpo_lightning.models.mixing import mixed_factors
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.models.reference import CopyReference
 from grpo_lightning.rollout.batch import token_rows
-from tests.toy import Watch, fit, grpo, rollouts, same, trainer
+from tests.toy import LetterVerifier, Watch, fit, grpo, rollouts, same, trainer
 
 LORA = LoRAConfig(r=4, alpha=8)
 TOKENS = token_rows([[1, 6, 40], [1, 50]], [[60, 61, 62], [70]], 0)
@@ -169,6 +170,19 @@ def test_moves_fall_on_the_first_training_step_behind_so_many_optimizer_steps(
     assert [logged["reference/moves"] for logged in watch.logged] == [0, 1, 2, 2, 3]
 
 
+def test_a_resumed_run_moves_as_its_own_option_says(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    def run(steps: int, every: int, **options: Any) -> list[float]:
+        watch = Watch()
+        callbacks = [ReferenceSync(every_n_steps=every), RunCheckpoint(), watch]
+        module = grpo(tiny_model("llama"), beta=0.05)
+        fit(tmp_path, module, steps, callbacks=callbacks, enable_checkpointing=True, **options)
+        return [logged["reference/moves"] for logged in watch.logged]
+
+    assert run(3, 20) == [0, 0, 0]
+    # By hand: due since step 2, so after the fourth, which is the first that sees the option, and then after the sixth.
+    assert run(7, 2, ckpt_path=tmp_path / "checkpoints/last.ckpt") == [1, 1, 2, 2]
+
+
 def test_it_can_wait_for_a_kl(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     watch, plain = Watch(), Watch()
     fit(tmp_path, grpo(tiny_model("llama"), beta=0.01), 6, callbacks=[plain])
@@ -317,6 +331,15 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
         with pytest.raises(ConfigError, match=r"no reference to move: set model.beta above 0 .* to auto"):
             fit(tmp_path, module, 1, callbacks=[ReferenceSync()])
         assert not hasattr(module, "policy")
+    # A teacher that is the reference may follow the policy, but not by a KL that nothing measures.
+    taught = DistillationModule(
+        policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()], teacher="reference"
+    )
+    with pytest.raises(ConfigError, match=r"ReferenceSync\.min_kl: this run has no KL to the reference"):
+        fit(tmp_path, taught, 1, callbacks=[ReferenceSync(min_kl=0.1)])
+    watch = Watch()
+    fit(tmp_path, taught, 1, callbacks=[ReferenceSync(every_n_steps=1), watch])
+    assert watch.logged[-1]["reference/moves"] == 1
 
 
 @pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"alpha": 0.0}, {"alpha": 1.5}])

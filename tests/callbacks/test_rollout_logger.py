@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from grpo_lightning.advantages import GroupStd
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import RolloutLogger
+from grpo_lightning.callbacks import RolloutLogger, RunSummary
 from grpo_lightning.callbacks import rollouts as rollouts_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -28,7 +28,7 @@ from grpo_lightning.rollout.records import TokenCharacters, record, records
 from grpo_lightning.stored import read_rollouts
 from grpo_lightning.types import Attempt, Completion, FinishReason, Prompt, Verdict
 from tests.tiny import tiny_tokenizer
-from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts
+from tests.toy import BrokenVerifier, LetterVerifier, Watch, adam, fit, grpo, rollouts, trainer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -124,6 +124,8 @@ def test_a_resumed_run_stores_no_step_twice(path: str, tmp_path: Path) -> None:
     (first,) = (tmp_path / "rollouts").glob("*/*")
     before = first.read_text().splitlines()
     checkpoint = str(tmp_path / "atstep=2.ckpt")
+    fit(tmp_path, grpo(path), 4, callbacks=[RolloutLogger()], ckpt_path=checkpoint, fast_dev_run=3)
+    assert first.read_text().splitlines() == before, "a dry run drops nothing"
     fit(tmp_path, grpo(path), 4, callbacks=[RolloutLogger()], ckpt_path=checkpoint)
     assert first.read_text().splitlines() == before[:24], "the rollouts of steps 0 and 1"
     folders = sorted(folder.name for folder in (tmp_path / "rollouts").iterdir())
@@ -131,6 +133,24 @@ def test_a_resumed_run_stores_no_step_twice(path: str, tmp_path: Path) -> None:
     rows = logged(tmp_path)
     assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(12)]
     assert len({row["id"] for row in rows}) == 48
+
+
+def test_an_evaluation_by_the_trainer_of_a_run_does_not_hide_its_rollouts(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [RunSummary(validate_first=False), RolloutLogger()]
+    one, module, data = trainer(tmp_path, 2, callbacks=callbacks, limit_val_batches=1), grpo(path), rollouts()
+    one.fit(module, datamodule=data)
+    trained = logged(tmp_path)
+    for place in ("test/1", "test/2", "validate/1"):
+        (one.validate if place == "validate/1" else one.test)(module, datamodule=data, verbose=False)
+        assert f"every completion: grpo samples {tmp_path / place}\n" in capsys.readouterr().out
+        assert {row["sampled_for"] for row in logged(tmp_path / place)} == {"accuracy"}
+    assert logged(tmp_path) == trained
+    # Without one, it goes into the run dir itself, as every evaluation by the command has its own.
+    alone = trainer(tmp_path / "alone", 1, callbacks=[RunSummary(), RolloutLogger()], limit_test_batches=1)
+    alone.test(module, datamodule=data, verbose=False)
+    assert len(logged(tmp_path / "alone")) == 24
 
 
 def test_a_step_that_is_stored_twice_is_read_once(path: str, tmp_path: Path) -> None:

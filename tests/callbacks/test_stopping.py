@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from grpo_lightning.algorithms import PPOModule, SFTModule
+from grpo_lightning.algorithms import DistillationModule, PPOModule, SFTModule
 from grpo_lightning.callbacks import AdaptiveKL, PolicyExport, ReferenceSync, RunCheckpoint, StopWhen
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -87,11 +87,18 @@ def ppo(path: str, beta: float = 0.1) -> PPOModule:
     return PPOModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], beta=beta)
 
 
+def distillation(path: str) -> DistillationModule:
+    """Keeps a reference, and has no KL to it; logs rewards, and learns from none."""
+    return DistillationModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], teacher="reference")
+
+
 @pytest.mark.parametrize(
     ("algorithm", "condition", "said"),
     [
-        ("ppo", {"no_signal_steps": 1}, "no_signal_steps: this algorithm does not learn from groups"),
-        ("sft", {"no_signal_steps": 1}, "no_signal_steps: this algorithm does not learn from groups"),
+        ("ppo", {"no_signal_steps": 1}, "no_signal_steps: this run does not learn from groups"),
+        ("sft", {"no_signal_steps": 1}, "no_signal_steps: this run does not learn from groups"),
+        ("distillation", {"no_signal_steps": 1}, "no_signal_steps: this run does not learn from groups"),
+        ("distillation", {"max_kl": 1.0}, "max_kl: this run has no KL"),
         ("grpo", {"max_kl": 1.0}, "max_kl: this run has no KL to a reference, .*: set model.beta above 0"),
         ("sft", {"max_kl": 1.0}, "max_kl: this run has no KL"),
         ("sft", {"reward": 1.0}, "reward: this run learns from demonstrations"),
@@ -102,7 +109,8 @@ def test_a_condition_that_can_never_hold_is_refused_before_the_model_is_loaded(
 ) -> None:
     path = tiny_model("llama")
     sft = SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()])
-    module: Any = {"ppo": ppo(path), "sft": sft, "grpo": grpo(path)}[algorithm]
+    modules = {"ppo": ppo(path), "sft": sft, "grpo": grpo(path), "distillation": distillation(path)}
+    module: Any = modules[algorithm]
     with pytest.raises(ConfigError, match=rf"StopWhen\.{said}"):
         fit(tmp_path, module, 1, callbacks=[StopWhen(**condition)])
     assert not hasattr(module, "policy")

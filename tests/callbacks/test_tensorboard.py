@@ -22,7 +22,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 
 from grpo_lightning.__main__ import main
 from grpo_lightning.algorithms import SFTModule
-from grpo_lightning.callbacks import TensorBoardExtras
+from grpo_lightning.callbacks import AdaptiveKL, TensorBoardExtras
 from grpo_lightning.callbacks.tensorboard import HYPERPARAMETERS, final_curves, samples_table
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
@@ -42,7 +42,7 @@ def board(folder: Path) -> TensorBoardLogger:
 def runs(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GRPO run with a reference, and an SFT run."""
     root, path = tmp_path_factory.mktemp("runs"), tiny_model("lfm2")
-    extras = [TensorBoardExtras(every_n_steps=2)]
+    extras = [AdaptiveKL(), TensorBoardExtras(every_n_steps=2)]
     fit(root, grpo(path, beta=0.1), 3, callbacks=extras, logger=board(root / "grpo"), **VALIDATE)
     module = SFTModule(policy=PolicyConfig(path=path), verifiers=[LetterVerifier()], optimizer=adam)
     fit(root, module, 2, callbacks=[TensorBoardExtras()], logger=board(root / "sft"), **VALIDATE)
@@ -236,7 +236,7 @@ def llama(tiny_model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_csv_by_yaml_alone_goes_into_the_run_dir(llama: str, tmp_path: Path) -> None:
-    run = fit_by_yaml(llama, tmp_path, '{class_path: CSVLogger, init_args: {save_dir: ., name: "", version: ""}}')
+    run = fit_by_yaml(llama, tmp_path, "{class_path: CSVLogger}")
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert {"reward/mean", "policy/loss", "val/accuracy"} <= rows[0].keys()
     assert [row["step"] for row in rows if row["reward/mean"]] == ["0", "1"]
@@ -248,11 +248,15 @@ def test_several_loggers_by_yaml_alone(llama: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     loggers = (
         f"[{{class_path: CSVLogger, init_args: {{save_dir: {elsewhere}}}}}, "
-        '{class_path: TensorBoardLogger, init_args: {save_dir: ., name: "", version: ""}}]'
+        "{class_path: CSVLogger, init_args: {name: mine}}, {class_path: TensorBoardLogger}]"
     )
     run = fit_by_yaml(llama, tmp_path, loggers)
     assert list(elsewhere.glob("lightning_logs/version_0/metrics.csv"))
+    assert list(run.glob("mine/version_0/metrics.csv")), "it has a name, so it keeps a folder"
+    assert not (run / "lightning_logs").exists()
     events = EventAccumulator(str(run)).Reload()
+    assert "reward/mean" in events.Tags()["scalars"]
+    assert "hp_metric" not in events.Tags()["scalars"]
     assert {"samples/text_summary", "custom_scalars__config__"} <= set(events.Tags()["tensors"])
 
 

@@ -80,7 +80,7 @@ REFUSED = [
     (["--model.policy.path", "./none"], "model.policy.path: there is no folder ./none"),  # as the tokenizer is read
     (["--data.max_prompt_tokens", "1"], "data.max_prompt_tokens: all"),
     (callback("ReferenceSync"), "ReferenceSync: this run has no reference"),  # as the callbacks are set up
-    (callback("EarlyStopping", monitor="x"), "trainer.callbacks: EarlyStopping.monitor"),  # after a validation
+    (callback("EarlyStopping", monitor="val/x"), "trainer.callbacks: EarlyStopping.monitor"),  # after a validation
     (["--warm_start", "none.yaml"], "warm_start: in none.yaml"),
     (["--ckpt_path", "best"], "ckpt_path: no run under"),
 ]  # fmt: skip
@@ -99,7 +99,7 @@ def test_refused_starts_leave_no_run_directory(
 
 def test_a_trained_warm_start_outlives_a_refused_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "configs/quickstart.yaml", "--warm_start", short_warm_start(tmp_path)]
-    error_of(capsys, *arguments, *few(tmp_path / "runs"), *callback("EarlyStopping", monitor="x"))
+    error_of(capsys, *arguments, *few(tmp_path / "runs"), *callback("EarlyStopping", monitor="val/x"))
     assert (only_run(tmp_path / "runs", "quickstart") / "warm_start/policy/config.json").is_file()
 
 

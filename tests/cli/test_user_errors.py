@@ -72,8 +72,8 @@ def verifier(name: str, **options: Any) -> list[str]:
         (["--seed_everything", "-1"], "seed_everything: must be from 0 to 4294967295, not -1"),
         (["--trainer.val_check_interval", "0"], "trainer.val_check_interval: must be above 0, not 0: to validate"),
         (
-            callback("EarlyStopping", monitor="accuracy"),
-            "trainer.callbacks: EarlyStopping.monitor: nothing is logged as accuracy: use one of `val/accuracy`",
+            callback("EarlyStopping", monitor="val_loss"),
+            "trainer.callbacks: EarlyStopping.monitor: nothing is logged as val_loss: use one of `val/accuracy`",
         ),
         (
             ["--trainer.check_val_every_n_epoch", "1", "--trainer.val_check_interval", "50"],

@@ -48,7 +48,7 @@ def test_a_warm_start_is_trained_once_and_taken_by_the_next_run(
     assert saved["model"]["init_args"]["policy"]["path"] == str(second / "warm_start/policy")
 
     # A refused start leaves nothing, and so not what it took.
-    error_of(capsys, *base, *callback("EarlyStopping", monitor="x"))
+    error_of(capsys, *base, *callback("EarlyStopping", monitor="val/x"))
     assert runs(tmp_path) == [first, second]
 
     main(["fit", *base, "--reuse_warm_start", "false"])
