@@ -161,18 +161,19 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return []
 
     def configure_optimizers(self) -> Any:
-        return self.optimization.configure(self.optimizer_parameters())
+        # What a subclass makes otherwise, Lightning restores as it was.
+        is_own = type(self).configure_optimizers is not PolicyModule.configure_optimizers
+        return self.optimization.configure(
+            self.optimizer_parameters(), is_resumed=self.trainer.ckpt_path is not None and not is_own
+        )
 
     def on_train_start(self) -> None:
-        """Start the clocks; give a resumed run the learning rate of its config."""
+        """Start the clocks; check what hooks of a subclass have made."""
         self.totals.start()
         self.optimization.check(self.trainer)
-        if self.trainer.ckpt_path is None:
-            return
-        if not self._is_restored:
+        if self.trainer.ckpt_path is not None and not self._is_restored:
             name = type(self).__name__
             raise ConfigError(f"{name}.on_load_checkpoint: call super().on_load_checkpoint(checkpoint)")
-        self.optimization.apply_configured_rates(self.trainer, self.optimizer_parameters())
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
@@ -317,6 +318,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         keep_trained(checkpoint, self)
         checkpoint["skipped_steps"] = self.skipped.count
         checkpoint["totals"] = self.totals.state()
+        self.optimization.save(checkpoint, self.trainer)
         checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -324,4 +326,5 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self._is_restored = True
         self.skipped.count = checkpoint["skipped_steps"]
         self.totals.load(checkpoint["totals"])
+        self.optimization.load(checkpoint)
         self.policy.load_reference_state(checkpoint["reference"])
