@@ -116,8 +116,8 @@ def _check_adapters(asked: Mapping[str, Any], config: Any) -> None:
     is_adapter = policy["lora"] is not None or (Path(policy["path"]) / "adapter_config.json").is_file()
     if is_adapter and not asked["export"]["merged"] and config.model.init_args.policy.lora is not None:
         raise ConfigError(
-            "model.policy.lora: the warm start exports an adapter, whose training the run continues: omit lora here, or "
-            f"set export.merged: true in {config.warm_start}"
+            "model.policy.lora: the warm start exports an adapter, whose training the run continues: omit lora here, "
+            f"or set export.merged: true in {config.warm_start}"
         )
 
 
