@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained
+from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained, load_module
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import MeasuredModule, StepMetrics
 from grpo_lightning.algorithms.optimization import Optimization
@@ -126,7 +126,9 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return []
 
     def setup(self, stage: str) -> None:
-        """Let the verifiers get ready, before the model is loaded."""
+        """Check that the policy can be trained, and let the verifiers get ready, before the model is loaded."""
+        if stage == "fit":
+            self.policy_config.check_trainable()
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -272,28 +274,34 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **options: Any) -> Any:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **options: Any,
+    ) -> Any:
         """Build a module from its options, with the weights of a checkpoint of a run with the same policy.
 
         Args:
             checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
+            map_location: the device to load on, as for ``torch.load``; ``None`` for where the options put the policy.
+            hparams_file: nothing is read from one; as in Lightning's signature, like the next two.
+            strict: what is trained must be there, and nothing else is.
+            weights_only: nothing else is loaded.
             options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
 
         Raises:
             ConfigError: the options are missing, or the checkpoint is of another policy.
         """
-        if not {"policy", "verifiers"} <= set(options):
+        if hparams_file is not None or strict or weights_only is False:
             raise ConfigError(
-                f"load_from_checkpoint: {checkpoint_path} holds the trained weights, and neither the base nor the "
-                "options: give the module's policy=... and verifiers=..., or load the run's policy/ folder with "
-                "transformers or peft"
+                "load_from_checkpoint: omit hparams_file, strict=True and weights_only=False: a checkpoint holds the "
+                "trained weights alone, of which none may be missing"
             )
-        module = cls(**options)
-        module.load_policy()
-        checkpoint = torch.load(checkpoint_path, weights_only=True, map_location="cpu")
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=False)
-        return module
+        return load_module(cls, checkpoint_path, map_location, options)
 
     def generate(
         self, prompts: str | Sequence[str | Chat], sampling: SamplingParams | None = None, seed: int = 0

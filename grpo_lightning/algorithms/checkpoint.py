@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from grpo_lightning.errors import ConfigError
@@ -46,3 +47,23 @@ def check_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
             f"ckpt_path: the checkpoint is of another policy: {len(unfit)} of the trained tensors are missing "
             f"there or have another shape, such as {unfit[0]}: give the run's own model.policy options"
         )
+
+
+def load_module(kind: type[Any], checkpoint_path: Any, map_location: Any, options: dict[str, Any]) -> Any:
+    """Build a module with the weights of a checkpoint: see ``PolicyModule.load_from_checkpoint``.
+
+    Raises:
+        ConfigError: the options are missing, or the checkpoint is of another policy.
+    """
+    if not {"policy", "verifiers"} <= set(options):
+        raise ConfigError(
+            f"load_from_checkpoint: {checkpoint_path} holds the trained weights, and neither the base nor the "
+            "options: give the module's policy=... and verifiers=..., or load the run's policy/ folder with "
+            "transformers or peft"
+        )
+    module = kind(**options)
+    module.load_policy()
+    checkpoint = torch.load(checkpoint_path, weights_only=True, map_location=map_location or "cpu")
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    return module if map_location is None else module.to(next(iter(checkpoint["state_dict"].values())).device)

@@ -47,21 +47,28 @@ def checked_base(adapter: str) -> str:
     """The path of an adapter's base.
 
     Raises:
-        ConfigError: it is an adapter of a kind that rollouts cannot merge.
+        ConfigError: it is not a plain LoRA.
     """
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftType
 
     saved = PeftConfig.from_pretrained(adapter)
-    if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
+    if saved.peft_type != PeftType.LORA:
         raise ConfigError(
-            f"model.policy.path: the adapter in {adapter} is a DoRA or has biases, and rollouts merge neither: use a "
-            "plain LoRA, or merge it into its base first"
+            f"model.policy.path: the adapter in {adapter} is of the type {saved.peft_type}: give a LoRA adapter or a "
+            "whole model"
         )
-    for whole in ("modules_to_save", "trainable_token_indices"):
-        if getattr(saved, whole, None):
+    variants = {
+        "is a DoRA": saved.use_dora,
+        "has biases": saved.lora_bias or saved.bias != "none",
+        "repeats layers (layer_replication)": saved.layer_replication,
+        "holds whole layers or rows (modules_to_save)": saved.modules_to_save,
+        "holds whole layers or rows (trainable_token_indices)": saved.trainable_token_indices,
+    }
+    for variant, is_used in variants.items():
+        if is_used:
             raise ConfigError(
-                f"model.policy.path: the adapter in {adapter} holds whole layers or rows ({whole}), which is not "
-                "supported: merge it into its base first"
+                f"model.policy.path: the adapter in {adapter} {variant}, which is not supported: use a plain LoRA, or "
+                "merge it into its base first"
             )
     return str(saved.base_model_name_or_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -497,6 +498,16 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
     with pytest.raises(ConfigError, match=text) as error:
         fit(tmp_path, grpo(tiny_model("llama"), **module), 1, rollouts(**data))
     assert "\n" not in str(error.value)
+
+
+def test_float16_weights_are_refused_before_they_load_unless_they_are_frozen_or_only_read(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    policy = PolicyConfig(tiny_model("llama"), dtype="float16")
+    with pytest.raises(ConfigError, match=r"model.policy.dtype: float16 weights cannot be trained"):
+        fit(tmp_path, GRPOModule(policy, LetterVerifier()), 1)
+    GRPOModule(policy, LetterVerifier()).setup("test")
+    GRPOModule(replace(policy, lora=LoRAConfig(r=2)), LetterVerifier()).setup("fit")
 
 
 def test_as_many_minibatches_as_completions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
