@@ -105,7 +105,7 @@ def check_base(adapter: str, is_quantised: bool) -> None:
 
 
 def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
-    """The model with the adapter at a path, with a fresh one, or with all weights trainable.
+    """The model with the adapter at a path, with a fresh one, or itself: what a program froze stays so, unless all is.
 
     Raises:
         ConfigError: the model has no layers of the configured names.
@@ -131,7 +131,9 @@ def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
                 f"model.policy.lora.target_modules: {lora.target_modules} does not fit {type(lm).__name__}: "
                 f"{first_line(error)}"
             ) from error
-    return lm.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in lm.parameters()):
+        lm.requires_grad_(True)
+    return lm
 
 
 def add_adapter(model: Any, name: str, trained: bool = False) -> None:

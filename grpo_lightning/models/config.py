@@ -87,7 +87,8 @@ class PolicyConfig:
         """A policy that is a model object, trained in place. A run is resumed with the model as it was before training.
 
         Args:
-            model: a causal language model of transformers, without an adapter.
+            model: a causal language model of transformers, without an adapter. Without ``lora``, parameters that do not
+                require a gradient stay frozen, unless none does.
             tokenizer: its tokenizer; default: that of ``model.name_or_path``. It is copied.
             lora: see the class, as for the further options.
 
