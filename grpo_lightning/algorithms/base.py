@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained, load_module
+from grpo_lightning.algorithms.checkpoint import LoadableModule, check_checkpoint, keep_trained
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import MeasuredModule, StepMetrics
 from grpo_lightning.algorithms.optimization import Optimization
@@ -38,7 +38,7 @@ from grpo_lightning.verifiers.base import Verifier, by_class_name
 from grpo_lightning.verifiers.function import as_verifiers
 
 
-class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
+class PolicyModule(MeasuredModule, EvaluatedModule, LoadableModule, ABC):
     """Base of the algorithms. A subclass writes :meth:`batch_from`, and ``training_step`` out of
     :meth:`optimizer_step_on` and :meth:`finish_step`.
 
@@ -138,7 +138,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.passes = Passes(self.policy, self.max_tokens_per_microbatch)
 
     def load_policy(self) -> None:
-        """Load the policy, if that has not been done: all that is needed to generate."""
         if not hasattr(self, "policy"):
             self.policy = Policy(
                 self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
@@ -272,36 +271,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return logged
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """Build a module from its options, with the weights of a checkpoint of a run with the same policy.
-
-        Args:
-            checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
-            map_location: the device to load on, as for ``torch.load``; ``None`` for where the options put the policy.
-            hparams_file: nothing is read from one; as in Lightning's signature, like the next two.
-            strict: what is trained must be there, and nothing else is.
-            weights_only: nothing else is loaded.
-            options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
-
-        Raises:
-            ConfigError: the options are missing, or the checkpoint is of another policy.
-        """
-        if hparams_file is not None or strict or weights_only is False:
-            raise ConfigError(
-                "load_from_checkpoint: omit hparams_file, strict=True and weights_only=False: a checkpoint holds the "
-                "trained weights alone, of which none may be missing"
-            )
-        return load_module(cls, checkpoint_path, map_location, options)
 
     def generate(
         self, prompts: str | Sequence[str | Chat], sampling: SamplingParams | None = None, seed: int = 0

@@ -89,6 +89,16 @@ class Optimization:
         schedules = checkpoint.get("lr_schedulers", [])
         self._saved = _Saved(checkpoint.get("optimizer_class"), groups, schedules, checkpoint["global_step"])
 
+    def check_length(self, max_steps: int, steps_per_rollout: int) -> None:
+        """Warn where a run with a schedule makes more optimizer steps than ``trainer.max_steps`` says."""
+        made = -(-max_steps // steps_per_rollout) * steps_per_rollout
+        if self.make_scheduler is not None and made > max_steps > 0:
+            log.warning(
+                "trainer.max_steps: %d falls among the %d optimizer steps of a rollout, which are all made: set it and "
+                "the length of model.lr_scheduler to %d",
+                max_steps, steps_per_rollout, made,
+            )  # fmt: skip
+
     @staticmethod
     def check(trainer: pl.Trainer) -> None:
         """Check the optimizers and schedules of a run.

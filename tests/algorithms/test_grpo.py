@@ -460,7 +460,8 @@ class OnePerGroup(Advantage):
     [
         ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions per prompt, not 1"),
         ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
-        ({"beta": -1.0}, {}, "model.beta: must not be negative"),
+        ({"beta": -1.0}, {}, "model.beta: must be a number from 0 on, not -1.0"),
+        ({"beta": float("nan")}, {}, "model.beta: must be a number from 0 on, not nan"),
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
         ({"kl_estimator": "k9"}, {}, "model.kl_estimator: must be one of k1, k2, k3, not 'k9'"),

@@ -152,6 +152,16 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(optimizer: Any, schedule
         Optimization(optimizer, MAKE[schedule]).configure([torch.nn.Parameter(torch.ones(1))], is_resumed=False)
 
 
+def test_a_run_that_makes_more_steps_than_its_schedule_may_last_says_so(path: str, tmp_path: Path, caplog: Any) -> None:
+    options = {"updates_per_rollout": 2, "minibatches_per_update": 2}
+    with caplog.at_level(logging.WARNING, "grpo_lightning"):
+        for schedule, steps in (("none", 2), ("linear", 4), ("linear", 2)):
+            assert "trainer.max_steps" not in caplog.text
+            fit(tmp_path, module(path, schedule=schedule, **options), steps)
+    assert "trainer.max_steps: 2 falls among the 4 optimizer steps of a rollout" in caplog.text
+    assert "the length of model.lr_scheduler to 4" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("schedule", "text"),
     [
