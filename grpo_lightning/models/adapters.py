@@ -54,8 +54,8 @@ def checked_base(adapter: str) -> str:
     saved = PeftConfig.from_pretrained(adapter)
     if saved.peft_type != PeftType.LORA:
         raise ConfigError(
-            f"model.policy.path: the adapter in {adapter} is of the type {saved.peft_type}: give a LoRA adapter or a "
-            "whole model"
+            f"model.policy.path: the adapter in {adapter} is {PeftType(saved.peft_type).value}: give a LoRA "
+            "adapter or a whole model"
         )
     variants = {
         "is a DoRA": saved.use_dora,

@@ -209,7 +209,7 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
         ({"bias": "lora_only"}, "has biases"),
         ({"lora_bias": True}, "has biases"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers"),
-        ({"peft_type": "IA3"}, "is of the type PeftType.IA3: give a LoRA adapter"),
+        ({"peft_type": "IA3"}, "is IA3: give a LoRA adapter"),
     ],
 )
 def test_an_adapter_that_is_not_a_plain_lora_is_refused(
