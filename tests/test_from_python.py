@@ -63,6 +63,14 @@ def test_a_run_from_python_is_like_one_of_the_command_line(
     assert loaded.generate(["1 + 1?", "2 + 2?"], SAMPLING) == after
     fresh = module_of(path)
     assert fresh.generate(["1 + 1?", "2 + 2?"], SAMPLING) == before
+    options: dict[str, Any] = {"policy": path, "verifiers": length, "beta": 0.0}
+    asked: list[str] = []
+    named = {"map_location": lambda storage, place: asked.append(place) or storage, "strict": False}
+    grpo.GRPOModule.load_from_checkpoint(tmp_path / "my.ckpt", **named, **options)
+    assert set(asked) == {"cpu"}
+    for refused in ({"strict": True}, {"hparams_file": "x.yaml"}, {"weights_only": False}):
+        with pytest.raises(ConfigError, match="load_from_checkpoint: omit hparams_file, strict=True"):
+            grpo.GRPOModule.load_from_checkpoint(tmp_path / "my.ckpt", **refused, **options)
     with pytest.raises(ConfigError, match="of another policy"):
         grpo.GRPOModule.load_from_checkpoint(tmp_path / "my.ckpt", policy=tiny_model("qwen3"), verifiers=length)
 

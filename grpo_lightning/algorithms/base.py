@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo_lightning.algorithms.checkpoint import check_checkpoint, keep_trained
+from grpo_lightning.algorithms.checkpoint import LoadableModule, check_checkpoint, keep_trained
 from grpo_lightning.algorithms.evaluation import EvaluatedModule
 from grpo_lightning.algorithms.metrics import MeasuredModule, StepMetrics
 from grpo_lightning.algorithms.optimization import Optimization
@@ -38,7 +38,7 @@ from grpo_lightning.verifiers.base import Verifier, by_class_name
 from grpo_lightning.verifiers.function import as_verifiers
 
 
-class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
+class PolicyModule(MeasuredModule, EvaluatedModule, LoadableModule, ABC):
     """Base of the algorithms. A subclass writes :meth:`batch_from`, and ``training_step`` out of
     :meth:`optimizer_step_on` and :meth:`finish_step`.
 
@@ -141,7 +141,9 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return []
 
     def setup(self, stage: str) -> None:
-        """Let the verifiers get ready, before the model is loaded."""
+        """Check that the policy can be trained, and let the verifiers get ready, before the model is loaded."""
+        if stage == "fit":
+            self.policy_config.check_trainable()
         for verifier in self.verifiers.values():
             verifier.start()
 
@@ -151,7 +153,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self.passes = Passes(self.policy, self.max_tokens_per_microbatch)
 
     def load_policy(self) -> None:
-        """Load the policy, if that has not been done: all that is needed to generate."""
         if not hasattr(self, "policy"):
             self.policy = Policy(
                 self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
@@ -176,18 +177,19 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         return []
 
     def configure_optimizers(self) -> Any:
-        return self.optimization.configure(self.optimizer_parameters())
+        # What a subclass makes otherwise, Lightning restores as it was.
+        is_own = type(self).configure_optimizers is not PolicyModule.configure_optimizers
+        return self.optimization.configure(
+            self.optimizer_parameters(), is_resumed=self.trainer.ckpt_path is not None and not is_own
+        )
 
     def on_train_start(self) -> None:
-        """Start the clocks; give a resumed run the learning rate of its config."""
+        """Start the clocks; check what hooks of a subclass have made."""
         self.totals.start()
         self.optimization.check(self.trainer)
-        if self.trainer.ckpt_path is None:
-            return
-        if not self._is_restored:
+        if self.trainer.ckpt_path is not None and not self._is_restored:
             name = type(self).__name__
             raise ConfigError(f"{name}.on_load_checkpoint: call super().on_load_checkpoint(checkpoint)")
-        self.optimization.apply_configured_rates(self.trainer, self.optimizer_parameters())
 
     @abstractmethod
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Experience | Demonstrations:
@@ -285,30 +287,6 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **options: Any) -> Any:
-        """Build a module from its options, with the weights of a checkpoint of a run with the same policy.
-
-        Args:
-            checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
-            options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
-
-        Raises:
-            ConfigError: the options are missing, or the checkpoint is of another policy.
-        """
-        if not {"policy", "verifiers"} <= set(options):
-            raise ConfigError(
-                f"load_from_checkpoint: {checkpoint_path} holds the trained weights, and neither the base nor the "
-                "options: give the module's policy=... and verifiers=..., or load the run's policy/ folder with "
-                "transformers or peft"
-            )
-        module = cls(**options)
-        module.load_policy()
-        checkpoint = torch.load(checkpoint_path, weights_only=True, map_location="cpu")
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=False)
-        return module
-
     def generate(
         self, prompts: str | Sequence[str | Chat], sampling: SamplingParams | None = None, seed: int = 0
     ) -> Any:
@@ -332,6 +310,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         keep_trained(checkpoint, self)
         checkpoint["skipped_steps"] = self.skipped.count
         checkpoint["totals"] = self.totals.state()
+        self.optimization.save(checkpoint, self.trainer)
         checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -339,4 +318,5 @@ class PolicyModule(MeasuredModule, EvaluatedModule, ABC):
         self._is_restored = True
         self.skipped.count = checkpoint["skipped_steps"]
         self.totals.load(checkpoint["totals"])
+        self.optimization.load(checkpoint)
         self.policy.load_reference_state(checkpoint["reference"])

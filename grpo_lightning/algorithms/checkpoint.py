@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from torch import nn
 
 from grpo_lightning.errors import ConfigError
@@ -46,3 +49,52 @@ def check_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
             f"ckpt_path: the checkpoint is of another policy: {len(unfit)} of the trained tensors are missing "
             f"there or have another shape, such as {unfit[0]}: give the run's own model.policy options"
         )
+
+
+class LoadableModule(pl.LightningModule, ABC):
+    """A module that can be built with the weights of a checkpoint."""
+
+    @abstractmethod
+    def load_policy(self) -> None:
+        """Load the policy, if that has not been done: all that is needed to generate."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Build a module from its options, with the weights of a checkpoint of a run with the same policy.
+
+        Args:
+            checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
+            map_location: the device to load on, as for ``torch.load``; ``None`` for where the options put the policy.
+            hparams_file: nothing is read from one; as in Lightning's signature, like the next two.
+            strict: what is trained must be there, and nothing else is.
+            weights_only: nothing else is loaded.
+            options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
+
+        Raises:
+            ConfigError: the options are missing, or the checkpoint is of another policy.
+        """
+        if hparams_file is not None or strict or weights_only is False:
+            raise ConfigError(
+                "load_from_checkpoint: omit hparams_file, strict=True and weights_only=False: a checkpoint holds the "
+                "trained weights alone, of which none may be missing"
+            )
+        if not {"policy", "verifiers"} <= set(options):
+            raise ConfigError(
+                f"load_from_checkpoint: {checkpoint_path} holds the trained weights, and neither the base nor the "
+                "options: give the module's policy=... and verifiers=..., or load the run's policy/ folder with "
+                "transformers or peft"
+            )
+        module = cls(**options)
+        module.load_policy()
+        checkpoint = torch.load(checkpoint_path, weights_only=True, map_location=map_location or "cpu")
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module if map_location is None else module.to(next(iter(checkpoint["state_dict"].values())).device)

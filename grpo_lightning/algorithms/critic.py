@@ -44,7 +44,8 @@ class CriticModule(OnlineModule, ABC):
         value_coef: weight of the critic's loss. It matters to a shared trunk, and hardly to a critic with
             separate weights, whose gradient is clipped separately.
         value_lr: learning rate of the critic: of its head, and of its trunk where that is not the policy's; ``None``
-            for the optimizer's. A schedule scales both.
+            for the optimizer's. A schedule scales both. One with rates of its own replaces both: give the ``max_lr`` of
+            ``OneCycleLR`` as a list of two.
         critic: ``shared`` is a value head on the policy's trunk; ``adapter`` a second LoRA adapter with a head on the
             policy's base; ``separate`` a second model, which costs its full memory.
         critic_path: what a ``separate`` critic is loaded from; ``None`` for where the policy comes from.
@@ -213,7 +214,7 @@ class CriticModule(OnlineModule, ABC):
     def rows_to_learn(self, experience: Experience) -> Tensor:
         """Without those whose gradient in the first optimizer step is 0. Before a later one, values have moved."""
         assert isinstance(experience, ValuedExperience)
-        if not experience.is_first_step or (self.entropy_coef and not self._warms_up):
+        if not experience.is_first_step or (self.entropy_bonus is not None and not self._warms_up):
             return experience.learned_N
         assert experience.advantages is not None
         has_signal_NT = experience.advantages != 0
@@ -240,7 +241,7 @@ class CriticModule(OnlineModule, ABC):
             policy_loss = self._policy_loss(experience, part, metrics, kept.logprobs_NT, kept.entropy_NT)
             yield policy_loss + self._value_loss(experience, metrics, kept.values_NT, old_NT, returns_NT, mask_NT)
             return
-        if not self._warms_up and (self.entropy_coef or experience.advantages[rows].any()):
+        if not self._warms_up and (self.entropy_bonus is not None or experience.advantages[rows].any()):
             entropies: list[Tensor] = []
             temperature = experience.recipe.sampling.temperature
             logprobs_NT, _ = self.passes.with_gradient(part, metrics, temperature, on_entropy=entropies.append)

@@ -184,7 +184,7 @@ class DistillationModule(GroupModule):
             with self.timed(metrics, "reference"):
                 advantages = advantages[:, None] + self._sampled_advantages(experience, metrics)
         learned_N = counted_N
-        if self.beta == 0 and self.entropy_coef == 0:
+        if self.beta == 0 and self.entropy_bonus is None:
             has_advantage_N = advantages.view(len(experience), -1).any(1)
             learned_N = counted_N & (taught_N | has_advantage_N)
         experience = replace(experience, advantages=advantages, learned_N=learned_N)
@@ -196,7 +196,7 @@ class DistillationModule(GroupModule):
         states: list[PredictingStates] = []
         loss_NT, mask_NT = self.token_losses(experience, part, metrics, states.append)
         if self.vocabulary == "full":
-            if not (self.compares_rewards or self.beta or self.entropy_coef):
+            if not (self.compares_rewards or self.beta or self.entropy_bonus is not None):
                 loss_NT = loss_NT.detach()  # it is 0, and so is its gradient, which is not worth a backward pass
             loss_NT = loss_NT + self._vocabulary_divergence(experience, part, states[0], metrics)
         yield self.add_loss(metrics, "policy/loss", self.rollout_loss.aggregate(experience, loss_NT, mask_NT))

@@ -13,11 +13,14 @@ class EntropyBonus(ABC):
     The entropy is that of the whole distribution over the next token at the sampling temperature, in nats, and its
     gradient is exact. It is aggregated as the objective is. A3C, https://arxiv.org/abs/1602.01783, section 4; PPO,
     https://arxiv.org/abs/1707.06347, eq. 9. A subclass writes :meth:`coefficient`.
+
+    Where there is a bonus, whatever its weight, groups without a signal are passed too: ``policy/entropy`` is the mean
+    over the same completions in all steps.
     """
 
     @abstractmethod
     def coefficient(self, step: int) -> float:
-        """The weight of the entropy in a training step; 0 costs nothing.
+        """The weight of the entropy in a training step.
 
         Args:
             step: training steps done before.
@@ -71,7 +74,7 @@ class TargetEntropy(EntropyBonus):
 
     ``alpha_k = c_k [e_k <= target]``, ``c_k+1 = c_k + delta`` if ``e_k < target``, else ``c_k - delta``, and
     ``c_0 = 0``. Skywork-OR1, https://arxiv.org/abs/2505.22312, adaptive entropy control. As in the authors' code, ``c``
-    is kept from 0 to ``max_coef``, and ``e_k`` is the entropy of the training step before, which costs no pass.
+    is kept from 0 to ``max_coef``, and ``e_k`` is the entropy of the training step before.
 
     Args:
         target: nats per token; compare with ``policy/entropy`` at the start of a run.

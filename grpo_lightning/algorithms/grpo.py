@@ -20,9 +20,9 @@ class GRPOModule(GroupModule):
     ``L = - 1/N sum_i 1/|y_i| sum_t [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) - beta KL(pi || pi_ref) ]``
     with ``A = (r - mean of the group) / (std of the group + eps)`` and ``rho`` the ratio to the policy that sampled.
     Each part has its variants; the equations are in :mod:`grpo_lightning.functional`, the classes in
-    :mod:`grpo_lightning.objectives` and :mod:`grpo_lightning.advantages`. With ``beta = 0``, groups without signal cost
-    nothing. The option ``advantage`` is that of :class:`GroupModule`, those that it shares with PPO are those of
-    :class:`OnlineModule`.
+    :mod:`grpo_lightning.objectives` and :mod:`grpo_lightning.advantages`. With ``beta = 0`` and no ``entropy_bonus``,
+    groups without signal cost nothing. The option ``advantage`` is that of :class:`GroupModule`, those that it shares
+    with PPO are those of :class:`OnlineModule`.
     """
 
     compares_groups = True
@@ -33,10 +33,10 @@ class GRPOModule(GroupModule):
         self.validate_options()
 
     def targets(self, experience: Experience, metrics: StepMetrics) -> Experience:
-        """Advantages within the groups; with ``beta = 0``, rows without any are not learned from."""
+        """Advantages within the groups; without a KL and an entropy bonus, rows without any are not learned from."""
         advantages_N = self.group_advantages(experience, metrics)
         learned_N = experience.counted_N
-        if self.beta == 0 and self.entropy_coef == 0:
+        if self.beta == 0 and self.entropy_bonus is None:
             learned_N = learned_N & (advantages_N != 0)
         experience = replace(experience, advantages=advantages_N, learned_N=learned_N)
         return self.with_frozen_logprobs(experience, metrics)

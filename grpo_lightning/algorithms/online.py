@@ -57,7 +57,8 @@ class OnlineModule(PolicyModule, ABC):
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
-        minibatches_per_update: optimizer steps per pass.
+        minibatches_per_update: optimizer steps per pass. A rollout's steps are all made, also the last one's where
+            ``trainer.max_steps`` falls among them.
         target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
             present one, is above this (nats per token); ``None`` makes them all.
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``
@@ -167,11 +168,7 @@ class OnlineModule(PolicyModule, ABC):
                 0 <= self.episode_discount <= 1, f"must be from 0 to 1, not {self.episode_discount}"
             ),
             "max_error_rate": (0 <= max_error_rate <= 1, f"must be from 0 to 1, not {max_error_rate}"),
-            "beta": (
-                beta == 0 or (beta > 0 and has_reference),
-                f"must not be negative, but is {beta}" if beta < 0
-                else "above 0 it needs a reference, but model.policy.reference is none",
-            ),
+            "beta": (0 <= beta < float("inf"), f"must be a number from 0 on, not {beta}"),
         })  # fmt: skip
         check_options({
             "sampler_correction": (
@@ -179,6 +176,7 @@ class OnlineModule(PolicyModule, ABC):
                 f"{self.correction.mode} would correct twice, since several optimizer steps take their ratio to the "
                 "sampler: set model.old_logprobs to recompute, or sampler_correction to none"
             ),
+            "beta": (beta == 0 or has_reference, "above 0 it needs a reference, but model.policy.reference is none"),
         })  # fmt: skip
         try:
             check_objective(self.rollout_loss.objective)
@@ -216,6 +214,9 @@ class OnlineModule(PolicyModule, ABC):
                 f"model.minibatches_per_update: {self.minibatches_per_update} optimizer steps cannot share the {rows} "
                 "completions that a device has in a step (data.prompts_per_step * data.group_size): lower it"
             )
+        if self.target_kl is None:
+            steps = self.updates_per_rollout * self.minibatches_per_update
+            self.optimization.check_length(self.trainer.max_steps, steps)
         if data.sampling.temperature == 0:
             raise ConfigError("data.sampling.temperature: greedy completions of a group are all equal: set it above 0")
         if data.sampling.truncates:

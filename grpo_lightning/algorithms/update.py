@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
+from grpo_lightning.algorithms.optimization import advance
 from grpo_lightning.errors import RunError
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.records import record
@@ -146,7 +147,7 @@ class UpdateStep:
         if torch.isfinite(norms).all():
             self.optimizer.step()
             if self.scheduler is not None:
-                self.scheduler.step()
+                advance(self.scheduler)
             for name, norm in zip(self.sides, norms, strict=True):
                 metrics.add(f"optim/{name}grad_norm", norm, 1)
             self.skipped.step_succeeded()

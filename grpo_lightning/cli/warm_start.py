@@ -83,6 +83,7 @@ def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLin
     last = folder / "checkpoints" / "last.ckpt"
     with _named(config.warm_start):
         asked = command_line.resolved(arguments)
+    _check_adapters(asked, config)
     made_with = fingerprint(asked)
     source = finished([*root.glob("*"), run_dir.parent], made_with) if config.reuse_warm_start else None
     if source is not None and not last.is_file():
@@ -99,6 +100,25 @@ def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLin
     if not resume:  # the steps before an interruption may have been made with something else
         (folder / MADE_WITH).write_text(made_with)
     return policy
+
+
+def _check_adapters(asked: Mapping[str, Any], config: Any) -> None:
+    """Check that the run does not start an adapter on the adapter that its warm start exports.
+
+    Args:
+        asked: the resolved config of the warm start.
+        config: the run's config.
+
+    Raises:
+        ConfigError: it does.
+    """
+    policy = asked["model"]["init_args"]["policy"]
+    is_adapter = policy["lora"] is not None or (Path(policy["path"]) / "adapter_config.json").is_file()
+    if is_adapter and not asked["export"]["merged"] and config.model.init_args.policy.lora is not None:
+        raise ConfigError(
+            "model.policy.lora: the warm start exports an adapter, whose training the run continues: omit lora here, "
+            f"or set export.merged: true in {config.warm_start}"
+        )
 
 
 @contextmanager

@@ -90,7 +90,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "do not judge a GRPO run by it. SFT: rising means that the learning rate is too high",
               bar="loss", final=True),
         Curve("policy/entropy", "nats/token", MEAN, "Entropy",
-              "mean entropy of the next token; with `data.sampling.constraint`, among the allowed tokens",
+              "mean entropy of the next token over the completions that are learned from: those with an advantage, or "
+              "with `beta` or `entropy_bonus` all that count; among the allowed tokens with `data.sampling.constraint`",
               "falls slowly",
               "collapses to 0 within tens of steps: exploration is over; lower the learning rate, raise `beta` or "
               "`epsilon_high`. Rises without end: the learning rate is too high",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from grpo_lightning.environments.calls import Call, ToolFormat
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt
+from grpo_lightning.verifiers.base import MAX_REWARD
 
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
@@ -133,7 +133,7 @@ def checked(step: object, name: str) -> Step:
     return replace(
         step,
         messages=[{key: _readable(value) for key, value in message.items()} for message in messages],
-        reward=None if step.reward is None else _finite(step.reward, name),
+        reward=None if step.reward is None else _within_bounds(step.reward, name),
         info=dict(step.info),
     )
 
@@ -143,9 +143,9 @@ def _readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
-def _finite(reward: Any, name: str) -> float:
-    if isinstance(reward, str) or not math.isfinite(reward := float(reward)):
-        raise ValueError(f"{name}.step returned a reward of {reward}")
+def _within_bounds(reward: Any, name: str) -> float:
+    if isinstance(reward, str) or not abs(reward := float(reward)) <= MAX_REWARD:
+        raise ValueError(f"{name}.step returned a reward of {reward}, not a number within {MAX_REWARD:g}")
     return reward
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.functional._checks import check_choice, check_mask, check_same_shape
+from grpo_lightning.functional.losses import MAX_LOG_RATIO
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -17,7 +18,6 @@ def kl_divergence(
     ref_logprobs: Tensor,
     estimator: KLEstimator = "k3",
     mask: Tensor | None = None,
-    max_log_ratio: float = 20.0,
 ) -> Tensor:
     """``logprobs``, ``ref_logprobs`` and ``mask`` of one shape -> per-token estimates of that shape (nats).
 
@@ -31,7 +31,7 @@ def kl_divergence(
     ``pi_ref`` here. He discusses values only: the gradient of ``k2`` estimates that of the KL, the gradient of ``k1``
     has mean zero (it is useless as a loss), and the gradient of ``k3`` is that of the reverse KL.
 
-    Beyond the source: in ``k3``, ``log r`` is clamped at ``max_log_ratio`` before the exponential, so that a token of
+    Beyond the source: in ``k3``, ``log r`` is clamped at ``MAX_LOG_RATIO`` before the exponential, so that a token of
     vanishing probability under the policy gives neither infinity nor, times a mask, NaN; its gradient is zero. Small
     ``r`` needs no clamp and keeps its gradient. Positions with a False mask are exactly 0 in value and gradient.
 
@@ -48,5 +48,5 @@ def kl_divergence(
         return -log_ratio
     if estimator == "k2":
         return 0.5 * log_ratio.square()
-    bounded = log_ratio.clamp(max=max_log_ratio)
+    bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
     return torch.expm1(bounded) - bounded

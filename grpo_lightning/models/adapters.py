@@ -47,21 +47,28 @@ def checked_base(adapter: str) -> str:
     """The path of an adapter's base.
 
     Raises:
-        ConfigError: it is an adapter of a kind that rollouts cannot merge.
+        ConfigError: it is not a plain LoRA.
     """
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftType
 
     saved = PeftConfig.from_pretrained(adapter)
-    if getattr(saved, "use_dora", False) or getattr(saved, "lora_bias", False):
+    if saved.peft_type != PeftType.LORA:
         raise ConfigError(
-            f"model.policy.path: the adapter in {adapter} is a DoRA or has biases, and rollouts merge neither: use a "
-            "plain LoRA, or merge it into its base first"
+            f"model.policy.path: the adapter in {adapter} is {PeftType(saved.peft_type).value}: give a LoRA "
+            "adapter or a whole model"
         )
-    for whole in ("modules_to_save", "trainable_token_indices"):
-        if getattr(saved, whole, None):
+    variants = {
+        "is a DoRA": saved.use_dora,
+        "has biases": saved.lora_bias or saved.bias != "none",
+        "repeats layers (layer_replication)": saved.layer_replication,
+        "holds whole layers or rows (modules_to_save)": saved.modules_to_save,
+        "holds whole layers or rows (trainable_token_indices)": saved.trainable_token_indices,
+    }
+    for variant, is_used in variants.items():
+        if is_used:
             raise ConfigError(
-                f"model.policy.path: the adapter in {adapter} holds whole layers or rows ({whole}), which is not "
-                "supported: merge it into its base first"
+                f"model.policy.path: the adapter in {adapter} {variant}, which is not supported: use a plain LoRA, or "
+                "merge it into its base first"
             )
     return str(saved.base_model_name_or_path)
 
@@ -98,7 +105,7 @@ def check_base(adapter: str, is_quantised: bool) -> None:
 
 
 def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
-    """The model with the adapter at a path, with a fresh one, or with all weights trainable.
+    """The model with the adapter at a path, with a fresh one, or itself: what a program froze stays so, unless all is.
 
     Raises:
         ConfigError: the model has no layers of the configured names.
@@ -124,7 +131,9 @@ def with_adapter(lm: Any, lora: LoRAConfig | None, adapter: str | None) -> Any:
                 f"model.policy.lora.target_modules: {lora.target_modules} does not fit {type(lm).__name__}: "
                 f"{first_line(error)}"
             ) from error
-    return lm.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in lm.parameters()):
+        lm.requires_grad_(True)
+    return lm
 
 
 def add_adapter(model: Any, name: str, trained: bool = False) -> None:

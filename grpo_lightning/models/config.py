@@ -23,7 +23,8 @@ class PolicyConfig:
             then continues.
         revision: branch, tag or commit of a hub model.
         dtype: type of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
-            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away.
+            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away. Weights in
+            ``float16`` are only trained under LoRA.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
         init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
         lora: train low-rank adapters over frozen weights; ``None`` trains all weights.
@@ -86,7 +87,8 @@ class PolicyConfig:
         """A policy that is a model object, trained in place. A run is resumed with the model as it was before training.
 
         Args:
-            model: a causal language model of transformers, without an adapter.
+            model: a causal language model of transformers, without an adapter. Without ``lora``, parameters that do not
+                require a gradient stay frozen, unless none does.
             tokenizer: its tokenizer; default: that of ``model.name_or_path``. It is copied.
             lora: see the class, as for the further options.
 
@@ -148,5 +150,18 @@ class PolicyConfig:
                 raise ConfigError(
                     f"model.policy.without: {name} is not a shortcut: choose from {', '.join(sorted(NAMES))}"
                 )
-        if self.lora is not None and self.lora.r < 1:
-            raise ConfigError(f"model.policy.lora.r: must be at least 1, not {self.lora.r}")
+        for name in ("r", "alpha"):
+            if self.lora is not None and getattr(self.lora, name) < 1:
+                raise ConfigError(f"model.policy.lora.{name}: must be at least 1, not {getattr(self.lora, name)}")
+
+    def check_trainable(self) -> None:
+        """Check, before a model loads, that its weights can be trained.
+
+        Raises:
+            ConfigError: they would be trained in float16.
+        """
+        if self.dtype == "float16" and not self.has_lora:
+            raise ConfigError(
+                "model.policy.dtype: float16 weights cannot be trained, as AdamW's eps and small updates are 0 in it: "
+                "use float32 with trainer.precision bf16-mixed, or add model.policy.lora"
+            )

@@ -33,7 +33,7 @@ class ShortForm:
         """The objective of the key ``objective``: the one given, or the one that its name and the flat keys say.
 
         Raises:
-            ConfigError: a flat key is out of its range, or is set although the objective is given.
+            ConfigError: a flat key is out of its range, or is set although the objective is given, or does not read it.
         """
         if isinstance(chosen, Objective):
             self._refuse_keys_beside(type(chosen).__name__)
@@ -42,24 +42,32 @@ class ShortForm:
             raise ConfigError(f"model: objective is {chosen!r}, but must be 'clip', 'cispo' or an Objective")
         if self.ratio_level not in get_args(RatioLevel):
             raise ConfigError(f"model: ratio_level is {self.ratio_level!r}, but must be one of 'token', 'sequence'")
-        if self.cispo_epsilon_high <= 0:
-            raise ConfigError(f"model: cispo_epsilon_high must be positive, but is {self.cispo_epsilon_high}")
-        if self.delta is not None and chosen == "cispo":
-            raise ConfigError("model: delta belongs to objective='clip', but the objective is 'cispo'")
+        self._refuse_keys_of("CISPO" if chosen == "clip" else "Clip", chosen)
+        if chosen == "cispo":
+            if self.cispo_epsilon_high <= 0:
+                raise ConfigError(f"model: cispo_epsilon_high must be positive, but is {self.cispo_epsilon_high}")
+            return CISPO(self.cispo_epsilon_high, self.ratio_level)
         clip = Clip if self.ratio_level == "token" else GSPO
         try:
-            # Built whichever is chosen, so that a key out of its range is found.
-            clipped = clip(self.epsilon, self.epsilon_high, self.delta)
+            return clip(self.epsilon, self.epsilon_high, self.delta)
         except ConfigError as error:
             raise ConfigError(f"model: {str(error).removeprefix(f'{clip.__name__}: ')}") from error
-        return clipped if chosen == "clip" else CISPO(self.cispo_epsilon_high, self.ratio_level)
+
+    def _changed(self) -> list[str]:
+        """The keys that are set; a config that a run saved may hold a key at its default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def _refuse_keys_of(self, owner: str, chosen: str) -> None:
+        for key in self._changed():
+            if OWNERS[key] == owner:
+                hint = "set cispo_epsilon_high, its cap" if key == "epsilon_high" else "remove it"
+                raise ConfigError(
+                    f"model: {key} belongs to objective={owner.lower()!r}, but the objective is {chosen!r}: {hint}"
+                )
 
     def _refuse_keys_beside(self, name: str) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # A config that a run saved may hold a key at its default.
-            if value != field.default:
-                raise ConfigError(
-                    f"model.{field.name}: {field.name} belongs to {OWNERS[field.name]}, but model.objective is a class "
-                    f"({name}): set its options under model.objective.init_args"
-                )
+        for key in self._changed():
+            raise ConfigError(
+                f"model.{key}: {key} belongs to {OWNERS[key]}, but model.objective is a class ({name}): set its "
+                "options under model.objective.init_args"
+            )

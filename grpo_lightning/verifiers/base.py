@@ -13,6 +13,9 @@ from grpo_lightning.types import FinishReason, Prompt, Sample, Verdict
 ABSTAINED = Verdict(correct=False, format_valid=False, abstained=True)
 """The verdict of a verifier that does not judge a sample."""
 
+MAX_REWARD = 1e6
+"""Advantages are computed in float32, which tells rewards up to here apart to 0.06, but not 1e8 from 1e8 + 1."""
+
 TRUNCATED = "The completion was cut off before it ended. Give a shorter one that ends by itself."
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from grpo_lightning.types import Sample, Verdict
 from grpo_lightning.verifiers._composite import conjunction, joined_errors, joined_feedback
-from grpo_lightning.verifiers.base import Verifier, rewarded
+from grpo_lightning.verifiers.base import MAX_REWARD, Verifier, rewarded
 
 
 def combine(judged: Mapping[str, tuple[Verdict, float]]) -> tuple[Verdict, float]:
@@ -22,7 +22,7 @@ def combine(judged: Mapping[str, tuple[Verdict, float]]) -> tuple[Verdict, float
         judged: verdict and reward by the verifier's name.
 
     Returns:
-        The verdict, and the reward, NaN if there is an error.
+        The verdict, and the reward, NaN if there is an error; a reward beyond :data:`MAX_REWARD` is one.
     """
     verdicts = [verdict for verdict, _ in judged.values() if verdict.judged]
     if any(verdict.error is not None for verdict, _ in judged.values()):
@@ -37,7 +37,11 @@ def combine(judged: Mapping[str, tuple[Verdict, float]]) -> tuple[Verdict, float
         reward_alone=any(verdict.reward_alone for verdict in verdicts),
     )
     rewards = [reward for verdict, reward in judged.values() if verdict.judged]
-    return together, fmean(rewards) if together.error is None else math.nan
+    reward = fmean(rewards) if together.error is None else math.nan
+    if abs(reward) > MAX_REWARD:
+        error = f"a reward of {reward:g} is beyond {MAX_REWARD:g}: divide it, or subtract a constant"
+        return replace(together, error=error), math.nan
+    return together, reward
 
 
 def judge_together(verifiers: Mapping[str, Verifier], samples: Sequence[Sample]) -> list[tuple[Verdict, float]]:

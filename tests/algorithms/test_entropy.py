@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,21 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from grpo_lightning.algorithms import EntropyBonus, PPOModule, ScheduledEntropy, TargetEntropy
+from grpo_lightning.algorithms import (
+    DistillationModule,
+    EntropyBonus,
+    GRPOModule,
+    PPOModule,
+    ScheduledEntropy,
+    TargetEntropy,
+    TeacherContext,
+)
 from grpo_lightning.algorithms.top_entropy import _threshold
 from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Experience, RolloutDataModule, RunCallback, SamplingParams, StepEnd
-from grpo_lightning.types import Sample, Verdict
+from grpo_lightning.types import Attempt, Sample, Verdict
 from grpo_lightning.verifiers import Verifier
 from tests.toy import LetterVerifier, Watch, adam, fit, grpo, llama_alone, rollouts, same, sgd
 
@@ -167,6 +175,29 @@ def test_the_adapted_coefficient_follows_the_logged_entropy_and_is_resumed(
     resumed = fit(tmp_path / "rest", module(), 6, callbacks=[rest], ckpt_path=last)
     assert [logged["policy/entropy_coef"] for logged in rest.logged] == pytest.approx([0.03, 0.03, 0.03])
     assert same(one, resumed)
+
+
+class Silent(TeacherContext):
+    """Teaches nothing."""
+
+    def contexts(self, attempts: Sequence[Attempt], tokenizer: Any) -> list[None]:
+        return [None] * len(attempts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(GRPOModule, {}), (PPOModule, {}), (DistillationModule, {"teacher": "self", "context": Silent()})],
+)
+def test_the_coefficient_grows_when_no_group_has_a_signal(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: Any, options: dict[str, Any]
+) -> None:
+    watch = Watch()
+    module = kind(
+        policy=PolicyConfig(tiny_model("llama")), verifiers=[Wrong()], beta=0.0, optimizer=sgd,
+        entropy_bonus=TargetEntropy(50.0, 0.01, 0.03), **options,
+    )  # fmt: skip
+    fit(tmp_path, module, 3, callbacks=[watch])
+    assert [logged["policy/entropy_coef"] for logged in watch.logged] == pytest.approx([0, 0.01, 0.02])
 
 
 # -- the tokens with the largest entropy ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -459,7 +460,8 @@ class OnePerGroup(Advantage):
     [
         ({}, {"group_size": 1}, "data.group_size: .* at least 2 completions per prompt, not 1"),
         ({}, {"sampling": SamplingParams(temperature=0)}, "data.sampling.temperature: greedy completions"),
-        ({"beta": -1.0}, {}, "model.beta: must not be negative"),
+        ({"beta": -1.0}, {}, "model.beta: must be a number from 0 on, not -1.0"),
+        ({"beta": float("nan")}, {}, "model.beta: must be a number from 0 on, not nan"),
         ({"delta": 1.1}, {}, "model: delta must be above"),
         ({"epsilon": -0.1}, {}, "model: epsilon"),
         ({"kl_estimator": "k9"}, {}, "model.kl_estimator: must be one of k1, k2, k3, not 'k9'"),
@@ -497,6 +499,16 @@ def test_bad_options_are_one_sentence_before_the_model_loads(
     with pytest.raises(ConfigError, match=text) as error:
         fit(tmp_path, grpo(tiny_model("llama"), **module), 1, rollouts(**data))
     assert "\n" not in str(error.value)
+
+
+def test_float16_weights_are_refused_before_they_load_unless_they_are_frozen_or_only_read(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    policy = PolicyConfig(tiny_model("llama"), dtype="float16")
+    with pytest.raises(ConfigError, match=r"model.policy.dtype: float16 weights cannot be trained"):
+        fit(tmp_path, GRPOModule(policy, LetterVerifier()), 1)
+    GRPOModule(policy, LetterVerifier()).setup("test")
+    GRPOModule(replace(policy, lora=LoRAConfig(r=2)), LetterVerifier()).setup("fit")
 
 
 def test_as_many_minibatches_as_completions(tiny_model: Callable[[str], str], tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_pages_of_an_optimizer_are_planned_in_host_memory_on_a_gpu(tmp_path: Pat
 def test_an_optimizer_that_takes_gradients_before_they_are_clipped_is_refused() -> None:
     early = type("CPUOffloadOptimizer", (torch.optim.SGD,), {"__module__": "torchao.optim.cpu_offload"})
     with pytest.raises(ConfigError, match="CPUOffloadOptimizer copies each gradient during the backward pass"):
-        Optimization(lambda parameters: early(parameters, lr=0.1), None).configure([torch.nn.Parameter(torch.ones(1))])
+        Optimization(lambda parameters: early(parameters, lr=0.1), None).configure(
+            [torch.nn.Parameter(torch.ones(1))], is_resumed=False
+        )
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra() -> None:

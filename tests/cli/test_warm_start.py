@@ -126,11 +126,17 @@ def test_it_is_copied_where_it_cannot_be_linked(tmp_path: Path, monkeypatch: pyt
         (["--data.max_prompt_tokens", "1"], "data.max_prompt_tokens: all"),
         (["--trainer.strategy", "dpp"], "trainer: You selected"),
         (["--data.group_size", "1"], "data.group_size: an advantage relative to the group"),
+        (["--model.policy.lora.r", "2"], "model.policy.lora: the warm start exports an adapter"),
     ],
 )
 def test_mistakes_in_the_run_are_found_before_its_warm_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
 ) -> None:
-    base = ["--config", "configs/quickstart.yaml", *few(tmp_path / "runs", warm_start=short_warm_start(tmp_path))]
+    sft = short_warm_start(tmp_path)
+    if "lora" in text:
+        config = yaml.safe_load(sft.read_text())
+        config["model"]["init_args"]["policy"] |= {"lora": {"r": 4}}
+        sft.write_text(yaml.safe_dump(config))
+    base = ["--config", "configs/quickstart.yaml", *few(tmp_path / "runs", warm_start=sft)]
     assert error_of(capsys, *base, *options).startswith(text)
     assert not (tmp_path / "runs").exists()

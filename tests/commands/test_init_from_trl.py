@@ -95,6 +95,7 @@ def at(config: Any, key: str) -> Any:
         ({"num_iterations": 2}, "model.updates_per_rollout", 2),
         ({"mask_truncated_completions": True}, "model.mask_truncated", True),
         ({"importance_sampling_level": "sequence_token", "epsilon": 0.1}, "model.ratio_level", "token"),
+        ({"importance_sampling_level": "sequence_token", "epsilon": 0.1}, "model.epsilon", None),
         (
             {"importance_sampling_level": "sequence_token", "epsilon": 0.1},
             "model.objective", {"class_path": "GSPOToken", "init_args": {"epsilon": 0.1}},
@@ -110,6 +111,8 @@ def at(config: Any, key: str) -> Any:
         ({"max_grad_norm": 0.2}, "model.max_grad_norm", 0.2),
         ({"loss_type": "cispo", "epsilon_high": 5}, "model.cispo_epsilon_high", 5.0),
         ({"loss_type": "cispo", "epsilon_high": 5}, "model.epsilon_high", None),
+        ({"loss_type": "cispo", "epsilon": 0.1}, "model.epsilon", None),
+        ({"loss_type": "sapo", "epsilon": 0.1}, "model.epsilon", None),
         ({"loss_type": "sapo", "sapo_temperature_neg": 1.1}, "model.objective.tau_neg", 1.1),
         ({"top_entropy_quantile": 0.2}, "model.top_entropy_share", 0.2),
         ({"entropy_coef": 0.01}, "model.entropy_bonus.coef", 0.01),

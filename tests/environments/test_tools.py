@@ -253,7 +253,7 @@ def test_a_thought_that_the_prompt_opened_is_no_guess() -> None:
     "step",
     [
         None, Step(), Step(["text"]), Step([{"role": "user"}]), Step(done=True, reward=float("nan")),
-        Step(done=True, reward="1"), Step(done=True, info=3),
+        Step(done=True, reward="1"), Step(done=True, reward=1e8), Step(done=True, info=3),
     ],
 )  # fmt: skip
 def test_what_is_not_a_step_is_an_error(step: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from grpo_lightning import GRPOModule
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.speed.registry import NAMES
 from tests.toy import LetterVerifier, adam, fit, rollouts, trainer
 
 LORA = LoRAConfig(r=2)
@@ -65,6 +66,39 @@ def test_the_object_itself_is_trained_and_the_tokenizer_is_not_touched(
     assert not torch.equal(model.get_output_embeddings().weight, before)
     assert tokenizer.chat_template == template
     assert module.policy.tokenizer is not tokenizer
+
+
+def test_what_is_frozen_stays_so_in_the_update_the_checkpoint_the_resumed_run_and_the_export(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    path = tiny_model("llama")
+
+    def frozen(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+        return [*model.get_input_embeddings().parameters(), *model.model.layers[0].parameters()]
+
+    def given(without: Sequence[str] = ()) -> GRPOModule:
+        model = model_at(path)
+        for parameter in frozen(model):
+            parameter.requires_grad_(False)
+        return module_of(PolicyConfig.from_model(model, AutoTokenizer.from_pretrained(path), without=list(without)))
+
+    module, run = given(), trainer(tmp_path, 2)
+    pl.seed_everything(0, verbose=False)
+    run.fit(module, datamodule=rollouts())
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    module.policy.save_pretrained(tmp_path / "export")
+    start, trained, exported = model_at(path), module.policy.lm, model_at(str(tmp_path / "export"))
+    assert all(map(torch.equal, frozen(trained), frozen(start)))
+    assert not torch.equal(trained.model.norm.weight, start.model.norm.weight)
+    assert_same(trained.state_dict(), exported.state_dict())
+    names = set(torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"])
+    assert names == {name for name, p in module.named_parameters() if p.requires_grad}
+    assert not [name for name in names if "embed_tokens" in name or "layers.0." in name]
+
+    whole = fit(tmp_path, given(), 3)
+    assert_same(whole, fit(tmp_path, given(), 3, ckpt_path=str(tmp_path / "two.ckpt")))
+    for name, weight in fit(tmp_path, given(sorted(NAMES)), 3).items():
+        torch.testing.assert_close(weight, whole[name], atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_alone_has_the_tokenizer_of_its_path(tiny_model: Callable[[str], str], tmp_path: Path) -> None:

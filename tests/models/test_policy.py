@@ -200,15 +200,25 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
         Policy(PolicyConfig(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("whole", ["modules_to_save", "trainable_token_indices"])
-def test_an_adapter_with_whole_layers_is_refused(tiny_model: Callable[[str], str], tmp_path: Path, whole: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"modules_to_save": ["lm_head"]}, r"holds whole layers or rows \(modules_to_save"),
+        ({"trainable_token_indices": [1, 2]}, r"holds whole layers or rows \(trainable_token_indices"),
+        ({"use_dora": True}, "is a DoRA"),
+        ({"bias": "lora_only"}, "has biases"),
+        ({"lora_bias": True}, "has biases"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers"),
+        ({"peft_type": "IA3"}, "is IA3: give a LoRA adapter"),
+    ],
+)
+def test_an_adapter_that_is_not_a_plain_lora_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, option: dict, text: str
+) -> None:
     with_adapter(tiny_model("llama")).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    held = ["lm_head"] if whole == "modules_to_save" else [1, 2]
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {whole: held}))
-    with pytest.raises(
-        ConfigError, match=rf"model.policy.path: the adapter in .* holds whole layers or rows \({whole}"
-    ):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | option))
+    with pytest.raises(ConfigError, match=rf"model.policy.path: the adapter in \S+ {text}"):
         Policy(PolicyConfig(path=str(tmp_path)))
 
 
@@ -249,6 +259,7 @@ def test_attention_and_dtype_options_reach_the_model(model_path: str) -> None:
         ({"reference": "adapter-off"}, "model.policy.reference: adapter-off needs LoRA"),
         ({"reference": "copy", "lora": LoRAConfig()}, "model.policy.reference: with LoRA use"),
         ({"lora": LoRAConfig(r=0)}, "model.policy.lora.r: must be at least 1"),
+        ({"lora": LoRAConfig(alpha=0)}, "model.policy.lora.alpha: must be at least 1, not 0"),
         ({"lora": LoRAConfig(target_modules=["embed_tokens", "lm_head"])}, "output head"),
         ({"lora": LoRAConfig(target_modules=["nope"])}, r"model.policy.lora.target_modules: \['nope'\] does not fit"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation=flash_attention_2"),

@@ -328,7 +328,6 @@ def test_bad_options(build, message):
         ("clip", {"ratio_level": "sequence", "epsilon": 0.1, "delta": 1.5}, GSPO(0.1, None, 1.5)),
         ("cispo", {}, CISPO()),
         ("cispo", {"cispo_epsilon_high": 2.0, "ratio_level": "sequence"}, CISPO(2.0, "sequence")),
-        ("cispo", {"epsilon": 0.1}, CISPO()),
     ],
 )
 def test_the_flat_keys_are_the_short_form_of_a_class(name, keys, same):
@@ -363,8 +362,10 @@ def test_a_class_takes_no_flat_keys():
         ("clip", {"delta": 1.1}, r"model: delta must be above 1 \+ epsilon_high = 1.2"),
         ("clip", {"delta": 1.1, "ratio_level": "sequence"}, "model: delta must be above"),
         ("cispo", {"delta": 2.0}, "model: delta belongs to objective='clip'"),
-        ("cispo", {"epsilon": -0.1}, "model: epsilon"),
-        ("clip", {"cispo_epsilon_high": 0.0}, "model: cispo_epsilon_high must be positive"),
+        ("cispo", {"epsilon": 0.1}, "model: epsilon belongs to objective='clip', but the objective is 'cispo': remove"),
+        ("cispo", {"epsilon_high": 5.0}, "model: epsilon_high belongs to objective='clip', .*: set cispo_epsilon_high"),
+        ("cispo", {"cispo_epsilon_high": 0.0}, "model: cispo_epsilon_high must be positive"),
+        ("clip", {"cispo_epsilon_high": 2.0}, "model: cispo_epsilon_high belongs to objective='cispo'"),
     ],
 )
 def test_bad_flat_keys(name, keys, message):

@@ -197,6 +197,14 @@ def test_every_error_is_named() -> None:
     assert verdict.error == "a: the checker is gone; b: a reward of nan; c: IndexError: tuple index out of range"
 
 
+@pytest.mark.parametrize("reward", [1e8 + 1, -1e20, 1e39])
+def test_a_reward_that_float32_does_not_resolve_is_an_error(reward: float) -> None:
+    verdict, combined = combine({"a": (CORRECT, reward)})
+    assert math.isnan(combined)
+    assert verdict.error == f"a reward of {reward:g} is beyond 1e+06: divide it, or subtract a constant"
+    assert combine({"a": (CORRECT, 1e6)}) == (CORRECT, 1e6)
+
+
 def test_parts_that_abstain_count_neither_way() -> None:
     parts: dict[str, Verifier] = {"math": Scripted(ABSTAINED), "code": Scripted(CORRECT), "length": Scripted(HALF)}
     verdict = one(WeightedVerifier(parts, required=["math", "code"]))

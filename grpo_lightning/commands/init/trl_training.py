@@ -89,9 +89,11 @@ def loss_of(options: TRLOptions) -> dict[str, Any]:
     loss["aggregation"] = kind if kind in ("grpo", "dr_grpo", "bnpo") else "dapo"
     if kind == "cispo":
         # TRL's bound of the weight is epsilon_high itself, and the objective has no lower one.
-        loss |= {"objective": "cispo", "cispo_epsilon_high": loss.pop("epsilon_high", loss["epsilon"])}
+        loss |= {"objective": "cispo", "cispo_epsilon_high": loss.get("epsilon_high", loss["epsilon"])}
+        _pop_clip(loss)
     elif kind == "sapo":
         loss["objective"] = {"class_path": "SAPO", "init_args": temperatures}
+        _pop_clip(loss)
     elif kind not in ("grpo", "dr_grpo", "dapo", "bnpo"):
         options.drop("loss_type", f"{kind} does not exist here; the clipped loss with aggregation dapo instead")
     level = loss["ratio_level"]
@@ -100,14 +102,17 @@ def loss_of(options: TRLOptions) -> dict[str, Any]:
         if "objective" in loss:
             options.drop("importance_sampling_level", f"sequence_token does not go with {kind} here; token instead")
         else:
-            names = ("epsilon", "epsilon_high", "delta")
-            init = {name: loss[name] for name in names if name in loss}
-            loss["objective"] = {"class_path": "GSPOToken", "init_args": init}
+            loss["objective"] = {"class_path": "GSPOToken", "init_args": _pop_clip(loss)}
     elif level not in ("token", "sequence"):
         raise ConfigError(f"--from-trl: importance_sampling_level must be token or sequence, not {level!r}")
     share = options.take("top_entropy_quantile", 1.0)
     loss |= {"top_entropy_share": share} if share < 1 else {}
     return loss | _entropy(options)
+
+
+def _pop_clip(loss: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of the clip, which other objectives do not read, and return them."""
+    return {name: loss.pop(name) for name in ("epsilon", "epsilon_high", "delta") if name in loss}
 
 
 def _entropy(options: TRLOptions) -> dict[str, Any]:
