@@ -94,7 +94,7 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     chat_template: str | None = None,
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
@@ -133,7 +133,7 @@ def lacks_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos)
 
 
-def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
+def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """What a user should know of how some chats are rendered, a sentence each."""
     template = tokenizer.get_chat_template()
     notes = []
@@ -173,7 +173,7 @@ def _switches(kwargs: Mapping[str, Any], template: str) -> str:
     )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], template: str) -> str:
     """The text of a chat; empty if the template refuses it."""
     try:
         return render(tokenizer, messages, template)

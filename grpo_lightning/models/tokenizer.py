@@ -96,7 +96,7 @@ def _with_template(
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> list[int]:
     """Token ids of a chat, up to the place where the assistant's answer begins.
 
@@ -110,7 +110,7 @@ def encode_prompt(
 
 def between_turns(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """What the chat template writes between two answers of the assistant: the end of a turn, the messages, the start.

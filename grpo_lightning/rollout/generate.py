@@ -44,7 +44,7 @@ def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: Samp
     return [completion.text for completion in engine.generate(requests, sampling)]
 
 
-def _grammar(sampling: SamplingParams, chat: list[dict[str, str]]) -> str | None:
+def _grammar(sampling: SamplingParams, chat: list[dict[str, Any]]) -> str | None:
     if sampling.constraint is None:
         return None
     try:

@@ -304,13 +304,13 @@ def _as_verifier(given: Any, key: str) -> Verifier:
     return FunctionVerifier(given)
 
 
-def _prompt(prompt: str | list[dict[str, str]], chat: bool) -> str | list[dict[str, str]]:
+def _prompt(prompt: str | list[dict[str, Any]], chat: bool) -> str | list[dict[str, Any]]:
     if chat:
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
+def _completion(completion: str, chat: bool) -> str | list[dict[str, Any]]:
     return [{"role": "assistant", "content": completion}] if chat else completion
 
 
