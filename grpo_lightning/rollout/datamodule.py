@@ -324,6 +324,10 @@ class RolloutDataModule(pl.LightningDataModule):
         """The prompts of a split that fit, in order. The split must be one of the running stage."""
         return self._prompts[split].prompts
 
+    def prompt_lengths(self, split: Split) -> list[int]:
+        """Tokens of each prompt of :meth:`prompts`."""
+        return [len(ids) for _, ids in self._prompts[split].rows]
+
     def sample(self, count: int) -> Experience:
         """Attempts at a few training prompts, the same on every call, without moving on in the training set."""
         return self.collect(self.sample_prompts(count))
