@@ -33,10 +33,6 @@ PLAIN = """\
 TEMPLATES = {"plain": PLAIN}
 """Templates that ``chat_template`` takes by name."""
 
-STOPS: Mapping[str | None, list[str]] = {"plain": ["\n\nQuestion:"]}
-"""What ends a completion under such a template, beside EOS: a base model writes the next question instead of EOS, even
-after examples that end with EOS (seen with Gemma-3-270m)."""
-
 _FOLD = (
     "{% if messages|length > 1 and messages[0]['role'] == 'system' %}{% set messages = [{'role': messages[1]['role'], "
     "'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}\n"
@@ -90,6 +86,15 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
         template = _BOS + template
     names = tokenizer.chat_template
     tokenizer.chat_template = {**names, "default": template} if isinstance(names, dict) else template
+
+
+def stops_of(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+    """What ends a completion under the tokenizer's chat template, beside EOS; ``None`` where nothing does.
+
+    After :data:`PLAIN` a base model writes the next question instead of EOS, even after examples that end with EOS
+    (seen with Gemma-3-270m). An exported tokenizer has the text of the template, and no longer its name.
+    """
+    return ["\n\nQuestion:"] if PLAIN in tokenizer.get_chat_template() else None
 
 
 def render(

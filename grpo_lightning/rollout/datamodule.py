@@ -11,7 +11,6 @@ import torch
 
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
 from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
@@ -102,7 +101,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.task = task
         self.prompts_per_step = prompts_per_step
         self.group_size = group_size
-        self.sampling = sampling.filled_from(SamplingParams(stop=STOPS.get(task.chat_template), stop_in_text=False))
+        self.sampling = sampling
         self.val_sampling = val_sampling.filled_from(self.sampling)
         self.val_batch_size = val_batch_size
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []

@@ -108,7 +108,7 @@ class Episodes(Follower):
     def follow(self, made: Attempts, done: Sequence[int]) -> list[Turn]:
         turns = {row: (made.turns[row], made.finished[row]) for row in done}
         replied = [row for row in done if self._can_reply(self._episodes[row], turns[row][1])]
-        said = {row: without_end(turns[row][1].token_ids, self.terminators) for row in replied}
+        said = {row: without_end(self.dialogue.tokenizer, turns[row][1], self.terminators) for row in replied}
         calls = [partial(self._episodes[row].environment.step, self._reply(*turns[row], said[row])) for row in replied]
         steps = dict(zip(replied, call_all(calls, self.environment.max_seconds), strict=True))
         following: list[Turn] = []

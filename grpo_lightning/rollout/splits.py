@@ -70,12 +70,17 @@ def load_split(
     vocabulary: int | None,
     ranks: int,
 ) -> EncodedPrompts:
-    """Load and tokenise a split.
+    """Load and tokenise a split. Completions end with the chat template's stop strings, unless the config has some.
 
     Raises:
         ConfigError: it is empty, has fewer rows than there are devices, no prompt of it fits, or a verifier needs a
-            column that it lacks.
+            column that it lacks; or a stop string is a special token.
     """
+    data.sampling.check_stops(tokenizer, "data.sampling")
+    data.val_sampling.check_stops(tokenizer, "data.val_sampling")
+    data.sampling, data.val_sampling = (
+        sampling.with_stops_of(tokenizer) for sampling in (data.sampling, data.val_sampling)
+    )
     rows = data.task.prompts(split)
     if not rows:
         raise ConfigError(f"data.task: the {split} split of {type(data.task).__name__} has no rows")
