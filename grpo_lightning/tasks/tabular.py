@@ -44,7 +44,8 @@ class Tabular(Task):
 
     Args:
         path: a ``.jsonl``, ``.json`` (an array), ``.csv`` or ``.parquet`` file, which is the train split; a folder
-            with ``train.jsonl``, ``test.jsonl`` and so on; or the name of a data set on the hub. In Python also
+            with ``train.jsonl``, ``test.jsonl`` and so on, or one that ``save_to_disk`` wrote; or the name of a data
+            set on the hub. In Python also
             the rows themselves: a list of dicts or a ``datasets.Dataset``, which is the train split, or a mapping from
             split names to these. Of an ``IterableDataset`` only the first rows are read, as many as ``limit`` requires.
         name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.

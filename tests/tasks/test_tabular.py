@@ -45,6 +45,12 @@ def test_csv_answers_stay_exactly_as_written(tmp_path: Path) -> None:
     assert prompts[3].messages[0]["content"] == "D, or\nnot"
 
 
+def test_a_csv_cell_may_hold_a_document(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text(f"prompt,answer\n{200_000 * 'x'},1\n")
+    (prompt,) = Tabular(str(tmp_path)).prompts("test")
+    assert len(prompt.messages[0]["content"]) == 200_000
+
+
 def test_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -120,6 +126,13 @@ def test_filters_keep_the_rows_with_the_values(write_jsonl: WriteRows, tmp_path:
         Tabular({"test": rows}, filters={"topic": 1}).prompts("test")
     with pytest.raises(ConfigError, match=KEY + r"filters: no row of .* has \{'level': 7\}"):
         Tabular({"test": rows}, filters={"level": 7}).prompts("test")
+
+
+@pytest.mark.parametrize("cell", ["true", "True", "TRUE"])
+def test_a_filter_finds_true_as_a_csv_file_spells_it(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "test.csv").write_text(f"prompt,answer,ok\nA,1,{cell}\nB,2,false\nC,3,1\n")
+    prompts = Tabular(str(tmp_path), filters={"ok": True}).prompts("test")
+    assert [prompt.answer for prompt in prompts] == ["1"]
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "~/nowhere", "nowhere/train.jsonl"])
