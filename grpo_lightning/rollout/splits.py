@@ -110,7 +110,7 @@ def start_environment(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBas
     """Check that episodes can be had, and let the environment get ready.
 
     Raises:
-        ConfigError: the longest prompt leaves no room for a reply.
+        ConfigError: the longest prompt leaves no room for a reply, or prompts would not stay truncated.
     """
     environment = data.environment
     if environment is None:
@@ -122,6 +122,11 @@ def start_environment(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBas
             f"{cap}, more than {environment.max_tokens} together: raise it, or lower data.sampling.max_new_tokens"
         )
     rewritten = dialogue_of(environment, tokenizer).rewrites
+    if rewritten and data.max_prompt_tokens is not None and data.overlong == "truncate-left":
+        raise ConfigError(
+            f"data.overlong: the chat template rewrites earlier turns ({rewritten}), so every turn of data.environment "
+            "is rendered anew, and what was truncated is back: set it to drop"
+        )
     if rewritten:
         log.info(
             "data.environment: the chat template rewrites earlier turns (%s), so the conversation is rendered anew for "
