@@ -51,8 +51,7 @@ class Prompt:
     """One row of a task.
 
     Args:
-        messages: the chat so far, ``[{"role": ..., "content": ...}, ...]``. A message may have further keys that chat
-            templates read, such as ``tool_calls``.
+        messages: the chat so far, ``[{"role": ..., "content": ...}, ...]``, with other keys that chat templates read.
         answer: the gold answer that the verifier compares with. It never reaches the policy.
         metadata: whatever else the verifier needs (a JSON Schema, unit tests, ...).
         solution: a worked solution in the expected format, what SFT learns from; ``None`` where the task has none.
