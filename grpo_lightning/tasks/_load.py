@@ -37,7 +37,7 @@ class Table:
         if column not in self.columns:
             raise ConfigError(f"{key}: the data set has no column {column!r}; it has: {', '.join(self.columns)}")
 
-    def require_all(self, filters: Iterable[str]) -> None:
+    def require_filters(self, filters: Iterable[str]) -> None:
         """Raise a ConfigError unless the columns of the filters exist."""
         for column in filters:
             self.require(column, "data.task.init_args.filters")
@@ -57,7 +57,7 @@ class Table:
         """
         if not filters:
             return self
-        self.require_all(filters)
+        self.require_filters(filters)
         kept = [number for number, row in enumerate(self.rows) if matches(row, filters)]
         if not kept:
             raise ConfigError(
@@ -171,7 +171,7 @@ def _matching(source: str, rows: Iterable[Any], filters: Mapping[str, Any]) -> I
             yield row  # an error says so
             continue
         if number == 0:
-            Table(source, list(row), ()).require_all(filters)
+            Table(source, list(row), ()).require_filters(filters)
         if matches(row, filters):
             yield row
 

@@ -147,7 +147,7 @@ class FunctionVerifier(Verifier):
             raise ConfigError(
                 f"FunctionVerifier.function: {self.name} would get the {self.roles[name]} as {name!r}, by position, "
                 f"not the column of that name: call it {self.roles[name]}, or call the first parameter completions to "
-                "get lists, of columns too"
+                "get lists and columns, as in TRL"
             )
         if self.style != "trl":
             return ()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Curriculum, EasyToHard, Informative, ResampleConfig, UniformDraw
 from grpo_lightning.rollout.curriculum import named_curriculum
 from grpo_lightning.rollout.pass_rates import FILE, PassRates, count, prompt_id
+from grpo_lightning.rollout.records import record
 from grpo_lightning.types import Prompt
 from tests.rollout.test_resampling import Strict, attempt, completions
 from tests.toy import CopyEngine, LetterVerifier, ToyTask, Watch, fit, grpo, rollouts, same
@@ -75,6 +77,15 @@ def test_a_prompt_may_hold_what_other_places_take_for_the_end_of_a_line(tmp_path
     rates.write(tmp_path / FILE)
     read = PassRates(rows, str(tmp_path / FILE))
     assert read.attempts_N.tolist() == [4, 4, 4]
+
+
+def test_messages_may_hold_what_json_has_no_type_for() -> None:
+    """A parquet file has dates, and a tool call may hold one."""
+    message = {"role": "assistant", "content": ""}
+    prompt = Prompt([message | {"tool_calls": [{"on": date(2024, 5, 1)}]}])
+    assert prompt_id(prompt) != prompt_id(Prompt([message]))
+    stored = json.loads(json.dumps(record(replace(attempt(1.0), prompt=prompt))))
+    assert stored["prompt"] == [message | {"tool_calls": [{"on": "2024-05-01"}]}]
 
 
 def test_weights_are_those_of_the_formulas() -> None:
