@@ -51,7 +51,7 @@ class Prompt:
     """One row of a task.
 
     Args:
-        messages: the chat so far, ``[{"role": ..., "content": ...}, ...]``.
+        messages: the chat so far, ``[{"role": ..., "content": ...}, ...]``, with other keys that chat templates read.
         answer: the gold answer that the verifier compares with. It never reaches the policy.
         metadata: whatever else the verifier needs (a JSON Schema, unit tests, ...).
         solution: a worked solution in the expected format, what SFT learns from; ``None`` where the task has none.
@@ -62,7 +62,7 @@ class Prompt:
         row: the row itself, of a prompt whose messages an episode has changed.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     answer: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     solution: str | None = None
@@ -107,7 +107,7 @@ class Sample:
         prompt_is_text: whether the row's prompt is a plain text, that of the last message of ``prompt``.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     completion: str
     answer: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -67,7 +67,8 @@ def test_the_yaml_example_is_a_config(tiny_model: Callable[[str], str], gsm8k_fo
     assert task["data"]["task"]["class_path"] == "Tabular"
     (prompt, *_) = GSM8K(gsm8k_folder, **prompts["data"]["task"]["init_args"]).prompts("test")
     assert [message["role"] for message in prompt.messages] == ["user", "assistant"] * 4 + ["user"]
-    assert prompt.messages[-1]["content"].endswith("\n\nPut the final number in \\boxed{}.")
+    assert prompt.messages[-1]["content"].endswith("write the final number on a last line as #### N")
+    assert all("\n#### " in message["content"] for message in prompt.messages[1::2]), "as the prompt asks"
 
 
 @pytest.mark.parametrize(

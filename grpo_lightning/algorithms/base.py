@@ -130,6 +130,11 @@ class PolicyModule(MeasuredModule, EvaluatedModule, LoadableModule, ABC):
                 f"data.resample_silent: {type(self).__name__} does not compare the completions of a prompt with each "
                 "other, so no group is without a signal: remove it"
             )
+        if data.curriculum is not None and not self.samples_to_learn:
+            raise ConfigError(
+                f"data.curriculum: {type(self).__name__} samples nothing to learn from, so prompts have no pass rates "
+                "to be drawn by: remove it"
+            )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what cannot work, and keep the curves of earlier starts.
@@ -157,7 +162,11 @@ class PolicyModule(MeasuredModule, EvaluatedModule, LoadableModule, ABC):
             self.policy = Policy(
                 self.policy_config, chat_template=self.chat_template, with_reference=self.wants_reference
             )
-            check_length(self.policy.lm, self.longest_row)
+            self.check_lengths()
+
+    def check_lengths(self) -> None:
+        """Check that the policy, which has been loaded, has positions for the rows of the data."""
+        check_length(self.policy.lm, self.longest_row)
 
     def trained_sides(self) -> dict[str, list[torch.nn.Parameter]]:
         """The trained parameters, in sides that are clipped by separate norms, logged as ``optim/<side>grad_norm``."""

@@ -10,7 +10,8 @@ from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import masked_sum
-from grpo_lightning.models.tokenizer import encode_completion
+from grpo_lightning.models.positions import check_length
+from grpo_lightning.models.tokenizer import encode_completion, tokenizer_of
 from grpo_lightning.rollout.batch import token_rows
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Demonstrations
@@ -26,15 +27,28 @@ class SFTModule(PolicyModule):
     has the verifiers judge them, just as for the other algorithms.
     """
 
+    _longest_demonstration = 0
+
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check that every training prompt has a worked solution."""
         super().on_data_ready(data, stage)
-        for prompt in data.prompts("train") if stage == "fit" else []:
+        if stage != "fit":
+            return
+        tokenizer, rows = tokenizer_of(self.policy_config, self.chat_template), []
+        lengths = data.prompt_lengths("train")
+        for prompt, length in zip(data.prompts("train"), lengths, strict=True):
             if prompt.solution is None:
                 raise ConfigError(
                     f"data.task: SFT learns from worked solutions, and {type(data.task).__name__} has none of the row "
                     f"with the prompt {prompt.messages[-1]['content'][:80]!r}: {data.task.solution_fix}"
                 )
+            rows.append(length + len(encode_completion(tokenizer, prompt.solution, 0)))
+        self._longest_demonstration = max(rows)
+
+    def check_lengths(self) -> None:
+        super().check_lengths()
+        fix = "lower data.max_prompt_tokens, or remove the rows with the longest solutions"
+        check_length(self.policy.lm, self._longest_demonstration, "a prompt and its solution", fix)
 
     def batch_from(self, prompts: PromptBatch, collect: Collect) -> Demonstrations:
         """The prompts with their worked solutions; nothing is sampled."""

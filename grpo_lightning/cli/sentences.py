@@ -22,7 +22,8 @@ _CERTAIN = re.compile(
 _KEY = re.compile(r'^Parser key "(.*)":$')
 TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-    "list": "a list, such as [a, b]", "dict": "keys with values",
+    "list": "a list, such as [a, b]", "Sequence": "a list, such as [a, b]",
+    "dict": "keys with values", "Mapping": "keys with values",
 }  # fmt: skip
 
 _OPTIMIZER = "set model.optimizer.init_args.lr, with model.optimizer.class_path such as torch.optim.AdamW"
@@ -128,7 +129,7 @@ def _plain(reason: str, message: str) -> str:
     if found:
         value = found["value"] or (given[0] if given else "")
         but = f", not {value}" if value else ""
-        kind = re.fullmatch(r"<class '(\w+)'>", found["type"])
+        kind = re.fullmatch(r"<class '(?:collections\.abc\.)?(\w+)'>", found["type"])
         if kind and kind[1] in TYPES:
             return f"{found['key'] or ''}must be {TYPES[kind[1]]}{but}"
         choices = re.fullmatch(r"typing.Literal\[(.*)\]", found["type"])

@@ -13,8 +13,8 @@ from grpo_lightning.errors import ConfigError
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers.base import MAX_REWARD
 
-Message = dict[str, str]
-"""``{"role": ..., "content": ...}``."""
+Message = dict[str, Any]
+"""``{"role": ..., "content": ...}``, and what else the chat template reads, such as ``name``."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Dialogue:
         """
         return [message | {"content": as_plain_text(self.tokenizer, message["content"])} for message in messages]
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         return render(self.tokenizer, messages, tools=self.schemas or None)
 
     def _encoded(self, text: str) -> list[int]:

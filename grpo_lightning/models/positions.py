@@ -11,12 +11,15 @@ from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_FIX = "lower data.max_prompt_tokens or data.sampling.max_new_tokens"
 
-def check_length(lm: PreTrainedModel, tokens: int, row: str = "a prompt and its completion") -> None:
+
+def check_length(lm: PreTrainedModel, tokens: int, row: str = "a prompt and its completion", fix: str = _FIX) -> None:
     """Check that rows of ``tokens`` tokens suit a model. Warn of rotary positions beyond those it was trained for.
 
     Args:
         row: what such a row holds.
+        fix: how to get shorter ones.
 
     Raises:
         ConfigError: there is no embedding for that many positions, or frequencies would change with the longest row of
@@ -27,7 +30,6 @@ def check_length(lm: PreTrainedModel, tokens: int, row: str = "a prompt and its 
     if limit is None or tokens <= limit:
         return
     rows = f"{row} have up to {tokens} tokens"
-    fix = "lower data.max_prompt_tokens or data.sampling.max_new_tokens"
     if _has_learned_positions(lm, limit):
         raise ConfigError(f"data: {rows}, but {type(lm).__name__} has {limit} positions: {fix}")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}

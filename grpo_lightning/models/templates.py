@@ -33,10 +33,6 @@ PLAIN = """\
 TEMPLATES = {"plain": PLAIN}
 """Templates that ``chat_template`` takes by name."""
 
-STOPS: Mapping[str | None, list[str]] = {"plain": ["\n\nQuestion:"]}
-"""What ends a completion under such a template, beside EOS: a base model writes the next question instead of EOS, even
-after examples that end with EOS (seen with Gemma-3-270m)."""
-
 _FOLD = (
     "{% if messages|length > 1 and messages[0]['role'] == 'system' %}{% set messages = [{'role': messages[1]['role'], "
     "'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}\n"
@@ -92,9 +88,18 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     tokenizer.chat_template = {**names, "default": template} if isinstance(names, dict) else template
 
 
+def stops_of(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+    """What ends a completion under the tokenizer's chat template, beside EOS; ``None`` where nothing does.
+
+    After :data:`PLAIN` a base model writes the next question instead of EOS, even after examples that end with EOS
+    (seen with Gemma-3-270m). An exported tokenizer has the text of the template, and no longer its name.
+    """
+    return ["\n\nQuestion:"] if PLAIN in tokenizer.get_chat_template() else None
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     chat_template: str | None = None,
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
@@ -133,7 +138,7 @@ def lacks_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos)
 
 
-def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
+def template_notes(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """What a user should know of how some chats are rendered, a sentence each."""
     template = tokenizer.get_chat_template()
     notes = []
@@ -173,7 +178,7 @@ def _switches(kwargs: Mapping[str, Any], template: str) -> str:
     )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], template: str) -> str:
     """The text of a chat; empty if the template refuses it."""
     try:
         return render(tokenizer, messages, template)

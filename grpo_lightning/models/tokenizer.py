@@ -15,6 +15,7 @@ from grpo_lightning.models.config import PolicyConfig
 from grpo_lightning.models.loading import base_path
 from grpo_lightning.models.templates import TEMPLATES, complete_template, named_template, render
 from grpo_lightning.models.weightless import is_weightless, tiny_tokenizer
+from grpo_lightning.types import Completion
 
 PROMPT_END = 64
 """Characters that :func:`prompt_end` gives: more than any opening tag of a thought and the line breaks after it."""
@@ -96,7 +97,7 @@ def _with_template(
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> list[int]:
     """Token ids of a chat, up to the place where the assistant's answer begins.
 
@@ -110,7 +111,7 @@ def encode_prompt(
 
 def between_turns(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """What the chat template writes between two answers of the assistant: the end of a turn, the messages, the start.
@@ -145,9 +146,23 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, terminator:
     return [*tokenizer.encode(text, add_special_tokens=False), terminator]
 
 
-def without_end(completion_ids: list[int], terminators: Sequence[int]) -> list[int]:
-    """Token ids of a completion without the terminator, if it ends with one: the chat template writes its own."""
-    return completion_ids[:-1] if completion_ids[-1] in terminators else completion_ids
+def without_end(tokenizer: PreTrainedTokenizerBase, completion: Completion, terminators: Sequence[int]) -> list[int]:
+    """Token ids of a completion without what ended it, since the chat template writes its own end of a turn.
+
+    That is a terminator, or a stop string that is not in the text. A token that holds the beginning of one, too, is
+    replaced by those of its other characters.
+    """
+    ids, text = completion.token_ids, completion.text
+    if ids[-1] in terminators:
+        return ids[:-1]
+
+    def decoded(count: int) -> str:
+        return str(tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    if decoded(len(ids)) == text:
+        return ids
+    kept = next(count for count in range(len(ids), -1, -1) if text.startswith(decoded(count)))
+    return [*ids[:kept], *tokenizer.encode(text[len(decoded(kept)) :], add_special_tokens=False)]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -11,7 +11,6 @@ import torch
 
 from grpo_lightning.environments.base import Environment
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.models.templates import STOPS
 from grpo_lightning.rollout.ahead import LookAhead
 from grpo_lightning.rollout.checks import check_options, check_trainer
 from grpo_lightning.rollout.collector import Collector
@@ -70,7 +69,8 @@ class RolloutDataModule(pl.LightningDataModule):
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
-        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
+        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``,
+            which an ``environment`` allows where turns are continued as they are.
         seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
         rollouts_ahead: 1 samples the next step while this one is learned, from weights that are one step old: a step
@@ -102,7 +102,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.task = task
         self.prompts_per_step = prompts_per_step
         self.group_size = group_size
-        self.sampling = sampling.filled_from(SamplingParams(stop=STOPS.get(task.chat_template), stop_in_text=False))
+        self.sampling = sampling
         self.val_sampling = val_sampling.filled_from(self.sampling)
         self.val_batch_size = val_batch_size
         self.pass_at_k = [pass_at_k] if isinstance(pass_at_k, int) else pass_at_k or []
@@ -323,6 +323,10 @@ class RolloutDataModule(pl.LightningDataModule):
     def prompts(self, split: Split) -> list[Prompt]:
         """The prompts of a split that fit, in order. The split must be one of the running stage."""
         return self._prompts[split].prompts
+
+    def prompt_lengths(self, split: Split) -> list[int]:
+        """Tokens of each prompt of :meth:`prompts`."""
+        return [len(ids) for _, ids in self._prompts[split].rows]
 
     def sample(self, count: int) -> Experience:
         """Attempts at a few training prompts, the same on every call, without moving on in the training set."""

@@ -78,7 +78,7 @@ class Episodes(Follower):
         """The first turns of all episodes of a batch.
 
         Raises:
-            RunError: an environment began the episodes of a row differently.
+            RunError: an environment began the episodes of a row differently, or changed a truncated prompt.
         """
         size = prompts.recipe.group_size
         keys = [key for key in prompts.keys for _ in range(size)]
@@ -96,11 +96,14 @@ class Episodes(Follower):
             episode, member = self._episodes[row], row % size
             episode.environment.random = random.Random(row_seed(self.seed, "episode", f"{key}/{member}"))
             try:
-                messages, ids = self._begun(begun, prompt.messages, ids)
-                prompt = replace(prompt, messages=messages, row=prompt)
+                messages, first = self._begun(begun, prompt.messages, ids)
             except Exception as error:
                 # It is sampled all the same, so that every group is whole, and then counts as an error.
                 episode.fail(error)
+            else:
+                if messages != prompt.messages:
+                    self._check_whole(prompt.messages, ids)
+                prompt, ids = replace(prompt, messages=messages, row=prompt), first
             turns.append(Turn(prompt, ids, self._end(ids), f"{key}/{member}", key))
         self._check_groups(turns, size)
         return turns
@@ -108,7 +111,7 @@ class Episodes(Follower):
     def follow(self, made: Attempts, done: Sequence[int]) -> list[Turn]:
         turns = {row: (made.turns[row], made.finished[row]) for row in done}
         replied = [row for row in done if self._can_reply(self._episodes[row], turns[row][1])]
-        said = {row: without_end(turns[row][1].token_ids, self.terminators) for row in replied}
+        said = {row: without_end(self.dialogue.tokenizer, turns[row][1], self.terminators) for row in replied}
         calls = [partial(self._episodes[row].environment.step, self._reply(*turns[row], said[row])) for row in replied]
         steps = dict(zip(replied, call_all(calls, self.environment.max_seconds), strict=True))
         following: list[Turn] = []
@@ -159,6 +162,14 @@ class Episodes(Follower):
         if len(ids) + self.cap > self.environment.max_tokens:
             raise ValueError(f"a beginning of {len(ids)} tokens leaves no room for a reply within max_tokens")
         return messages, ids
+
+    def _check_whole(self, row: Sequence[Message], ids: list[int]) -> None:
+        whole = self.dialogue.first(row)
+        if len(ids) < len(whole) and whole[-len(ids) :] == ids:
+            raise RunError(
+                f"data.overlong: {type(self.environment).__name__}.reset changed the messages of a row whose prompt "
+                "was truncated, so it is whole again: set it to drop"
+            )
 
     def _check_groups(self, turns: Sequence[Turn], size: int) -> None:
         for row, turn in enumerate(turns):

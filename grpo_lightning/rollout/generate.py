@@ -23,12 +23,15 @@ def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: Samp
     Args:
         policy: the policy.
         prompts: texts, each of which becomes a user's turn, or chats.
-        sampling: how to sample.
+        sampling: how to sample. Without stop strings, those of the chat template end a completion.
         seed: seeds the first completion; each further one has the next seed.
 
     Raises:
-        ConfigError: the chat template refuses a chat, or the sampling's constraint asks for more than messages.
+        ConfigError: the chat template refuses a chat, the sampling's constraint asks for more than messages, or a stop
+            string is a special token.
     """
+    sampling.check_stops(policy.tokenizer, "sampling")
+    sampling = sampling.with_stops_of(policy.tokenizer)
     chats = [
         [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
         for prompt in prompts
@@ -44,7 +47,7 @@ def generate_texts(policy: Policy, prompts: Sequence[str | Chat], sampling: Samp
     return [completion.text for completion in engine.generate(requests, sampling)]
 
 
-def _grammar(sampling: SamplingParams, chat: list[dict[str, str]]) -> str | None:
+def _grammar(sampling: SamplingParams, chat: list[dict[str, Any]]) -> str | None:
     if sampling.constraint is None:
         return None
     try:

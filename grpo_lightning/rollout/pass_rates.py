@@ -27,7 +27,7 @@ Counts = Mapping[int, tuple[int, int]]
 def prompt_id(prompt: Prompt) -> int:
     """What identifies a prompt in any order of its rows: the messages and the gold answer of its row."""
     prompt = prompt.row or prompt
-    return row_seed(json.dumps(prompt.messages, sort_keys=True), repr(prompt.answer))
+    return row_seed(json.dumps(prompt.messages, sort_keys=True, default=str), repr(prompt.answer))
 
 
 def count(attempts: Iterable[Attempt]) -> dict[int, tuple[int, int]]:

@@ -18,7 +18,7 @@ def record(attempt: Attempt) -> dict[str, Any]:
     """What is needed to read and re-judge an attempt."""
     prompt, verdict, completion = attempt.prompt, attempt.verdict, attempt.completion
     return {
-        "prompt": prompt.messages,
+        "prompt": _plain(prompt.messages),
         "prompt_is_text": prompt.is_text,
         "prompt_end": attempt.prompt_end,
         "completion": completion.text,

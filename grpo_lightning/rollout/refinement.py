@@ -137,7 +137,7 @@ def next_turn(
         template: the user's turn, around the verdict's feedback.
         terminators: tokens that end a turn.
     """
-    said = without_end(attempt.completion.token_ids, terminators)
+    said = without_end(tokenizer, attempt.completion, terminators)
     feedback = as_plain_text(tokenizer, attempt.verdict.feedback or NO_FEEDBACK)
     text = between_turns(tokenizer, [{"role": "user", "content": template.replace("{feedback}", feedback)}])
     between = tokenizer.encode(text, add_special_tokens=False)

@@ -112,7 +112,7 @@ class StoredRollouts:
             else:
                 assert dialogue is not None, "only an environment has turns that follow others"
                 before = attempts[rows[parent]]
-                said = without_end(before.completion.token_ids, policy.terminators)
+                said = without_end(policy.tokenizer, before.completion, policy.terminators)
                 count = len(messages) - len(before.prompt.messages) - 1
                 conversation = dialogue.next(before.conversation, said, messages, count)
             rows[record["id"]] = len(attempts)

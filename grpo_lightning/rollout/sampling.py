@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.constraints import Constraint
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models.templates import stops_of
+from grpo_lightning.models.tokenizer import control_tokens
 
 
 @dataclass
@@ -63,12 +66,31 @@ class SamplingParams:
             stop_in_text=self.stop_in_text if has_own else defaults.stop_in_text,
         )
 
+    def with_stops_of(self, tokenizer: PreTrainedTokenizerBase) -> SamplingParams:
+        """These parameters; without stop strings, with those of the chat template, which verifiers do not read."""
+        return self.filled_from(SamplingParams(stop=stops_of(tokenizer), stop_in_text=False))
+
     def read(self, text: str) -> str:
         """What a verifier reads of the text of a completion: all of it, or what precedes the stop string."""
         if self.stop_in_text is not False:
             return text
         places = [text.index(string) for string in self.stop or [] if string in text]
         return text[: min(places)] if places else text
+
+    def check_stops(self, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+        """Check that stop strings can be found in a text without special tokens; ``key`` is where the user wrote them.
+
+        Raises:
+            ConfigError: one has a special token in it.
+        """
+        for string in self.stop or []:
+            special = next((token for token in control_tokens(tokenizer) if token in string), None)
+            if special is not None:
+                raise ConfigError(
+                    f"{key}.stop: {string!r} holds the special token {special}, which is not part of a completion's "
+                    "text, so it would never be found: remove it. Tokens that end a turn end a completion anyway; name "
+                    "another one as eos_token_id in the model's generation_config.json"
+                )
 
     def validate(self, key: str) -> None:
         """Check the ranges; ``key`` is where the user wrote them.

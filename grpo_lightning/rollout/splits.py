@@ -70,12 +70,17 @@ def load_split(
     vocabulary: int | None,
     ranks: int,
 ) -> EncodedPrompts:
-    """Load and tokenise a split.
+    """Load and tokenise a split. Completions end with the chat template's stop strings, unless the config has some.
 
     Raises:
         ConfigError: it is empty, has fewer rows than there are devices, no prompt of it fits, or a verifier needs a
-            column that it lacks.
+            column that it lacks; or a stop string is a special token.
     """
+    data.sampling.check_stops(tokenizer, "data.sampling")
+    data.val_sampling.check_stops(tokenizer, "data.val_sampling")
+    data.sampling, data.val_sampling = (
+        sampling.with_stops_of(tokenizer) for sampling in (data.sampling, data.val_sampling)
+    )
     rows = data.task.prompts(split)
     if not rows:
         raise ConfigError(f"data.task: the {split} split of {type(data.task).__name__} has no rows")
@@ -105,7 +110,7 @@ def start_environment(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBas
     """Check that episodes can be had, and let the environment get ready.
 
     Raises:
-        ConfigError: the longest prompt leaves no room for a reply.
+        ConfigError: the longest prompt leaves no room for a reply, or prompts would not stay truncated.
     """
     environment = data.environment
     if environment is None:
@@ -117,6 +122,11 @@ def start_environment(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBas
             f"{cap}, more than {environment.max_tokens} together: raise it, or lower data.sampling.max_new_tokens"
         )
     rewritten = dialogue_of(environment, tokenizer).rewrites
+    if rewritten and data.max_prompt_tokens is not None and data.overlong == "truncate-left":
+        raise ConfigError(
+            f"data.overlong: the chat template rewrites earlier turns ({rewritten}), so every turn of data.environment "
+            "is rendered anew, and what was truncated is back: set it to drop"
+        )
     if rewritten:
         log.info(
             "data.environment: the chat template rewrites earlier turns (%s), so the conversation is rendered anew for "

@@ -37,6 +37,11 @@ class Table:
         if column not in self.columns:
             raise ConfigError(f"{key}: the data set has no column {column!r}; it has: {', '.join(self.columns)}")
 
+    def require_filters(self, filters: Iterable[str]) -> None:
+        """Raise a ConfigError unless the columns of the filters exist."""
+        for column in filters:
+            self.require(column, "data.task.init_args.filters")
+
     def value(self, row: int, column: str) -> Any:
         """Return the value of a cell that must not be empty."""
         value = self.rows[row].get(column)
@@ -50,10 +55,9 @@ class Table:
         Raises:
             ConfigError: a column does not exist, or no row is left.
         """
-        for column in filters:
-            self.require(column, "data.task.init_args.filters")
         if not filters:
             return self
+        self.require_filters(filters)
         kept = [number for number, row in enumerate(self.rows) if matches(row, filters)]
         if not kept:
             raise ConfigError(
@@ -69,13 +73,17 @@ class Table:
 
 
 def matches(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
-    """Whether each column has its value, or one of a list. Text, such as all of a CSV file, may spell a number."""
+    """Whether each column has its value, or one of a list. Text, such as all of a CSV file, may spell another type."""
     for column, wanted in filters.items():
         cell = row.get(column)
         values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        if cell not in values and not (isinstance(cell, str) and cell in map(str, values)):
+        if cell not in values and not (isinstance(cell, str) and any(_spells(cell, value) for value in values)):
             return False
     return True
+
+
+def _spells(cell: str, value: Any) -> bool:
+    return cell.lower() == str(value).lower() if isinstance(value, bool) else cell == str(value)
 
 
 class Row(Mapping[str, Any]):
@@ -101,13 +109,16 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
     """Find the splits at a path. Each value is a function that loads one split.
 
     Args:
-        path: a file, a folder with one file (or numbered shards) per split, or the name of a data set on the hub.
+        path: a file, a folder with one file (or numbered shards) per split or written by ``save_to_disk``, or the name
+            of a data set on the hub.
         name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
 
     Raises:
         ConfigError: the file, folder or data set does not exist, or it contains no data file.
     """
     local = Path(path).expanduser()
+    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+        return _open_saved(local)
     if local.is_file():
         if local.suffix not in _READERS:
             raise ConfigError(f"{_KEY}: {path} is not one of {', '.join(_READERS)}; convert it to one of these")
@@ -143,13 +154,32 @@ def _ended(source: str, rows: Any, most_rows: int | None, filters: Mapping[str, 
     """Return the rows; of a stream, the first ones that match the filters."""
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         raise ConfigError(f"{_KEY}: {source} is of type {type(rows).__name__}; give a list of dicts, or a Dataset")
+    rows = _plain(rows)
     if hasattr(rows, "__len__"):
         return rows
     if most_rows is None:
         raise ConfigError(
             "data.task.init_args.limit: the length of a stream is unknown; set how many of its rows to read"
         )
-    return list(islice((row for row in rows if not isinstance(row, Mapping) or matches(row, filters)), most_rows))
+    return list(islice(_matching(source, rows, filters), most_rows))
+
+
+def _matching(source: str, rows: Iterable[Any], filters: Mapping[str, Any]) -> Iterator[Any]:
+    """The rows of a stream that match the filters. With a misspelled column, it would be read without end."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            yield row  # an error says so
+            continue
+        if number == 0:
+            Table(source, list(row), ()).require_filters(filters)
+        if matches(row, filters):
+            yield row
+
+
+def _plain(rows: Any) -> Any:
+    """Rows of a Dataset with Python's own values, where it is set to give tensors or arrays."""
+    is_transformed = getattr(rows, "format", {}).get("type") == "custom"  # by a function of the user's
+    return rows.with_format(None) if hasattr(rows, "with_format") and not is_transformed else rows
 
 
 def _given(source: str, rows: Any) -> Table:
@@ -166,6 +196,28 @@ def _given(source: str, rows: Any) -> Table:
     if columns is None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
     return _table(source, columns, rows)
+
+
+def _open_saved(folder: Path) -> Mapping[str, Callable[[], Table]]:
+    """Find the splits of what ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return _tables(saved if isinstance(saved, Mapping) else {"train": saved}, str(folder))
+
+
+def _tables(splits: Mapping[Any, Any], path: str) -> Mapping[str, Callable[[], Table]]:
+    return {
+        str(split): partial(_table, f"{path}, split {split}", rows.column_names, _plain(rows))
+        for split, rows in splits.items()
+    }
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{_KEY}: cannot read {path}: {error}; repair or replace the file")
 
 
 def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Table]]:
@@ -194,7 +246,7 @@ def _read(files: Sequence[Path]) -> Table:
         try:
             rows.extend(_READERS[file.suffix](file))
         except (OSError, ValueError, csv.Error) as error:
-            raise ConfigError(f"{_KEY}: cannot read {file}: {error}; repair or replace the file") from error
+            raise _unreadable(file, error) from error
     source = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more shards"
     return _table(source, list(dict.fromkeys(column for row in rows for column in row)), rows)
 
@@ -234,6 +286,7 @@ def _json_object(row: Any, where: str) -> dict[str, Any]:
 
 def _read_csv(file: Path) -> list[dict[str, Any]]:
     rows = []
+    csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters, and a cell may hold a document
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, strict=True)
         header = next(reader, [])
@@ -273,4 +326,4 @@ def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
         raise ConfigError(
             f"{_KEY}: {hub.why_not(path, reason)}; check the name, or give a local folder that contains train.jsonl"
         ) from error
-    return {split: partial(_table, f"{path}, split {split}", rows.column_names, rows) for split, rows in splits.items()}
+    return _tables(splits, path)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.tasks.template import checked_fields, fill
@@ -78,7 +78,7 @@ class Task(ABC):
         """
         return wrong_completions(prompt, gold_completion(self, prompt))
 
-    def messages(self, prompt: str, **values: str) -> list[dict[str, str]]:
+    def messages(self, prompt: str, **values: str) -> list[dict[str, Any]]:
         """Build a chat from the system prompt, if any, and one user turn: the prompt template with a row's values.
 
         Args:
@@ -87,7 +87,7 @@ class Task(ABC):
         """
         return self.chat(fill(self.prompt_template, {"prompt": prompt, **values}))
 
-    def chat(self, user: str) -> list[dict[str, str]]:
+    def chat(self, user: str) -> list[dict[str, Any]]:
         """Build a chat from the system prompt, if any, and one user turn."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": user}]
@@ -130,12 +130,12 @@ def with_examples(prompts: Sequence[Prompt], examples: Sequence[Prompt]) -> list
     return [_after(turns, prompt, len(examples)) for prompt in prompts] if turns else list(prompts)
 
 
-def _after(turns: list[dict[str, str]], prompt: Prompt, shots: int) -> Prompt:
+def _after(turns: list[dict[str, Any]], prompt: Prompt, shots: int) -> Prompt:
     start = 1 if prompt.messages[0]["role"] == "system" else 0
     return replace(prompt, messages=[*prompt.messages[:start], *turns, *prompt.messages[start:]], shots=shots)
 
 
-def _worked(example: Prompt) -> list[dict[str, str]]:
+def _worked(example: Prompt) -> list[dict[str, Any]]:
     assert example.solution is not None
     own = [message for message in example.messages if message["role"] != "system"]
     return [*own, {"role": "assistant", "content": example.solution}]

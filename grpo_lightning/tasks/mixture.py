@@ -98,6 +98,11 @@ class Mixture(Task):
                     raise
                 log.warning("data.task: %s has no %s split, so it has no part in it", name, split)
                 continue
+            if any(COLUMN in row.metadata for row in rows):
+                raise ConfigError(
+                    f"{_ARGS}.tasks: the rows of {name} have metadata called {COLUMN!r}, where a mixture puts the name "
+                    "of a row's task: rename theirs (in Tabular: metadata_columns: {kind: task})"
+                )
             prompts += [replace(row, task=name, metadata={**row.metadata, COLUMN: name}) for row in rows]
         if not prompts:
             raise MissingSplit(f"data.task: none of {', '.join(self.tasks)} has a {split} split")

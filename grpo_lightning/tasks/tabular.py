@@ -44,7 +44,8 @@ class Tabular(Task):
 
     Args:
         path: a ``.jsonl``, ``.json`` (an array), ``.csv`` or ``.parquet`` file, which is the train split; a folder
-            with ``train.jsonl``, ``test.jsonl`` and so on; or the name of a data set on the hub. In Python also
+            with ``train.jsonl``, ``test.jsonl`` and so on, or one that ``save_to_disk`` wrote; or the name of a data
+            set on the hub. In Python also
             the rows themselves: a list of dicts or a ``datasets.Dataset``, which is the train split, or a mapping from
             split names to these. Of an ``IterableDataset`` only the first rows are read, as many as ``limit`` requires.
         name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
@@ -53,7 +54,8 @@ class Tabular(Task):
         prompt_template: a template that builds the prompt from several columns, instead of ``prompt_column``.
         answer_column: the column with the gold answer; ``None`` if the verifier needs none. If the data has no column
             of the default name, the rows have no answer. CSV answers stay text, exactly as written.
-        solution_column: the column with a worked solution, used for SFT and as the gold completion.
+        solution_column: the column with a worked solution, used for SFT and as the gold completion: a text, or a chat
+            of one message, the assistant's.
         metadata_columns: columns that the verifier reads from ``metadata``, such as ``schema`` or ``tests``. A mapping
             renames them: ``{tests: test_list}`` gives the column ``test_list`` as ``metadata["tests"]``. Functions
             written for TRL get the columns that they name without this option.
@@ -149,7 +151,7 @@ class Tabular(Task):
         answer = None if answer_column is None else table.value(row, answer_column)
         solution = None if answer is None else fill(self.gold_format, {"answer": answer})
         if self.solution_column is not None:
-            solution = str(table.value(row, self.solution_column))
+            solution = _solution(table, row, self.solution_column)
         metadata = {name: table.rows[row].get(column) for name, column in self.metadata_columns.items()}
         return Prompt(self._messages(table, row), answer, metadata, solution, is_chat=self._is_chat(table, row))
 
@@ -160,7 +162,7 @@ class Tabular(Task):
     def _is_chat(self, table: Table, row: int) -> bool:
         return self.column_template is None and not isinstance(table.value(row, self.prompt_column), str)
 
-    def _messages(self, table: Table, row: int) -> list[dict[str, str]]:
+    def _messages(self, table: Table, row: int) -> list[dict[str, Any]]:
         if self.column_template is not None:
             values = {column: table.value(row, column) for column in fields(self.column_template)}
             return self.chat(fill(self.column_template, values))
@@ -173,7 +175,8 @@ class Tabular(Task):
                 f"list of chat messages, each with a text as role and content and the last not the assistant's; "
                 f"choose another column or build the prompt with prompt_template"
             )
-        chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
+        # A Dataset gives every message the keys of all, with null where it has none.
+        chat = [{key: value for key, value in message.items() if value is not None} for message in prompt]
         if self.system_prompt and chat[0]["role"] != "system":
             return [{"role": "system", "content": self.system_prompt}, *chat]
         return chat
@@ -290,3 +293,18 @@ def _is_chat(prompt: Any) -> bool:
         )
         and prompt[-1]["role"] != "assistant"
     )
+
+
+def _solution(table: Table, row: int, column: str) -> str:
+    """The text of a solution: a text, or a chat of one answer of the assistant."""
+    value = table.value(row, column)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        message = {key: item for key, item in value[0].items() if item is not None}
+        if message.keys() == {"role", "content"} and message["role"] == "assistant" and message["content"]:
+            value = message["content"]
+    if isinstance(value, (list, tuple, dict)):
+        raise ConfigError(
+            f"{_ARGS}.solution_column: column {column!r} of {table.where(row)} is neither a text nor a chat of one "
+            "message, the assistant's, with a text as content; choose another column"
+        )
+    return str(value)

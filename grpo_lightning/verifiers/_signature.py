@@ -142,6 +142,11 @@ def roles_of(signature: Signature) -> dict[str, Role]:
     return roles if wanted <= set(roles.values()) else {}
 
 
+def by_position(roles: Mapping[str, Role]) -> list[str]:
+    """Return the parameters whose names do not tell their roles."""
+    return [name for name in roles if name not in _ROLE_OF]
+
+
 def style_of(signature: Signature, name: str) -> Style:
     """Return how a function is called, judging by its parameters.
 

@@ -16,6 +16,7 @@ from grpo_lightning.verifiers._signature import (
     OF_TRLS_TRAINER,
     Role,
     Style,
+    by_position,
     roles_of,
     signature_of,
     style_of,
@@ -122,6 +123,7 @@ class FunctionVerifier(Verifier):
         self.signature = signature_of(self.function, self.options)
         self.style = style_of(self.signature, self.name) if style is None else style
         self.roles = roles_of(self.signature) if self.style == "answer" else {}
+        self._guessed = by_position(self.roles) if style is None else []
         self.correct_at = correct_at
         self.answer_column = answer_column
         self.conversational = conversational
@@ -138,8 +140,15 @@ class FunctionVerifier(Verifier):
         """Return the columns that a function written for TRL names, or all of them if it has ``**kwargs``.
 
         Raises:
-            ConfigError: it has a parameter without a default that no column fills.
+            ConfigError: it has a parameter without a default that no column fills; or, of another style, one that has
+                the name of a column, and would get something else by its position.
         """
+        for name in (name for name in self._guessed if name in available):
+            raise ConfigError(
+                f"FunctionVerifier.function: {self.name} would get the {self.roles[name]} as {name!r}, by position, "
+                f"not the column of that name: call it {self.roles[name]}, or call the first parameter completions to "
+                "get lists and columns, as in TRL"
+            )
         if self.style != "trl":
             return ()
         gold = [self.answer_column] if has_answer else []
@@ -304,13 +313,13 @@ def _as_verifier(given: Any, key: str) -> Verifier:
     return FunctionVerifier(given)
 
 
-def _prompt(prompt: str | list[dict[str, str]], chat: bool) -> str | list[dict[str, str]]:
+def _prompt(prompt: str | list[dict[str, Any]], chat: bool) -> str | list[dict[str, Any]]:
     if chat:
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _completion(completion: str, chat: bool) -> str | list[dict[str, str]]:
+def _completion(completion: str, chat: bool) -> str | list[dict[str, Any]]:
     return [{"role": "assistant", "content": completion}] if chat else completion
 
 

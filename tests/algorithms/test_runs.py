@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,18 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     SequentialLR,
 )
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from grpo_lightning.algorithms import GRPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
+from grpo_lightning.models.tokenizer import encode_prompt
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from grpo_lightning.tasks import Tabular
 from grpo_lightning.verifiers import FormatVerifier
+from tests.tiny import tiny_tokenizer
 from tests.toy import (
     BrokenVerifier,
     LetterVerifier,
@@ -528,6 +531,22 @@ def test_the_sft_gradient_does_not_depend_on_the_split(model_path: str, tmp_path
     split = fit(tmp_path, sft(model_path, max_tokens_per_microbatch=50), 3)
     for name, tensor in whole.items():
         torch.testing.assert_close(split[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_solution_beyond_the_positions_of_the_model_is_refused(tmp_path: Path) -> None:
+    """The longest row, with its terminator, has ``len(prompt) + 61`` tokens: more than a completion may have."""
+    rows = [{"prompt": "1+1?", "answer": "2", "solution": "2" * length} for length in (1, 60, 1)]
+    task = Tabular({"train": rows, "val": rows}, solution_column="solution")
+    prompt = len(encode_prompt(tiny_tokenizer(), task.prompts("train")[0].messages))
+    for positions in (prompt + 61, prompt + 60):
+        path = str(tmp_path / str(positions))
+        shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "eos_token_id": 7, "bos_token_id": 1}
+        GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=positions, **shape)).save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
+        data = rollouts(task=task, sampling=SamplingParams(max_new_tokens=4))
+        refused = rf"a prompt and its solution have up to {prompt + 61} tokens, but GPT2LMHeadModel has {positions}"
+        with pytest.raises(ConfigError, match=refused) if positions < prompt + 61 else nullcontext():
+            fit(tmp_path, sft(path), 1, data)
 
 
 class NoSolutions(ToyTask):

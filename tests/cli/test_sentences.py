@@ -47,6 +47,14 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data.refinement", "true"], "data.refinement: give its options, such as {mode: distill}, or omit it"),
         (["--data.sampling", "3"], "data.sampling: must be keys with values, not 3"),
         (
+            ["--data.task", "Tabular", "--data.task.path", "x", "--data.task.metadata_columns", "schema"],
+            "data.task.metadata_columns: must be a list, such as [a, b] or keys with values, not schema",
+        ),
+        (
+            ["--data.task", "Tabular", "--data.task.path", "[a.jsonl, b.jsonl]"],
+            "data.task.path: must be text or keys with values, not ['a.jsonl', 'b.jsonl']",
+        ),
+        (
             ["--model.verifiers", "json.loads"],
             "model.verifiers: json.loads is not a subclass of Verifier: if it is a function, write {class_path: "
             "FunctionVerifier, init_args: {function: json.loads}}",

@@ -19,6 +19,7 @@ from grpo_lightning.environments import Call, ToolEnvironment, calculator
 from grpo_lightning.shipped import CONFIGS
 from grpo_lightning.tasks import Tabular
 from tests.cli.test_user_errors import error_of
+from tests.test_docs_site import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,19 @@ def test_the_verifier_is_right_about_the_data(
     main(["init", "mine", "--task", kind])
     monkeypatch.chdir("mine")
     main(["check", "mine.yaml"])
+    assert "correct to MyVerifier, and no certainly wrong one is" in capsys.readouterr().out
+
+
+def test_the_config_and_the_verifier_of_the_tutorial_fit_the_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs/tutorial.md"
+    (config,), (verifier,) = blocks(page, "yaml"), blocks(page, "python")
+    main(["init", "my_task", "--task", "math"])
+    monkeypatch.chdir("my_task")
+    Path("my_task.yaml").write_text(config)
+    Path("verifier.py").write_text(verifier)
+    main(["check", "my_task.yaml"])
     assert "correct to MyVerifier, and no certainly wrong one is" in capsys.readouterr().out
 
 

@@ -175,6 +175,7 @@ def test_an_option_is_one_here(options: dict[str, Any], key: str, value: Any) ->
         ),
         ({"repetition_penalty": 1.1}, "repetition_penalty", "no such option"),
         ({"use_vllm": True}, "use_vllm", "VLLMEngine"),
+        ({"max_tool_calling_iterations": 3}, "max_tool_calling_iterations", "ToolEnvironment"),
         ({"loss_type": "vespo"}, "loss_type", "vespo does not exist"),
         ({"optim": "paged_adamw_8bit"}, "optim", "AdamW instead"),
         ({"warmup_steps": 3}, "lr_scheduler_type", "needs max_steps"),

@@ -701,6 +701,11 @@ def test_prompts_are_planned_within_the_positions_of_the_model(capsys: pytest.Ca
     assert "Prompts are planned" not in out
 
 
+def test_a_plan_of_sft_says_how_long_it_takes_solutions_to_be(tiny_model: Callable[[str], str]) -> None:
+    plan = Planner(sft(tiny_model("llama")), RolloutDataModule(ToyTask()), "32-true", False, 24)
+    assert "prompts of 24 tokens and solutions of 512 (data.sampling.max_new_tokens; the data is" in plan.assumptions()
+
+
 @pytest.mark.usefixtures("_in_the_repository")
 def test_a_proposal_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     memory = PROCESS.fixed[1] + 15 * 10**6

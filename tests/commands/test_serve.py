@@ -22,7 +22,7 @@ from grpo_lightning.cli.grpo_cli import parse
 from grpo_lightning.commands.serve.command import bound_socket, check_host
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models import Policy, PolicyConfig
-from grpo_lightning.models.tokenizer import encode_prompt
+from grpo_lightning.models.tokenizer import encode_prompt, load_tokenizer
 from grpo_lightning.rollout import SamplingParams
 from grpo_lightning.rollout.sampling import row_seed
 from tests.sampling import generate
@@ -33,6 +33,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from grpo_lightning.commands.serve.app import Limits, PolicyServer
 from grpo_lightning.commands.serve.decoding import DecodingLoop, Row
 from grpo_lightning.commands.serve.policy import ServeCLI, policy_of
+from grpo_lightning.commands.serve.protocol import read_job
 from grpo_lightning.rollout.engines.decoder import Decoder
 from tests.standin import Running
 
@@ -137,6 +138,17 @@ def test_stops(url: str, loop: DecodingLoop) -> None:
         assert answer["choices"][0]["text"].startswith(head + string if keep else head)
         assert (string in answer["choices"][0]["text"]) == keep
         assert len(answer["choices"][0]["token_ids"]) < len(free.token_ids)
+
+
+def test_a_chat_ends_where_the_chat_template_says(tiny_model: Callable[[str], str]) -> None:
+    tokenizer = load_tokenizer(tiny_model("llama"), chat_template="plain")
+    chat = {"messages": [{"role": "user", "content": "Hi"}]}
+    for body, stop in (
+        (chat, ["\n\nQuestion:"]), (chat | {"stop": "a"}, ["a"]), ({"prompt": "Hi"}, None)
+    ):  # fmt: skip
+        (row,) = read_job(body, tokenizer, 8, 256, 1).rows
+        assert row.sampling.stop == stop
+        assert row.sampling.stop_in_text is False
 
 
 def test_what_a_server_says_of_itself(url: str) -> None:

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from grpo_lightning.environments import calculator
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.models.dialogue import Dialogue
+from grpo_lightning.models.tokenizer import without_end
+from grpo_lightning.types import Completion, FinishReason
 from tests.models.family_folders import family_tokenizer
 from tests.tiny import tiny_tokenizer
 
@@ -28,6 +30,24 @@ def with_tools() -> PreTrainedTokenizerFast:
     made = tiny_tokenizer()
     made.chat_template = TOOLS + made.chat_template
     return made
+
+
+def test_the_stop_string_that_ended_a_reply_is_no_part_of_it_unless_verifiers_read_it() -> None:
+    made = tokenizer()
+    made.add_tokens([".\n"])  # holds a part of the stop string
+    ids = made.encode("5.\n\nQuestion:", add_special_tokens=False)
+    (dot,) = made.encode(".", add_special_tokens=False)
+    assert dot not in ids
+
+    def said(ids: list[int], text: str) -> list[int]:
+        return without_end(made, Completion(ids, text, FinishReason.STOP, [], []), [7])
+
+    assert said(ids, "5.") == [ids[0], dot]
+    assert said(ids, "5.\n\nQuestion:") == ids
+    assert said([*ids, 7], "5.\n\nQuestion:") == ids
+    assert said(ids[2:], "") == []
+    character = made.encode("5é!?", add_special_tokens=False)
+    assert said(character, "5é") == character[:3]
 
 
 def test_the_next_turn_continues_the_very_ids_that_were_sampled() -> None:

@@ -15,7 +15,7 @@ from grpo_lightning.models.templates import PLAIN, complete_template, template_n
 from grpo_lightning.models.tokenizer import encode_completion, encode_prompt, load_tokenizer, terminators
 from grpo_lightning.rollout import RolloutDataModule, SamplingParams
 from tests.models.family_folders import family_tokenizer, save_family
-from tests.toy import ToyTask, fit, grpo, rollouts
+from tests.toy import ToyTask, fit, grpo, llama_alone, rollouts
 
 SYSTEM, USER = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
 NO_BOS = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
@@ -144,8 +144,7 @@ def test_a_base_model_is_told_of_the_plain_template(tmp_path: Path) -> None:
 
 
 def test_under_the_plain_template_the_next_question_ends_a_completion() -> None:
-    task = ToyTask(chat_template="plain")
-    text = "4. \n\nQuestion:"
+    plain, text = completed("gemma3_base", PLAIN), "4. \n\nQuestion:"
     for given, stop, read in (
         (SamplingParams(), ["\n\nQuestion:"], "4. "),
         (SamplingParams(stop_in_text=True), ["\n\nQuestion:"], text),
@@ -153,10 +152,38 @@ def test_under_the_plain_template_the_next_question_ends_a_completion() -> None:
         (SamplingParams(stop=["."]), ["."], text),
         (SamplingParams(stop=["."], stop_in_text=False), ["."], "4"),
     ):
-        data = rollouts(task=task, sampling=given)
-        assert data.sampling.stop == data.val_sampling.stop == stop
-        assert data.sampling.read(text) == data.val_sampling.read(text) == read
-    assert rollouts(task=ToyTask()).sampling.stop is None
+        data = rollouts(sampling=given)
+        for filled in (data.sampling.with_stops_of(plain), data.val_sampling.with_stops_of(plain)):
+            assert filled.stop == stop
+            assert filled.read(text) == read
+    assert SamplingParams().with_stops_of(completed("gemma2")).stop is None
+
+
+@llama_alone
+def test_the_next_question_ends_completions_of_an_exported_policy_too(model_path: str, tmp_path: Path) -> None:
+    """Its tokenizer has the text of the template, which no config names any more."""
+    first = rollouts(task=ToyTask(chat_template="plain"))
+    module = grpo(model_path)
+    fit(tmp_path, module, 1, first)
+    module.policy.save_pretrained(tmp_path / "policy")
+    second = rollouts()
+    fit(tmp_path, grpo(str(tmp_path / "policy")), 1, second)
+    assert [data.recipe("train").sampling.stop for data in (first, second)] == [["\n\nQuestion:"]] * 2
+    assert second.recipe("val").sampling.stop == ["\n\nQuestion:"]
+
+
+@llama_alone
+def test_a_stop_string_with_a_special_token_is_refused(model_path: str, tmp_path: Path) -> None:
+    """Completions are texts without special tokens."""
+    wrong = SamplingParams(max_new_tokens=4, stop=["a", "<|im_start|>user"])
+    text = r"stop: '<\|im_start\|>user' holds the special token <\|im_start\|>, which .* would never be found: remove"
+    for key in ("sampling", "val_sampling"):
+        module = grpo(model_path)
+        with pytest.raises(ConfigError, match=rf"data\.{key}\.{text}"):
+            fit(tmp_path, module, 1, rollouts(**{key: wrong}))
+        assert not hasattr(module, "policy"), "the model was loaded"
+    with pytest.raises(ConfigError, match=rf"^sampling\.{text}"):
+        grpo(model_path).generate("Hi", wrong)
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

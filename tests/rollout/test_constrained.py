@@ -194,6 +194,14 @@ def test_texts_of_prompts_in_hand_are_constrained_too(model_path: str) -> None:
         generate_texts(policy, ["a"], SamplingParams(constraint=RowSchema()), 0)
 
 
+@llama_alone
+def test_texts_of_prompts_in_hand_end_where_the_chat_template_says(model_path: str) -> None:
+    policy = Policy(PolicyConfig(path=model_path), chat_template="plain")
+    sampling = SamplingParams(max_new_tokens=40, constraint=Regex("5\n\nQuestion:\nx"))
+    assert generate_texts(policy, ["2 + 3?"], sampling, 0) == ["5"]
+    assert generate_texts(policy, ["2 + 3?"], replace(sampling, stop=[]), 0) == ["5\n\nQuestion:\nx"]
+
+
 # -- what is refused, before the model loads ----------------------------------------------------------------------
 
 

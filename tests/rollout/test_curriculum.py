@@ -6,20 +6,24 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from grpo_lightning.algorithms import SFTModule
 from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.errors import ConfigError
+from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Curriculum, EasyToHard, Informative, ResampleConfig, UniformDraw
 from grpo_lightning.rollout.curriculum import named_curriculum
 from grpo_lightning.rollout.pass_rates import FILE, PassRates, count, prompt_id
+from grpo_lightning.rollout.records import record
 from grpo_lightning.types import Prompt
 from tests.rollout.test_resampling import Strict, attempt, completions
-from tests.toy import CopyEngine, ToyTask, Watch, fit, grpo, rollouts, same
+from tests.toy import CopyEngine, LetterVerifier, ToyTask, Watch, fit, grpo, rollouts, same
 
 
 def prompts(rows: int) -> list[Prompt]:
@@ -73,6 +77,15 @@ def test_a_prompt_may_hold_what_other_places_take_for_the_end_of_a_line(tmp_path
     rates.write(tmp_path / FILE)
     read = PassRates(rows, str(tmp_path / FILE))
     assert read.attempts_N.tolist() == [4, 4, 4]
+
+
+def test_messages_may_hold_what_json_has_no_type_for() -> None:
+    """A parquet file has dates, and a tool call may hold one."""
+    message = {"role": "assistant", "content": ""}
+    prompt = Prompt([message | {"tool_calls": [{"on": date(2024, 5, 1)}]}])
+    assert prompt_id(prompt) != prompt_id(Prompt([message]))
+    stored = json.loads(json.dumps(record(replace(attempt(1.0), prompt=prompt))))
+    assert stored["prompt"] == [message | {"tool_calls": [{"on": "2024-05-01"}]}]
 
 
 def test_weights_are_those_of_the_formulas() -> None:
@@ -191,6 +204,14 @@ def test_hopeless_prompts_are_not_drawn_again_and_replacements_follow_the_curric
 def test_bad_options_name_their_key(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         make()
+
+
+def test_a_module_that_samples_nothing_to_learn_from_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    module = SFTModule(policy=PolicyConfig(path=tiny_model("llama")), verifiers=[LetterVerifier()])
+    with pytest.raises(ConfigError, match=r"data\.curriculum: SFTModule samples nothing to learn from.*: remove it"):
+        fit(tmp_path, module, 1, rollouts(curriculum="informative"))
 
 
 def test_files_that_are_no_pass_rates_are_refused(tmp_path: Path) -> None:

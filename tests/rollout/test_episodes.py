@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from grpo_lightning.rollout.limited_calls import call_all
 from grpo_lightning.rollout.pass_rates import count, prompt_id
 from grpo_lightning.rollout.records import records
 from grpo_lightning.types import Prompt
+from tests.tiny import TEMPLATE
 from tests.toy import (
     BrokenVerifier,
     LetterVerifier,
@@ -212,6 +214,13 @@ def test_an_episode_may_change_the_messages_of_its_row(model_path: str, tmp_path
     assert not any("??" in str(attempt.prompt.messages) for attempt in batch.attempts)
 
 
+class Replies(Environment):
+    """Begins with the messages of the row."""
+
+    def step(self, reply: Reply) -> Step:
+        return Step([{"role": "user", "content": "Go on."}])
+
+
 class Hanging(Chatty):
     """Does not return from some steps."""
 
@@ -219,6 +228,21 @@ class Hanging(Chatty):
         if len(reply.text) % 3 == 0:
             time.sleep(3600)
         return super().step(reply)
+
+
+@llama_alone
+def test_a_truncated_prompt_that_would_be_whole_again_is_refused(model_path: str, tmp_path: Path) -> None:
+    forgets = TEMPLATE.replace("message.content", "(message.content if loop.last else message.content[:1])")
+    for environment, template, text in (
+        (Replies(), None, None),
+        (Chatty(), None, r"Chatty\.reset changed the messages of a row whose prompt was truncated.*: set it to drop"),
+        (Replies(), forgets, r"the chat template rewrites earlier turns \(replies\), .*: set it to drop"),
+    ):
+        task, limit = ToyTask(chat_template=template), {"max_prompt_tokens": 20, "overlong": "truncate-left"}
+        cut = rollouts(task=task, environment=environment, **limit)
+        refused = pytest.raises((ConfigError, RunError), match=rf"data\.overlong: {text}")
+        with nullcontext() if text is None else refused:
+            fit(tmp_path, grpo(model_path), 1, cut)
 
 
 @llama_alone

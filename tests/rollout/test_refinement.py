@@ -39,7 +39,7 @@ def attempt(
     ids: tuple[int, ...] = (30, 31, 7),
     conversation: list[int] | None = None,
 ) -> Attempt:
-    completion = Completion(list(ids), "ab", reason, [], [])
+    completion = Completion(list(ids), "78", reason, [], [])
     verdict = Verdict(correct, True, feedback, error=error)
     return Attempt(Prompt([]), conversation or [], completion=completion, verdict=verdict, reward=float(correct))
 
@@ -120,6 +120,10 @@ def test_the_next_turn_is_the_rendered_chat_with_the_sampled_tokens_in_it() -> N
     assert ids[: len(prompt) + 2] == [*prompt, 30, 31]
     # Ended by a stop string, without a terminator of its own: the template's is put behind it all the same.
     cut = attempt(False, feedback="No.", ids=(30, 31), conversation=prompt)
+    assert next_turn(tokenizer, cut, "{feedback} Again.", [7, 2]) == ids
+    # Unless verifiers read it, the stop string is no part of what was said.
+    ids_with_stop = (30, 31, *tokenizer.encode("\n\nQuestion:", add_special_tokens=False))
+    cut = attempt(False, feedback="No.", ids=ids_with_stop, conversation=prompt)
     assert next_turn(tokenizer, cut, "{feedback} Again.", [7, 2]) == ids
     silent = attempt(False, feedback="", conversation=prompt)
     assert NO_FEEDBACK in tokenizer.decode(next_turn(tokenizer, silent, "{feedback}", [7, 2]))

@@ -69,6 +69,37 @@ def test_of_a_stream_the_first_rows_are_read(given: Any) -> None:
     assert sorted(int(prompt.answer) for prompt in (*train, *val)) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("given", [endless(), stream()])
+def test_a_filter_of_a_stream_that_no_row_can_match_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"init_args\.filters: the data set has no column 'levle'; it has: prompt,"):
+        Tabular(given, limit=3, val_size=2, filters={"levle": 3}).prompts("train")
+
+
+@pytest.mark.parametrize("format", ["torch", "numpy"])
+def test_a_data_set_that_gives_tensors_gives_values(format: str) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": "x"}], "answer": n} for n in range(3)])
+    for given in (rows.with_format(format), rows.to_iterable_dataset().with_format(format)):
+        prompts = Tabular({"train": given, "val": given}, limit=3).prompts("train")
+        assert [(prompt.answer, prompt.messages) for prompt in prompts] == [
+            (n, [{"role": "user", "content": "x"}]) for n in range(3)
+        ]
+    shouted = datasets.Dataset.from_list(ROWS).with_transform(lambda batch: {**batch, "answer": ["!"] * 1})
+    assert {prompt.answer for prompt in Tabular({"test": shouted}).prompts("test")} == {"!"}
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    DATASET.with_format("torch").save_to_disk(tmp_path / "rows")
+    datasets.DatasetDict(train=DATASET, test=DATASET.select([4])).save_to_disk(tmp_path / "splits")
+    assert plain(Tabular(str(tmp_path / "rows"), val_size=2).prompts("train")) == plain(
+        Tabular(ROWS, val_size=2).prompts("train")
+    )
+    (prompt,) = Tabular(str(tmp_path / "splits")).prompts("test")
+    assert prompt.answer == "5"
+    (tmp_path / "rows/state.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"init_args\.path: cannot read .*rows: .*; repair or replace"):
+        Tabular(str(tmp_path / "rows"), val_size=2).prompts("train")
+
+
 def test_a_stream_without_a_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"init_args\.limit: the length of a stream is unknown; set how many"):
         Tabular(stream()).prompts("train")

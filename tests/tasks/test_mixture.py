@@ -18,7 +18,7 @@ from grpo_lightning.rollout.experience import Recipe
 from grpo_lightning.rollout.loader import TrainLoader, parts_of
 from grpo_lightning.rollout.pass_rates import PassRates
 from grpo_lightning.rollout.prompts import EncodedPrompts
-from grpo_lightning.tasks import Arithmetic, Extraction, Mixture, TaskShare, check_controls
+from grpo_lightning.tasks import Arithmetic, Extraction, Mixture, Tabular, TaskShare, check_controls
 from grpo_lightning.tasks.base import MissingSplit, Split, Task
 from grpo_lightning.types import Prompt, Verdict
 from grpo_lightning.verifiers import ByColumn, JSONSchemaVerifier, MathVerifier, Verifier
@@ -92,6 +92,14 @@ def test_splits_that_a_task_lacks_are_left_to_the_others() -> None:
         Mixture([TaskShare(Named("a", 2, ("train",)), "a")]).prompts("val")
     with pytest.raises(MissingSplit, match="no train"):
         Mixture([TaskShare(Named("a", 2, ("val",)), "a"), TaskShare(Named("b", 2), "b")]).prompts("train")
+
+
+def test_metadata_that_a_mixture_would_replace_is_refused() -> None:
+    rows = [{"prompt": "Q", "answer": "1", "task": "algebra"}] * 2
+    with pytest.raises(ConfigError, match=r"tasks: the rows of a have metadata called 'task', where .*: rename theirs"):
+        Mixture([TaskShare(Tabular(rows, val_size=1, metadata_columns=["task"]), "a")]).prompts("train")
+    renamed = Tabular(rows, val_size=1, metadata_columns={"kind": "task"})
+    assert Mixture([TaskShare(renamed, "a")]).prompts("train")[0].metadata == {"kind": "algebra", "task": "a"}
 
 
 def test_gold_and_wrong_answers_are_each_tasks_own() -> None:

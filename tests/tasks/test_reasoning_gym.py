@@ -18,7 +18,7 @@ from grpo_lightning.tasks.reasoning_gym.rows import generate
 from grpo_lightning.tasks.shares import apportion
 from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import ReasoningGymVerifier
-from grpo_lightning.verifiers.reasoning_gym.datasets import source_of
+from grpo_lightning.verifiers.reasoning_gym.datasets import build_dataset, source_of
 from grpo_lightning.verifiers.reasoning_gym.verifier import COLUMN
 from tests.verifiers.code.code_cases import verifier_or_skip
 
@@ -47,15 +47,47 @@ def test_rows_are_the_same_every_time(task: ReasoningGym, monkeypatch: pytest.Mo
     assert [task.prompts(split) for split in SPLITS] == [again.prompts(split) for split in SPLITS]
 
 
+def rows_of(source: str, seed: int, **sizes: int) -> dict[str, list[dict[str, Any]]]:
+    (rows,) = generate([{"source": source, "sizes": sizes}], seed)
+    return rows
+
+
 def test_other_splits_do_not_depend_on_the_size_of_train() -> None:
     source = source_of("coin_flip", None, {})
-    few, many = (generate(source, 0, {"test": 2, "val": 2, "train": size}) for size in (2, 9))
+    few, many = (rows_of(source, 0, test=2, val=2, train=size) for size in (2, 9))
     assert (few["test"], few["val"], few["train"]) == (many["test"], many["val"], many["train"][:2])
 
 
 def test_no_question_is_in_two_splits(task: ReasoningGym) -> None:
     questions = [prompt.messages[-1]["content"] for split in SPLITS for prompt in task.prompts(split)]
     assert len(set(questions)) == len(questions) == 32
+
+
+def test_no_question_of_one_data_set_is_in_another_ones_split() -> None:
+    digits = {"min_terms": 2, "min_digits": 1, "max_digits": 1}
+    parts = [GymDataset("chain_sum", options={**digits, "max_terms": most}) for most in (2, 3)]
+    task = ReasoningGym(mixture=parts, train_size=60, val_size=20, test_size=20)
+    questions = [prompt.messages[-1]["content"] for split in SPLITS for prompt in task.prompts(split)]
+    assert len(set(questions)) == len(questions) == 100
+    source = source_of("chain_sum", None, {})
+    first, second = generate([{"source": source, "sizes": {"train": 3}}] * 2, 0)
+    assert first == rows_of(source, 0, train=3), "the seeds of a data set do not depend on those after it"
+    assert {row["question"] for row in first["train"]}.isdisjoint(row["question"] for row in second["train"])
+
+
+def test_rows_that_a_data_set_fails_to_generate_are_skipped() -> None:
+    """Few products of two numbers are in reach, and countdown tries 100 times."""
+    options = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 12, "min_target": 90}
+    source = source_of("countdown", None, {**options, "max_target": 99})
+    dataset = build_dataset(source, 0, 40)
+    with pytest.raises(ValueError, match="Failed to generate"):
+        list(map(dataset.__getitem__, range(40)))
+    rows = rows_of(source, 0, train=4)
+    assert len(rows["train"]) == 4
+    assert rows == rows_of(source, 0, train=4)
+    none = source_of("countdown", None, {**options, "min_target": 900, "max_target": 999})
+    with pytest.raises(ValueError, match=r"name: countdown generates no row .*Failed to generate.*; change them"):
+        rows_of(none, 0, train=1)
 
 
 def test_a_mixture_follows_its_weights() -> None:
@@ -76,7 +108,7 @@ def test_rows_by_weight(size: int, weights: list[float], counts: list[int]) -> N
 
 def test_difficulty_options_and_seed_change_the_rows() -> None:
     def longest(difficulty: int | None = None, seed: int = 0, **options: Any) -> tuple[int, list[str]]:
-        rows = generate(source_of("chain_sum", difficulty, options), seed, {"train": 10})["train"]
+        rows = rows_of(source_of("chain_sum", difficulty, options), seed, train=10)["train"]
         questions = [row["question"] for row in rows]
         return max(question.count("+") + question.count("-") for question in questions), questions
 
@@ -144,7 +176,7 @@ def test_mistakes_that_need_no_rows(options: dict[str, Any], text: str) -> None:
 def test_mistakes_that_reasoning_gym_knows(options: dict[str, Any], text: str) -> None:
     source = source_of(options["name"], options.get("difficulty"), options.get("options", {}))
     with pytest.raises(ValueError, match=text):
-        generate(source, 0, {"train": 500})
+        rows_of(source, 0, train=500)
 
 
 def test_a_mistake_found_while_generating_names_the_key() -> None:

@@ -45,6 +45,12 @@ def test_csv_answers_stay_exactly_as_written(tmp_path: Path) -> None:
     assert prompts[3].messages[0]["content"] == "D, or\nnot"
 
 
+def test_a_csv_cell_may_hold_a_document(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text(f"prompt,answer\n{200_000 * 'x'},1\n")
+    (prompt,) = Tabular(str(tmp_path)).prompts("test")
+    assert len(prompt.messages[0]["content"]) == 200_000
+
+
 def test_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -120,6 +126,13 @@ def test_filters_keep_the_rows_with_the_values(write_jsonl: WriteRows, tmp_path:
         Tabular({"test": rows}, filters={"topic": 1}).prompts("test")
     with pytest.raises(ConfigError, match=KEY + r"filters: no row of .* has \{'level': 7\}"):
         Tabular({"test": rows}, filters={"level": 7}).prompts("test")
+
+
+@pytest.mark.parametrize("cell", ["true", "True", "TRUE"])
+def test_a_filter_finds_true_as_a_csv_file_spells_it(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "test.csv").write_text(f"prompt,answer,ok\nA,1,{cell}\nB,2,false\nC,3,1\n")
+    prompts = Tabular(str(tmp_path), filters={"ok": True}).prompts("test")
+    assert [prompt.answer for prompt in prompts] == ["1"]
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "~/nowhere", "nowhere/train.jsonl"])
@@ -254,12 +267,26 @@ def test_a_row_that_lacks_the_key(write_jsonl: WriteRows) -> None:
 
 
 def test_chat_messages_as_the_prompt(write_jsonl: WriteRows) -> None:
-    own = [{"role": "system", "content": "Own."}, {"role": "user", "content": "Hi", "name": "x"}]
+    own = [{"role": "system", "content": "Own."}, {"role": "user", "content": "Hi"}]
     file = write_jsonl("test.jsonl", [{"prompt": own[1:], "answer": "1"}, {"prompt": own, "answer": "1"}])
     first, second = Tabular(str(file.parent), system_prompt="Be brief.").prompts("test")
     user = {"role": "user", "content": "Hi"}
     assert first.messages == [{"role": "system", "content": "Be brief."}, user]
     assert second.messages == [{"role": "system", "content": "Own."}, user]
+
+
+def test_messages_keep_all_that_a_chat_template_may_read() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    chat = [
+        {"role": "user", "content": "Weather?", "name": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "17", "name": "weather", "tool_call_id": "1"},
+    ]
+    data_set = pytest.importorskip("datasets").Dataset.from_list([{"prompt": chat, "answer": "17"}])
+    assert "tool_calls" in data_set[0]["prompt"][0], "all messages have all keys there"
+    for rows in ([{"prompt": chat, "answer": "17"}], data_set):
+        (prompt,) = Tabular({"test": rows}).prompts("test")
+        assert prompt.messages == chat
 
 
 @pytest.mark.parametrize(
@@ -328,6 +355,31 @@ def test_a_solution_column_is_the_gold_completion(write_jsonl: WriteRows) -> Non
     file = write_jsonl("test.jsonl", [{"prompt": "1+1", "answer": "2", "proof": "1+1=2\n#### 2"}])
     task = Tabular(str(file.parent), solution_column="proof")
     assert task.gold_completion(task.prompts("test")[0]) == "1+1=2\n#### 2"
+
+
+def test_a_chat_of_one_answer_is_a_solution() -> None:
+    answer = {"role": "assistant", "content": "It is 2.", "tool_calls": None}
+    rows = [{"prompt": "1+1", "answer": "2", "completion": value} for value in ([answer], "It is 2.", 2)]
+    prompts = Tabular({"test": rows}, solution_column="completion").prompts("test")
+    assert [prompt.solution for prompt in prompts] == ["It is 2.", "It is 2.", "2"]
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        {"role": "assistant", "content": "2"},
+        [{"role": "user", "content": "2"}],
+        [{"role": "assistant", "content": "2"}, {"role": "assistant", "content": "3"}],
+        [{"role": "assistant", "content": ""}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "2"}]}],
+        [{"role": "assistant", "content": "2", "tool_calls": [{"function": {}}]}],
+        ["2"],
+    ],
+)
+def test_any_other_list_is_no_solution(solution: Any) -> None:
+    rows = [{"prompt": "1+1", "answer": "2", "completion": value} for value in ("#### 2", solution)]
+    with pytest.raises(ConfigError, match=KEY + r"solution_column: column 'completion' of row 2 of .* is neither a te"):
+        Tabular({"test": rows}, solution_column="completion").prompts("test")
 
 
 def test_no_gold_completion_without_answer_and_solution(write_jsonl: WriteRows) -> None:

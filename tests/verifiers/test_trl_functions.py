@@ -240,7 +240,13 @@ def test_options_fill_a_parameter() -> None:
 
 def test_other_styles_ask_for_no_column() -> None:
     assert FunctionVerifier(lambda sample: 1.0).columns(["level"], True) == ()
-    assert FunctionVerifier(lambda completion, level: 1.0).columns(["level"], True) == ()
+    assert FunctionVerifier(lambda completion, level: 1.0).columns(["topic"], True) == ()
+    assert FunctionVerifier(lambda completion, target: 1.0).columns(["target"], True) == ()
+    assert FunctionVerifier(lambda completion, level: 1.0, "answer").columns(["level"], True) == ()
+    with pytest.raises(ConfigError, match=r"get the answer as 'level', by position, .*: call it answer, or call"):
+        FunctionVerifier(lambda completion, level: 1.0).columns(["prompt", "level"], True)
+    with pytest.raises(ConfigError, match=r"get the completion as 'level', by position, .*: call it completion, or"):
+        FunctionVerifier(lambda level, answer: 1.0).columns(["level"], True)
     assert MathVerifier().columns(["level"], True) == ()
 
 

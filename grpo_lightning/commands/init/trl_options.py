@@ -23,6 +23,7 @@ HINTS = {
     "load_in_8bit": "nothing is trained over 8-bit weights; model.policy.quantization: nf4 takes half of them",
     "bnb_4bit_quant_type": "the type is always nf4",
     "env": "set environment variables in the shell",
+    "max_tool_calling_iterations": "set data.environment to ToolEnvironment with your tools, and max_turns one higher",
     "reward_model_name_or_path": "a reward model needs a verifier of your own",
     "eval_steps": "eval_strategy is not steps",
     "hub_model_id": "push_to_hub is not set",

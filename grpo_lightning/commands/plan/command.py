@@ -23,7 +23,8 @@ that do. One iteration runs on tensors without memory. Only the model's config.j
 are downloaded.
 
   --config FILE       a config as for grpo fit; keys of it may follow, such as --model.max_tokens_per_microbatch 4096
-  --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's
+  --memory SIZE       memory of the device to plan for, such as 8GiB or 24GB; default: of this machine's;
+                      a GPU's, unless trainer.accelerator is cpu
   --prompt_tokens N   tokens of the longest prompt; default: data.max_prompt_tokens, or 512; at most
                       what the model has positions for
   --fast              the table and the verdict alone, without the search for the largest settings

@@ -87,9 +87,12 @@ class Planner:
         more = ""
         if data.resample_silent is not None:
             more = " Groups that replace silent ones decode instead of rows that have ended, without further memory."
+        learned = f"completions of {data.sampling.cap}"
+        if not self.samples:
+            learned = f"solutions of {data.sampling.cap} (data.sampling.max_new_tokens; the data is not read)"
         return (
-            f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and completions of "
-            f"{data.sampling.cap}, all of them at their longest; {self.precision}.{more}"
+            f"For {rows} a step on a device, prompts of {self.prompt_tokens} tokens and {learned}, all of them at "
+            f"their longest; {self.precision}.{more}"
         )
 
     def shortcuts(self) -> list[str]:

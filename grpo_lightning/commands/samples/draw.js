@@ -66,8 +66,9 @@ function drawRollout(rollout, rows, top) {
   return card;
 }
 
-function drawMessage(message) {
-  return element("div", "message", element("div", "role", message.role), element("div", "words", message.content));
+function drawMessage({ role, content, ...others }) {
+  const words = [content, ...Object.entries(others).map(([key, value]) => key + ": " + JSON.stringify(value))];
+  return element("div", "message", element("div", "role", role), element("div", "words", words.filter(Boolean).join("\n")));
 }
 
 // A first attempt with those that follow it, or a conversation: the prompt of a turn is all that was said before it.

@@ -138,6 +138,8 @@ def read_job(body: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cap: i
             length,
         )
     sampling = _sampling(body, asked)
+    if is_chat:
+        sampling = sampling.with_stops_of(tokenizer)
     stop_ids = body.get("stop_token_ids") or []
     if not _are_ids(stop_ids, 2**31):
         raise BadRequest("stop_token_ids: must be a list of token ids", "stop_token_ids")
