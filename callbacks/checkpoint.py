@@ -130,7 +130,8 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         """Save ``last.ckpt`` on interruption, so that ``--ckpt_path last`` loses nothing.
 
         A step that was interrupted after its first update is not saved: its weights have learned from rollouts that a
-        resumed run would learn from again. The checkpoint before it stays the last.
+        resumed run would learn from again. The checkpoint before it stays the last. So it does when a second Ctrl-C
+        ends several processes, each at another place: saving takes all of them.
         """
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.global_step == 0:
             if trainer.is_global_zero and trainer.state.fn == "fit":
@@ -141,7 +142,8 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         if isinstance(exception, SIGTERMException):
             self._whole_at = trainer.global_step  # Lightning raises it between steps, once their curves are written
         place = f"at step {trainer.global_step}"
-        if trainer.global_step == self._whole_at:
+        is_together = trainer.world_size == 1 or not isinstance(exception, KeyboardInterrupt)
+        if trainer.global_step == self._whole_at and is_together:
             self.save_as_last(trainer)
         else:
             place = "within a step, which will be made again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from grpo_lightning.lightning_private import (
     has_static_graph,
     set_logged_step,
     set_optimizer_steps,
+    set_sigterm_handler,
     validate_now,
 )
 from tests.test_structure import ROOT, SOURCES
@@ -105,6 +108,22 @@ def test_a_validation_can_be_run_before_the_first_step_and_after_the_last(tmp_pa
     assert unvalidated.validations == []
 
 
+def test_the_handler_of_sigterm_can_be_replaced(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Send(pl.Callback):
+        def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            set_sigterm_handler(trainer, lambda number, frame: seen.append(number))
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = fit(tmp_path, [Send()], Line(), enable_checkpointing=False)
+    assert seen == [signal.SIGTERM], CHANGED + "_SignalConnector._sigterm_notifier_fn is not registered"
+    assert trainer.global_step == 3, CHANGED + "SIGTERM has another handler, too"
+
+
 def test_the_options_of_ddp_are_read() -> None:
     assert has_static_graph(DDPStrategy(static_graph=True)), CHANGED + "DDPStrategy._ddp_kwargs"
     assert not has_static_graph(DDPStrategy())
@@ -178,6 +197,7 @@ PRIVATE = {
     if name.startswith("_") and not name.startswith("__")
 }
 PRIVATE |= {"_batches_that_stepped", "_ddp_kwargs", "_every_n_train_steps", "_last_global_step_saved"}
+PRIVATE |= {"_signal_connector", "_sigterm_notifier_fn"}
 PRIVATE |= {"fit_loop", "epoch_loop"}  # without an underscore, and undocumented
 
 
