@@ -240,17 +240,18 @@ class GRPOCLI(FilteringCLI):
     after_validate = after_predict = after_test
 
     def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
-        """Omit a callback that every run has where the config lists one of its class itself."""
+        """Omit a callback that every run has where the config lists one of its class, or a subclass, itself."""
         if config["barebones"]:
             return []
+        shipped = importlib.import_module("grpo_lightning.callbacks")
         given = config.get("callbacks") or []
-        listed = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-        callbacks = [importlib.import_module("grpo_lightning.callbacks").EndOnSignal(), *callbacks]
+        listed = [type(callback) for callback in (given if isinstance(given, list) else [given])]
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
         if config["enable_checkpointing"] is False:
-            listed.add(importlib.import_module("grpo_lightning.callbacks").RunCheckpoint)
-        return [callback for callback in callbacks if type(callback) not in listed]
+            listed.append(shipped.RunCheckpoint)
+        callbacks = [shipped.EndOnSignal(), *callbacks]
+        return [callback for callback in callbacks if not any(issubclass(kind, type(callback)) for kind in listed)]
 
 
 def run(args: Sequence[str]) -> GRPOCLI:

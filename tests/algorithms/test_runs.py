@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -223,24 +224,68 @@ def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str]
             module.configure_callbacks()
 
 
-@llama_alone
-def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
-    keep = RunCheckpoint()
-    fit(
-        tmp_path,
-        grpo(model_path),
-        6,
-        callbacks=[keep],
-        enable_checkpointing=True,
-        limit_val_batches=1,
-        val_check_interval=2,
-    )
-    assert keep.best_model_score is not None
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
-        "last.ckpt",
-        Path(keep.best_model_path).name,
-    }
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+@pytest.mark.parametrize("every", [None, 1, 4])
+def test_checkpoints_are_ranked_by_what_their_weights_were_measured_at(
+    tiny_model: Callable[[str], str], tmp_path: Path, every: int | None
+) -> None:
+    measured: dict[int, float] = {}
+
+    class Measured(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            measured[trainer.global_step] = float(trainer.callback_metrics["val/accuracy"])
+
+    keep = RunCheckpoint(save_top_k=-1, every_n_train_steps=every)
+    validated = {"limit_val_batches": 1, "val_check_interval": 2, "enable_checkpointing": True}
+    fit(tmp_path, grpo(tiny_model("llama")), 5, callbacks=[Measured(), RunSummary(), keep], **validated)
+    assert list(measured) == [0, 2, 4, 5]
+    scores = {torch.load(path, weights_only=True)["global_step"]: value for path, value in keep.best_k_models.items()}
+    assert {step: float(score) for step, score in scores.items()} == {step: measured[step] for step in (2, 4, 5)}
+    assert float(keep.best_model_score) == max(measured[step] for step in (2, 4, 5))
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_validation_without_a_verdict_ranks_nothing(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Validation(pl.Callback):
+        """Has every verdict of a validation break."""
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.verifiers["BrokenVerifier"].on = ""
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.verifiers["BrokenVerifier"].on = "never"
+
+    keep, watch = RunCheckpoint(), Watch()
+    module = grpo(tiny_model("llama"), verifiers=[BrokenVerifier("never")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(
+            tmp_path, module, 2, callbacks=[Validation(), watch, keep], limit_val_batches=1, val_check_interval=1,
+            enable_checkpointing=True,
+        )  # fmt: skip
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
+    (shown,) = [{name: value for name, value in watch.logged[1].items() if name.startswith("val/")}]
+    assert shown["val/errors"] == 1
+    assert not {"val/accuracy", "val/reward", "val/format_valid"} & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([{"monitor": "val/pass@8"}], r"checkpoint.monitor: val/pass@8 is measured only with .* which is \[1, 2\]"),
+        ([{"monitor": "val/pas"}], "checkpoint.monitor: nothing is logged as val/pas: use one of val/accuracy, "),
+        ([{"monitor": None, "save_top_k": 2}], "checkpoint.save_top_k: without a monitor nothing ranks 2 checkpoints"),
+        ([{}, {"monitor": "val/reward"}], "trainer.callbacks: a second RunCheckpoint .* list lightning.pytorch"),
+    ],
+)
+def test_checkpoints_that_nothing_ranks_are_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: list[dict[str, Any]], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        fit(
+            tmp_path, grpo(tiny_model("llama")), 1, rollouts(pass_at_k=[1, 2]),
+            callbacks=[RunCheckpoint(**given) for given in options], limit_val_batches=1, val_check_interval=1,
+            enable_checkpointing=True,
+        )  # fmt: skip
 
 
 def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
@@ -251,7 +296,7 @@ def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable
             last = tmp_path / "checkpoints/last.ckpt"
             saved.append(torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0)
 
-    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 0, 3, 3])):
+    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 2, 3, 4])):
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
         saved.clear()
         # Nothing is ever correct, so that no validation is better than the first.

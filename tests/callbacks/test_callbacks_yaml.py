@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import grpo_lightning.callbacks
 from grpo_lightning.__main__ import main
+from grpo_lightning.callbacks import RunCheckpoint
 from tests.toy import grpo, rollouts, trainer
 
 SHIPPED = sorted(
@@ -119,11 +120,16 @@ def test_all_together(
         assert capsys.readouterr().out.count("run dir     ") == (subcommand == "fit")
 
 
+class OwnCheckpoint(RunCheckpoint):
+    """A subclass takes the place of its parent, too."""
+
+
 def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = [{"class_path": "PolicyExport", "init_args": {"enabled": False}}]
-    assert not (run("fit", export) / "policy").exists()
+    export = {"class_path": "PolicyExport", "init_args": {"enabled": False}}
+    folder = run("fit", [export, {"class_path": f"{__name__}.OwnCheckpoint"}])  # a second RunCheckpoint is refused
+    assert not (folder / "policy").exists()
     with pytest.raises(SystemExit) as ended:
         run("fit", [{"class_path": "Checkpoint"}], run_dir=tmp_path / "another")
     assert ended.value.code == 2
