@@ -52,6 +52,16 @@ def set_sigterm_handler(trainer: pl.Trainer, handler: Callable[[int, Any], None]
     trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[assignment, method-assign]
 
 
+def end_on_requeue_signal(trainer: pl.Trainer) -> None:
+    """Handle the signal by which SLURM announces the end of a job (``SLURMEnvironment.requeue_signal``) as SIGTERM.
+
+    ``_SignalConnector._slurm_sigusr_handler_fn`` saves from inside the handler, whatever the process is doing, and not
+    to the run's last checkpoint.
+    """
+    connector = trainer._signal_connector
+    connector._slurm_sigusr_handler_fn = connector._sigterm_notifier_fn  # type: ignore[method-assign]
+
+
 def has_static_graph(strategy: DDPStrategy) -> bool:
     """Whether DDP is configured for one static graph: ``DDPStrategy._ddp_kwargs`` goes to torch's DDP."""
     return bool(strategy._ddp_kwargs.get("static_graph"))

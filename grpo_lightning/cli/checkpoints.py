@@ -6,7 +6,7 @@ import logging
 import zipfile
 from pathlib import Path
 
-from grpo_lightning.cli.launch import is_first_process
+from grpo_lightning.cli.launch import earlier_starts, is_first_process
 from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,17 @@ def named_checkpoint(which: str, root: Path, name: str, run: Path | None = None)
     if is_first_process():
         log.info("checkpoint: %s (%s)", chosen, which)
     return str(chosen)
+
+
+def requeued_checkpoint(root: Path, name: str) -> str | None:
+    """The last checkpoint of a job that SLURM starts again; ``None`` for any other start.
+
+    Args:
+        root: the directory of all runs.
+        name: the config's name, see ``config_name``.
+    """
+    found = (root / name / start / "checkpoints" / "last.ckpt" for start in earlier_starts())
+    return next((str(last) for last in found if last.is_file()), None)
 
 
 def _best_beside(last: Path) -> Path:

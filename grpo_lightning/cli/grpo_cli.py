@@ -28,10 +28,10 @@ import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
-from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
+from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint, requeued_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.import_folders import use_import_folders
-from grpo_lightning.cli.launch import is_first_process
+from grpo_lightning.cli.launch import check_processes, is_first_process
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of, run_of_config
 from grpo_lightning.cli.save_config import SaveRunConfig
@@ -160,12 +160,14 @@ class GRPOCLI(FilteringCLI):
         name = config_name(files, self.subcommand)
         if config.get("ckpt_path") in NAMED:
             config.ckpt_path = named_checkpoint(config.ckpt_path, root, name, run_of_config(files))
+        if self.subcommand == "fit" and config.ckpt_path is None and config.run_dir is None:
+            config.ckpt_path = requeued_checkpoint(root, name)
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)
         if config.warm_start is not None:
             if self.subcommand == "fit":
-                command_line = CommandLine(run, resolved, self.check_before_warm_start)
+                command_line = CommandLine(_WarmStart, resolved, self.check_before_warm_start)
                 policy = warm_policy(config, self.run_dir.path, root, command_line)
             else:
                 policy = policy_of_the_run(config.ckpt_path)
@@ -212,11 +214,18 @@ class GRPOCLI(FilteringCLI):
 
     def _built_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except ConfigError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise user_errors.trainer_error(error) from error
+        if self.subcommand is not None:
+            self.check_processes(trainer)
+        return trainer
+
+    def check_processes(self, trainer: pl.Trainer) -> None:
+        """Check that a launcher has started as many processes as the trainer has devices."""
+        check_processes(trainer.num_devices * trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._built_trainer(**kwargs)
@@ -269,6 +278,13 @@ def resolved(args: Sequence[str]) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
         return config[cli.subcommand]
     raise AssertionError("the command line was to be parsed alone")
+
+
+class _WarmStart(GRPOCLI):
+    """Trains on the first process alone, however many a launcher has started."""
+
+    def check_processes(self, trainer: pl.Trainer) -> None:
+        pass
 
 
 class _Parsed(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from grpo_lightning.lightning_private import set_sigterm_handler
+from grpo_lightning.lightning_private import end_on_requeue_signal, set_sigterm_handler
 from grpo_lightning.rollout.events import RunCallback
 
 
@@ -19,7 +19,7 @@ class EndTogether(RunCallback):
     """Lets SIGTERM and Ctrl-C end ``fit`` after the current step and its validation, in all of its processes.
 
     A signal meets each process at another place, and one that stops there leaves the others waiting. A second Ctrl-C
-    stops at once. A single process is left to Lightning.
+    stops at once. A single process is left to Lightning. SLURM's signal before the end of a job is a SIGTERM, too.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class EndTogether(RunCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             set_sigterm_handler(trainer, partial(self._note, trainer))
+        end_on_requeue_signal(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
@@ -51,7 +52,7 @@ class EndTogether(RunCallback):
 
     def _note(self, trainer: pl.Trainer, number: int, frame: Any) -> None:
         self._is_asked = True
-        name, again = "SIGTERM", ""
+        name, again = signal.Signals(number).name, ""
         if number == signal.SIGINT:
             name, again = "Ctrl-C", "; press it again to stop at once, without a checkpoint"
             self._restore()
