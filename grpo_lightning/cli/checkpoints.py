@@ -76,9 +76,18 @@ def requeued_checkpoint(root: Path, name: str) -> str | None:
     Args:
         root: the directory of all runs.
         name: the config's name, see ``config_name``.
+
+    Raises:
+        ConfigError: it is not a checkpoint.
     """
-    found = (root / name / start / "checkpoints" / "last.ckpt" for start in earlier_starts())
-    return next((str(last) for last in found if last.is_file()), None)
+    for start in earlier_starts():
+        last = root / name / start / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            check_checkpoint(str(last))
+            if is_first_process():
+                log.info("checkpoint: %s (of an earlier start of this job)", last)
+            return str(last)
+    return None
 
 
 def _best_beside(last: Path) -> Path:

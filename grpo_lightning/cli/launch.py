@@ -102,7 +102,8 @@ def earlier_starts() -> list[str]:
     if not _by_slurm():
         return []
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    return [_slurm_name(str(restart)) for restart in range(restarts - 1, 0, -1)] + [_slurm_name("")] * (restarts > 0)
+    earlier = ["", *(str(restart) for restart in range(1, restarts))][:restarts]
+    return [_slurm_name(restart) for restart in reversed(earlier)]
 
 
 def _slurm_name(restart: str | None = None) -> str:

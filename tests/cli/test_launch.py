@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import zipfile
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -99,7 +100,8 @@ def test_a_job_that_slurm_starts_again_continues_its_newest_checkpoint(
         found.append(last and Path(last).parents[1].name)
         if start:
             (tmp_path / "x" / start / "checkpoints").mkdir(parents=True)
-            (tmp_path / "x" / start / "checkpoints/last.ckpt").touch()
+            with zipfile.ZipFile(tmp_path / "x" / start / "checkpoints/last.ckpt", "w") as whole:
+                whole.writestr("last/data.pkl", "skipped_steps")
     assert found == [None, "slurm-77-0", "slurm-77-0-1", "slurm-77-0-1"]
 
 
