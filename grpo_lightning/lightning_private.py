@@ -6,7 +6,7 @@ Read in lightning 2.6.6. No other file touches a private name of Lightning (a te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,6 +41,25 @@ def validate_now(trainer: Any) -> None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+
+
+def set_sigterm_handler(trainer: pl.Trainer, handler: Callable[[int, Any], None]) -> None:
+    """Call ``handler`` at SIGTERM, instead of what Lightning registers as its fit begins.
+
+    ``_SignalConnector._sigterm_notifier_fn`` broadcasts over all processes from inside the handler, where it pairs with
+    whatever collective another process is in, and both hang.
+    """
+    trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[assignment, method-assign]
+
+
+def end_on_requeue_signal(trainer: pl.Trainer) -> None:
+    """Handle the signal by which SLURM announces the end of a job (``SLURMEnvironment.requeue_signal``) as SIGTERM.
+
+    ``_SignalConnector._slurm_sigusr_handler_fn`` saves from inside the handler, whatever the process is doing, and not
+    to the run's last checkpoint.
+    """
+    connector = trainer._signal_connector
+    connector._slurm_sigusr_handler_fn = connector._sigterm_notifier_fn  # type: ignore[method-assign]
 
 
 def has_static_graph(strategy: DDPStrategy) -> bool:

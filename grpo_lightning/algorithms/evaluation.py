@@ -25,15 +25,15 @@ from grpo_lightning.verifiers.base import Verifier
 class Evaluation:
     """Means over one pass through a split; torchmetrics adds them up over batches and ranks.
 
-    Attempts whose verifier broke count in no mean but ``errors``.
+    Attempts whose verifier broke count in no mean but ``errors``. A mean that no attempt counts in is omitted.
 
     Args:
         ks: the k of each pass@k.
         device: where the sums live.
         refined: what the accuracy after another attempt is logged as; ``None`` without refinement.
-        rewards: the rewards by verifier that are logged, as ``reward/<name>``. One that no attempt had is omitted.
+        rewards: the rewards by verifier that are logged, as ``reward/<name>``.
         has_turns: whether an environment replies, so that the turns of an episode are logged.
-        tasks: the tasks of a mixture, each with an ``<name>/accuracy``. One that no attempt is of is omitted.
+        tasks: the tasks of a mixture, each with an ``<name>/accuracy``.
     """
 
     def __init__(
@@ -45,18 +45,22 @@ class Evaluation:
         has_turns: bool = False,
         tasks: Sequence[str] = (),
     ) -> None:
-        names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
         self.ks = ks
         self.has_turns = has_turns
         self.refined = refined
-        self.means = {
-            name: MeanMetric(nan_strategy="error").to(device)
-            for name in [*names, *([refined] if refined else []), *(["turns"] if has_turns else [])]
-        }
-        self.rewards = {name: MeanMetric(nan_strategy="error").to(device) for name in rewards}
-        self.accuracies = {task: MeanMetric(nan_strategy="error").to(device) for task in tasks}
+        self.rewards = rewards
+        self.tasks = tasks
+        names = ["accuracy", "format_valid", "reward", "errors", "length_mean", "truncated", *(f"pass@{k}" for k in ks)]
+        names += [*([refined] if refined else []), *(["turns"] if has_turns else [])]
+        names += [*(f"reward/{name}" for name in rewards), *(f"{task}/accuracy" for task in tasks)]
+        self.means = {name: MeanMetric(nan_strategy="error").to(device) for name in names}
         self.counts = {name: SumMetric().to(device) for name in ("prompts", "judged", "correct", "reward_alone")}
         self.sums = {name: SumMetric().set_dtype(widest(device)).to(device) for name in ("reward", "squares")}
+        # Every rank adds up every name, even if none of its rows counts in it.
+        for mean in self.means.values():
+            mean.update(0.0, 0.0)
+        for total in (*self.counts.values(), *self.sums.values()):
+            total.update(0.0)
 
     def update(self, batch: EvaluationBatch) -> None:
         for attempt, outcome in zip(batch.single.answers, batch.single.outcomes, strict=True):
@@ -76,13 +80,12 @@ class Evaluation:
                 self.counts["reward_alone"].update(outcome.verdict.reward_alone)
                 self.sums["reward"].update(outcome.reward)
                 self.sums["squares"].update(outcome.reward**2)
-            for task, mean in self.accuracies.items():
-                # Every rank adds up every name, as below.
-                mean.update(float(outcome.verdict.correct), float(judged and attempt.prompt.task == task))
-            for name, mean in self.rewards.items():
+                if attempt.prompt.task in self.tasks:
+                    self._see(f"{attempt.prompt.task}/accuracy", outcome.verdict.correct)
+            for name in self.rewards:
                 reward = outcome.rewards_by_verifier[name]
-                # Every rank adds up every name, even if none of its rows had that reward.
-                mean.update(0.0 if math.isnan(reward) else reward, 0.0 if math.isnan(reward) else 1.0)
+                if not math.isnan(reward):
+                    self._see(f"reward/{name}", reward)
         for attempt in batch.single.last_attempts if self.refined else []:
             if self.refined and attempt.verdict.error is None:
                 self._see(self.refined, attempt.verdict.correct)
@@ -92,10 +95,8 @@ class Evaluation:
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The means, over all ranks."""
-        some = {f"reward/{name}": mean.compute() for name, mean in self.rewards.items()}
-        some |= {f"{task}/accuracy": mean.compute() for task, mean in self.accuracies.items()}
-        some = {name: mean for name, mean in some.items() if not mean.isnan()}
-        return {name: mean.compute() for name, mean in self.means.items()} | some
+        means = {name: mean.compute() for name, mean in self.means.items()}
+        return {name: mean for name, mean in means.items() if not mean.isnan()}
 
     def end(self, purpose: Purpose, metrics: Mapping[str, float]) -> EvaluationEnd:
         """The event that ends the pass, with the accuracy and the mean reward over all ranks."""

@@ -15,7 +15,7 @@ from grpo_lightning.algorithms.metrics import StepMetrics
 from grpo_lightning.algorithms.microbatch import Microbatch
 from grpo_lightning.algorithms.online import OnlineModule
 from grpo_lightning.errors import ConfigError
-from grpo_lightning.functional import has_signal, kl_divergence, masked_std, shaped_objective, unscaled_advantages
+from grpo_lightning.functional import has_signal, kl_divergence, shaped_objective, unscaled_advantages
 from grpo_lightning.rollout.datamodule import RolloutDataModule
 from grpo_lightning.rollout.experience import Experience
 from grpo_lightning.speed.shared_prompt import PredictingStates
@@ -91,7 +91,7 @@ class GroupModule(OnlineModule, ABC):
         replaced = len(experience.replaced) // experience.recipe.group_size
         metrics.add("reward/groups_without_signal", (~signal_B).sum() + replaced, len(signal_B) + replaced)
         metrics.add_masked("advantage/abs_mean", advantages_N.abs(), scored_N)
-        metrics.add("advantage/std", masked_std(advantages_N, scored_N), 1)
+        metrics.add("advantage/std", self.all_ranks_moments(advantages_N[scored_N])[1], 1)
         metrics.add("advantage/gain", advantages_N.square().sum(), centred_N.square().sum())
         return advantages_N
 

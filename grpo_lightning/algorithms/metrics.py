@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from grpo_lightning.functional import explained_variance
 from grpo_lightning.phases import Phases
 
 
@@ -108,6 +109,10 @@ class RankedModule(pl.LightningModule):
         variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
         moments = torch.tensor([total / max(count, 1), max(variance, 0.0) ** 0.5], device=values.device)
         return moments[0], moments[1]
+
+    def all_ranks_explained_variance(self, errors: Tensor, returns: Tensor) -> float:
+        """The share of the variance of the returns of all ranks that values with these errors explain."""
+        return explained_variance(*(float(self.all_ranks_moments(values)[1]) for values in (errors, returns)))
 
 
 class MeasuredModule(pl.LightningModule):

@@ -284,7 +284,7 @@ class OnlineModule(PolicyModule, ABC):
         if self.entropy_bonus is not None and "policy/entropy" in logged:
             self.entropy_bonus.measured(logged["policy/entropy"])
 
-    def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[float | Tensor, float | Tensor] | None:
+    def _update(self, experience: Experience, metrics: StepMetrics) -> tuple[Tensor, Tensor] | None:
         """All optimizer steps of a rollout; returns :meth:`Passes.update_kl` if it was measured on the way."""
         measured, minibatches = None, self.minibatches_per_update
         # Its own generator, so that a resumed run shuffles as the uninterrupted one did.

@@ -13,6 +13,7 @@ from grpo_lightning.algorithms.microbatch import Microbatch, microbatches
 from grpo_lightning.functional import kl_divergence, length_mask, masked_sum
 from grpo_lightning.models.policy import Policy
 from grpo_lightning.rollout.experience import Experience
+from grpo_lightning.rollout.ranks import rank, world_size
 from grpo_lightning.speed.casts import cached_casts
 from grpo_lightning.speed.shared_prompt import PredictingStates
 from grpo_lightning.types import TokenRows
@@ -109,16 +110,19 @@ class Passes:
         mask_NT = length_mask(experience.tokens.completion_lengths_N, gap_NT.shape[1]) & rows_N[:, None]
         return masked_sum(gap_NT, mask_NT), mask_NT.sum()
 
-    def update_kl(self, experience: Experience) -> tuple[float | Tensor, float | Tensor]:
-        """``KL(pi_old || pi_new)`` of a step's update, on a sixteenth of its rows: a forward pass is expensive.
+    def update_kl(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """``KL(pi_old || pi_new)`` of a step's update, on a sixteenth of its conversations: a pass is expensive.
+
+        They are chosen by their places in the whole step, whose prompts are dealt out to the ranks one by one, so that
+        several processes measure what one does. The first is always there.
 
         Returns:
-            The sum over tokens, and their number.
+            The sum over tokens, and their number, on this rank.
         """
-        device = experience.distilled_N.device
-        rows_N = ~experience.distilled_N & (torch.arange(len(experience), device=device) % 16 == 0)
-        if not experience.learned_N.any():
-            return 0.0, 0.0
+        size = experience.recipe.group_size
+        root_N = torch.tensor(experience.root_rows, device=experience.distilled_N.device)
+        place_N = (root_N // size * world_size() + rank()) * size + root_N % size
+        rows_N = ~experience.distilled_N & (place_N % 16 == 0)
         new_NT = self.logprobs(experience, rows_N)[rows_N]
         mask_NT = length_mask(experience.tokens.completion_lengths_N, new_NT.shape[1])[rows_N]
         # k3 of KL(old || new) from samples of the old policy: the roles of the two swapped.

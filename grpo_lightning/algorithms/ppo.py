@@ -26,11 +26,9 @@ from grpo_lightning.functional import (
     Aggregation,
     KLEstimator,
     adapted_kl_coef,
-    explained_variance,
     kl_divergence,
     length_adaptive_lambda,
     length_mask,
-    masked_std,
     masked_sum,
     token_rewards,
     whiten,
@@ -245,12 +243,12 @@ class PPOModule(CriticModule):
             advantages_NT = whiten(raw_NT, mask_NT, mean=mean, std=std)
         metrics.add_masked("advantage/mean", raw_NT, mask_NT)
         metrics.add_masked("advantage/abs_mean", advantages_NT.abs(), mask_NT)
-        metrics.add("advantage/std", masked_std(advantages_NT, mask_NT), 1)
+        metrics.add("advantage/std", self.all_ranks_moments(advantages_NT[mask_NT])[1], 1)
         metrics.add("advantage/gain", advantages_NT.square().sum(), raw_NT.square().sum())
         metrics.add_masked("value/mean", values_NT, mask_NT)
         metrics.add_masked("return/mean", returns_NT, mask_NT)
-        weight = masked_std(returns_NT, mask_NT).square() * mask_NT.sum()
-        metrics.add("value/explained_variance", explained_variance(values_NT, returns_NT, mask_NT) * weight, weight)
+        explained = self.all_ranks_explained_variance((returns_NT - values_NT)[mask_NT], returns_NT[mask_NT])
+        metrics.add("value/explained_variance", explained, 1)
         return ValuedExperience(
             **vars(replace(experience, advantages=advantages_NT)), values_NT=values_NT, returns_NT=returns_NT
         )

@@ -57,12 +57,13 @@ def add_rollouts(experience: Experience, metrics: StepMetrics, reward_names: Seq
     metrics.add("completion/truncated", sum(outcome.is_truncated for outcome in outcomes), count)
     for phase, seconds in experience.seconds.items():
         metrics.add(f"time/{phase}_s", seconds, 1)
-    metrics.add("throughput/rollout_tokens_per_s", sum(tokens), experience.seconds["rollout"])
+    sampled = sum(len(attempt.completion.token_ids) for attempt in [*experience.attempts, *experience.replaced])
+    metrics.add("throughput/rollout_tokens_per_s", sampled, experience.seconds["rollout"])
     if experience.ahead is not None:
         add_ahead(experience.ahead, metrics)
     if experience.recipe.environment is not None:
         metrics.add("episode/turns", len(experience), count)
-    elif len(experience) > experience.first:
+    if experience.recipe.refinement is not None:
         add_refinement(experience, metrics)
     if experience.recipe.resample is not None:
         add_resampling(experience, metrics)
@@ -81,11 +82,12 @@ def add_ahead(ahead: Ahead, metrics: StepMetrics) -> None:
 def add_refinement(experience: Experience, metrics: StepMetrics) -> None:
     """First attempts apart from those that follow them."""
     later = experience.attempts[experience.first :]
-    metrics.add("refinement/correct", sum(attempt.verdict.correct for attempt in later), len(later))
-    metrics.add("refinement/attempts", len(later) / (experience.attempts[-1].number - 1), 1)
+    metrics.add("refinement/attempts", len(later), len(experience.groups))
     # Nothing follows a correct attempt, so the last of each conversation says whether it was solved.
-    solved = [attempt.verdict.correct for attempt in experience.last_attempts]
-    metrics.add("reward/correct_after_refinement", sum(solved), len(solved))
+    last = experience.last_attempts
+    for name, attempts in (("refinement/correct", later), ("reward/correct_after_refinement", last)):
+        judged = [attempt.verdict.correct for attempt in attempts if attempt.verdict.error is None]
+        metrics.add(name, sum(judged), len(judged))
 
 
 def add_resampling(experience: Experience, metrics: StepMetrics) -> None:

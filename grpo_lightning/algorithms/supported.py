@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.lightning_private import has_static_graph
@@ -53,7 +53,8 @@ def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true, and set the type of the "
             "weights by model.policy.dtype"
         )
-    if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
+    is_ddp = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)  # which derives from it
+    if isinstance(strategy, ParallelStrategy) and not is_ddp:
         raise ConfigError(
             f"trainer.strategy: {type(strategy).__name__} shards the weights; rollouts need them whole: use ddp, with "
             "model.shard_optimizer: true to shard the optimizer's state, or with model.policy.lora to have little of it"

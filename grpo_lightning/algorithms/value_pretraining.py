@@ -147,14 +147,13 @@ def pretrain_values(module: CriticModule, rows: Sequence[ValuedRow], options: Va
         empty = [torch.zeros(0, device=module.device)]
         all_errors, all_returns = torch.cat(empty + errors), torch.cat(empty + returns)
         squares, count = module.all_ranks_sum(all_errors.square().sum(), len(all_errors))
-        error_std, return_std = (float(module.all_ranks_moments(each)[1]) for each in (all_errors, all_returns))
+        explained = module.all_ranks_explained_variance(all_errors, all_returns)
         if not module.trainer.is_global_zero:
             continue
         log.info(
             "value pretraining, epoch %d of %d: explained variance %.3f, root mean square error %.3f, over %d "
             "completions, each before it was learned from",
-            epoch, options.epochs, 1 - (error_std / return_std) ** 2 if return_std > 1e-5 else 0.0,
-            (squares / max(count, 1)) ** 0.5, len(rows),
+            epoch, options.epochs, explained, (squares / max(count, 1)) ** 0.5, len(rows),
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import logging
 import zipfile
 from pathlib import Path
 
-from grpo_lightning.cli.launch import is_first_process
+from grpo_lightning.cli.launch import earlier_starts, is_first_process
 from grpo_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,26 @@ def named_checkpoint(which: str, root: Path, name: str, run: Path | None = None)
     if is_first_process():
         log.info("checkpoint: %s (%s)", chosen, which)
     return str(chosen)
+
+
+def requeued_checkpoint(root: Path, name: str) -> str | None:
+    """The last checkpoint of a job that SLURM starts again; ``None`` for any other start.
+
+    Args:
+        root: the directory of all runs.
+        name: the config's name, see ``config_name``.
+
+    Raises:
+        ConfigError: it is not a checkpoint.
+    """
+    for start in earlier_starts():
+        last = root / name / start / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            check_checkpoint(str(last))
+            if is_first_process():
+                log.info("checkpoint: %s (of an earlier start of this job)", last)
+            return str(last)
+    return None
 
 
 def _best_beside(last: Path) -> Path:

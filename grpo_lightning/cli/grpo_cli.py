@@ -29,10 +29,10 @@ import grpo_lightning.verifiers  # noqa: F401
 from grpo_lightning.algorithms.base import PolicyModule
 from grpo_lightning.cli import user_errors
 from grpo_lightning.cli.allocator import MMAP_THRESHOLD, set_up_allocator
-from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint
+from grpo_lightning.cli.checkpoints import NAMED, check_checkpoint, named_checkpoint, requeued_checkpoint
 from grpo_lightning.cli.config_files import read_config_files
 from grpo_lightning.cli.import_folders import use_import_folders
-from grpo_lightning.cli.launch import is_first_process
+from grpo_lightning.cli.launch import check_processes, is_first_process
 from grpo_lightning.cli.parser import SentenceParser
 from grpo_lightning.cli.run_dirs import RunDir, config_name, run_dir_of, run_of_config
 from grpo_lightning.cli.save_config import SaveRunConfig
@@ -161,12 +161,14 @@ class GRPOCLI(FilteringCLI):
         name = config_name(files, self.subcommand)
         if config.get("ckpt_path") in NAMED:
             config.ckpt_path = named_checkpoint(config.ckpt_path, root, name, run_of_config(files))
+        if self.subcommand == "fit" and config.ckpt_path is None and config.run_dir is None:
+            config.ckpt_path = requeued_checkpoint(root, name)
         self.save_config_kwargs["places"] = (copy.deepcopy(config.trainer.logger), config.trainer.default_root_dir)
         self.run_dir = run_dir_of(config.run_dir, self.subcommand, root, name, config.get("ckpt_path"))
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir.path)
         if config.warm_start is not None:
             if self.subcommand == "fit":
-                command_line = CommandLine(run, resolved, self.check_before_warm_start)
+                command_line = CommandLine(_WarmStart, resolved, self.check_before_warm_start)
                 policy = warm_policy(config, self.run_dir.path, root, command_line)
             else:
                 policy = policy_of_the_run(config.ckpt_path)
@@ -213,11 +215,18 @@ class GRPOCLI(FilteringCLI):
 
     def _built_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except ConfigError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise user_errors.trainer_error(error) from error
+        if self.subcommand is not None:
+            self.check_processes(trainer)
+        return trainer
+
+    def check_processes(self, trainer: pl.Trainer) -> None:
+        """Check that a launcher has started as many processes as the trainer has devices."""
+        check_processes(trainer.num_devices * trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._built_trainer(**kwargs)
@@ -241,29 +250,30 @@ class GRPOCLI(FilteringCLI):
     after_validate = after_predict = after_test
 
     def added_callbacks(self, config: dict[str, Any], callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
-        """Omit a callback that every run has where the config lists one of its class itself.
+        """Omit a callback that every run has where the config lists one of its class, or a subclass, itself.
 
         Raises:
             ConfigError: the omitted one has options, which would say nothing.
         """
         if config["barebones"]:
             return []
+        shipped = importlib.import_module("grpo_lightning.callbacks")
         given = config.get("callbacks") or []
-        listed = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-        package = importlib.import_module("grpo_lightning.callbacks")
-        for key, name in CALLBACKS.items():
-            if getattr(package, name) in listed:
-                self._refuse_options_of(key, getattr(package, name))
-        callbacks = [package.EndOnSignal(), *callbacks]
+        listed = [type(callback) for callback in (given if isinstance(given, list) else [given])]
         if LightningCheckpoint in listed:
             raise ConfigError("trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint")
+        for key, name in CALLBACKS.items():
+            for kind in listed:
+                if issubclass(kind, getattr(shipped, name)):
+                    self._refuse_options_of(key, getattr(shipped, name), kind)
         if config["enable_checkpointing"] is False:
-            listed.add(package.RunCheckpoint)
-        return [callback for callback in callbacks if type(callback) not in listed]
+            listed.append(shipped.RunCheckpoint)
+        callbacks = [shipped.EndOnSignal(), *callbacks]
+        return [callback for callback in callbacks if not any(issubclass(kind, type(callback)) for kind in listed)]
 
-    def _refuse_options_of(self, key: str, listed: type) -> None:
+    def _refuse_options_of(self, key: str, omitted: type, listed: type) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
-        parameters = inspect.signature(listed).parameters
+        parameters = inspect.signature(omitted).parameters
         for option, value in vars(config[key]).items():
             if value != parameters[option].default:
                 raise ConfigError(
@@ -287,6 +297,13 @@ def resolved(args: Sequence[str]) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
         return config[cli.subcommand]
     raise AssertionError("the command line was to be parsed alone")
+
+
+class _WarmStart(GRPOCLI):
+    """Trains on the first process alone, however many a launcher has started."""
+
+    def check_processes(self, trainer: pl.Trainer) -> None:
+        pass
 
 
 class _Parsed(Exception):

@@ -29,6 +29,33 @@ def is_first_process() -> bool:
     return int(variables.get("LOCAL_RANK", 0)) == int(variables.get("NODE_RANK", 0)) == 0
 
 
+def check_processes(devices: int) -> None:
+    """Check that torchrun or srun have started one process per device: each would train the whole run otherwise.
+
+    Args:
+        devices: of the Trainer, over all nodes.
+
+    Raises:
+        ConfigError: they have started another number of processes.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not by_torchrun and not _by_slurm():
+        return
+    launcher, variable = ("torchrun", "WORLD_SIZE") if by_torchrun else ("srun", "SLURM_NTASKS")
+    started = int(os.environ[variable])
+    if started != devices:
+        raise ConfigError(
+            f"trainer.devices: {launcher} started {started} processes for trainer.devices * trainer.num_nodes = "
+            f"{devices} devices: set trainer.devices to the processes per node, trainer.num_nodes to the nodes, and "
+            "trainer.strategy to ddp"
+        )
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process, and perhaps others, before Lightning could."""
+    return "RANK" in os.environ or _by_slurm()
+
+
 def agreed(choose: Callable[[str | None], str]) -> str:
     """One text for all processes of a launch; each must call this as often as the others.
 
@@ -70,7 +97,17 @@ def _by_slurm() -> bool:
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
-def _slurm_name() -> str:
+def earlier_starts() -> list[str]:
+    """Names of the directories of this job's starts before this one, the newest first, where SLURM starts it again."""
+    if not _by_slurm():
+        return []
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    earlier = ["", *(str(restart) for restart in range(1, restarts))][:restarts]
+    return [_slurm_name(restart) for restart in reversed(earlier)]
+
+
+def _slurm_name(restart: str | None = None) -> str:
     """A job may have several steps, and may be started again."""
-    parts = [os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
-    return "-".join(["slurm", *(part for part in parts if part)])
+    job, step = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "STEP_ID"))
+    restart = os.environ.get("SLURM_RESTART_COUNT") if restart is None else restart
+    return "-".join(["slurm", *(part for part in (job, step, restart) if part)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import lightning.pytorch as pl
 
 from grpo_lightning.cli.checkpoints import run_of_checkpoint
 from grpo_lightning.cli.finished_warm_starts import MADE_WITH, fingerprint, finished, take
-from grpo_lightning.cli.launch import is_first_process
+from grpo_lightning.cli.launch import agreed, is_first_process, is_launched
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.shipped import shipped_config
 
@@ -64,11 +65,25 @@ def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLin
         ConfigError: the SFT config is wrong, or the run's own, or the policy that the run started from is gone.
     """
     policy = run_dir / "warm_start" / "policy"
+    if not is_launched():  # Lightning starts the other processes later
+        return policy if policy.is_dir() else _trained(config, policy, root, command_line)
+    # Named anew in each start: one of an earlier start may lie there.
+    failed = run_dir / f"warm_start_failed-{agreed(lambda known: known or secrets.token_hex(4))}"
     if policy.is_dir():
         return policy
     if not is_first_process():
-        _wait_for(policy)
+        _wait_for(policy, failed)
         return policy
+    try:
+        return _trained(config, policy, root, command_line)
+    except BaseException:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        failed.touch()
+        raise
+
+
+def _trained(config: Any, policy: Path, root: Path, command_line: CommandLine) -> Path:
+    """Train the warm start, or take that of another run, in this process."""
     if config.ckpt_path:
         raise ConfigError(
             f"warm_start: {policy}, which this run started from, is gone: name another policy in "
@@ -85,7 +100,7 @@ def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLin
         asked = command_line.resolved(arguments)
     _check_adapters(asked, config)
     made_with = fingerprint(asked)
-    source = finished([*root.glob("*"), run_dir.parent], made_with) if config.reuse_warm_start else None
+    source = finished([*root.glob("*"), folder.parent.parent], made_with) if config.reuse_warm_start else None
     if source is not None and not last.is_file():
         log.info("warm start: that of %s, made with the same; --reuse_warm_start false trains it anew", source.parent)
         take(source, folder)
@@ -148,15 +163,21 @@ def policy_of_the_run(checkpoint: str | None) -> Path:
     return policy
 
 
-def _wait_for(policy: Path, poll_s: float = 0.5) -> None:
-    """Wait until the first process has exported the policy. Where that fails, the launcher ends this process too.
+def _wait_for(policy: Path, failed: Path, poll_s: float = 0.5) -> None:
+    """Wait until the first process has exported the policy.
 
     Args:
         policy: put in place by a rename, so it is whole once it is there.
+        failed: what the first process leaves where it fails: not every launcher ends the others then.
         poll_s: seconds between checks.
+
+    Raises:
+        ConfigError: the first process has failed.
     """
     waited = 0.0
     while not policy.is_dir():
+        if failed.exists():
+            raise ConfigError(f"warm_start: it failed in the first process, which says why ({failed})")
         time.sleep(poll_s)
         waited += poll_s
         if waited % REMIND_S < poll_s:

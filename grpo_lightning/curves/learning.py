@@ -184,8 +184,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "above 0",
               "0: the feedback says too little, or the prompts are too hard"),
         Curve("refinement/attempts", "attempts", MEAN, "Further attempts",
-              "further attempts per round",
-              "up to `budget` per prompt",
+              "further attempts per prompt",
+              "up to `budget`, in each round",
               "0: nothing failed, or all failures were truncated"),
     ),
     "Optimizer": (

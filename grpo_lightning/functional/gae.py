@@ -177,16 +177,13 @@ def value_loss(
     return ValueLossTerms(0.5 * loss_NT, clipped_NT)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """``values``, ``returns``, ``mask`` of one shape -> a scalar.
+def explained_variance(error_std: float, return_std: float) -> float:
+    """``1 - Var(returns - values) / Var(returns)``, from the two standard deviations.
 
-    ``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for one that predicts the mean, negative for
-    a worse one. 0 if the returns do not vary; a std of up to 1e-5 is taken as rounding error.
+    1 for a perfect critic, 0 for one that predicts the mean, negative for a worse one. 0 if the returns do not vary; a
+    std of up to 1e-5 is taken as rounding error.
     """
-    total = masked_std(returns, mask).square()
-    residual = masked_std(returns - values, mask).square()
-    varies = total > 1e-10
-    return torch.where(varies, 1 - residual / torch.where(varies, total, 1), 0)
+    return 1 - (error_std / return_std) ** 2 if return_std > 1e-5 else 0.0
 
 
 def adapted_kl_coef(coef: float, kl: float, *, target: float, horizon: float, samples: float) -> float:

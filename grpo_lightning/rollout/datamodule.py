@@ -27,6 +27,7 @@ from grpo_lightning.rollout.refinement import RefinementConfig
 from grpo_lightning.rollout.resampling import ResampleConfig
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.sampling import SamplingParams
+from grpo_lightning.rollout.signals import EndTogether
 from grpo_lightning.rollout.splits import load_splits, longest_prompt
 from grpo_lightning.rollout.steps import StepCount
 from grpo_lightning.tasks.base import Split, Task
@@ -163,10 +164,12 @@ class RolloutDataModule(pl.LightningDataModule):
             callback.on_data_ready(trainer, self, stage)
         if stage == "fit":
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (StepCount, PassRateKeeper))]
+            own = (StepCount, EndTogether, PassRateKeeper)
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, own)]
             # They come first, so that what the others save counts the step.
             self._steps = StepCount(lambda: self._train_loader)
-            callbacks[:0] = [self._steps, *([] if self._rates is None else [PassRateKeeper(self._rates)])]
+            rates = [] if self._rates is None else [PassRateKeeper(self._rates)]
+            callbacks[:0] = [self._steps, EndTogether(), *rates]
 
     def _make_sampler(self, learner: Learner, trainer: pl.Trainer, stage: str) -> Sampler:
         engine, at_once = self.engine, self.rollout_rows_at_once

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from grpo_lightning.algorithms import DistillationModule, GRPOModule, PPOModule, ScheduledEntropy, SFTModule
+from grpo_lightning.algorithms.metrics import StepMetrics
+from grpo_lightning.algorithms.rollout_metrics import ROLLOUT_MAXIMA, ROLLOUT_MEANS, add_rollouts
 from grpo_lightning.callbacks import AdaptiveKL, Cost, ReferenceSync, VRAMProfiler
 from grpo_lightning.curves import CURVES, find
 from grpo_lightning.environments import GuessNumber
 from grpo_lightning.models import PolicyConfig
 from grpo_lightning.rollout import Experience, RefinementConfig, ResampleConfig, SamplingParams
+from grpo_lightning.rollout.batch import experience_of
 from grpo_lightning.tasks import Mixture, TaskShare
+from grpo_lightning.types import FinishReason, Verdict
 from tests.toy import (
     BrokenVerifier,
     CopyEngine,
@@ -22,12 +30,14 @@ from tests.toy import (
     ToyTask,
     Watch,
     adam,
+    experience,
     fit,
     grpo,
     rollouts,
     trainer,
 )  # fmt: skip
 
+TOKENS_PER_S = "throughput/rollout_tokens_per_s"
 CUDA_ONLY = {"memory/reserved_gib", "memory/fragmentation"}
 """tests/callbacks/test_profiler.py sees them logged on a GPU."""
 
@@ -90,3 +100,28 @@ def test_every_curve_of_a_run_is_declared(logged: set[str]) -> None:
 def test_every_declared_curve_is_logged_by_a_run(logged: set[str]) -> None:
     found = {curve.name for name in logged if (curve := find(name)) is not None}
     assert CURVES.keys() - found == CUDA_ONLY
+
+
+def test_further_attempts_without_a_verdict_count_in_no_share_and_their_tokens_in_the_throughput(
+    tmp_path: Path,
+) -> None:
+    stop, nan = FinishReason.STOP, math.nan
+    first = experience([(1.0, stop), (0.0, stop), (0.0, stop), (nan, stop)])  # of 1, 2, 3 and 4 tokens
+    recipe = replace(first.recipe, refinement=RefinementConfig())
+    # By hand: of the second and the third, 1 is solved and 1 breaks; 2 attempts at 2 prompts.
+    broken = Verdict(correct=False, format_valid=False, error="gone")
+    further = [
+        replace(first.attempts[1], parent=1, number=2, verdict=Verdict(correct=True, format_valid=True), reward=1.0),
+        replace(first.attempts[2], parent=2, number=2, verdict=broken, reward=nan),
+    ]
+    cases = {
+        "failures": ([*first.attempts, *further], (1 / 1, 2 / 2, 2 / 2, 15 / 5)),
+        "nothing": (first.attempts, (None, 0.0, 1 / 3, 10 / 5)),
+    }
+    names = ("refinement/correct", "refinement/attempts", "reward/correct_after_refinement", TOKENS_PER_S)
+    for attempts, expected in cases.values():
+        rows = experience_of(attempts, recipe, {"rollout": 5.0}, 0, torch.device("cpu"))
+        metrics = StepMetrics(ROLLOUT_MEANS, ROLLOUT_MAXIMA)
+        add_rollouts(rows, metrics, [])
+        logged = metrics.reduce(trainer(tmp_path, 1).strategy)
+        assert tuple(logged.get(name) for name in names) == expected

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -28,14 +31,15 @@ from torch.optim.lr_scheduler import (
 )
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from grpo_lightning.algorithms import GRPOModule, ScheduledEntropy, SFTModule
+from grpo_lightning.algorithms import GRPOModule, PPOModule, ScheduledEntropy, SFTModule
 from grpo_lightning.callbacks import RunCheckpoint, RunSummary
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.functional import pass_at_k
 from grpo_lightning.models import LoRAConfig, PolicyConfig
 from grpo_lightning.models.tokenizer import encode_prompt
-from grpo_lightning.rollout import RolloutDataModule, SamplingParams
+from grpo_lightning.rollout import RefinementConfig, RolloutDataModule, SamplingParams
 from grpo_lightning.tasks import Tabular
+from grpo_lightning.types import Prompt
 from grpo_lightning.verifiers import FormatVerifier
 from tests.tiny import tiny_tokenizer
 from tests.toy import (
@@ -214,9 +218,17 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
         assert [logged["optim/lr"] for logged in watch.logged] == pytest.approx(expected[2:])
 
 
+class DeepSpeed(DeepSpeedStrategy):
+    """Stands for it where the package deepspeed is missing."""
+
+    def __init__(self) -> None:
+        DDPStrategy.__init__(self)
+
+
 def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     refused = {
         "ModelParallelStrategy shards the weights; .*: use ddp, with model.shard_optimizer": ModelParallelStrategy(),
+        "DeepSpeed shards the weights": DeepSpeed(),
         "static_graph": DDPStrategy(static_graph=True),
     }
     for text, strategy in refused.items():
@@ -226,24 +238,68 @@ def test_strategies_that_deal_out_weights_are_refused(tiny_model: Callable[[str]
             module.configure_callbacks()
 
 
-@llama_alone
-def test_the_best_checkpoint_is_that_of_the_highest_accuracy(model_path: str, tmp_path: Path) -> None:
-    keep = RunCheckpoint()
-    fit(
-        tmp_path,
-        grpo(model_path),
-        6,
-        callbacks=[keep],
-        enable_checkpointing=True,
-        limit_val_batches=1,
-        val_check_interval=2,
-    )
-    assert keep.best_model_score is not None
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
-        "last.ckpt",
-        Path(keep.best_model_path).name,
-    }
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+@pytest.mark.parametrize("every", [None, 1, 4])
+def test_checkpoints_are_ranked_by_what_their_weights_were_measured_at(
+    tiny_model: Callable[[str], str], tmp_path: Path, every: int | None
+) -> None:
+    measured: dict[int, float] = {}
+
+    class Measured(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            measured[trainer.global_step] = float(trainer.callback_metrics["val/accuracy"])
+
+    keep = RunCheckpoint(save_top_k=-1, every_n_train_steps=every)
+    validated = {"limit_val_batches": 1, "val_check_interval": 2, "enable_checkpointing": True}
+    fit(tmp_path, grpo(tiny_model("llama")), 5, callbacks=[Measured(), RunSummary(), keep], **validated)
+    assert list(measured) == [0, 2, 4, 5]
+    scores = {torch.load(path, weights_only=True)["global_step"]: value for path, value in keep.best_k_models.items()}
+    assert {step: float(score) for step, score in scores.items()} == {step: measured[step] for step in (2, 4, 5)}
+    assert float(keep.best_model_score) == max(measured[step] for step in (2, 4, 5))
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_validation_without_a_verdict_ranks_nothing(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    class Validation(pl.Callback):
+        """Has every verdict of a validation break."""
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.verifiers["BrokenVerifier"].on = ""
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.verifiers["BrokenVerifier"].on = "never"
+
+    keep, watch = RunCheckpoint(), Watch()
+    module = grpo(tiny_model("llama"), verifiers=[BrokenVerifier("never")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(
+            tmp_path, module, 2, callbacks=[Validation(), watch, keep], limit_val_batches=1, val_check_interval=1,
+            enable_checkpointing=True,
+        )  # fmt: skip
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
+    (shown,) = [{name: value for name, value in watch.logged[1].items() if name.startswith("val/")}]
+    assert shown["val/errors"] == 1
+    assert not {"val/accuracy", "val/reward", "val/format_valid"} & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([{"monitor": "val/pass@8"}], r"checkpoint.monitor: val/pass@8 is measured only with .* which is \[1, 2\]"),
+        ([{"monitor": "val/pas"}], "checkpoint.monitor: nothing is logged as val/pas: use one of val/accuracy, "),
+        ([{"monitor": None, "save_top_k": 2}], "checkpoint.save_top_k: without a monitor nothing ranks 2 checkpoints"),
+        ([{}, {"monitor": "val/reward"}], "trainer.callbacks: a second RunCheckpoint .* list lightning.pytorch"),
+    ],
+)
+def test_checkpoints_that_nothing_ranks_are_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, options: list[dict[str, Any]], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        fit(
+            tmp_path, grpo(tiny_model("llama")), 1, rollouts(pass_at_k=[1, 2]),
+            callbacks=[RunCheckpoint(**given) for given in options], limit_val_batches=1, val_check_interval=1,
+            enable_checkpointing=True,
+        )  # fmt: skip
 
 
 def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable[[str], str], tmp_path: Path) -> None:
@@ -254,7 +310,7 @@ def test_the_last_checkpoint_is_that_of_the_last_validation(tiny_model: Callable
             last = tmp_path / "checkpoints/last.ckpt"
             saved.append(torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0)
 
-    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 0, 3, 3])):
+    for keep, wanted in ((RunCheckpoint(), [0, 0, 2, 2, 4]), (RunCheckpoint(every_n_train_steps=3), [0, 0, 2, 3, 4])):
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
         saved.clear()
         # Nothing is ever correct, so that no validation is better than the first.
@@ -420,6 +476,30 @@ def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: 
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
+class HalfSolved(ToyTask):
+    """Any completion solves every second prompt, so that one of two processes may have nothing to refine."""
+
+    def prompts(self, split: Any) -> list[Prompt]:
+        solved = [replace(prompt, answer="\xff") for prompt in super().prompts(split)]
+        return [pair[row % 2] for row, pair in enumerate(zip(solved, super().prompts(split), strict=True))]
+
+
+class StoreCurves(pl.Callback):
+    """Writes what each step logged into the run dir, but for what a clock measures."""
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[float]] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if not name.startswith(("time/", "throughput/", "total/")):
+                self.curves.setdefault(name, []).append(float(value))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            (Path(trainer.default_root_dir) / "curves.json").write_text(json.dumps(self.curves))
+
+
 @lfm2_alone
 @pytest.mark.parametrize(
     "options",
@@ -429,33 +509,43 @@ def test_overfit_batches_is_refused(tiny_model: Callable[[str], str], tmp_path: 
         {"advantage": "batch-std"},
         {"minibatches_per_update": 2, "advantage": "batch-std"},
         {"top_entropy_share": 0.3, "entropy_bonus": ScheduledEntropy(0.05)},
+        {"updates_per_rollout": 3, "target_kl": 3e-3},
+        {"data": {"task": HalfSolved(), "prompts_per_step": 2, "refinement": RefinementConfig(budget=9)}},
+        {"module": PPOModule, "critic": "separate", "beta": 0.0},
     ],
-    ids=["defaults", "dapo", "batch-std", "minibatches", "entropy"],
+    ids=["defaults", "dapo", "batch-std", "minibatches", "entropy", "target-kl", "refinement", "ppo"],
 )
 def test_two_processes_train_what_one_does(model_path: str, tmp_path: Path, options: dict[str, Any]) -> None:
     # Five prompts for two processes: the shares differ, and no count is a multiple of another.
-    data = {"prompts_per_step": 5, "val_batch_size": 8}
+    options = dict(options)
+    data = {"prompts_per_step": 5, "val_batch_size": 8} | options.pop("data", {})
+    kind = options.pop("module", GRPOModule)
     run: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 1.0, "val_check_interval": 1}
-    if "minibatches_per_update" not in options:
-        # Adam would blow rounding in gradients near 0 up to whole steps, after which other tokens may be drawn. With
-        # more steps than these, other tokens are drawn at some time anyhow.
-        options = options | {"optimizer": sgd}
+    # Adam would blow rounding in gradients near 0 up to whole steps, after which other tokens may be drawn. With more
+    # steps than these, other tokens are drawn at some time anyhow.
+    defaults = {"verifiers": [LetterVerifier()], "beta": 0.0, "optimizer": sgd}
     # Which rows share a minibatch depends on the shares; there only steps and finiteness can be compared.
+    is_comparable = "minibatches_per_update" not in options
     results = []
     for name, devices in (("one", 1), ("two", 2)):
         parallel = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
-        keep = RunCheckpoint(every_n_train_steps=1)
+        callbacks = [RunCheckpoint(every_n_train_steps=1), StoreCurves()]
         pl.seed_everything(0, verbose=False)
-        lightning = trainer(tmp_path / name, 2, callbacks=[keep], **run, **parallel)
-        lightning.fit(grpo(model_path, **options), datamodule=rollouts(**data))
+        module = kind(policy=PolicyConfig(path=model_path), **defaults | options)
+        lightning = trainer(tmp_path / name, 2, callbacks=callbacks, **run, **parallel)
+        lightning.fit(module, datamodule=rollouts(**data))
         checkpoint = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
-        results.append((checkpoint["state_dict"], checkpoint["global_step"]))
-    (one, steps), (two, other_steps) = results
-    assert steps == other_steps == 2
+        curves = json.loads((tmp_path / name / "curves.json").read_text())
+        results.append((checkpoint["state_dict"], checkpoint["global_step"], curves))
+    (one, steps, curves), (two, other_steps, other_curves) = results
+    assert steps == other_steps
     for name, tensor in one.items():
         assert torch.isfinite(two[name]).all()
-        if "minibatches_per_update" not in options:
+        if is_comparable:
             torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+    assert curves.keys() == other_curves.keys()
+    for name, values in curves.items() if is_comparable else ():
+        assert other_curves[name] == pytest.approx(values, rel=5e-3, abs=1e-4), name
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------

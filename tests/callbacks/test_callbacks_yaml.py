@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import grpo_lightning.callbacks
 from grpo_lightning.__main__ import main
+from grpo_lightning.callbacks import RunCheckpoint
 from tests.toy import grpo, rollouts, trainer
 
 SHIPPED = sorted(
@@ -121,11 +122,16 @@ def test_all_together(
         assert capsys.readouterr().out.count("run dir     ") == (subcommand == "fit")
 
 
+class OwnCheckpoint(RunCheckpoint):
+    """A subclass takes the place of its parent, too."""
+
+
 def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Beside it, one whose default PyYAML cannot write, and two of one class.
     beside = [{"class_path": "Timer"}, *({"class_path": "StopWhen", "init_args": {name: 9.0}} for name in STOPS)]
+    beside.append({"class_path": f"{__name__}.OwnCheckpoint"})  # a second RunCheckpoint is refused
     folder = run("fit", [{"class_path": "PolicyExport", "init_args": {"enabled": False}}, *beside])
     assert not (folder / "policy").exists()
     saved = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import zipfile
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -22,14 +23,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import grpo_lightning.__main__ as command
 from grpo_lightning.__main__ import main
 from grpo_lightning.cli import launch
+from grpo_lightning.cli.checkpoints import requeued_checkpoint
 from grpo_lightning.cli.run_dirs import new_path
 from grpo_lightning.errors import ConfigError
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
+from tests.cli.test_user_errors import error_of
 from tests.processes import TIMEOUT_S, forked
 
 VARIABLES = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GRPO_RUN_DIR", "SLURM_PROCID",
-    "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
+    "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
 
 
@@ -82,6 +85,45 @@ def test_the_tasks_of_a_slurm_job_have_one_directory(alone: pytest.MonkeyPatch, 
     assert not launch.is_first_process()
     alone.setenv("SLURM_NTASKS", "1")
     assert launch.is_first_process(), "a single task of a job is a lone process"
+
+
+def test_a_job_that_slurm_starts_again_continues_its_newest_checkpoint(
+    alone: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0"}
+    for name, value in job.items():
+        alone.setenv(name, value)
+    found = []
+    for count, start in (("0", "slurm-77-0"), ("1", "slurm-77-0-1"), ("2", "slurm-77-01"), ("3", "")):
+        alone.setenv("SLURM_RESTART_COUNT", count)
+        last = requeued_checkpoint(tmp_path, "x")
+        found.append(last and Path(last).parents[1].name)
+        if start:
+            (tmp_path / "x" / start / "checkpoints").mkdir(parents=True)
+            with zipfile.ZipFile(tmp_path / "x" / start / "checkpoints/last.ckpt", "w") as whole:
+                whole.writestr("last/data.pkl", "skipped_steps")
+    assert found == [None, "slurm-77-0", "slurm-77-0-1", "slurm-77-0-1"]
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"},
+    ],
+)
+def test_a_launcher_that_started_other_processes_than_there_are_devices_is_refused(
+    alone: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], started: dict[str, str]
+) -> None:
+    alone.chdir(ROOT)
+    for name, value in (started | {"LOCAL_RANK": "0", "SLURM_LOCALID": "0"}).items():
+        alone.setenv(name, value)
+    for devices in (1, 3):
+        options = {"run_dir": tmp_path / "run", "warm_start": "null", "trainer.devices": devices}
+        error = error_of(capsys, "--config", "configs/quickstart.yaml", *few(tmp_path / "runs", **options))
+        assert re.match(r"trainer.devices: (torchrun|srun) started 2 processes for .* = \d devices: set ", error)
+    assert not (tmp_path / "run").exists()
+    launch.check_processes(2)
 
 
 def _print_agreed(rank: int, port: int, both: Barrier) -> None:
@@ -172,6 +214,36 @@ def _task(variables: dict[str, str], arguments: list[str]) -> None:
     main(arguments)
 
 
+def _refused(variables: dict[str, str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _task(variables, arguments)
+
+
+def test_a_warm_start_that_fails_in_the_first_process_ends_the_others(
+    alone: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone.setattr(command, "PATIENCE_S", 0.0)
+    config = short_warm_start(tmp_path)
+    config.write_text(config.read_text().replace("prompts_per_step: ", "prompts_per_step: -"))
+    arguments = ["fit", "--config", "configs/quickstart.yaml", *few(tmp_path / "runs", warm_start=config)]
+    said = forked(_refused, [(task, [*arguments, "--trainer.devices", "2"]) for task in srun_tasks()])
+    assert "warm_start: in " in said[0]
+    assert "data.prompts_per_step: must be at least 1" in said[0]
+    assert "warm_start: it failed in the first process, which says why" in said[1]
+
+
+def srun_tasks() -> list[dict[str, str]]:
+    """The variables of two tasks on one node."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {
+        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "grpo",
+        "SLURM_STEP_ID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": port,
+    }  # fmt: skip
+    return [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in (0, 1)]
+
+
 @pytest.fixture(scope="module")
 def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -218,14 +290,7 @@ def test_lightnings_own_launcher_takes_the_steps_that_torchrun_does(
 @pytest.mark.slow
 def test_the_tasks_of_srun_take_the_steps_that_torchrun_does(by_torchrun: tuple[Path, str], tmp_path: Path) -> None:
     """The variables that srun sets, which Lightning's ``SLURMEnvironment`` reads, with two tasks on one node."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    job = {
-        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "grpo",
-        "SLURM_STEP_ID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": port,
-    }  # fmt: skip
-    tasks = [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in (0, 1)]
+    tasks = srun_tasks()
     forked(_task, [(task, arguments_of(tmp_path)) for task in tasks])
     run = only_run(tmp_path / "runs", "quickstart")
     assert run.name == "slurm-77-0"
@@ -233,6 +298,12 @@ def test_the_tasks_of_srun_take_the_steps_that_torchrun_does(by_torchrun: tuple[
     assert {file.name.split("-")[0] for file in (run / "rollouts").rglob("*.jsonl")} == {"rank0", "rank1"}
     assert (run / "warm_start/policy/config.json").is_file()
     assert_same_weights(run, by_torchrun[0])
+    # Started again, the job continues its run.
+    again = [*arguments_of(tmp_path), "--trainer.max_steps", "3"]
+    forked(_task, [(task | {"SLURM_RESTART_COUNT": "1"}, again) for task in tasks])
+    assert only_run(tmp_path / "runs", "quickstart") == run
+    assert (run / "config-2.yaml").is_file()
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def assert_same_weights(run: Path, other_run: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def test_a_run_is_reproduced(
     out = capsys.readouterr().out
     assert "same commit, versions and platform as the run" in out or "uncommitted changes" in out
     assert out.endswith("reproduced: 4 rollouts of 1 step are the same, text and reward\n")
+    with monkeypatch.context() as second, suppress(SystemExit):
+        second.setenv("LOCAL_RANK", "1")
+        main(["reproduce", str(run), "--check"])
+    assert not capsys.readouterr().out, "the first process says it all"
     copy = only_run(run, "reproduced")
     assert (copy / "checkpoints/last.ckpt").is_file()
     # The copy is not the newest run of the config.

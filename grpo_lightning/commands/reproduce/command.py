@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lightning.cli.command_parser import CommandParser
+from grpo_lightning.cli.launch import is_first_process
 from grpo_lightning.errors import ConfigError, RunError
 from grpo_lightning.output import counted
 from grpo_lightning.stored import read_record, read_rollouts, refuse_folder_of_runs
@@ -56,12 +57,12 @@ def main(args: Sequence[str]) -> None:
             f"{given.run_dir.resolve()} in that folder"
         )
     if given.run_dir.joinpath("config-2.yaml").is_file():
-        print("the run was resumed: its first config is repeated, without an interruption")
+        _say("the run was resumed: its first config is repeated, without an interruption")
     # Imported here: help and mistakes need no torch.
     from grpo_lightning.cli.environment import software
 
     found = [*differences({name: then.get(name) for name in ORDINARY}, software())]
-    print("\n".join(found) if found else "same commit, versions and platform as the run")
+    _say("\n".join(found) if found else "same commit, versions and platform as the run")
     if given.check:
         if found:
             raise RunError(f"{len(found)} of the things that {given.run_dir} was made with differ")
@@ -78,8 +79,14 @@ def main(args: Sequence[str]) -> None:
     now = read_record(new / "environment.json")
     others = ("device", "world_size", "threads")
     for line in differences({name: then.get(name) for name in others}, {name: now[name] for name in others}):
-        print(line)
-    print(compared(given.run_dir, new))
+        _say(line)
+    _say(compared(given.run_dir, new))
+
+
+def _say(text: str) -> None:
+    """Print once for all processes of a launch."""
+    if is_first_process():
+        print(text)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
