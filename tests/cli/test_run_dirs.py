@@ -112,8 +112,8 @@ def test_the_others_wait_for_the_policy_of_the_warm_start(tmp_path: Path, monkey
             policy.mkdir()
 
     monkeypatch.setattr("time.sleep", sleep)
-    _wait_for(policy, poll_s=0.25)
-    _wait_for(policy, poll_s=0.25)
+    _wait_for(policy, tmp_path / "failed", poll_s=0.25)
+    _wait_for(policy, tmp_path / "failed", poll_s=0.25)
     assert looks == [0.25] * 3
 
 

@@ -35,7 +35,7 @@ class SendInUpdate(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == 1 and trainer.global_rank in self.ranks:
             for number in self.numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)  # to this very thread, so that the second is not lost in the first
 
 
 def _interrupted(rank: int, port: int, path: str, folder: Path, case: str) -> None:
