@@ -57,8 +57,7 @@ class OnlineModule(PolicyModule, ABC):
         aggregation: ``grpo`` averages within a completion, then over completions; ``dr_grpo`` divides by
             ``max_new_tokens`` instead; ``dapo`` averages over all tokens of the step; ``bnpo`` over each rank's.
         updates_per_rollout: passes over the rollouts of a step (mu).
-        minibatches_per_update: optimizer steps per pass. A rollout's steps are all made, also the last one's where
-            ``trainer.max_steps`` falls among them.
+        minibatches_per_update: optimizer steps per pass. A rollout's are all made, also beyond ``max_steps``.
         target_kl: make no further pass once ``policy/update_kl``, the KL between the policy that sampled and the
             present one, is above this (nats per token); ``None`` makes them all.
         old_logprobs: where the ratio's denominator comes from when there are several optimizer steps: ``sampler``

@@ -70,8 +70,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollout_rows_at_once: the most completions that decode together: limits the memory of a rollout, and does not
             change completions (but with ``refinement``, which failures get another attempt can depend on which end
             together). Default: all of a step.
-        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``,
-            which an ``environment`` allows where turns are continued as they are.
+        overlong: what to do with a longer prompt: ``drop`` it (the count is logged), or ``truncate-left``.
         seed: seeds shuffling and sampling. Default: the seed of ``seed_everything``.
         engine: samples the completions. Default: ``InProcessEngine``, which decodes in the trainer's process.
         rollouts_ahead: 1 samples the next step while this one is learned, from weights that are one step old: a step
