@@ -69,10 +69,9 @@ def test_of_a_stream_the_first_rows_are_read(given: Any) -> None:
     assert sorted(int(prompt.answer) for prompt in (*train, *val)) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("given", [endless(), stream()])
-def test_a_filter_of_a_stream_that_no_row_can_match_is_refused(given: Any) -> None:
+def test_a_filter_of_a_stream_that_no_row_can_match_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"init_args\.filters: the data set has no column 'levle'; it has: prompt,"):
-        Tabular(given, limit=3, val_size=2, filters={"levle": 3}).prompts("train")
+        Tabular(stream(), limit=3, val_size=2, filters={"levle": 3}).prompts("train")
 
 
 @pytest.mark.parametrize("format", ["torch", "numpy"])
@@ -80,9 +79,10 @@ def test_a_data_set_that_gives_tensors_gives_values(format: str) -> None:
     rows = datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": "x"}], "answer": n} for n in range(3)])
     for given in (rows.with_format(format), rows.to_iterable_dataset().with_format(format)):
         prompts = Tabular({"train": given, "val": given}, limit=3).prompts("train")
-        assert [(prompt.answer, prompt.messages) for prompt in prompts] == [
-            (n, [{"role": "user", "content": "x"}]) for n in range(3)
-        ]
+        # A tensor equals its number, and reads otherwise.
+        assert [str(prompt.answer) for prompt in prompts] == ["0", "1", "2"]
+        assert [prompt.solution for prompt in prompts] == ["#### 0", "#### 1", "#### 2"]
+        assert prompts[0].messages == [{"role": "user", "content": "x"}]
     shouted = datasets.Dataset.from_list(ROWS).with_transform(lambda batch: {**batch, "answer": ["!"] * 1})
     assert {prompt.answer for prompt in Tabular({"test": shouted}).prompts("test")} == {"!"}
 
