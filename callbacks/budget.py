@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import lightning.pytorch as pl
 
 from grpo_lightning.algorithms import policy_module
 from grpo_lightning.errors import ConfigError
 from grpo_lightning.rollout import RunCallback, StepEnd
+
+log = logging.getLogger(__name__)
 
 COUNTER = "total/rollout_tokens"
 
@@ -30,7 +34,13 @@ class TokenBudget(RunCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make no step if the run has reached its budget: it may have been resumed."""
-        if policy_module(pl_module, self).totals.rollout_tokens >= self.tokens:
+        sampled = policy_module(pl_module, self).totals.rollout_tokens
+        if sampled >= self.tokens:
+            log.warning(
+                "TokenBudget.tokens: no step is made: %d of %d tokens have been sampled; raise it to continue",
+                sampled,
+                self.tokens,
+            )
             trainer.should_stop = True
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule, end: StepEnd) -> None:

@@ -119,8 +119,8 @@ class ReferenceSync(RunCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._moves, self._best = state_dict["moves"], state_dict["best"]
-        # Which older checkpoints do not have.
-        self._moved_at = state_dict.get("moved_at", 0)
+        # Checkpoints of before had the step at which a move was due instead.
+        self._moved_at = state_dict.get("moved_at", state_dict.get("due_at", 1) - 1)
         self._curve = state_dict.get("curve", ACCURACY)
 
     def _due(self, trainer: pl.Trainer) -> bool:

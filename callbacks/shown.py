@@ -28,9 +28,8 @@ class Shown(NamedTuple):
 
 def shown(experience: Experience) -> list[Shown]:
     """The first attempts of a step, or the episodes that they begin."""
-    first = zip(
-        experience.first_attempts, experience.answers, experience.outcomes, strict=False
-    )  # replaced ones follow
+    # Answers and outcomes go on with those of groups that were replaced.
+    first = zip(experience.first_attempts, experience.answers, experience.outcomes, strict=False)
     return [
         Shown(attempt.prompt.messages[-1]["content"] if attempt.prompt.messages else "", answer, outcome)
         for attempt, answer, outcome in first

@@ -95,7 +95,7 @@ class StopWhen(RunCallback):
 
     @property
     def state_key(self) -> str:
-        """Its options: a run may have several, such as one per condition."""
+        """Its options: a run may have several, such as one per condition. Where they change, counting starts anew."""
         options = (self.no_signal_steps, self.max_kl, self.reward, self.patience)
         return f"{type(self).__name__}{options}"
 

@@ -118,7 +118,7 @@ class PolicyModule(MeasuredModule, EvaluatedModule, LoadableModule, ABC):
     @property
     def compares_rewards(self) -> bool:
         """Whether the loss has the advantages of groups."""
-        return "reward/groups_without_signal" in self.step_means
+        return False
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:
         """Check that the data is made for this algorithm, before the model is loaded."""

@@ -73,9 +73,9 @@ class LoadableModule(pl.LightningModule, ABC):
         Args:
             checkpoint_path: the checkpoint. It holds what was trained, and neither the frozen base nor the options.
             map_location: the device to load on, as for ``torch.load``; ``None`` for where the options put the policy.
-            hparams_file: nothing is read from one; as in Lightning's signature, like the next two.
-            strict: what is trained must be there, and nothing else is.
-            weights_only: nothing else is loaded.
+            hparams_file: as in Lightning's signature, like the next two, and of no use here.
+            strict: all that is trained must be there anyway.
+            weights_only: nothing but weights is read anyway.
             options: those of the module: ``policy``, ``verifiers``, and what differs from the defaults.
 
         Raises:

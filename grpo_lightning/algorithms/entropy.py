@@ -14,8 +14,8 @@ class EntropyBonus(ABC):
     gradient is exact. It is aggregated as the objective is. A3C, https://arxiv.org/abs/1602.01783, section 4; PPO,
     https://arxiv.org/abs/1707.06347, eq. 9. A subclass writes :meth:`coefficient`.
 
-    Where there is a bonus, whatever its weight, groups without a signal are passed too: ``policy/entropy`` is the mean
-    over the same completions in all steps.
+    Where there is a bonus, whatever its weight, groups without a signal run through the policy, too:
+    ``policy/entropy`` is then the mean over all completions that are not excluded, in every step.
     """
 
     @abstractmethod

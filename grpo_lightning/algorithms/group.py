@@ -52,7 +52,6 @@ class GroupModule(OnlineModule, ABC):
 
     @property
     def compares_rewards(self) -> bool:
-        """Whether the loss has the advantages of the groups."""
         return True
 
     def on_data_ready(self, data: RolloutDataModule, stage: str) -> None:

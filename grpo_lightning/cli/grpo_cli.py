@@ -253,7 +253,7 @@ class GRPOCLI(FilteringCLI):
         """Omit a callback that every run has where the config lists one of its class, or a subclass, itself.
 
         Raises:
-            ConfigError: the omitted one has options, which would say nothing.
+            ConfigError: the omitted one has options, which would have no effect.
         """
         if config["barebones"]:
             return []
@@ -277,7 +277,7 @@ class GRPOCLI(FilteringCLI):
         for option, value in vars(config[key]).items():
             if value != parameters[option].default:
                 raise ConfigError(
-                    f"{key}.{option}: says nothing, since trainer.callbacks lists {listed.__name__}: set it in the "
+                    f"{key}.{option}: has no effect, because trainer.callbacks lists {listed.__name__}: set it in the "
                     f"init_args there, or remove {listed.__name__} from the list"
                 )
 

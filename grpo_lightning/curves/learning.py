@@ -91,7 +91,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               bar="loss", final=True),
         Curve("policy/entropy", "nats/token", MEAN, "Entropy",
               "mean entropy of the next token over the completions that are learned from: those with an advantage, or "
-              "with `beta` or `entropy_bonus` all that count; among the allowed tokens with `data.sampling.constraint`",
+              "with `beta` or `entropy_bonus` all that are not excluded; among the allowed tokens with "
+              "`data.sampling.constraint`",
               "falls slowly",
               "collapses to 0 within tens of steps: exploration is over; lower the learning rate, raise `beta` or "
               "`epsilon_high`. Rises without end: the learning rate is too high",
@@ -184,8 +185,8 @@ LEARNING: dict[str, tuple[Curve, ...]] = {
               "above 0",
               "0: the feedback says too little, or the prompts are too hard"),
         Curve("refinement/attempts", "attempts", MEAN, "Further attempts",
-              "further attempts per prompt",
-              "up to `budget`, in each round",
+              "further attempts per prompt, over all rounds",
+              "up to `budget` in each of `attempts` rounds",
               "0: nothing failed, or all failures were truncated"),
     ),
     "Optimizer": (

@@ -117,7 +117,7 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
         ConfigError: the file, folder or data set does not exist, or it contains no data file.
     """
     local = Path(path).expanduser()
-    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+    if _holds(local, "state.json", "dataset_info.json") or _holds(local, "dataset_dict.json"):
         return _open_saved(local)
     if local.is_file():
         if local.suffix not in _READERS:
@@ -130,6 +130,10 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
             f"{_KEY}: the file or folder {path} does not exist; give one that does, or a data set's name on the hub"
         )
     return open_hub(path, name)
+
+
+def _holds(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 def given_splits(

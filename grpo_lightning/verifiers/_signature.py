@@ -147,6 +147,14 @@ def by_position(roles: Mapping[str, Role]) -> list[str]:
     return [name for name in roles if name not in _ROLE_OF]
 
 
+def not_the_column(name: str, role: Role) -> str:
+    """What a function does whose parameter has the name of a column, and gets its role by position."""
+    return (
+        f"would get the {role} as {name!r}, by position, not the column of that name: call it {role}, or call the "
+        "first parameter completions to get lists and columns, as in TRL"
+    )
+
+
 def style_of(signature: Signature, name: str) -> Style:
     """Return how a function is called, judging by its parameters.
 

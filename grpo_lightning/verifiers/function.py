@@ -17,6 +17,7 @@ from grpo_lightning.verifiers._signature import (
     Role,
     Style,
     by_position,
+    not_the_column,
     roles_of,
     signature_of,
     style_of,
@@ -131,10 +132,13 @@ class FunctionVerifier(Verifier):
         self.timeout_s = timeout_s
 
     def require(self, prompt: Prompt) -> None:
-        """Refuse rows without a gold answer if the function takes one."""
+        """Refuse rows without a gold answer if the function takes one, and with another column by that name."""
         takes_answer = self.style == "answer" and (not self.roles or "answer" in self.roles.values())
         if takes_answer and prompt.answer is None:
             raise ValueError(f"{self.name} needs the gold answer, and the row has none")
+        for name in self._guessed:
+            if self.roles[name] == "answer" and str(prompt.columns.get(name, prompt.answer)) != str(prompt.answer):
+                raise ValueError(f"{self.name} {not_the_column(name, self.roles[name])}")
 
     def columns(self, available: Sequence[str], has_answer: bool) -> Sequence[str]:
         """Return the columns that a function written for TRL names, or all of them if it has ``**kwargs``.
@@ -143,12 +147,10 @@ class FunctionVerifier(Verifier):
             ConfigError: it has a parameter without a default that no column fills; or, of another style, one that has
                 the name of a column, and would get something else by its position.
         """
-        for name in (name for name in self._guessed if name in available):
-            raise ConfigError(
-                f"FunctionVerifier.function: {self.name} would get the {self.roles[name]} as {name!r}, by position, "
-                f"not the column of that name: call it {self.roles[name]}, or call the first parameter completions to "
-                "get lists and columns, as in TRL"
-            )
+        for name in self._guessed:
+            # The answer may be what a column of that name has, which the rows tell.
+            if name in available and self.roles[name] != "answer":
+                raise ConfigError(f"FunctionVerifier.function: {self.name} {not_the_column(name, self.roles[name])}")
         if self.style != "trl":
             return ()
         gold = [self.answer_column] if has_answer else []

@@ -142,7 +142,7 @@ def test_a_listed_callback_takes_the_place_of_the_one_that_every_run_has(
         ("Checkpoint", {}, "trainer.callbacks: Checkpoint is Lightning's empty base class: write RunCheckpoint"),
         (
             "PolicyExport", {"export.best": True},
-            "export.best: says nothing, since trainer.callbacks lists PolicyExport: set it in the init_args there, or",
+            "export.best: has no effect, because trainer.callbacks lists PolicyExport: set it in the init_args",
         ),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as ended:

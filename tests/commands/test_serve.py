@@ -144,7 +144,7 @@ def test_a_chat_ends_where_the_chat_template_says(tiny_model: Callable[[str], st
     tokenizer = load_tokenizer(tiny_model("llama"), chat_template="plain")
     chat = {"messages": [{"role": "user", "content": "Hi"}]}
     for body, stop in (
-        (chat, ["\n\nQuestion:"]), (chat | {"stop": "a"}, ["a"]), ({"prompt": "Hi"}, None)
+        (chat, ["\n\nQuestion:"]), (chat | {"stop": "a"}, ["a"]), (chat | {"stop": []}, []), ({"prompt": "Hi"}, None)
     ):  # fmt: skip
         (row,) = read_job(body, tokenizer, 8, 256, 1).rows
         assert row.sampling.stop == stop

@@ -243,11 +243,17 @@ def test_other_styles_ask_for_no_column() -> None:
     assert FunctionVerifier(lambda completion, level: 1.0).columns(["topic"], True) == ()
     assert FunctionVerifier(lambda completion, target: 1.0).columns(["target"], True) == ()
     assert FunctionVerifier(lambda completion, level: 1.0, "answer").columns(["level"], True) == ()
-    with pytest.raises(ConfigError, match=r"get the answer as 'level', by position, .*: call it answer, or call"):
-        FunctionVerifier(lambda completion, level: 1.0).columns(["prompt", "level"], True)
     with pytest.raises(ConfigError, match=r"get the completion as 'level', by position, .*: call it completion, or"):
         FunctionVerifier(lambda level, answer: 1.0).columns(["level"], True)
     assert MathVerifier().columns(["level"], True) == ()
+
+
+def test_a_parameter_by_position_may_have_the_name_of_the_answer_s_column_and_of_no_other() -> None:
+    verifier = FunctionVerifier(lambda completion, level: 1.0)
+    assert verifier.columns(["prompt", "level"], True) == ()
+    verifier.require(Prompt([], "3", columns={"level": 3}))
+    with pytest.raises(ValueError, match=r"get the answer as 'level', by position, .*: call it answer, or call"):
+        verifier.require(Prompt([], "42", columns={"level": 3}))
 
 
 def test_a_composite_asks_for_what_its_parts_need() -> None:

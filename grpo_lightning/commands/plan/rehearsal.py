@@ -128,7 +128,7 @@ class Rehearsal:
         peaks = Peaks(self.meter)
         self.module.phases = Phases()
         self.module.phases.listeners.append(peaks)
-        # As Lightning's precision plugin, which casts weights anew at every use.
+        # As Lightning's precision plugin: only what the step asks for is cast once for several passes.
         with self._refusing("training_step"), self.meter, first_block_only(), self._autocast(cache_enabled=False):
             if isinstance(batch, Experience) and batch.recipe.sampling.constraint is not None:
                 with self.meter.counting_as("allowed tokens"):

@@ -166,9 +166,9 @@ def _stream(body: Mapping[str, Any]) -> bool:
 
 def _sampling(body: Mapping[str, Any], cap: int) -> SamplingParams:
     top_k = _integer(body, "top_k", 0, -1, 2**31)
-    stop = body.get("stop") or []
+    stop = body.get("stop")
     stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, list) or not all(isinstance(string, str) for string in stop):
+    if stop is not None and (not isinstance(stop, list) or not all(isinstance(string, str) for string in stop)):
         raise BadRequest("stop: must be a string or a list of strings", "stop")
     # OpenAI's protocol ends the text before a stop string.
     temperature = _number(body, "temperature", 1.0)
@@ -179,7 +179,7 @@ def _sampling(body: Mapping[str, Any], cap: int) -> SamplingParams:
         )
     sampling = SamplingParams(
         temperature, max(top_k, 0), _number(body, "top_p", 1.0), _number(body, "min_p", 0.0),
-        cap, stop or None, bool(body.get("include_stop_str_in_output")),
+        cap, stop, bool(body.get("include_stop_str_in_output")),
     )  # fmt: skip
     try:
         sampling.validate("")
