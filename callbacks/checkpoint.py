@@ -55,6 +55,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
         every_n_train_steps: write ``last.ckpt`` every this many optimizer steps too, not only after validations.
+            Without a ``monitor``, a numbered checkpoint too: all are kept with ``save_top_k`` -1, else the newest.
 
     Raises:
         ConfigError: nothing ranks what ``save_top_k`` keeps, the validation does not measure ``monitor``, or there is
@@ -136,11 +137,16 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""
 
     def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write ``last.ckpt`` where ``every_n_train_steps`` have been made: a batch may pass over a multiple of it."""
+        """Save where ``every_n_train_steps`` have been made: a batch may pass over a multiple of it.
+
+        Only a validation ranks checkpoints by a curve.
+        """
         self._whole_at = trainer.global_step
         every = self.save_interval
         passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
         if passed and self.may_save(trainer):
+            if self.monitor is None:
+                self.save_best(trainer)
             self.save_as_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

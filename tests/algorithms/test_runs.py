@@ -331,9 +331,13 @@ def test_steps_between_checkpoints_are_kept_where_a_batch_makes_several(
             super()._save_last_checkpoint(trainer, monitor_candidates)
 
     module = grpo(tiny_model("llama"), updates_per_rollout=3)
-    fit(tmp_path, module, 15, callbacks=[Noting(every_n_train_steps=5)], enable_checkpointing=True)
+    keep = Noting(monitor=None, save_top_k=-1, every_n_train_steps=5)
+    fit(tmp_path, module, 15, callbacks=[keep], enable_checkpointing=True)
     # Batches end at 3, 6, 9, 12 and 15: the first ones behind 5 and 10, and the third.
     assert saved == [6, 12, 15]
+    # Without a monitor, no validation has to rank what is kept.
+    names = {file.name for file in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"best-step6.ckpt", "best-step12.ckpt", "last.ckpt"}
 
 
 class Break(pl.Callback):
