@@ -62,6 +62,12 @@ def end_on_requeue_signal(trainer: pl.Trainer) -> None:
     connector._slurm_sigusr_handler_fn = connector._sigterm_notifier_fn  # type: ignore[method-assign]
 
 
+def give_back_signal_handlers(trainer: pl.Trainer) -> None:
+    """Undo both for what the trainer does next: Lightning registers its own methods again."""
+    for name in ("_sigterm_notifier_fn", "_slurm_sigusr_handler_fn"):
+        vars(trainer._signal_connector).pop(name, None)
+
+
 def has_static_graph(strategy: DDPStrategy) -> bool:
     """Whether DDP is configured for one static graph: ``DDPStrategy._ddp_kwargs`` goes to torch's DDP."""
     return bool(strategy._ddp_kwargs.get("static_graph"))
