@@ -86,7 +86,15 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             enable_version_counter=False,
         )
         self._state_key = super().state_key  # it names the curve, which may be another one later
+        self._configured = monitor
+        self._run_folder: str | None = None  # where it saves unless a subclass has set a dirpath
+        self.reset()
+
+    def reset(self) -> None:
+        self.forget_saved()
+        self.monitor = self._configured
         self._is_judged = True  # whether the last validation has any verdict
+        self._began_at = 0  # optimizer steps at which this fit began
         self._whole_at = 0  # optimizer steps after which a training step was over, and its curves written
 
     @property
@@ -114,14 +122,15 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
                 "trainer.callbacks: a second RunCheckpoint would remove the files of the first: to keep the best by "
                 "another curve too, list lightning.pytorch.callbacks.ModelCheckpoint with a dirpath"
             )
-        self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
+        if self.dirpath in (None, self._run_folder):
+            self.dirpath = self._run_folder = f"{trainer.default_root_dir}/checkpoints"
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles(pl_module)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._whole_at = trainer.global_step
+        self._began_at = self._whole_at = trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._whole_at = trainer.global_step
@@ -143,7 +152,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         """
         self._whole_at = trainer.global_step
         every = self.save_interval
-        passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
+        passed = every >= 1 and trainer.global_step // every > max(self.last_saved_step, self._began_at) // every
         if passed and self.may_save(trainer):
             if self.monitor is None:
                 self.save_best(trainer)

@@ -112,6 +112,16 @@ class SavingCheckpoint(ModelCheckpoint):
         for path in self.best_k_models:
             if self._should_remove_checkpoint(trainer, path, ""):
                 self._remove_checkpoint(trainer, path)
+        self.forget_ranks()
+
+    def forget_saved(self) -> None:
+        """Be as new; the files stay."""
+        self.forget_ranks()
+        self.last_model_path = self._last_checkpoint_saved = ""
+        self._last_global_step_saved = 0
+
+    def forget_ranks(self) -> None:
+        """Know of no best."""
         self.best_k_models = {}
         self.best_model_path = self.kth_best_model_path = ""
         self.best_model_score = self.current_score = None

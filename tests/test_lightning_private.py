@@ -167,13 +167,15 @@ def test_a_checkpoint_saves_when_it_is_told(tmp_path: Path) -> None:
     callback.forget_best(trainer)
     assert not (tmp_path / "best.ckpt").exists()
     assert callback.check_monitor_top_k(trainer, torch.tensor(-1e9)), "the worst value is the best again"
+    callback.forget_saved()
+    assert (callback.last_saved_step, callback.last_model_path, callback.best_model_path) == (0, "", "")
     used = {
         node.attr
         for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(SavingCheckpoint))))  # type: ignore[arg-type]
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name)
         if node.value.id == "self"
     }
-    assert len(used) == 10
+    assert len(used) == 11
     missing = [name for name in used if not hasattr(ModelCheckpoint(dirpath=tmp_path), name)]
     assert not missing, f"{CHANGED}ModelCheckpoint has no {missing}"
 
