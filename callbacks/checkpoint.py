@@ -55,6 +55,7 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
         every_n_train_steps: write ``last.ckpt`` every this many optimizer steps too, not only after validations.
+            Without a ``monitor``, a numbered checkpoint too: all are kept with ``save_top_k`` -1, else the newest.
 
     Raises:
         ConfigError: nothing ranks what ``save_top_k`` keeps, the validation does not measure ``monitor``, or there is
@@ -85,7 +86,15 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             enable_version_counter=False,
         )
         self._state_key = super().state_key  # it names the curve, which may be another one later
+        self._configured = monitor
+        self._run_folder: str | None = None  # where it saves unless a subclass has set a dirpath
+        self.reset()
+
+    def reset(self) -> None:
+        self.forget_saved()
+        self.monitor = self._configured
         self._is_judged = True  # whether the last validation has any verdict
+        self._began_at = 0  # optimizer steps at which this fit began
         self._whole_at = 0  # optimizer steps after which a training step was over, and its curves written
 
     @property
@@ -113,14 +122,15 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
                 "trainer.callbacks: a second RunCheckpoint would remove the files of the first: to keep the best by "
                 "another curve too, list lightning.pytorch.callbacks.ModelCheckpoint with a dirpath"
             )
-        self.dirpath = self.dirpath or f"{trainer.default_root_dir}/checkpoints"
+        if self.dirpath in (None, self._run_folder):
+            self.dirpath = self._run_folder = f"{trainer.default_root_dir}/checkpoints"
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles(pl_module)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._whole_at = trainer.global_step
+        self._began_at = self._whole_at = trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._whole_at = trainer.global_step
@@ -136,11 +146,16 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
         """Nothing: Lightning has not written the step's curves yet, and a run resumed from here would lack them."""
 
     def on_step_complete(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write ``last.ckpt`` where ``every_n_train_steps`` have been made: a batch may pass over a multiple of it."""
+        """Save where ``every_n_train_steps`` have been made: a batch may pass over a multiple of it.
+
+        Only a validation ranks checkpoints by a curve.
+        """
         self._whole_at = trainer.global_step
         every = self.save_interval
-        passed = every >= 1 and trainer.global_step // every > self.last_saved_step // every
+        passed = every >= 1 and trainer.global_step // every > max(self.last_saved_step, self._began_at) // every
         if passed and self.may_save(trainer):
+            if self.monitor is None:
+                self.save_best(trainer)
             self.save_as_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -62,6 +62,12 @@ def end_on_requeue_signal(trainer: pl.Trainer) -> None:
     connector._slurm_sigusr_handler_fn = connector._sigterm_notifier_fn  # type: ignore[method-assign]
 
 
+def give_back_signal_handlers(trainer: pl.Trainer) -> None:
+    """Undo both for what the trainer does next: Lightning registers its own methods again."""
+    for name in ("_sigterm_notifier_fn", "_slurm_sigusr_handler_fn"):
+        vars(trainer._signal_connector).pop(name, None)
+
+
 def has_static_graph(strategy: DDPStrategy) -> bool:
     """Whether DDP is configured for one static graph: ``DDPStrategy._ddp_kwargs`` goes to torch's DDP."""
     return bool(strategy._ddp_kwargs.get("static_graph"))
@@ -106,6 +112,16 @@ class SavingCheckpoint(ModelCheckpoint):
         for path in self.best_k_models:
             if self._should_remove_checkpoint(trainer, path, ""):
                 self._remove_checkpoint(trainer, path)
+        self.forget_ranks()
+
+    def forget_saved(self) -> None:
+        """Be as new; the files stay."""
+        self.forget_ranks()
+        self.last_model_path = self._last_checkpoint_saved = ""
+        self._last_global_step_saved = 0
+
+    def forget_ranks(self) -> None:
+        """Know of no best."""
         self.best_k_models = {}
         self.best_model_path = self.kth_best_model_path = ""
         self.best_model_score = self.current_score = None

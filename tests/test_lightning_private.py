@@ -23,6 +23,7 @@ from grpo_lightning.lightning_private import (
     FilteringCLI,
     SavingCheckpoint,
     end_on_requeue_signal,
+    give_back_signal_handlers,
     has_static_graph,
     set_logged_step,
     set_optimizer_steps,
@@ -129,6 +130,11 @@ def test_the_handler_of_sigterm_can_be_replaced_and_takes_slurms_signal(
     trainer = fit(tmp_path, [Send()], Line(), enable_checkpointing=False)
     assert seen == [signal.SIGTERM, signal.SIGUSR1], CHANGED + "_SignalConnector registers other methods"
     assert trainer.global_step == 3, CHANGED + "SIGTERM has another handler, too"
+    connector = trainer._signal_connector
+    ours = (connector._sigterm_notifier_fn, connector._slurm_sigusr_handler_fn)
+    give_back_signal_handlers(trainer)
+    given_back = (connector._sigterm_notifier_fn, connector._slurm_sigusr_handler_fn)
+    assert all(inspect.ismethod(handler) and handler not in ours for handler in given_back)
 
 
 def test_the_options_of_ddp_are_read() -> None:
@@ -161,13 +167,15 @@ def test_a_checkpoint_saves_when_it_is_told(tmp_path: Path) -> None:
     callback.forget_best(trainer)
     assert not (tmp_path / "best.ckpt").exists()
     assert callback.check_monitor_top_k(trainer, torch.tensor(-1e9)), "the worst value is the best again"
+    callback.forget_saved()
+    assert (callback.last_saved_step, callback.last_model_path, callback.best_model_path) == (0, "", "")
     used = {
         node.attr
         for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(SavingCheckpoint))))  # type: ignore[arg-type]
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name)
         if node.value.id == "self"
     }
-    assert len(used) == 10
+    assert len(used) == 11
     missing = [name for name in used if not hasattr(ModelCheckpoint(dirpath=tmp_path), name)]
     assert not missing, f"{CHANGED}ModelCheckpoint has no {missing}"
 

@@ -65,20 +65,21 @@ def warm_policy(config: Any, run_dir: Path, root: Path, command_line: CommandLin
         ConfigError: the SFT config is wrong, or the run's own, or the policy that the run started from is gone.
     """
     policy = run_dir / "warm_start" / "policy"
-    if not is_launched():  # Lightning starts the other processes later
-        return policy if policy.is_dir() else _trained(config, policy, root, command_line)
-    # Named anew in each start: one of an earlier start may lie there.
-    failed = run_dir / f"warm_start_failed-{agreed(lambda known: known or secrets.token_hex(4))}"
     if policy.is_dir():
         return policy
+    failed = None
+    if is_launched():
+        # Named anew in each start: one of an earlier start may lie there.
+        failed = run_dir / f"warm_start_failed-{agreed(lambda known: known or secrets.token_hex(4))}"
     if not is_first_process():
         _wait_for(policy, failed)
         return policy
     try:
         return _trained(config, policy, root, command_line)
     except BaseException:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        failed.touch()
+        if failed is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            failed.touch()
         raise
 
 
@@ -163,12 +164,13 @@ def policy_of_the_run(checkpoint: str | None) -> Path:
     return policy
 
 
-def _wait_for(policy: Path, failed: Path, poll_s: float = 0.5) -> None:
+def _wait_for(policy: Path, failed: Path | None, poll_s: float = 0.5) -> None:
     """Wait until the first process has exported the policy.
 
     Args:
         policy: put in place by a rename, so it is whole once it is there.
-        failed: what the first process leaves where it fails: not every launcher ends the others then.
+        failed: what the first process leaves where it fails: not every launcher ends the others then. ``None`` where
+            they cannot agree on a name.
         poll_s: seconds between checks.
 
     Raises:
@@ -176,7 +178,7 @@ def _wait_for(policy: Path, failed: Path, poll_s: float = 0.5) -> None:
     """
     waited = 0.0
     while not policy.is_dir():
-        if failed.exists():
+        if failed is not None and failed.exists():
             raise ConfigError(f"warm_start: it failed in the first process, which says why ({failed})")
         time.sleep(poll_s)
         waited += poll_s

@@ -66,9 +66,14 @@ def _purge(logger: TensorBoardLogger, step: int) -> None:
 
 
 def _earlier_metrics(folder: Path, run_dir: Path) -> Iterator[Path]:
-    """Files of earlier starts: in the logger's folder, and beside it where every start has its own, ``version_N``."""
+    """Files of earlier starts: in the logger's folder, and beside it where every start has its own, ``version_N``.
+
+    A logger in the run directory itself may have begun in ``lightning_logs``, which is Lightning's default.
+    """
     yield from folder.glob("metrics-*.csv")
-    if run_dir.resolve() in folder.resolve().parents:
+    if folder.resolve() == run_dir.resolve():
+        yield from run_dir.glob("lightning_logs/version_*/metrics*.csv")
+    elif run_dir.resolve() in folder.resolve().parents:
         siblings = {*folder.parent.glob("version_*")} - {folder}
         yield from (file for sibling in siblings for file in sibling.glob("metrics*.csv"))
 

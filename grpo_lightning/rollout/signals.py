@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from grpo_lightning.lightning_private import end_on_requeue_signal, set_sigterm_handler
+from grpo_lightning.lightning_private import end_on_requeue_signal, give_back_signal_handlers, set_sigterm_handler
 from grpo_lightning.rollout.events import RunCallback
 
 
@@ -27,6 +27,8 @@ class EndTogether(RunCallback):
         self._interrupt: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         if trainer.world_size > 1:
             set_sigterm_handler(trainer, partial(self._note, trainer))
         end_on_requeue_signal(trainer)
@@ -49,6 +51,10 @@ class EndTogether(RunCallback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
+        give_back_signal_handlers(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        give_back_signal_handlers(trainer)
 
     def _note(self, trainer: pl.Trainer, number: int, frame: Any) -> None:
         self._is_asked = True

@@ -331,9 +331,36 @@ def test_steps_between_checkpoints_are_kept_where_a_batch_makes_several(
             super()._save_last_checkpoint(trainer, monitor_candidates)
 
     module = grpo(tiny_model("llama"), updates_per_rollout=3)
-    fit(tmp_path, module, 15, callbacks=[Noting(every_n_train_steps=5)], enable_checkpointing=True)
+    keep = Noting(monitor=None, save_top_k=-1, every_n_train_steps=5)
+    fit(tmp_path, module, 15, callbacks=[keep], enable_checkpointing=True)
     # Batches end at 3, 6, 9, 12 and 15: the first ones behind 5 and 10, and the third.
     assert saved == [6, 12, 15]
+    # Without a monitor, no validation has to rank what is kept.
+    names = {file.name for file in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"best-step6.ckpt", "best-step12.ckpt", "last.ckpt"}
+
+
+def test_a_checkpoint_callback_that_is_given_again_forgets_the_run_before(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    keep = RunCheckpoint(save_top_k=-1, every_n_train_steps=2)
+    keep.monitor = "val/reward"  # as where no reward has told right from wrong
+    keep.reset()
+    assert keep.monitor == "val/accuracy"
+    keep = RunCheckpoint(monitor=None, save_top_k=-1, every_n_train_steps=2)
+
+    def run(folder: Path, steps: int, **options: Any) -> set[str]:
+        fit(folder, grpo(tiny_model("llama")), steps, callbacks=[keep], enable_checkpointing=True, **options)
+        return {file.stem for file in (folder / "checkpoints").iterdir()}
+
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert run(first, 5) == {"best-step2", "best-step4", "last"}
+    # The steps that are made again are saved again, and only in the new run.
+    files = {file: file.stat().st_mtime_ns for file in first.rglob("*.ckpt")}
+    assert run(again, 5, ckpt_path=first / "checkpoints/best-step2.ckpt") == {"best-step4", "last"}
+    assert files == {file: file.stat().st_mtime_ns for file in first.rglob("*.ckpt")}
+    (first / "checkpoints/best-step4.ckpt").unlink()
+    assert run(first, 5, ckpt_path=first / "checkpoints/best-step2.ckpt") == {"best-step2", "best-step4", "last"}
 
 
 class Break(pl.Callback):

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -25,6 +26,7 @@ from grpo_lightning.__main__ import main
 from grpo_lightning.cli import launch
 from grpo_lightning.cli.checkpoints import requeued_checkpoint
 from grpo_lightning.cli.run_dirs import new_path
+from grpo_lightning.cli.warm_start import warm_policy
 from grpo_lightning.errors import ConfigError
 from tests.cli.test_cli import ROOT, few, only_run, short_warm_start
 from tests.cli.test_user_errors import error_of
@@ -230,6 +232,23 @@ def test_a_warm_start_that_fails_in_the_first_process_ends_the_others(
     assert "warm_start: in " in said[0]
     assert "data.prompts_per_step: must be at least 1" in said[0]
     assert "warm_start: it failed in the first process, which says why" in said[1]
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"NODE_RANK": "1"}])
+def test_processes_that_cannot_agree_wait_for_the_first_ones_warm_start(
+    alone: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        alone.setenv(name, value)
+    policy = tmp_path / "warm_start/policy"
+    alone.setattr(time, "sleep", lambda _: policy.mkdir(parents=True))
+    nothing: Any = None  # it trains nothing
+    assert warm_policy(nothing, tmp_path, tmp_path, nothing) == policy
+    assert not list(tmp_path.glob("warm_start_failed*"))
+    # One that is there needs no agreement.
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "2")
+    assert warm_policy(nothing, tmp_path, tmp_path, nothing) == policy
 
 
 def srun_tasks() -> list[dict[str, str]]:

@@ -93,6 +93,12 @@ def test_a_csv_logger_keeps_the_steps_before_and_has_none_twice(tmp_path: Path, 
     assert complete == ["0", "2", "3", "4", "5"]
 
 
+def test_a_csv_logger_in_the_run_directory_may_have_begun_in_lightnings_folder(tmp_path: Path) -> None:
+    log_steps(CSVLogger(str(tmp_path)), range(3))
+    drop_curves(trainer(tmp_path, 9, logger=CSVLogger(str(tmp_path), name="", version="")), 2)
+    assert metrics(tmp_path / "lightning_logs/version_0") == ["0", "1"]
+
+
 def test_a_csv_logger_outside_the_run_may_have_other_runs_beside_it(tmp_path: Path) -> None:
     other = CSVLogger(str(tmp_path / "logs"))
     log_steps(other, range(3))

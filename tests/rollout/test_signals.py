@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from grpo_lightning.callbacks import RunCheckpoint
+from grpo_lightning.rollout.signals import EndTogether
 from tests.processes import forked
 from tests.toy import grpo, rollouts, trainer
 
@@ -52,6 +53,9 @@ def _interrupted(rank: int, port: int, path: str, folder: Path, case: str) -> No
     with pytest.raises(SystemExit):
         run.fit(grpo(path, shard_optimizer=shard), datamodule=rollouts())
     assert signal.getsignal(signal.SIGINT) is before
+    assert "_sigterm_notifier_fn" not in vars(run._signal_connector), "a test or validation after it is Lightning's"
+    EndTogether().setup(run, run.lightning_module, "test")
+    assert "_sigterm_notifier_fn" not in vars(run._signal_connector)
 
 
 @pytest.mark.parametrize(("case", "saved"), [("SIGTERM", 2), ("Ctrl-C", 2), ("Ctrl-C twice", None)])
