@@ -49,13 +49,11 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
     """Lightning's ``ModelCheckpoint`` in the run dir, with ``last.ckpt`` written at the very end too.
 
     Args:
-        monitor: the curve that ranks checkpoints at validations; ``None`` keeps the newest only. Once a validation has
-            rewards that do not tell right from wrong, ``val/reward`` is used instead of ``val/accuracy``, and ranking
-            starts anew.
+        monitor: the curve that ranks checkpoints; ``None`` keeps the newest only. Once a validation has rewards that do
+            not tell right from wrong, ``val/reward`` is used instead of ``val/accuracy``, and ranking starts anew.
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
-        every_n_train_steps: write ``last.ckpt`` every this many optimizer steps too, not only after validations.
-            Without a ``monitor``, a numbered checkpoint too: all are kept with ``save_top_k`` -1, else the newest.
+        every_n_train_steps: write ``last.ckpt`` after this many optimizer steps too; without ``monitor``, numbered ones.
 
     Raises:
         ConfigError: nothing ranks what ``save_top_k`` keeps, the validation does not measure ``monitor``, or there is

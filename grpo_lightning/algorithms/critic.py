@@ -44,8 +44,7 @@ class CriticModule(OnlineModule, ABC):
         value_coef: weight of the critic's loss. It matters to a shared trunk, and hardly to a critic with
             separate weights, whose gradient is clipped separately.
         value_lr: learning rate of the critic: of its head, and of its trunk where that is not the policy's; ``None``
-            for the optimizer's. A schedule scales both. One with rates of its own replaces both: give the ``max_lr`` of
-            ``OneCycleLR`` as a list of two.
+            for the optimizer's. A schedule scales both; ``OneCycleLR`` needs a list of two for ``max_lr``.
         critic: ``shared`` is a value head on the policy's trunk; ``adapter`` a second LoRA adapter with a head on the
             policy's base; ``separate`` a second model, which costs its full memory.
         critic_path: what a ``separate`` critic is loaded from; ``None`` for where the policy comes from.
