@@ -53,7 +53,8 @@ class RunCheckpoint(SavingCheckpoint, RunCallback):
             not tell right from wrong, ``val/reward`` is used instead of ``val/accuracy``, and ranking starts anew.
         mode: whether the best has the ``max`` or the ``min`` of it.
         save_top_k: how many of the best are kept.
-        every_n_train_steps: write ``last.ckpt`` after this many optimizer steps too; without ``monitor``, numbered ones.
+        every_n_train_steps: write ``last.ckpt`` every this many optimizer steps too; without ``monitor`` also a
+            numbered one, which ``save_top_k`` -1 keeps.
 
     Raises:
         ConfigError: nothing ranks what ``save_top_k`` keeps, the validation does not measure ``monitor``, or there is

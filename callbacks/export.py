@@ -26,12 +26,14 @@ class PolicyExport(RunCallback):
     Its ``README.md`` is a model card: base, data, verifiers, the accuracies (or rewards) of validation with intervals,
     settings, command and versions, without local paths and keys.
 
+    A folder is written aside and then put in place, so that none is ever half written.
+
     Args:
         merged: under LoRA, write full weights with the adapter merged in, instead of the adapter alone. Those of a
             4-bit base are unpacked to ``model.policy.dtype``.
         best: write ``<run dir>/policy_best`` too, after each validation of a trained policy whose ``val/accuracy`` is
             above all before; once a validation has rewards that do not tell right from wrong, ``val/reward`` is used
-            instead. A folder is written aside and then put in place, so that none is ever half written.
+            instead.
         push_to_hub: push ``policy`` to this repository of the Hugging Face hub when training ends, such as
             ``me/my-policy``; it is made if it does not exist. Whether somebody is logged in is checked before the run.
         private: whether a repository that is made is private.

@@ -23,8 +23,8 @@ class PolicyConfig:
             then continues.
         revision: branch, tag or commit of a hub model.
         dtype: type of the weights. ``bfloat16`` suits a frozen base under LoRA; without LoRA, train ``float32`` weights
-            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away. ``float16`` is
-            for LoRA.
+            and let ``trainer.precision: bf16-mixed`` do the arithmetic, or small updates round away. ``float16``
+            needs LoRA to train.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; ``None`` is transformers' choice.
         init: ``pretrained`` loads weights; ``random`` builds the architecture of ``path`` with fresh weights.
         lora: train low-rank adapters over frozen weights; ``None`` trains all weights.
