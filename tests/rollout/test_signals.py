@@ -49,6 +49,7 @@ def _interrupted(rank: int, port: int, path: str, folder: Path, case: str) -> No
     pl.seed_everything(0, verbose=False)
     callbacks = [SendInUpdate(numbers, ranks), RunCheckpoint()]
     run = trainer(folder, 9, callbacks=callbacks, enable_checkpointing=True, devices=2, strategy="ddp")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         run.fit(grpo(path, shard_optimizer=shard), datamodule=rollouts())
