@@ -102,6 +102,18 @@ def sgd(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0)
 
 
+def scheduled_rates(schedule: Any, lr: float, steps: int) -> list[float]:
+    """The learning rate of each step, by torch alone; ``schedule`` makes a schedule of an optimizer, ``None`` none."""
+    alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler, rates = None if schedule is None else schedule(alone), []
+    for _ in range(steps):
+        rates.append(alone.param_groups[0]["lr"])
+        alone.step()
+        if scheduler is not None:
+            scheduler.step()
+    return rates
+
+
 def adam(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
 

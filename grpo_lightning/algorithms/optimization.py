@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _TAKES_GRADIENTS_EARLY = "torchao.optim.cpu_offload"
 """The module of an optimizer whose hooks copy gradients to the host as soon as they are added up (torchao 0.18)."""
 _SCHEDULED = {"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
-"""What schedules write into the groups of an optimizer, besides options of its own."""
+"""The keys of an optimizer's groups that schedules write."""
 _IMPLEMENTATION = {"fused", "foreach", "capturable", "differentiable"}
 """Options that change where an optimizer keeps its state, and no result: a restored state fits those of its run."""
 

@@ -108,6 +108,7 @@ class UpdateStep:
     max_grad_norm: float | None
     skipped: SkippedSteps
 
+    @cached_casts()  # nothing changes the weights before `finish`
     def add_gradients(self, parts: Sequence[Microbatch], losses: Losses, metrics: StepMetrics) -> None:
         """Add up the gradients of some micro-batches.
 
@@ -117,15 +118,14 @@ class UpdateStep:
             metrics: what is logged is added here.
         """
         strategy = self.trainer.strategy
-        with cached_casts():
-            for part in parts:
-                # Gradients are added up on each rank, and exchanged once, by `finish`.
-                alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-                with alone, self.policy.adding_gradients():
-                    for loss in losses(part):
-                        # Strategies average gradients over ranks, and the loss has been divided by the count of all.
-                        self.backward(loss * self.trainer.world_size)
-                metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
+        for part in parts:
+            # Gradients are added up on each rank, and exchanged once, by `finish`.
+            alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+            with alone, self.policy.adding_gradients():
+                for loss in losses(part):
+                    # Strategies average gradients over ranks, and the loss has been divided by the count of all.
+                    self.backward(loss * self.trainer.world_size)
+            metrics.add("throughput/padding_efficiency", part.real_tokens, part.padded_tokens)
 
     def finish(self, metrics: StepMetrics, step: int, attempts: Sequence[Attempt]) -> None:
         """Apply what has been added up, or skip the step if the gradient is not finite.

@@ -33,7 +33,7 @@ def check_processes(devices: int) -> None:
     """Check that torchrun or srun have started one process per device: each would train the whole run otherwise.
 
     Args:
-        devices: of the Trainer, over all nodes.
+        devices: the number of the Trainer's devices on all nodes.
 
     Raises:
         ConfigError: they have started another number of processes.

@@ -41,7 +41,7 @@ class EndTogether(RunCallback):
         """End where any process was sent a signal.
 
         Raises:
-            SIGTERMException: in every process, as Lightning does in a single one.
+            SIGTERMException: a process was sent a signal. All processes raise it, as Lightning does in a single one.
         """
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._is_asked, all=False):
             raise SIGTERMException

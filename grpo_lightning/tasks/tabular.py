@@ -45,9 +45,9 @@ class Tabular(Task):
     Args:
         path: a ``.jsonl``, ``.json`` (an array), ``.csv`` or ``.parquet`` file, which is the train split; a folder
             with ``train.jsonl``, ``test.jsonl`` and so on, or one that ``save_to_disk`` wrote; or the name of a data
-            set on the hub. In Python also
-            the rows themselves: a list of dicts or a ``datasets.Dataset``, which is the train split, or a mapping from
-            split names to these. Of an ``IterableDataset`` only the first rows are read, as many as ``limit`` requires.
+            set on the hub. In Python also the rows themselves: a list of dicts or a ``datasets.Dataset``, which is the
+            train split, or a mapping from split names to these. Of an ``IterableDataset`` only the first rows are read,
+            as many as ``limit`` requires.
         name: the data set's config on the hub; in a local folder, the subfolder of that name if it exists.
         prompt_column: the column with the prompt, as text or as a list of chat messages. Default: ``prompt``, unless
             ``prompt_template`` is given.

@@ -17,7 +17,7 @@ from grpo_lightning.algorithms.optimization import Optimization
 from grpo_lightning.callbacks import RunCheckpoint
 from grpo_lightning.errors import ConfigError
 from tests.tiny import save_tiny_model
-from tests.toy import Watch, fit, grpo
+from tests.toy import Watch, fit, grpo, scheduled_rates
 
 MAKE = {
     "none": None,
@@ -91,14 +91,7 @@ def test_a_resumed_run_has_the_schedule_of_its_config_as_if_it_had_been_there_fr
         fit(tmp_path, module(path, schedule=after), 5, ckpt_path=checkpoint_of(before), callbacks=[watch])
     lines = [message for message in caplog.messages if message.startswith("resumed with")]
     assert lines == ([] if said is None else [f"resumed with the config, where the checkpoint differs: {said}"])
-    alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
-    make = MAKE[after]
-    schedule, expected = None if make is None else make(alone), []
-    for _ in range(5):
-        expected.append(alone.param_groups[0]["lr"])
-        alone.step()
-        if schedule is not None:
-            schedule.step()
+    expected = scheduled_rates(MAKE[after], 1e-2, 5)
     assert [logged["optim/lr"] for logged in watch.logged] == pytest.approx(expected[2:])
 
 

@@ -54,6 +54,7 @@ from tests.toy import (
     llama_alone,
     rollouts,
     same,
+    scheduled_rates,
     sgd,
     trainer,
 )
@@ -207,14 +208,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_config(
     for lr, watch in watches.items():
         fit(tmp_path, module(lr), 5, ckpt_path=last, callbacks=[watch])
     for lr, watch in watches.items():
-        alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-        schedule = None if scheduler is None else scheduler(alone)
-        expected = []
-        for _ in range(5):
-            expected.append(alone.param_groups[0]["lr"])
-            alone.step()
-            if schedule is not None:
-                schedule.step()
+        expected = scheduled_rates(scheduler, lr, 5)
         assert [logged["optim/lr"] for logged in watch.logged] == pytest.approx(expected[2:])
 
 

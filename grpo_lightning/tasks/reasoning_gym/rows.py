@@ -25,7 +25,7 @@ def generate(parts: list[dict[str, Any]], seed: int) -> list[dict[str, list[dict
     """Generate the rows of each data set, by split. No question is in two splits, or twice in one.
 
     Args:
-        parts: for each data set, ``source``, which identifies it, and ``sizes``, its number of rows by split.
+        parts: for each data set, its ``source``, which identifies it, and its ``sizes``, the number of rows by split.
         seed: the random seed.
 
     Raises:
@@ -45,7 +45,7 @@ def generate(parts: list[dict[str, Any]], seed: int) -> list[dict[str, list[dict
 def _generate(source: str, split: str, size: int, first_seed: int, seen: set[str]) -> list[dict[str, Any]]:
     """Generate the rows of a data set in a split, with questions that have not been seen, which are then seen.
 
-    Rows that the data set fails to generate are skipped: of some there is no solution.
+    Rows that the data set fails to generate are skipped: some have no solution.
     """
     # More than is needed, since questions repeat. A few data sets make as many rows at once as they are told.
     draws = 2 * size + 500
