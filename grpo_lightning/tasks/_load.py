@@ -8,7 +8,6 @@ with each other's keys.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from grpo_lightning import hub
 from grpo_lightning.errors import ConfigError, first_line
+from grpo_lightning.tasks._readers import READERS
 
 _KEY = "data.task.init_args.path"
 
@@ -120,12 +120,12 @@ def open_splits(path: str, name: str | None) -> Mapping[str, Callable[[], Table]
     if _holds(local, "state.json", "dataset_info.json") or _holds(local, "dataset_dict.json"):
         return _open_saved(local)
     if local.is_file():
-        if local.suffix not in _READERS:
-            raise ConfigError(f"{_KEY}: {path} is not one of {', '.join(_READERS)}; convert it to one of these")
+        if local.suffix not in READERS:
+            raise ConfigError(f"{_KEY}: {path} is not one of {', '.join(READERS)}; convert it to one of these")
         return {"train": partial(_read, [local])}
     if local.is_dir():
         return _open_folder(local, name)
-    if path.startswith((".", "/", "~")) or local.suffix in _READERS:
+    if path.startswith((".", "/", "~")) or local.suffix in READERS:
         raise ConfigError(
             f"{_KEY}: the file or folder {path} does not exist; give one that does, or a data set's name on the hub"
         )
@@ -228,7 +228,7 @@ def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Ta
     candidates = [folder / name, folder] if name else [folder]
     # Most repositories on the hub keep their files in `data/`.
     for directory in (path for candidate in candidates for path in (candidate, candidate / "data")):
-        files = [file for file in sorted(directory.glob("*")) if file.suffix in _READERS]
+        files = [file for file in sorted(directory.glob("*")) if file.suffix in READERS]
         if files:
             splits: dict[str, list[Path]] = {}
             for file in files:
@@ -237,7 +237,7 @@ def _open_folder(folder: Path, name: str | None) -> Mapping[str, Callable[[], Ta
     place = folder if folder.is_absolute() else f"{folder} of {Path.cwd()}"
     raise ConfigError(
         f"{_KEY}: the folder {place} contains no data file; put train.jsonl and test.jsonl "
-        f"(or {', '.join(_READERS)}) there"
+        f"(or {', '.join(READERS)}) there"
     )
 
 
@@ -248,7 +248,7 @@ def _read(files: Sequence[Path]) -> Table:
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
-            rows.extend(_READERS[file.suffix](file))
+            rows.extend(READERS[file.suffix](file))
         except (OSError, ValueError, csv.Error) as error:
             raise _unreadable(file, error) from error
     source = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more shards"
@@ -259,63 +259,6 @@ def _table(source: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]
     if not len(rows):
         raise ConfigError(f"{_KEY}: {source} has no rows; add rows or give another path")
     return Table(source, columns, rows)
-
-
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} is not JSON ({error})") from error
-            rows.append(_json_object(row, f"line {number}"))
-    return rows
-
-
-def _read_json(file: Path) -> list[dict[str, Any]]:
-    rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise ValueError("it is not an array of objects")
-    return [_json_object(row, f"element {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _json_object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is not a JSON object")
-    return row
-
-
-def _read_csv(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters, and a cell may hold a document
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise ValueError("the header names a column twice")
-        for fields in filter(None, reader):
-            if len(fields) != len(header):
-                raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header has {len(header)}")
-            rows.append(dict(zip(header, fields, strict=True)))
-    return rows
-
-
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    from pyarrow import parquet
-
-    rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
-    return rows
-
-
-_READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
 
 
 def open_hub(path: str, name: str | None) -> Mapping[str, Callable[[], Table]]:
